@@ -1,0 +1,103 @@
+"""What a driver's config models build on: the common part of links and devices; durations, sizes and rates with units."""
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, WithJsonSchema
+
+from gateway.sdk.template import EntityMapping, Template
+
+_NUMBER_UNIT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Zµ/]*)\s*")
+_DURATIONS_S = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZES_BYTES = {"B": 1, "kB": 1000, "KB": 1000, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_RATES_PER_S = {"/s": 1.0, "/min": 1 / 60, "/h": 1 / 3600}
+
+
+def _with_unit(units: dict[str, float] | dict[str, int], what: str, example: str, value: Any) -> float:
+    match = _NUMBER_UNIT.fullmatch(str(value)) if isinstance(value, str) else None
+    if match is None or match[2] not in units:
+        raise ValueError(f"{value!r} is not a {what}; write a number and one of {', '.join(units)}, as in {example}")
+    return float(match[1]) * units[match[2]]
+
+
+def parse_duration_s(value: Any) -> float:
+    """Seconds of `10 s`, `15 min`, `90 d`. Raises ValueError naming the units."""
+    return _with_unit(_DURATIONS_S, "duration", "10 s", value)
+
+
+def parse_size_bytes(value: Any) -> int:
+    """Bytes of `1 GB`, `64 KiB`. Raises ValueError naming the units."""
+    return int(_with_unit(_SIZES_BYTES, "size", "1 GB", value))
+
+
+def parse_rate_per_s(value: Any) -> float:
+    """Events per second of `500/s`, `30/min`. Raises ValueError naming the units."""
+    return _with_unit(_RATES_PER_S, "rate", "500/s", value)
+
+
+def _pattern(units: dict[str, float] | dict[str, int]) -> str:
+    return rf"^[0-9]+(\.[0-9]+)? ?({'|'.join(units)})$"
+
+
+# In Python the field ends in its unit (`every_s`), in YAML the value carries it: use Field(alias="every").
+# Defaults are written in Python units. A float that is already parsed (a default) is not validated again.
+Duration = Annotated[
+    float,
+    BeforeValidator(parse_duration_s),
+    WithJsonSchema({"type": "string", "pattern": _pattern(_DURATIONS_S), "examples": ["10 s", "15 min", "90 d"]}),
+]
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size_bytes),
+    WithJsonSchema({"type": "string", "pattern": _pattern(_SIZES_BYTES), "examples": ["64 KiB", "1 GB"]}),
+]
+Rate = Annotated[
+    float,
+    BeforeValidator(parse_rate_per_s),
+    WithJsonSchema({"type": "string", "pattern": _pattern(_RATES_PER_S), "examples": ["500/s", "30/min"]}),
+]
+Location = Annotated[
+    tuple[
+        Annotated[float, Field(ge=-180, le=180, description="longitude, degrees")],
+        Annotated[float, Field(ge=-90, le=90, description="latitude, degrees")],
+    ],
+    Field(description="longitude, latitude (in this order, as in GeoJSON), degrees WGS 84"),
+]
+
+
+class ConfigModel(BaseModel):
+    """Base of every part of the operator's file: frozen, unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_alias=True, validate_by_name=False)
+
+
+class Calibration(ConfigModel):
+    """Correction of one point: corrected = raw x gain + offset. The raw value is kept in the log."""
+
+    gain: float = Field(1.0, description="factor on the raw value")
+    offset: float = Field(0.0, description="added after the factor, in the point's unit")
+
+
+class Report(ConfigModel):
+    """Thinning of one point before the log."""
+
+    on_change: float | None = Field(
+        None, ge=0, description="report when the value moved by at least this, in the point's unit"
+    )
+    at_least_s: Duration | None = Field(None, alias="at_least", description="report at least this often")
+
+
+class DeviceConfig(ConfigModel):
+    """The common part of a device; a driver adds its address."""
+
+    template: SerializeAsAny[Template] = Field(description="device type, e.g. eastron/sdm120")
+    location: Location | None = Field(None, description="where the device stands; default: the gateway's location")
+    entity: EntityMapping | None = Field(None, description="override of the template's mapping to an entity")
+    calibrate: dict[str, Calibration] = Field(default={}, description="correction by point")
+    report: dict[str, Report] = Field(default={}, description="thinning by point")
+
+
+class LinkConfig(ConfigModel):
+    """The common part of a link; a driver adds port or host and its own devices."""
+
+    driver: str = Field(description="kind of link, e.g. modbus")

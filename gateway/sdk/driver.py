@@ -1,0 +1,167 @@
+"""What a driver is, and all it sees of the gateway."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.resources.abc import Traversable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+
+from gateway.sdk.config import LinkConfig
+from gateway.sdk.errors import FrameError
+from gateway.sdk.reading import Reading, ReadingSet, Value
+from gateway.sdk.streams import ByteStream
+from gateway.sdk.template import Template
+
+SDK_VERSION = 1
+
+ConfigT = TypeVar("ConfigT", bound=LinkConfig, contravariant=True)
+
+
+class Clock(Protocol):
+    """Time as the gateway sees it; tests inject a manual one."""
+
+    def now(self) -> datetime:
+        """Wall time, aware, UTC."""
+
+    def monotonic_s(self) -> float:
+        """Seconds that never step and go on during suspend (CLOCK_BOOTTIME)."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep; 0 yields once."""
+
+
+class Receipt(Protocol):
+    """What `emit` gives back: the set is in the log's head."""
+
+    @property
+    def durable(self) -> Awaitable[None]:
+        """Resolves when the set is committed to disk or settled by every consumer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """The answer to a one-shot request.
+
+    Attributes:
+        sent, received: raw bytes on the wire; b"" where there was none (a device that only talks sends nothing).
+        readings: the device's readings, also when it did not answer.
+    """
+
+    sent: bytes
+    received: bytes
+    readings: tuple[Reading, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """A one-shot request waiting for this link; the driver answers by resolving `reply`.
+
+    Attributes:
+        kind: `read` one device now; `write` `value` to `point`.
+        reply: set its result to an `Exchange`, or its exception to a `CitygateError`. It may be cancelled: check `done()`.
+    """
+
+    kind: Literal["read", "write"]
+    device: str
+    point: str = ""
+    value: Value | None = None
+    reply: "asyncio.Future[Exchange]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Requests(Protocol):
+    """The bounded queue of one-shot requests of a link; they go before polls."""
+
+    async def get(self) -> Request:
+        """Wait for the next request."""
+
+    def get_nowait(self) -> Request | None:
+        """The next request, or None."""
+
+
+class OpenSerial(Protocol):
+    def __call__(
+        self, port: str, baud_rate: int, *, parity: str = "N", stop_bits: float = 1, data_bits: int = 8
+    ) -> AbstractAsyncContextManager[ByteStream]: ...
+
+
+class OpenTcp(Protocol):
+    def __call__(self, host: str, port: int, *, timeout_s: float = 5.0) -> AbstractAsyncContextManager[ByteStream]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """All that a driver sees of the gateway: injected callables, so that a test builds one in a line.
+
+    Attributes:
+        emit: hand over a set; waits only while the log's head is full.
+        reject: a frame could not be decoded: counted, reported sparingly.
+        count: add to a counter of this link, shown in status and metrics (`frames`, `crc_errors`).
+        now, monotonic_s, sleep: the clock.
+        progress: the loop is alive (call it each turn, also when the wire is quiet); without it the link is restarted.
+        open_serial, open_tcp: streams; they raise `LinkError` when the port is absent, taken or refuses.
+        requests: one-shot reads and writes waiting for this link.
+        offer_time: a time source (GNSS, radio network) offers (utc, uncertainty in seconds).
+        state: driver state saved by earlier sets of this link, as (device, key) -> bytes.
+        note: a remark about a device for status ("answers late"), with remedy; ("", "") clears it. Device "" is the link.
+    """
+
+    emit: Callable[[ReadingSet], Awaitable[Receipt]]
+    reject: Callable[[FrameError], None]
+    count: Callable[..., None]
+    now: Callable[[], datetime]
+    monotonic_s: Callable[[], float]
+    sleep: Callable[[float], Awaitable[None]]
+    progress: Callable[[], None]
+    open_serial: OpenSerial
+    open_tcp: OpenTcp
+    requests: Requests
+    offer_time: Callable[[datetime, float], None]
+    state: Mapping[tuple[str, str], bytes]
+    note: Callable[[str, str, str], None]
+
+
+class Driver(Protocol[ConfigT]):
+    """A kind of link we can serve."""
+
+    @property
+    def name(self) -> str:
+        """As written in the config, e.g. `modbus`."""
+
+    @property
+    def sdk_version(self) -> int:
+        """The `SDK_VERSION` it was written for."""
+
+    @property
+    def config_model(self) -> type[LinkConfig]:
+        """The link with its devices by name (`devices: dict[str, ...]`); forbids unknown keys."""
+
+    @property
+    def template_model(self) -> type[Template]:
+        """How to read, added to the common part."""
+
+    @property
+    def templates(self) -> Traversable:
+        """The folder its templates ship in."""
+
+    async def run(self, config: ConfigT, context: Context) -> None:
+        """Serve one link until cancelled. Raise `LinkError` to be restarted."""
+
+    def decode(self, template: Template, frame: bytes, context: Mapping[str, Any]) -> tuple[Reading, ...]:
+        """Readings of one captured frame or payload; pure. The door of `decode` and of the templates' samples.
+
+        Args:
+            context: what the bytes alone do not say; key `received_at` (datetime) is always there.
+
+        Raises:
+            FrameError: the bytes are not a frame of this template.
+        """
+
+
+@runtime_checkable
+class Scans(Protocol):
+    """A driver that can look for devices; see the modbus and lora drivers."""
+
+    def scan(self, options: Mapping[str, Any], context: Context) -> Any:
+        """Async iterator of progress and findings; bounded, read-only."""

@@ -1,0 +1,94 @@
+"""Errors: a class stands for what the caller does next, the message carries the evidence."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+class CitygateError(Exception):
+    """Everything we raise on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with the operator's file, a template or a mapping, with its place and remedy.
+
+    Attributes:
+        code: stable, kebab-case, listed in docs/config-errors.md.
+        path: keys from the root, e.g. ("links", "roof", "devices", "meter-12", "unit_id").
+        message: what is wrong, with the evidence.
+        remedy: what to do now; "" when the message says it all.
+        at: whether key or value is to be underlined.
+        file, line, column: 1-based; 0 while not yet located.
+    """
+
+    code: str
+    path: tuple[str | int, ...]
+    message: str
+    remedy: str = ""
+    severity: Literal["error", "warning"] = "error"
+    at: Literal["key", "value"] = "value"
+    file: str = ""
+    line: int = 0
+    column: int = 0
+    source: str = ""
+    width: int = 1
+
+
+class ConfigError(CitygateError):
+    """The config is not applied; the working one stays. Carries every problem at once."""
+
+    def __init__(self, problems: tuple[Problem, ...] | str) -> None:
+        if isinstance(problems, str):
+            problems = (Problem(code="config", path=(), message=problems),)
+        self.problems = problems
+        super().__init__(
+            "; ".join(f"{'.'.join(map(str, p.path))}: {p.message}" if p.path else p.message for p in problems)
+        )
+
+
+class LinkError(CitygateError):
+    """The link itself is gone: it restarts with backoff, the others run on."""
+
+
+class PortClosed(LinkError):
+    """Port unplugged or connection lost."""
+
+
+class NoAnswer(CitygateError):
+    """A device did not answer in time. Never leaves the driver: quality and reason for that device."""
+
+
+class Busy(CitygateError):
+    """A device says that it is busy. Never leaves the driver."""
+
+
+class FrameError(CitygateError):
+    """Bytes that are not the frame they should be: count it, next frame.
+
+    Args:
+        message: what is wrong, e.g. "payload version 7, expected 1".
+        frame: the bytes as received.
+        offset: byte at which it shows.
+    """
+
+    def __init__(self, message: str, *, frame: bytes = b"", offset: int = 0) -> None:
+        self.frame = frame
+        self.offset = offset
+        shown = frame[:32].hex(" ") + (" …" if len(frame) > 32 else "")
+        super().__init__(f"{message} at byte {offset} of [{shown}]")
+
+
+class BrokerUnavailable(CitygateError):
+    """The whole batch later: the broker could not be reached or could not work.
+
+    Args:
+        retry_after_s: what the broker asked for, if it did.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class LogError(CitygateError):
+    """The log's file cannot be used as asked; the message says which file, why, and what now."""

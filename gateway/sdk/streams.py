@@ -1,0 +1,174 @@
+"""Byte streams over a serial line or TCP, with an exclusive lock on the port."""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import termios
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from gateway.sdk.errors import LinkError, PortClosed
+
+READ_BYTES = 4096
+MAX_PENDING_BYTES = 1 << 20  # more unread than this means nobody reads: stop taking it from the kernel
+
+
+class ByteStream(Protocol):
+    """Bytes in both directions. One reader at a time."""
+
+    async def read(self) -> bytes:
+        """At least one byte, as they come. Raises PortClosed when the other end is gone."""
+
+    def discard(self) -> bytes:
+        """Throw away what has come but was not read; returns it."""
+
+    async def write(self, data: bytes) -> None:
+        """Hand all bytes to the kernel. Raises PortClosed."""
+
+
+def _wake(ready: "asyncio.Future[None]") -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+class _Descriptor:
+    """A non-blocking file descriptor on the running loop: serial port, pty or socket."""
+
+    def __init__(self, fd: int, what: str) -> None:
+        self._fd = fd
+        self._what = what
+        self._loop = asyncio.get_running_loop()
+
+    def _closed(self, error: OSError | None) -> PortClosed:
+        return PortClosed(f"{self._what} closed{f': {os.strerror(error.errno)}' if error and error.errno else ''}")
+
+    def _take(self) -> bytes | None:
+        try:
+            data = os.read(self._fd, READ_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError as error:  # EIO: unplugged, or the pty's other end closed
+            raise self._closed(error) from error
+        if not data:
+            raise self._closed(None)
+        return data
+
+    async def read(self) -> bytes:
+        while (data := self._take()) is None:
+            await self._ready(self._loop.add_reader, self._loop.remove_reader)
+        return data
+
+    def discard(self) -> bytes:
+        thrown = b""
+        while len(thrown) < MAX_PENDING_BYTES and (data := self._take()) is not None:
+            thrown += data
+        return thrown
+
+    async def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._fd, view) :]
+            except BlockingIOError:
+                await self._ready(self._loop.add_writer, self._loop.remove_writer)
+            except OSError as error:
+                raise self._closed(error) from error
+
+    async def _ready(self, add: Any, remove: Any) -> None:
+        ready: asyncio.Future[None] = self._loop.create_future()
+        add(self._fd, _wake, ready)
+        try:
+            await ready
+        finally:
+            remove(self._fd)
+
+
+_REMEDIES = {
+    errno.ENOENT: "is the adapter plugged in? `ls /dev/serial/by-id` lists what is there",
+    errno.EACCES: "add the daemon's user to the group dialout",
+    errno.EBUSY: "another program holds the port (`fuser` shows which); ModemManager likes to",
+    errno.EAGAIN: "another program holds the port (`fuser` shows which); ModemManager likes to",
+}
+
+
+@contextlib.asynccontextmanager
+async def open_serial(
+    port: str, baud_rate: int, *, parity: str = "N", stop_bits: float = 1, data_bits: int = 8
+) -> AsyncIterator[ByteStream]:
+    """A serial port, held exclusively (flock, which other well-behaved programs respect, and TIOCEXCL, which binds
+    every user but root). Works on ptys.
+
+    Raises:
+        LinkError: absent, not permitted or taken; the message says which and what to do.
+    """
+    import serial  # only who has a serial link pays for it
+
+    try:
+        device = serial.Serial(
+            port,
+            baud_rate,
+            parity=parity,
+            stopbits=stop_bits,
+            bytesize=data_bits,
+            timeout=0,
+            write_timeout=0,
+            exclusive=True,
+        )
+    except (OSError, ValueError) as error:
+        number = getattr(error, "errno", None) or 0
+        said = os.strerror(number) if number else str(error)
+        remedy = _REMEDIES.get(number, "")
+        raise LinkError(f"cannot open {port}: {said}{f'; {remedy}' if remedy else ''}") from error
+    try:
+        fcntl.ioctl(device.fileno(), termios.TIOCEXCL)
+        yield _Descriptor(device.fileno(), port)
+    finally:
+        device.close()
+
+
+@contextlib.asynccontextmanager
+async def open_tcp(host: str, port: int, *, timeout_s: float = 5.0) -> AsyncIterator[ByteStream]:
+    """A TCP connection with keep-alive and without Nagle's delay.
+
+    Raises:
+        LinkError: no such host, refused, or no answer within `timeout_s`.
+    """
+    loop = asyncio.get_running_loop()
+    sock: socket.socket | None = None
+    try:
+        async with asyncio.timeout(timeout_s):
+            infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            failure: OSError | None = None
+            for family, kind, protocol, _, address in infos:
+                sock = socket.socket(family, kind, protocol)
+                sock.setblocking(False)
+                try:
+                    await loop.sock_connect(sock, address)
+                    break
+                except OSError as error:
+                    failure = error
+                    sock.close()
+                    sock = None
+            if sock is None:
+                raise failure or OSError("no address")
+    except TimeoutError:
+        if sock is not None:
+            sock.close()
+        raise LinkError(
+            f"{host}:{port} did not accept the connection within {timeout_s:g} s; is it reachable?"
+        ) from None
+    except OSError as error:
+        raise LinkError(f"cannot connect to {host}:{port}: {error.strerror or error}") from error
+    except asyncio.CancelledError:
+        if sock is not None:
+            sock.close()
+        raise
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        yield _Descriptor(sock.fileno(), f"{host}:{port}")
+    finally:
+        sock.close()
