@@ -1,0 +1,117 @@
+"""State of links, devices, brokers and the box: plain records, written by who knows, shown by status, page and metrics."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from gateway.journal import event
+from gateway.sdk.driver import Clock
+
+
+@dataclass(slots=True)
+class DeviceHealth:
+    """One device as its sets show it.
+
+    Attributes:
+        state: waiting (nothing yet) | ok | bad | paused.
+        undeclared: fields that came but that the template does not declare, with how often.
+    """
+
+    state: str = "waiting"
+    reason: str = ""
+    remedy: str = ""
+    last_good_at: datetime | None = None
+    last_set_at: datetime | None = None
+    sets: int = 0
+    readings: int = 0
+    bad: int = 0
+    undeclared: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class LinkHealth:
+    """One link as its supervisor and driver see it.
+
+    Attributes:
+        state: starting | ok | down | off | paused; off is not tried again before the next reload.
+    """
+
+    driver: str = ""
+    state: str = "starting"
+    reason: str = ""
+    remedy: str = ""
+    since: datetime | None = None
+    restarts: int = 0
+    counters: Counter[str] = field(default_factory=Counter)
+    devices: dict[str, DeviceHealth] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class BrokerHealth:
+    """One broker as its forwarder sees it.
+
+    Attributes:
+        state: starting | ok | down | login | config_fault | off.
+        history: history mode in use.
+        backlog: readings owed to it. later, dead: held entities.
+    """
+
+    kind: str = ""
+    state: str = "starting"
+    reason: str = ""
+    remedy: str = ""
+    since: datetime | None = None
+    history: str = ""
+    backlog: int = 0
+    oldest_unsent_at: datetime | None = None
+    next_try_at: datetime | None = None
+    last_accepted_at: datetime | None = None
+    later: int = 0
+    dead: int = 0
+    accepted: int = 0
+    refused: int = 0
+    requests: int = 0
+    sent_bytes: int = 0
+
+
+class Health:
+    """All records of one daemon. A change of state is one event; a state that lasts is silent."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.started_at = clock.now()
+        self.links: dict[str, LinkHealth] = {}
+        self.brokers: dict[str, BrokerHealth] = {}
+        self.log: dict[str, Any] = {}
+        self.clock: dict[str, Any] = {}
+
+    def link(self, name: str, driver: str = "") -> LinkHealth:
+        """The record of a link, made at first use."""
+        return self.links.setdefault(name, LinkHealth(driver=driver, since=self._clock.now()))
+
+    def broker(self, name: str, kind: str = "") -> BrokerHealth:
+        """The record of a broker, made at first use."""
+        return self.brokers.setdefault(name, BrokerHealth(kind=kind, since=self._clock.now()))
+
+    def set_state(
+        self, record: LinkHealth | BrokerHealth, name: str, state: str, reason: str = "", remedy: str = ""
+    ) -> None:
+        """Set state, reason and remedy; one event when the state changes."""
+        if record.state != state:
+            what = "link" if isinstance(record, LinkHealth) else "broker"
+            event(f"{what}_{state}", **{what: name}, reason=reason)
+            record.since = self._clock.now()
+        record.state, record.reason, record.remedy = state, reason, remedy
+
+    def bad(self) -> list[str]:
+        """What is wrong now, one line each; empty when all is well."""
+        lines = [f"link {n}: {r.state}: {r.reason}" for n, r in self.links.items() if r.state in ("down", "off")]
+        lines += [
+            f"device {name}: {device.reason}"
+            for link in self.links.values()
+            for name, device in link.devices.items()
+            if device.state == "bad"
+        ]
+        lines += [f"broker {n}: {r.state}: {r.reason}" for n, r in self.brokers.items() if r.state not in ("ok", "starting")]
+        return lines
