@@ -1,6 +1,7 @@
 """What a driver's config models build on: the common part of links and devices; durations, sizes and rates with units."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, WithJsonSchema
@@ -101,3 +102,4 @@ class LinkConfig(ConfigModel):
     """The common part of a link; a driver adds port or host and its own devices."""
 
     driver: str = Field(description="kind of link, e.g. modbus")
+    devices: Mapping[str, DeviceConfig] = Field(default={}, description="the devices on this link, by name")

@@ -1,0 +1,243 @@
+"""One link at work: the Context its driver sees, the one-shot requests in its queue, pause."""
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+from gateway.health import DeviceHealth, Health, LinkHealth
+from gateway.intake import Intake, PointRule
+from gateway.journal import bind, event
+from gateway.log.log import Log
+from gateway.sdk.config import DeviceConfig, LinkConfig, Report
+from gateway.sdk.driver import Clock, Context, Driver, Exchange, Receipt, Request
+from gateway.sdk.errors import Busy, ConfigError, FrameError, LinkError
+from gateway.sdk.quantities import conversion, quantities
+from gateway.sdk.reading import Quality, ReadingSet, Value
+from gateway.sdk.streams import open_serial, open_tcp
+
+MAX_REQUESTS = 8  # one-shot reads and writes waiting for a link; more are refused, not queued
+SILENT_AFTER_S = 120.0  # a driver loop that calls no `progress` for so long is restarted
+REJECT_EVENT_EVERY_S = 60.0
+
+
+class _Settled:
+    """The receipt of a set of which nothing had to be logged."""
+
+    @property
+    def durable(self) -> Awaitable[None]:
+        return asyncio.sleep(0)
+
+
+NOTHING_TO_LOG = _Settled()
+
+
+class RequestQueue:
+    """One-shot requests of a link, bounded."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[Request] = asyncio.Queue(maxsize=MAX_REQUESTS)
+
+    def put(self, request: Request) -> None:
+        """Raises Busy when too many wait already."""
+        try:
+            self._queue.put_nowait(request)
+        except asyncio.QueueFull:
+            raise Busy(f"{MAX_REQUESTS} requests wait for this link already; try again in a moment") from None
+
+    async def get(self) -> Request:
+        return await self._queue.get()
+
+    def get_nowait(self) -> Request | None:
+        try:
+            return self._queue.get_nowait()
+        except asyncio.QueueEmpty:
+            return None
+
+
+class LinkService:
+    """One link under supervision. It outlives the restarts of its driver."""
+
+    silent_after_s: float | None = SILENT_AFTER_S
+
+    def __init__(
+        self, name: str, driver: Driver[Any], config: LinkConfig, *, log: Log, health: Health, clock: Clock
+    ) -> None:
+        self.name = f"link {name}"
+        self.progress_at_s = clock.monotonic_s()
+        self._link = name
+        self._driver, self._config = driver, config
+        self._log, self._clock = log, clock
+        self._health = health
+        self._record: LinkHealth = health.link(name, driver.name)
+        self._intakes = {device: Intake(_rules(its)) for device, its in config.devices.items()}
+        self._devices = {device: self._record.devices.setdefault(device, DeviceHealth()) for device in config.devices}
+        for gone in set(self._record.devices) - set(config.devices):
+            del self._record.devices[gone]
+        self._paused_until_s: dict[str, float] = {}
+        self._rejected_event_s = -REJECT_EVENT_EVERY_S
+        self.requests = RequestQueue()
+
+    async def run(self) -> None:
+        """Run the driver until cancelled; its errors are the supervisor's business."""
+        bind(link=self._link)
+        self._progress()
+        await self._driver.run(self._config, self._context())
+
+    def failed(self, error: Exception) -> None:
+        """The link is down and will be tried again."""
+        self._record.restarts += 1
+        remedy = (
+            "" if isinstance(error, LinkError) else "this is a fault of the driver: please report it with the journal"
+        )
+        self._health.set_state(self._record, self._link, "down", str(error) or type(error).__name__, remedy)
+
+    def stopped(self, error: Exception) -> None:
+        """The link is off until the config changes."""
+        remedy = error.problems[0].remedy if isinstance(error, ConfigError) else ""
+        self._health.set_state(self._record, self._link, "off", str(error), remedy)
+
+    async def request(
+        self, device: str, *, point: str = "", value: Value | None = None, timeout_s: float = 30.0
+    ) -> Exchange:
+        """One read (or write) in the link's own queue.
+
+        Raises:
+            Busy: too many requests wait.
+            LinkError: the link is down, or its driver did not come to it within `timeout_s`.
+        """
+        if self._record.state == "down":
+            raise LinkError(f"link {self._link} is down: {self._record.reason}")
+        kind: Literal["read", "write"] = "read" if value is None else "write"
+        request = Request(kind, device, point, value)
+        self.requests.put(request)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await request.reply
+        except TimeoutError:
+            raise LinkError(f"link {self._link} did not come to the request within {timeout_s:g} s") from None
+
+    def pause(self, device: str, seconds: float) -> None:
+        """What this device says for the next `seconds` reaches neither log nor city; 0 ends a pause."""
+        self._paused_until_s[device] = self._clock.monotonic_s() + seconds
+        record = self._devices[device]
+        record.state, record.reason, record.remedy = ("paused", f"for {seconds:g} s", "it ends by itself")
+        if seconds <= 0:
+            record.state, record.reason, record.remedy = ("waiting", "", "")
+        event("device_paused", device=device, seconds=seconds)
+
+    def _context(self) -> Context:
+        return Context(
+            emit=self._emit,
+            reject=self._reject,
+            count=self._count,
+            now=self._clock.now,
+            monotonic_s=self._clock.monotonic_s,
+            sleep=self._clock.sleep,
+            progress=self._progress,
+            open_serial=open_serial,
+            open_tcp=open_tcp,
+            requests=self.requests,
+            offer_time=self._offer_time,
+            state={
+                (device, key): value
+                for device in self._config.devices
+                for key, value in self._log.driver_state(device).items()
+            },
+            note=self._note,
+        )
+
+    async def _emit(self, readings: ReadingSet) -> Receipt:
+        self._progress()
+        record = self._devices[readings.device]
+        if self._is_paused(readings.device):
+            return NOTHING_TO_LOG
+        self._note_set(record, readings)
+        if self._record.state != "ok" and record.state == "ok":
+            self._health.set_state(self._record, self._link, "ok")
+        intake = self._intakes[readings.device]
+        admitted = intake.admit(readings)
+        record.undeclared = intake.undeclared
+        if admitted.shown:
+            self._log.show(readings.device, admitted.shown)
+        if admitted.logged is None:
+            return NOTHING_TO_LOG
+        return await self._log.append(admitted.logged)
+
+    def _note_set(self, record: DeviceHealth, readings: ReadingSet) -> None:
+        now = self._clock.now()
+        good = sum(1 for reading in readings.readings if reading.quality is not Quality.BAD)
+        bad = len(readings.readings) - good
+        record.sets += 1
+        record.readings += good
+        record.bad += bad
+        record.last_set_at = now
+        if good:
+            record.last_good_at = now
+        reasons = sorted({reading.reason.value for reading in readings.readings if reading.quality is Quality.BAD})
+        if good and not bad:
+            record.state, record.reason, record.remedy = "ok", "", ""
+        elif good:
+            record.state, record.reason = "ok", f"{bad} of {good + bad} points without value: {', '.join(reasons)}"
+        elif bad:
+            if record.state != "bad":
+                event("device_bad", device=readings.device, reason=", ".join(reasons))
+            record.state, record.reason = "bad", ", ".join(reasons)
+            record.remedy = record.remedy or _REMEDIES.get(reasons[0], "")
+
+    def _is_paused(self, device: str) -> bool:
+        until_s = self._paused_until_s.get(device)
+        if until_s is None:
+            return False
+        if self._clock.monotonic_s() < until_s:
+            return True
+        del self._paused_until_s[device]
+        self._devices[device].state = "waiting"
+        event("device_resumed", device=device)
+        return False
+
+    def _reject(self, error: FrameError) -> None:
+        self._record.counters["rejected_frames"] += 1
+        now_s = self._clock.monotonic_s()
+        if now_s - self._rejected_event_s >= REJECT_EVENT_EVERY_S:
+            self._rejected_event_s = now_s
+            event("frame_rejected", link=self._link, reason=str(error))
+
+    def _count(self, name: str, n: int = 1) -> None:
+        self._record.counters[name] += n
+
+    def _progress(self) -> None:
+        self.progress_at_s = self._clock.monotonic_s()
+
+    def _note(self, device: str, text: str, remedy: str) -> None:
+        record: DeviceHealth | LinkHealth = self._devices[device] if device else self._record
+        record.reason, record.remedy = text, remedy
+
+    def _offer_time(self, utc: datetime, uncertainty_s: float) -> None:
+        offer = getattr(self._clock, "offer", None)
+        if offer is not None:
+            offer(f"link {self._link}", utc, uncertainty_s)
+
+
+_REMEDIES = {
+    "timeout": "is it powered, and do address, baud rate and wiring (A/B) fit?",
+    "link_down": "see the link",
+    "bad_frame": "noise or a wrong baud rate; check wiring and termination",
+    "refused": "the device does not know what was asked: is it the model that the template is for?",
+    "out_of_range": "the value is not plausible: check the sensor, or the range in the template",
+    "not_available": "the device itself says that it has no value",
+    "warming_up": "wait; the device is not ready yet",
+}
+
+
+def _rules(device: DeviceConfig) -> Mapping[str, PointRule]:
+    rules = {}
+    for name, point in device.template.points.items():
+        quantity = quantities()[point.quantity]
+        low, high = point.range or quantity.range or (float("-inf"), float("inf"))
+        if point.range is None and point.unit and point.unit != quantity.unit:
+            scale, offset = conversion(quantity.unit, point.unit)
+            low, high = sorted((low * scale + offset, high * scale + offset))
+        report = device.report.get(name, Report())
+        rules[name] = PointRule(low, high, quantity.kind, report.on_change, report.at_least_s)
+    return rules
