@@ -124,6 +124,9 @@ async def open_serial(
         raise LinkError(f"cannot open {port}: {said}{f'; {remedy}' if remedy else ''}") from error
     try:
         fcntl.ioctl(device.fileno(), termios.TIOCEXCL)
+        attributes = termios.tcgetattr(device.fileno())
+        attributes[6][termios.VMIN] = 1  # with pyserial's 0 a read on a quiet line looks like an unplugged port
+        termios.tcsetattr(device.fileno(), termios.TCSANOW, attributes)
         yield _Descriptor(device.fileno(), port)
     finally:
         device.close()

@@ -1,0 +1,137 @@
+"""Driver `serial`: one instrument that talks by itself on its own serial line."""
+
+import asyncio
+import importlib.resources
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.resources.abc import Traversable
+from typing import Any, Protocol
+
+from drivers.serial.codec import sds011
+from drivers.serial.config import SerialLink, SerialTemplate
+from gateway.sdk.driver import SDK_VERSION, Context, Exchange, Request
+from gateway.sdk.errors import CitygateError, FrameError
+from gateway.sdk.reading import Reading, ReadingSet, Reason, no_values
+from gateway.sdk.streams import ByteStream
+from gateway.sdk.template import Template
+
+SILENT_AFTER_PERIODS = 5  # so many frames in a row must be missing before the device counts as silent
+TURN_S = 1.0  # at least this often the loop shows that it lives, and looks for one-shot requests
+
+
+class Framer(Protocol):
+    def feed(self, data: bytes) -> Iterator[bytes]: ...
+
+
+class Codec(Protocol):
+    """What a module in `codec/` offers."""
+
+    def framer(self) -> Framer: ...
+
+    def decode(self, frame: bytes, *, received_at: datetime) -> tuple[Reading, ...]: ...
+
+
+CODECS: Mapping[str, Codec] = {"sds011": sds011}
+
+
+class SerialDriver:
+    """See `gateway.sdk.driver.Driver`."""
+
+    name = "serial"
+    sdk_version = SDK_VERSION
+    config_model = SerialLink
+    template_model = SerialTemplate
+
+    @property
+    def templates(self) -> Traversable:
+        return importlib.resources.files("drivers.serial") / "templates"
+
+    async def run(self, config: SerialLink, context: Context) -> None:
+        """Read the line of one link until cancelled; `PortClosed` asks for a restart."""
+        [(name, device)] = config.devices.items()  # point to point: the model allows exactly one
+        template = device.template
+        assert isinstance(template, SerialTemplate)
+        async with context.open_serial(config.port, config.baud_rate or template.baud_rate) as port:
+            await _Line(name, template, context).listen(port)
+
+    def decode(self, template: Template, frame: bytes, context: Mapping[str, Any]) -> tuple[Reading, ...]:
+        """Readings of all frames in captured bytes; noise between them is skipped as on the wire."""
+        assert isinstance(template, SerialTemplate)
+        codec = CODECS[template.codec]
+        received_at = context.get("received_at", datetime.now(UTC))
+        frames = list(codec.framer().feed(frame))
+        if not frames:
+            raise FrameError(f"no complete {template.codec} frame", frame=frame, offset=len(frame))
+        return tuple(reading for found in frames for reading in codec.decode(found, received_at=received_at))
+
+
+class _Line:
+    """One device on its line: frames become sets, silence becomes a set without values."""
+
+    def __init__(self, device: str, template: SerialTemplate, context: Context) -> None:
+        self._device = device
+        self._codec = CODECS[template.codec]
+        self._points = tuple(template.points)
+        self._context = context
+        self._silent_s = template.period_s * SILENT_AFTER_PERIODS
+        self._deadline_s = context.monotonic_s() + self._silent_s
+        self._waiting: list[Request] = []
+
+    async def listen(self, port: ByteStream) -> None:
+        framer = self._codec.framer()
+        while True:
+            self._context.progress()
+            self._take_requests()
+            for frame in framer.feed(await self._read(port)):
+                await self._frame(frame)
+            if self._context.monotonic_s() >= self._deadline_s:
+                await self._silence()
+
+    async def _read(self, port: ByteStream) -> bytes:
+        """What came within this turn; b"" when nothing did."""
+        left_s = self._deadline_s - self._context.monotonic_s()
+        try:
+            async with asyncio.timeout(max(0.0, min(TURN_S, left_s))):
+                return await port.read()
+        except TimeoutError:
+            return b""
+
+    async def _frame(self, frame: bytes) -> None:
+        try:
+            readings = self._codec.decode(frame, received_at=self._context.now())
+        except FrameError as error:
+            self._context.reject(error)
+            return
+        self._context.count("frames")
+        self._context.note(self._device, "", "")
+        self._deadline_s = self._context.monotonic_s() + self._silent_s
+        self._answer(frame, readings)
+        await self._context.emit(ReadingSet(self._device, readings))
+
+    async def _silence(self) -> None:
+        """Bytes without a sound frame are silence too: the device says nothing that counts."""
+        self._deadline_s = self._context.monotonic_s() + self._silent_s
+        self._context.note(
+            self._device,
+            f"no sound frame for {self._silent_s:g} s",
+            "is it powered and awake, its TX wired to our RX, the baud rate right?",
+        )
+        nothing = no_values(self._device, self._points, Reason.TIMEOUT, observed_at=self._context.now())
+        self._answer(b"", nothing.readings)
+        await self._context.emit(nothing)
+
+    def _take_requests(self) -> None:
+        while (request := self._context.requests.get_nowait()) is not None:
+            if request.kind == "read":
+                self._waiting.append(request)  # bounded by the queue it comes from: answered at the next frame
+            elif not request.reply.done():
+                request.reply.set_exception(CitygateError(f"{request.device} only talks; nothing can be written to it"))
+
+    def _answer(self, frame: bytes, readings: tuple[Reading, ...]) -> None:
+        for request in self._waiting:
+            if not request.reply.done():
+                request.reply.set_result(Exchange(b"", frame, readings))
+        self._waiting.clear()
+
+
+DRIVER = SerialDriver()

@@ -1,0 +1,190 @@
+"""The serial driver at a fake port and at the simulator's pty."""
+
+import asyncio
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from drivers.serial.config import SerialLink, SerialTemplate
+from drivers.serial.driver import DRIVER
+from drivers.serial.simulator import SIMULATOR, frame
+from gateway.sdk.driver import Exchange, Request
+from gateway.sdk.errors import CitygateError, FrameError, PortClosed
+from gateway.sdk.reading import Quality, Reason
+from gateway.sdk.simulator import Faults, World
+from gateway.sdk.streams import open_serial
+from gateway.sdk.testing import NOON, FakePort, ManualClock, RecordingContext
+
+CASES = Path(__file__).parent / "cases"
+TEMPLATE_FILE = DRIVER.templates / "nova" / "sds011.yaml"
+
+
+def template(**changes: Any) -> SerialTemplate:
+    return SerialTemplate.model_validate({**yaml.safe_load(TEMPLATE_FILE.read_text()), **changes})
+
+
+def link(port: str = "/dev/fake", **changes: Any) -> SerialLink:
+    return SerialLink.model_validate(
+        {"driver": "serial", "port": port, "devices": {"air-1": {"template": template(**changes)}}}
+    )
+
+
+def recorded_cases() -> list[Any]:
+    return [
+        pytest.param(case, id=case["name"])
+        for file in ("sds01x.json", "hostile_sds011.json")
+        for case in json.loads((CASES / file).read_text())["cases"]
+    ]
+
+
+class RunningClock(ManualClock):
+    """Wall time stands still, monotonic time is the machine's."""
+
+    def monotonic_s(self) -> float:
+        return time.monotonic()
+
+
+class QuietPort(FakePort):
+    """Plays its chunks and then says nothing more."""
+
+    async def read(self) -> bytes:
+        with contextlib.suppress(PortClosed):
+            return await super().read()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def run_to_the_end(*chunks: bytes) -> RecordingContext:
+    recording = RecordingContext(port=FakePort(*chunks))
+    with pytest.raises(PortClosed):
+        await DRIVER.run(link(), recording.context)
+    return recording
+
+
+@contextlib.asynccontextmanager
+async def running(*coroutines: Any) -> Any:
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(8):
+        while not condition():  # noqa: ASYNC110 - a condition of the recorder, which has no event
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("case", recorded_cases())
+def test_recorded_frames_give_the_values_of_their_source(case: dict[str, Any]) -> None:
+    data = bytes.fromhex(case["input_hex"])
+    if "expect_error" in case:
+        with pytest.raises(FrameError):
+            DRIVER.decode(template(), data, {"received_at": NOON})
+        return
+    values = {r.point: r.value for r in DRIVER.decode(template(), data, {"received_at": NOON})}
+    assert values == {"pm2_5": case["expect"]["pm25"]["value"], "pm10": case["expect"]["pm10"]["value"]}
+
+
+@pytest.mark.parametrize("sample", template().samples, ids=lambda sample: sample.name)
+def test_the_templates_samples_hold(sample: Any) -> None:
+    readings = DRIVER.decode(template(), bytes.fromhex(sample.hex), {"received_at": NOON})
+    assert {r.point: r.value for r in readings} == sample.expect
+
+
+async def test_a_frame_split_across_two_reads_gives_one_set() -> None:
+    wire = frame(123, 456)
+
+    recording = await run_to_the_end(b"\x00\xff", wire[:3], wire[3:])
+
+    [readings] = recording.sets
+    assert readings.values() == {"pm2_5": 12.3, "pm10": 45.6}
+
+
+async def test_a_damaged_frame_is_rejected_and_the_next_one_read() -> None:
+    damaged = bytearray(frame(1, 2))
+    damaged[3] ^= 1
+
+    recording = await run_to_the_end(bytes(damaged) + frame(3, 4))
+
+    assert len(recording.rejected) == 1
+    assert [s.values() for s in recording.sets] == [{"pm2_5": 0.3, "pm10": 0.4}]
+
+
+async def test_silence_gives_one_set_without_values_each_five_periods_and_ends_with_the_next_frame() -> None:
+    recording = RecordingContext(port=QuietPort(frame(1, 1), b"\xaa\xc0 noise that is no frame"), clock=RunningClock())
+    started_s = time.monotonic()
+    async with running(DRIVER.run(link(period="20 ms"), recording.context)):
+        await until(lambda: len(recording.sets) >= 4)
+        elapsed_s = time.monotonic() - started_s
+
+    bad = recording.sets[1:4]
+    assert elapsed_s >= 0.3
+    assert all({r.point for r in s.readings} == {"pm2_5", "pm10"} for s in bad)
+    assert all(r.quality is Quality.BAD and r.reason is Reason.TIMEOUT for s in bad for r in s.readings)
+    assert "air-1" in recording.notes
+
+
+async def test_a_read_request_is_answered_by_the_next_frame_and_a_write_is_refused() -> None:
+    recording = RecordingContext(port=QuietPort(frame(70, 80)), clock=RunningClock())
+    read, write = Request("read", "air-1"), Request("write", "air-1", "pm10", 1.0)
+    recording.requests.put(read)
+    recording.requests.put(write)
+    async with running(DRIVER.run(link(), recording.context)):
+        exchange: Exchange = await asyncio.wait_for(read.reply, 5)
+        with pytest.raises(CitygateError, match="only talks"):
+            await asyncio.wait_for(write.reply, 5)
+
+    assert exchange.received == frame(70, 80)
+    assert {r.point: r.value for r in exchange.readings} == {"pm2_5": 7.0, "pm10": 8.0}
+
+
+async def test_a_read_request_to_a_silent_device_is_answered_without_values() -> None:
+    recording = RecordingContext(port=QuietPort(), clock=RunningClock())
+    read = Request("read", "air-1")
+    recording.requests.put(read)
+    async with running(DRIVER.run(link(period="20 ms"), recording.context)):
+        exchange = await asyncio.wait_for(read.reply, 5)
+
+    assert exchange.received == b""
+    assert {r.reason for r in exchange.readings} == {Reason.TIMEOUT}
+
+
+async def test_the_simulators_values_come_through_a_pty_one_by_one(tmp_path: Path) -> None:
+    served: list[dict[str, Any]] = []
+    world = World(
+        value=lambda device, point, n: n + (0.5 if point == "pm10" else 0.0),
+        served=lambda device, values: served.append(values),
+        faults=Faults(extra={"noise": {"air-1"}}),
+        sleep=lambda seconds: asyncio.sleep(seconds / 100),
+    )
+    config = link(str(tmp_path / "air"))
+    recording = RecordingContext(clock=RunningClock())
+    context = recording.context
+    object.__setattr__(context, "open_serial", open_serial)
+    async with running(SIMULATOR.run(config, world)):
+        await until((tmp_path / "air").is_symlink)
+        async with running(DRIVER.run(config, context)):
+            await until(lambda: len(recording.sets) >= 5)
+            world.faults.extra["bad_checksum"] = {"air-1"}
+            await until(lambda: recording.rejected)
+
+    got = [s.values() for s in recording.sets]
+    start = served.index(got[0])
+    assert got == served[start : start + len(got)]
+    assert all("checksum" in str(error) for error in recording.rejected)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_point_to_point_line_takes_exactly_one_device(count: int) -> None:
+    devices = {f"air-{n}": {"template": template()} for n in range(count)}
+    with pytest.raises(ValueError, match="devices"):
+        SerialLink.model_validate({"driver": "serial", "port": "/dev/fake", "devices": devices})
