@@ -107,7 +107,6 @@ class Intake:
             memory = self._memory[reading.point] = _Memory()
         if reading.quality is not Quality.GOOD:
             return _bad_is_news(reading, memory)
-        memory.reason = Reason.NONE
         if not rule.thins:
             return True
         if memory.reported_at is not None and not _moved(reading, memory, rule):
@@ -117,7 +116,7 @@ class Intake:
 
 
 def _bad_is_news(reading: Reading, memory: _Memory) -> bool:
-    """Bad quality is logged when it begins or changes, then once a minute. A good reading after it ends it."""
+    """Bad quality is logged when it begins or its reason changes, then once a minute, also while it comes and goes."""
     same = reading.reason is memory.reason and memory.bad_at is not None
     if same and abs((reading.observed_at - memory.bad_at).total_seconds()) < BAD_AGAIN_S:  # type: ignore[operator]
         return False

@@ -1,0 +1,59 @@
+"""For every test: a task left behind or a blocked loop fails it (warnings do by configuration)."""
+
+import asyncio
+import functools
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+BLOCKED_S = 4.0  # generous: machines are shared; a test that blocks the loop for real blocks it for longer
+GRACE_S = 1.0  # for tasks that end because the test ended
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+            item.obj = _guarded(item.obj)
+
+
+def _guarded(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def run(*args: Any, **kwargs: Any) -> None:
+        before = asyncio.all_tasks()
+        beats = _Beats()
+        heart = asyncio.create_task(beats.run(), name="heartbeat")
+        try:
+            await test(*args, **kwargs)
+        finally:
+            heart.cancel()
+            await asyncio.gather(heart, return_exceptions=True)
+        left = {task for task in asyncio.all_tasks() - before if not _of_a_server(task)}
+        if left:
+            _, left = await asyncio.wait(left, timeout=GRACE_S)
+        assert not left, f"tasks left behind: {sorted(task.get_name() for task in left)}"
+        assert beats.longest_s < BLOCKED_S, f"the loop was blocked for {beats.longest_s:.1f} s"
+
+    return run
+
+
+class _Beats:
+    """The longest time between two turns of the loop."""
+
+    def __init__(self) -> None:
+        self.longest_s = 0.0
+
+    async def run(self) -> None:
+        last_s = time.monotonic()
+        while True:
+            await asyncio.sleep(0.05)
+            now_s = time.monotonic()
+            self.longest_s = max(self.longest_s, now_s - last_s)
+            last_s = now_s
+
+
+def _of_a_server(task: asyncio.Task[Any]) -> bool:
+    """aiohttp keeps one task per open connection; the fixture that owns the server ends it."""
+    return "RequestHandler.start" in getattr(task.get_coro(), "__qualname__", "")
