@@ -8,7 +8,7 @@ import os
 import socket
 import termios
 from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from typing import Protocol
 
 from gateway.sdk.errors import LinkError, PortClosed
 
@@ -21,6 +21,9 @@ class ByteStream(Protocol):
 
     async def read(self) -> bytes:
         """At least one byte, as they come. Raises PortClosed when the other end is gone."""
+
+    async def read_within(self, timeout_s: float) -> bytes:
+        """As `read`, but b"" when nothing came in time."""
 
     def discard(self) -> bytes:
         """Throw away what has come but was not read; returns it."""
@@ -35,55 +38,116 @@ def _wake(ready: "asyncio.Future[None]") -> None:
 
 
 class _Descriptor:
-    """A non-blocking file descriptor on the running loop: serial port, pty or socket."""
+    """A non-blocking file descriptor on the running loop: serial port, pty or socket.
+
+    It stays registered with the loop and takes bytes as they come: registering anew for each read costs two system
+    calls a read, and a connection that the other end closes between two polls would be noticed only by the next one.
+    """
 
     def __init__(self, fd: int, what: str) -> None:
         self._fd = fd
         self._what = what
         self._loop = asyncio.get_running_loop()
+        self._pending = b""
+        self._lost: PortClosed | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._watching = False
+        self._watch()
+
+    def _watch(self) -> None:
+        if not self._watching and self._lost is None:
+            self._loop.add_reader(self._fd, self._take)
+            self._watching = True
+
+    def _unwatch(self) -> None:
+        if self._watching:
+            self._loop.remove_reader(self._fd)
+            self._watching = False
+
+    def close(self) -> None:
+        """Leave the loop; the owner closes the descriptor."""
+        self._lost = self._lost or PortClosed(f"{self._what} closed")
+        self._unwatch()
 
     def _closed(self, error: OSError | None) -> PortClosed:
         return PortClosed(f"{self._what} closed{f': {os.strerror(error.errno)}' if error and error.errno else ''}")
 
-    def _take(self) -> bytes | None:
+    def _take(self) -> None:
+        """Move what the kernel has to `_pending`; the loop calls it when there is something."""
         try:
             data = os.read(self._fd, READ_BYTES)
         except BlockingIOError:
-            return None
+            return
         except OSError as error:  # EIO: unplugged, or the pty's other end closed
-            raise self._closed(error) from error
-        if not data:
-            raise self._closed(None)
+            self._lost = self._closed(error)
+        else:
+            self._pending += data
+            if not data:
+                self._lost = self._closed(None)
+        if self._lost is not None or len(self._pending) >= MAX_PENDING_BYTES:
+            self._unwatch()
+        if self._waiter is not None:
+            _wake(self._waiter)
+
+    def _handed_over(self) -> bytes:
+        data, self._pending = self._pending, b""
+        self._watch()
         return data
 
     async def read(self) -> bytes:
-        while (data := self._take()) is None:
-            await self._ready(self._loop.add_reader, self._loop.remove_reader)
-        return data
+        while not self._pending:
+            if self._lost is not None:
+                raise self._lost
+            await self._something(self._loop.create_future())
+        return self._handed_over()
+
+    async def read_within(self, timeout_s: float) -> bytes:
+        if not self._pending:
+            if self._lost is not None:
+                raise self._lost
+            waiter = self._loop.create_future()
+            timer = self._loop.call_later(timeout_s, _wake, waiter)
+            try:
+                await self._something(waiter)
+            finally:
+                timer.cancel()
+            if not self._pending and self._lost is not None:
+                raise self._lost
+        return self._handed_over()
+
+    async def _something(self, waiter: "asyncio.Future[None]") -> None:
+        self._waiter = waiter
+        try:
+            await waiter
+        finally:
+            self._waiter = None
 
     def discard(self) -> bytes:
-        thrown = b""
-        while len(thrown) < MAX_PENDING_BYTES and (data := self._take()) is not None:
-            thrown += data
-        return thrown
+        before = -1
+        while self._lost is None and before < len(self._pending) < MAX_PENDING_BYTES:
+            before = len(self._pending)
+            self._take()
+        return self._handed_over()
 
     async def write(self, data: bytes) -> None:
+        if self._lost is not None:
+            raise self._lost
         view = memoryview(data)
         while view:
             try:
                 view = view[os.write(self._fd, view) :]
             except BlockingIOError:
-                await self._ready(self._loop.add_writer, self._loop.remove_writer)
+                await self._writable()
             except OSError as error:
                 raise self._closed(error) from error
 
-    async def _ready(self, add: Any, remove: Any) -> None:
+    async def _writable(self) -> None:
         ready: asyncio.Future[None] = self._loop.create_future()
-        add(self._fd, _wake, ready)
+        self._loop.add_writer(self._fd, _wake, ready)
         try:
             await ready
         finally:
-            remove(self._fd)
+            self._loop.remove_writer(self._fd)
 
 
 _REMEDIES = {
@@ -172,6 +236,7 @@ async def open_tcp(host: str, port: int, *, timeout_s: float = 5.0) -> AsyncIter
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        yield _Descriptor(sock.fileno(), f"{host}:{port}")
+        with contextlib.closing(_Descriptor(sock.fileno(), f"{host}:{port}")) as stream:
+            yield stream
     finally:
         sock.close()

@@ -55,6 +55,10 @@ class FakePort:
             raise PortClosed("the fake port has no more bytes")
         return self._chunks.pop(0)
 
+    async def read_within(self, timeout_s: float) -> bytes:
+        """An empty chunk plays a silence longer than anybody waits."""
+        return await self.read()
+
     def discard(self) -> bytes:
         return b""
 
