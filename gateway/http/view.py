@@ -67,4 +67,4 @@ class GatewayView(Protocol):
         """The exact entities per broker, nothing sent: `{source: "last values"|"sample", brokers: {NAME: [entity]}}`."""
 
 
-VIEW: web.AppKey[GatewayView] = web.AppKey("view", GatewayView)  # type: ignore[type-abstract]  # a key, never called
+VIEW: web.AppKey[GatewayView] = web.AppKey("view", GatewayView)

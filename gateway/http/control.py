@@ -1,0 +1,183 @@
+"""Verbs on the control socket: what the daemon answers and how the command asks, side by side so that they change
+together. `POST /control/VERB` with a JSON object of arguments; the answer is JSON, an error carries its exit code."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+from aiohttp import web
+
+from gateway.http.shapes import problem_row
+from gateway.http.view import VIEW, GatewayView, UnknownName
+from gateway.sdk.errors import BrokerUnavailable, CitygateError, ConfigError, LinkError, NoAnswer
+
+PREFIX = "/control"
+CONNECT_TIMEOUT_S = 3.0
+
+FINE, PROBLEM, USAGE, CONFIG, UNREACHABLE = 0, 1, 2, 3, 4
+
+
+class NoDaemon(CitygateError):
+    """Nobody listens at the control socket."""
+
+
+class Refused(CitygateError):
+    """The daemon refused or could not do it.
+
+    Args:
+        message: as the daemon wrote it.
+        exit_code: as the command ends.
+        body: the whole answer, e.g. with `problems`.
+    """
+
+    def __init__(self, message: str, exit_code: int, body: Mapping[str, Any]) -> None:
+        self.exit_code, self.body = exit_code, body
+        super().__init__(message)
+
+
+def socket_path(buffer_path: Path) -> Path:
+    """Where the daemon with this buffer listens: `/var/lib/NAME/…` → `/run/NAME/control.sock`, else beside the buffer.
+
+    It follows from the config alone, so that the command finds the daemon, and no two buffers share a socket.
+    """
+    folder = buffer_path.parent
+    if folder.is_relative_to("/var/lib") and folder != Path("/var/lib"):
+        folder = Path("/run") / folder.relative_to("/var/lib")
+    return folder / "control.sock"
+
+
+# --- the daemon's side ---------------------------------------------------------------------------------------------
+
+
+def routes() -> list[web.RouteDef]:
+    """For the application on the Unix socket alone."""
+    return [web.post(f"{PREFIX}/{{verb}}", _serve)]
+
+
+async def _status(view: GatewayView, _: Mapping[str, Any]) -> Any:
+    return view.status()
+
+
+_VERBS: Mapping[str, Callable[[GatewayView, Mapping[str, Any]], Awaitable[Any]]] = {
+    "status": _status,
+    "read": lambda view, given: view.read(_text(given, "device")),
+    "pause": lambda view, given: view.pause(_text(given, "device"), _seconds(given)),
+    "reload": lambda view, _: view.reload(),
+    "once": lambda view, _: view.once(),
+    "preview": lambda view, given: view.preview(_text(given, "device")),
+}
+
+
+async def _serve(request: web.Request) -> web.Response:
+    view, name = request.app[VIEW], request.match_info["verb"]
+    try:
+        given = _arguments(await request.read())
+        if name in _VERBS:
+            result = await _VERBS[name](view, given)
+        elif name in view.verbs:
+            result = await view.verbs[name](given)
+        else:
+            known = ", ".join(sorted({*_VERBS, *view.verbs}))
+            raise UnknownName(f"this daemon has no verb {name}; it has {known}")
+    except CitygateError as error:
+        return _json(_error_body(error), status=422)
+    return _json(result)
+
+
+def _arguments(body: bytes) -> Mapping[str, Any]:
+    try:
+        given = orjson.loads(body or b"{}")
+    except orjson.JSONDecodeError as error:
+        raise UnknownName(f"arguments are not JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise UnknownName("arguments are not a JSON object")
+    return given
+
+
+def _text(given: Mapping[str, Any], name: str) -> str:
+    if not isinstance(given.get(name), str):
+        raise UnknownName(f"argument {name} is missing or not a text")
+    return str(given[name])
+
+
+def _seconds(given: Mapping[str, Any]) -> float:
+    seconds = given.get("seconds")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= 7 * 86400:
+        raise UnknownName("argument seconds must be a number from 0 to 604800 (7 days)")
+    return float(seconds)
+
+
+def _error_body(error: CitygateError) -> dict[str, Any]:
+    body: dict[str, Any] = {"error": str(error), "exit": exit_code(error)}
+    if isinstance(error, ConfigError):
+        body["problems"] = [problem_row(problem) for problem in error.problems]
+    if getattr(error, "remedy", ""):
+        body["remedy"] = error.remedy  # type: ignore[attr-defined]  # DriverUnavailable and its like
+    return body
+
+
+def exit_code(error: CitygateError) -> int:
+    """The exit code of the command that ends with this error."""
+    if isinstance(error, Refused):
+        return error.exit_code
+    if isinstance(error, UnknownName):
+        return USAGE
+    if isinstance(error, ConfigError):
+        return CONFIG
+    if isinstance(error, LinkError | NoAnswer | BrokerUnavailable | NoDaemon):
+        return UNREACHABLE
+    return PROBLEM
+
+
+def _json(body: Any, *, status: int = 200) -> web.Response:
+    return web.Response(body=orjson.dumps(body), status=status, content_type="application/json")
+
+
+# --- the command's side --------------------------------------------------------------------------------------------
+
+
+async def ask(path: Path, verb: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float = 30.0) -> Any:
+    """Ask the daemon at this socket.
+
+    Returns:
+        What the verb returned, as JSON gives it.
+
+    Raises:
+        NoDaemon: nobody listens there, or we may not connect; the message says which.
+        Refused: the daemon refused, with its exit code.
+    """
+    try:
+        async with (
+            aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(str(path)),
+                timeout=aiohttp.ClientTimeout(total=timeout_s, connect=CONNECT_TIMEOUT_S),
+            ) as session,
+            session.post(f"http://citygate{PREFIX}/{verb}", data=orjson.dumps(dict(arguments or {}))) as response,
+        ):
+            body = orjson.loads(await response.read())
+            status = response.status
+    except (aiohttp.ClientConnectorError, OSError) as error:
+        if isinstance(error, TimeoutError):
+            raise Refused(f"the daemon did not answer within {timeout_s:g} s", UNREACHABLE, {}) from error
+        raise NoDaemon(_no_daemon(path, error)) from error
+    except (aiohttp.ClientError, orjson.JSONDecodeError) as error:
+        raise Refused(f"the daemon's answer broke off: {error}", PROBLEM, {}) from error
+    if status != 200:
+        raise Refused(str(body.get("error", status)), int(body.get("exit", PROBLEM)), body)
+    return body
+
+
+def _no_daemon(path: Path, error: Exception) -> str:
+    if isinstance(error, PermissionError) or isinstance(getattr(error, "os_error", None), PermissionError):
+        return (
+            f"not allowed to use {path}; join the group citygate (`sudo usermod -aG citygate $USER`, then log in again)"
+        )
+    return f"no daemon answers at {path}; start one with `citygate run` or `systemctl start citygate`"
+
+
+def ask_now(path: Path, verb: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float = 30.0) -> Any:
+    """`ask` for who has no loop."""
+    return asyncio.run(ask(path, verb, arguments, timeout_s=timeout_s))

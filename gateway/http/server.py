@@ -1,0 +1,234 @@
+"""The box's own HTTP: page, read API, metrics and health on TCP (loopback unless told otherwise); the same and the
+verbs on the Unix control socket."""
+
+import asyncio
+import binascii
+import contextlib
+import hmac
+import ipaddress
+import os
+import socket
+from base64 import b64decode
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import orjson
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from gateway.http import control, metrics, page, read_api
+from gateway.http.view import VIEW, GatewayView
+from gateway.journal import event
+from gateway.sdk.errors import CitygateError
+
+RETRY_LISTEN_S = 10.0
+MAX_BODY_BYTES = 64 * 1024  # verbs carry names and numbers
+STOP_S = 1.0  # open answers get this long when the daemon stops
+SOCKET_MODE = 0o660  # the daemon's group may use the verbs
+MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un
+OPEN_PATHS = frozenset({"/healthz"})  # asked by supervisors that hold no token; says nothing but "alive"
+
+
+class Server:
+    """Serves one gateway's view until cancelled; a service for `supervise`.
+
+    Args:
+        view: what is shown.
+        listen: `host:port` for TCP, port 0 for a free one; "" for no TCP at all.
+        control_socket: path of the Unix socket; None for none.
+        token: asked for on TCP as bearer token or as password of any user; required when not on loopback.
+
+    Attributes:
+        url: where the page is, once TCP listens; "" before.
+        fault: why something here does not listen; "" when all does.
+    """
+
+    name = "http"
+    silent_after_s: float | None = None
+    progress_at_s = 0.0
+
+    def __init__(
+        self, view: GatewayView, *, listen: str, control_socket: Path | None = None, token: str | None = None
+    ) -> None:
+        self._view = view
+        self._host, self._port = split_listen(listen) if listen else ("", 0)
+        self._control_socket = control_socket
+        self._token = token
+        self.url = ""
+        self.fault = ""
+        if self._host and not token and not _is_loopback(self._host):
+            raise CitygateError(
+                f"http.listen {listen} can be reached from outside; set http.token, or listen on 127.0.0.1"
+            )
+
+    async def run(self) -> None:
+        """Serve until cancelled.
+
+        Raises:
+            CitygateError: another daemon answers at the control socket, or its folder cannot be written.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            if self._control_socket is not None:
+                app = web.Application(client_max_size=MAX_BODY_BYTES)
+                runner = await stack.enter_async_context(self._running(app, control.routes()))
+                await stack.enter_async_context(_unix_site(runner, self._control_socket))
+            if self._host:
+                app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._guard])
+                runner = await stack.enter_async_context(self._running(app, []))
+                await self._listen(runner)
+            self.fault = ""
+            await asyncio.Event().wait()
+
+    def failed(self, error: Exception) -> None:
+        """It failed and will be restarted."""
+        self.fault = str(error)
+        event("http_down", reason=self.fault)
+
+    def stopped(self, error: Exception) -> None:
+        """It cannot be helped by a restart."""
+        self.failed(error)
+
+    @contextlib.asynccontextmanager
+    async def _running(self, app: web.Application, extra: list[web.RouteDef]) -> AsyncIterator[web.AppRunner]:
+        app[VIEW] = self._view
+        app.add_routes([*page.routes(), *read_api.routes(), *_plain_routes(), *extra])
+        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=STOP_S)
+        await runner.setup()
+        try:
+            yield runner
+        finally:
+            self.url = ""
+            await runner.cleanup()
+
+    async def _listen(self, runner: web.AppRunner) -> None:
+        """Listen on TCP; a taken port is tried again for ever, the control socket stands meanwhile."""
+        while True:
+            try:
+                await web.TCPSite(runner, self._host, self._port).start()
+            except OSError as error:
+                self.fault = f"cannot listen on {self._host}:{self._port}: {os.strerror(error.errno or 0)}"
+                event("http_not_listening", reason=self.fault)
+                await asyncio.sleep(RETRY_LISTEN_S)
+            else:
+                break
+        port = next((address[1] for address in runner.addresses), self._port)
+        self.url = f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{port}/"
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not _is_ours(request.host):
+            # A web site whose name is made to point at 127.0.0.1 must not read the box through somebody's browser.
+            raise web.HTTPMisdirectedRequest(text=f"ask by address or as localhost, not as {request.host!r}\n")
+        if self._token and request.path not in OPEN_PATHS and not _knows(request, self._token):
+            raise web.HTTPUnauthorized(
+                text="the token of this box, please: as bearer token, or as the password of any user\n",
+                headers={"WWW-Authenticate": 'Basic realm="citygate", charset="UTF-8"'},
+            )
+        return await handler(request)
+
+
+def split_listen(listen: str) -> tuple[str, int]:
+    """(host, port) of `127.0.0.1:8580` or `[::1]:8580`. Raises CitygateError."""
+    host, _, port = listen.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise CitygateError(f"http.listen {listen!r}: write host:port, as in 127.0.0.1:8580")
+    return host, int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _is_ours(host_header: str) -> bool:
+    """An address, localhost, or this machine's own name: what a rebound DNS name can never be."""
+    host = host_header.rpartition("]")[0].lstrip("[") if "]" in host_header else host_header.partition(":")[0]
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host)
+        return True
+    own = socket.gethostname().lower()
+    return host.lower() in {"localhost", own, f"{own.partition('.')[0]}.local"}
+
+
+def _knows(request: web.Request, token: str) -> bool:
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "basic":
+        try:
+            given = b64decode(given, validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            return False
+    elif scheme.lower() != "bearer":
+        return False
+    return hmac.compare_digest(given.strip().encode(), token.encode())
+
+
+@contextlib.asynccontextmanager
+async def _unix_site(runner: web.AppRunner, path: Path) -> AsyncIterator[None]:
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+        raise CitygateError(
+            f"{path} is too long for a socket ({MAX_SOCKET_PATH_BYTES} bytes); use a shorter buffer.path"
+        )
+    if _answers(path):
+        raise CitygateError(f"another daemon answers at {path}; stop it first (`systemctl stop citygate`)")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # left behind by a killed daemon
+        site = web.SockSite(runner, _bound(path))
+        await site.start()
+    except OSError as error:
+        raise CitygateError(f"cannot listen at {path}: {error.strerror}; is its folder the daemon's own?") from error
+    inode = path.stat().st_ino
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if path.stat().st_ino == inode:
+                path.unlink()
+
+
+def _bound(path: Path) -> socket.socket:
+    """Bound with its mode from the first moment: nobody else can connect in between."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    old = os.umask(0o777 & ~SOCKET_MODE)
+    try:
+        sock.bind(str(path))
+    except OSError:
+        sock.close()
+        raise
+    finally:
+        os.umask(old)
+    return sock
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(0.5)
+        try:
+            sock.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def _plain_routes() -> list[web.RouteDef]:
+    return [web.get("/healthz", _healthz), web.get("/readyz", _readyz), web.get("/metrics", _metrics)]
+
+
+async def _healthz(_: web.Request) -> web.Response:
+    """200 while the daemon lives, degraded or not."""
+    return web.Response(text="ok\n")
+
+
+async def _readyz(request: web.Request) -> web.Response:
+    """200 when the box does all of its work, 503 with the reasons when not."""
+    reasons = request.app[VIEW].ready()
+    body = orjson.dumps({"ready": not reasons, "reasons": list(reasons)})
+    return web.Response(body=body, status=503 if reasons else 200, content_type="application/json")
+
+
+async def _metrics(request: web.Request) -> web.Response:
+    body = metrics.render(request.app[VIEW].status())
+    return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
