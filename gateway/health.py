@@ -1,5 +1,8 @@
 """State of links, devices, brokers and the box: plain records, written by who knows, shown by status, page and metrics."""
 
+import contextlib
+import os
+import socket
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -113,5 +116,26 @@ class Health:
             for name, device in link.devices.items()
             if device.state == "bad"
         ]
-        lines += [f"broker {n}: {r.state}: {r.reason}" for n, r in self.brokers.items() if r.state not in ("ok", "starting")]
+        lines += [
+            f"broker {n}: {r.state}: {r.reason}" for n, r in self.brokers.items() if r.state not in ("ok", "starting")
+        ]
         return lines
+
+
+def notify(state: str) -> None:
+    """Tell systemd (`READY=1`, `WATCHDOG=1`, `STATUS=…`); nothing when it did not start us. Protocol: sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect("\0" + address[1:] if address.startswith("@") else address)
+        sock.sendall(state.encode())
+
+
+def watchdog_every_s() -> float | None:
+    """How often systemd wants to hear from us, at most; None when it does not watch."""
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    pid = os.environ.get("WATCHDOG_PID", "")
+    if not microseconds.isdigit() or (pid.isdigit() and int(pid) != os.getpid()):
+        return None
+    return int(microseconds) / 1e6

@@ -1,0 +1,376 @@
+"""Composition root: a Plan in, one TaskGroup out; reload, stop. Read this first."""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gateway.backoff import Backoff
+from gateway.clock import SystemClock
+from gateway.forward.forwarder import Forwarder, ForwardSettings
+from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
+from gateway.harmonise.dialects import ngsi_ld
+from gateway.harmonise.entity import Entity, harmonise
+from gateway.health import Health, notify, watchdog_every_s
+from gateway.http.control import socket_path
+from gateway.http.server import Server
+from gateway.http.shapes import reading_rows, utc
+from gateway.http.view import UnknownName, Verb
+from gateway.journal import bind, event
+from gateway.link import LinkService
+from gateway.log.log import Consumer, Log, LogSettings
+from gateway.plan import BrokerPlan, DevicePlan, LinkPlan, Plan, difference, make_plan
+from gateway.registry import Registry
+from gateway.sdk.errors import CitygateError, ConfigError
+from gateway.sdk.quantities import units
+from gateway.sdk.reading import Quality
+from gateway.supervisor import LagMonitor, Service, supervise
+
+STOP_WITHIN_S = 5.0
+HOUSEKEEPING_S = 2.0
+LINK_RETRY_FIRST_S, LINK_RETRY_CAP_S = 1.0, 60.0
+
+
+class Daemon:
+    """One box at work. `run` serves until SIGTERM; everything else is what page, metrics and verbs ask of it.
+
+    Args:
+        path: the operator's file or its folder.
+
+    Raises:
+        ConfigError: from the constructor, with every problem; nothing was touched.
+    """
+
+    def __init__(self, path: Path, *, registry: Registry | None = None, clock: SystemClock | None = None) -> None:
+        self._path = path
+        self._registry = registry or Registry()
+        self.plan: Plan = make_plan(path, self._registry)
+        self._clock = clock or SystemClock(trust=self.plan.config.clock.trust)
+        self._health = Health(self._clock)
+        self._links: dict[str, LinkService] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._stop = asyncio.Event()
+        self._reload_lock = asyncio.Lock()
+        self._log: Log
+        self._group: asyncio.TaskGroup
+        self.server: Server | None = None
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until `stop` is called or SIGTERM or SIGINT comes; SIGHUP reloads.
+
+        Raises:
+            LogError: the log cannot be used, or another daemon holds it.
+        """
+        config = self.plan.config
+        self._log = await Log.open(
+            _log_settings(self.plan), clock=self._clock, consumers=[_consumer(b) for b in self.plan.brokers.values()]
+        )
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                self.server = Server(
+                    self, listen=config.http.listen, control_socket=socket_path(Path(config.buffer.path))
+                )
+                self._handle_signals()
+                self._start("http", self.server)
+                self._spawn("lag-monitor", LagMonitor(self._blocked).run())
+                self._spawn("housekeeping", self._housekeep())
+                for link in self.plan.links.values():
+                    self._start_link(link)
+                for broker in self.plan.brokers.values():
+                    self._start_broker(broker)
+                event("started", gateway=config.gateway.id, links=len(self.plan.links), brokers=len(self.plan.brokers))
+                notify("READY=1")
+                await self._stop.wait()
+                notify("STOPPING=1")
+                await self._stop_all()
+        finally:
+            await self._log.close()
+            event("stopped")
+
+    def stop(self) -> None:
+        """Stop cleanly: no more polls, everything committed."""
+        self._stop.set()
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn("reload", self._reload_by_signal()))
+
+    def _spawn(self, name: str, work: Any) -> None:
+        self._tasks[name] = self._group.create_task(work, name=name)
+
+    def _start(self, name: str, service: Service) -> None:
+        backoff = Backoff(LINK_RETRY_FIRST_S, LINK_RETRY_CAP_S)
+        self._spawn(name, supervise(service, backoff=backoff, clock=self._clock))
+
+    async def _end(self, *names: str) -> None:
+        """Cancel these tasks and wait until they are gone, at most `STOP_WITHIN_S`."""
+        tasks = {self._tasks.pop(name) for name in names if name in self._tasks}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=STOP_WITHIN_S)
+
+    async def _stop_all(self) -> None:
+        # Links first: what they emit until then is still committed.
+        await self._end(*(name for name in self._tasks if name.startswith("link ")))
+        await self._end(*self._tasks)
+
+    def _start_link(self, plan: LinkPlan) -> None:
+        record = self._health.link(plan.name, plan.driver_name)
+        if plan.driver is None or plan.config is None:
+            self._health.set_state(record, plan.name, "off", plan.fault, plan.remedy)
+            return
+        service = LinkService(
+            plan.name, plan.driver, plan.config, log=self._log, health=self._health, clock=self._clock
+        )
+        self._links[plan.name] = service
+        self._start(service.name, service)
+
+    def _start_broker(self, plan: BrokerPlan) -> None:
+        record = self._health.broker(plan.name, plan.config.kind)
+        broker = NgsiLdBroker(NgsiLdSettings(url=plan.config.url, tenant=plan.config.tenant or ""))
+        settings = ForwardSettings(linger_s=plan.config.linger_s, history=plan.config.history)
+        forwarder = Forwarder(plan.name, broker, plan.mappings, self._log, record, self._clock, settings)
+        self._spawn(f"broker {plan.name}", _named(forwarder.run(), broker=plan.name))
+
+    def _blocked(self, task: str, seconds: float) -> None:
+        name = task.removeprefix("link ")
+        record = self._health.links.get(name)
+        if record is not None:
+            record.counters["blocked_the_loop"] += 1
+
+    async def _housekeep(self) -> None:
+        """Feed the watchdog while loop and writer live, and keep log and clock in the health records."""
+        every_s = min(HOUSEKEEPING_S, (watchdog_every_s() or 60.0) / 3)
+        while True:
+            self._health.log = self._log.status()
+            self._health.clock = self._clock.status()
+            if self._log.alive():
+                notify("WATCHDOG=1")
+            bad = self._health.bad()
+            notify(f"STATUS={bad[0] if bad else 'all is well'}")
+            await asyncio.sleep(every_s)
+
+    # --- reload ----------------------------------------------------------------------------------------------------
+
+    async def _reload_by_signal(self) -> None:
+        notify(f"RELOADING=1\nMONOTONIC_USEC={int(self._clock.monotonic_s() * 1e6)}")
+        try:
+            await self.reload()
+        except ConfigError as error:
+            for problem in error.problems:
+                event("config_problem", where=f"{problem.file}:{problem.line}:{problem.column}", reason=problem.message)
+        notify("READY=1")
+
+    async def reload(self) -> dict[str, Any]:
+        """Validate, then restart only what changed. See `GatewayView.reload`."""
+        async with self._reload_lock:
+            try:
+                new = await asyncio.to_thread(make_plan, self._path, self._registry)
+            except ConfigError:
+                event("reload_refused")
+                raise
+            change = difference(self.plan, new)
+            for name in change.links:
+                await self._end(f"link {name}")
+                self._links.pop(name, None)
+                if name not in new.links:
+                    self._health.links.pop(name, None)
+            for name in change.brokers:
+                await self._end(f"broker {name}")
+                if name not in new.brokers:
+                    self._health.brokers.pop(name, None)
+            await self._log.set_consumers([_consumer(b) for b in new.brokers.values()])
+            self.plan = new
+            for name in change.links:
+                if name in new.links:
+                    self._start_link(new.links[name])
+            for name in change.brokers:
+                if name in new.brokers:
+                    self._start_broker(new.brokers[name])
+            event("reloaded", links=list(change.links), brokers=list(change.brokers), restart=list(change.restart))
+            return change.shape(new)
+
+    # --- what page, metrics and verbs ask ----------------------------------------------------------------------------
+
+    @property
+    def verbs(self) -> Mapping[str, Verb]:
+        """Verbs of parts that bring their own."""
+        return {}
+
+    def ready(self) -> tuple[str, ...]:
+        """Why the box does not do all of its work now."""
+        return tuple(self._health.bad())
+
+    def status(self) -> dict[str, Any]:
+        """See `GatewayView.status`."""
+        config = self.plan.config
+        return {
+            "gateway": {
+                "id": config.gateway.id,
+                "name": config.gateway.name,
+                "city": config.gateway.city,
+                "version": version("citygate"),
+                "config": str(self._path),
+                "pid": os.getpid(),
+                "started_at": utc(self._health.started_at),
+                "now": utc(self._clock.now()),
+                "ready": list(self.ready()),
+            },
+            "links": {name: self._link_status(name) for name in self.plan.links},
+            "brokers": {
+                name: {**_plain(record), "url": self.plan.brokers[name].config.url}
+                for name, record in self._health.brokers.items()
+            },
+            "log": self._log.status(),
+            "clock": self._clock.status(),
+        }
+
+    def _link_status(self, name: str) -> dict[str, Any]:
+        record, plan = self._health.links[name], self.plan.links[name]
+        devices = {
+            device: {
+                **_plain(record.devices[device]),
+                "template": its.template.name,
+                "points": self._point_status(its),
+            }
+            for device, its in plan.devices.items()
+            if device in record.devices
+        }
+        return {**_plain(record), "devices": devices}
+
+    def _point_status(self, device: DevicePlan) -> dict[str, Any]:
+        last = self._log.last_values.device(device.name)
+        rows = {}
+        for name, point in device.points.items():
+            value = last.get(name)
+            rows[name] = {
+                "quantity": point.quantity,
+                "value": value.value if value else None,
+                "unit": point.unit,
+                "symbol": units()[point.unit].symbol if point.unit else "",
+                "quality": value.quality.value if value else "",
+                "reason": value.reason.value if value else "",
+                "observed_at": utc(_time(value.time_us)) if value else None,
+                "time_source": value.time_source.value if value else "",
+            }
+        return rows
+
+    def entities(self) -> Iterable[Entity]:
+        """See `GatewayView.entities`."""
+        for device, mappings in self.plan.read_api.items():
+            good = self._good(device)
+            for mapping in mappings:
+                if good and not mapping.missing(set(good)):
+                    yield harmonise(mapping, good)
+
+    def _good(self, device: str) -> dict[str, tuple[Any, int]]:
+        """Point -> (value, time in µs) of the latest good readings of a device."""
+        return {
+            point: (last.value, last.time_us)
+            for point, last in self._log.last_values.device(device).items()
+            if last.quality is Quality.GOOD
+        }
+
+    def _device(self, name: str) -> DevicePlan:
+        if name not in self.plan.devices:
+            raise UnknownName(f"no device {name}; there are {', '.join(sorted(self.plan.devices)) or 'none'}")
+        return self.plan.devices[name]
+
+    def _service(self, device: DevicePlan) -> LinkService:
+        service = self._links.get(device.link)
+        if service is None:
+            record = self._health.links[device.link]
+            raise CitygateError(f"link {device.link} is {record.state}: {record.reason}")
+        return service
+
+    async def read(self, device: str) -> dict[str, Any]:
+        """See `GatewayView.read`."""
+        plan = self._device(device)
+        exchange = await self._service(plan).request(device)
+        return {
+            "sent": exchange.sent.hex(),
+            "received": exchange.received.hex(),
+            "readings": reading_rows(plan.template.points, exchange.readings),
+        }
+
+    async def pause(self, device: str, seconds: float) -> dict[str, Any]:
+        """See `GatewayView.pause`."""
+        self._service(self._device(device)).pause(device, seconds)
+        return {"device": device, "until": utc(self._clock.now() + timedelta(seconds=seconds))}
+
+    async def once(self) -> dict[str, Any]:
+        """See `GatewayView.once`."""
+        devices: dict[str, Any] = {}
+        for name, plan in self.plan.devices.items():
+            try:
+                exchange = await self._service(plan).request(name)
+            except CitygateError as error:
+                devices[name] = {"readings": 0, "error": str(error)}
+            else:
+                good = sum(1 for reading in exchange.readings if reading.quality is Quality.GOOD)
+                devices[name] = {"readings": good, "error": ""}
+        return {"devices": devices, "brokers": {name: _plain(record) for name, record in self._health.brokers.items()}}
+
+    async def preview(self, device: str) -> dict[str, Any]:
+        """See `GatewayView.preview`."""
+        self._device(device)
+        good = self._good(device)
+        brokers: dict[str, Any] = {}
+        for name, broker in self.plan.brokers.items():
+            brokers[name] = [ngsi_ld(harmonise(mapping, good)) for mapping in broker.mappings.get(device, ())]
+        if not self.plan.brokers:
+            brokers["read API"] = [ngsi_ld(harmonise(mapping, good)) for mapping in self.plan.read_api.get(device, ())]
+        return {"source": "last values", "brokers": brokers}
+
+
+async def _named(work: Any, **fields: str) -> None:
+    bind(**fields)
+    await work
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    """A health record as JSON: times as text, its devices left out."""
+    row: dict[str, Any] = {}
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if field.name == "devices":
+            continue
+        row[field.name] = utc(value) if isinstance(value, datetime) else value
+    return row
+
+
+def _time(time_us: int) -> datetime:
+    return datetime.fromtimestamp(time_us // 1_000_000, UTC) + timedelta(microseconds=time_us % 1_000_000)
+
+
+def _consumer(broker: BrokerPlan) -> Consumer:
+    return Consumer(broker.name, broker.config.start)
+
+
+def _log_settings(plan: Plan) -> LogSettings:
+    buffer = plan.config.buffer
+    return LogSettings(
+        path=Path(buffer.path),
+        commit_every_s=buffer.commit_every_s,
+        max_size_bytes=buffer.max_size_bytes,
+        max_age_s=buffer.max_age_s,
+        keep_s=buffer.keep_s,
+    )
+
+
+async def serve(path: Path) -> None:
+    """Run the daemon of this config until it is told to stop."""
+    daemon = Daemon(path)
+    with contextlib.suppress(asyncio.CancelledError):
+        await daemon.run()
