@@ -1,0 +1,259 @@
+"""Problem -> file:line:column, source line, caret, "did you mean", remedy; and a pydantic error -> Problem."""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from gateway.config.tree import Found, Items, Map, Node, Scalar, find, is_surprise, place_problem
+from gateway.sdk.errors import Problem
+
+NUMBER_ERRORS = frozenset(
+    f"{kind}_{what}"
+    for kind in ("int", "float", "bool", "decimal")
+    for what in ("type", "parsing", "from_float", "parsing_size")
+)
+_RANGE_ERRORS = frozenset(
+    ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number", "multiple_of")
+)
+_SHAPE_ERRORS = {
+    "string_type": "a text",
+    "dict_type": "a map",
+    "model_type": "a map",
+    "model_attributes_type": "a map",
+    "dataclass_type": "a map",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "set_type": "a list",
+    "none_required": "nothing",
+}
+_LENGTH_ERRORS = frozenset(("too_short", "too_long", "string_too_short", "string_too_long"))
+
+
+def text(problem: Problem) -> str:
+    """One problem as a compiler shows it, several lines."""
+    place = problem.file or "config"
+    if problem.line:
+        place += f":{problem.line}:{problem.column}"
+    where = ".".join(map(str, problem.path))
+    head = f"{place}: {problem.severity}: {where + ': ' if where else ''}{problem.message}"
+    lines = [head]
+    if problem.source.strip():
+        shown = problem.source.expandtabs(1).rstrip()
+        width = min(problem.width, max(len(shown) - problem.column + 1, 1))
+        lines += (
+            [f"    {shown[:160]}", f"    {' ' * (problem.column - 1)}{'^' * width}"] if problem.column < 160 else []
+        )
+    if problem.remedy:
+        lines.append(f"    → {problem.remedy}")
+    return "\n".join(lines)
+
+
+def as_json(problem: Problem) -> dict[str, Any]:
+    """The shape of `check --json`: {code, severity, file, line, column, path, message, remedy}."""
+    return {
+        "code": problem.code,
+        "severity": problem.severity,
+        "file": problem.file,
+        "line": problem.line,
+        "column": problem.column,
+        "path": ".".join(map(str, problem.path)),
+        "message": problem.message,
+        "remedy": problem.remedy,
+    }
+
+
+def report(problems: Iterable[Problem]) -> dict[str, Any]:
+    """The object that `check --json` prints; `ok` is false when there is an error, warnings alone are fine."""
+    listed = in_order(problems)
+    return {"ok": not any(p.severity == "error" for p in listed), "problems": [as_json(p) for p in listed]}
+
+
+def in_order(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """By file and place, each once."""
+    unique = dict.fromkeys(problems)
+    return tuple(sorted(unique, key=lambda p: (p.file, p.line, p.column, p.code, p.message)))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`did you mean every?`, or "" when nothing is near."""
+    names = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
+    return f"did you mean {names[near[0]]}?" if near else ""
+
+
+def known_or_near(word: str, known: Iterable[str], what: str = "known") -> str:
+    """The near one, else all of them."""
+    known = tuple(known)
+    listed = ", ".join(sorted(known)[:40]) + (", …" if len(known) > 40 else "")
+    return did_you_mean(word, known) or (f"{what}: {listed}" if known else "")
+
+
+def locate(problem: Problem, root: Node) -> Problem:
+    """The problem with its place in the tree, from its path."""
+    found = find(root, problem.path)
+    value = problem.at == "value" and found.missing is None and not isinstance(found.node, Map)
+    return place_problem(problem, found.node.place if value else found.key)
+
+
+def from_pydantic(error: ErrorDetails, model: type[BaseModel], root: Node, prefix: tuple[str, ...] = ()) -> Problem:
+    """A validation error of `model` on the tree `root` as a placed problem."""
+    found = find(root, error["loc"])
+    schema = _schema_at(model, found.path)
+    code, message, remedy, at_key = _describe(error, found, model, schema)
+    path = (*prefix, *found.path)
+    if error["type"] == "missing" and found.missing is not None:
+        path = (*path, found.missing)
+    place = found.key if at_key or isinstance(found.node, Map) else found.node.place
+    return place_problem(
+        Problem(code=code, path=path, message=message, remedy=remedy, at="key" if at_key else "value"), place
+    )
+
+
+def _describe(
+    error: ErrorDetails, found: Found, model: type[BaseModel], schema: Mapping[str, Any]
+) -> tuple[str, str, str, bool]:
+    """(code, message, remedy, point at the key)."""
+    kind, context = error["type"], error.get("ctx", {})
+    meaning = str(schema.get("description", ""))
+    shown = _shown(found.node)
+    if kind == "extra_forbidden":
+        word = str(found.path[-1])
+        parent = _schema_at(model, found.path[:-1])
+        return "unknown-key", "unknown key", known_or_near(word, _keys(parent), "keys here"), True
+    if kind == "missing":
+        if found.missing is None:
+            return "missing-key", "a value is missing", meaning, True
+        described = _schema_at(model, (*found.path, found.missing)).get("description", "")
+        return "missing-key", f"missing key {found.missing}", str(described), True
+    if isinstance(found.node, Scalar) and is_surprise(found.node) and kind in NUMBER_ERRORS:
+        return "yaml-surprise", *_surprise(found.node.text, kind), False
+    if isinstance(found.node, Scalar) and found.node.plain and not found.node.text:
+        return "missing-value", "no value after the key", meaning or "give one or remove the key", True
+    if kind in NUMBER_ERRORS:
+        wanted = (
+            "true or false" if kind.startswith("bool") else "a whole number" if kind.startswith("int") else "a number"
+        )
+        return "wrong-type", f"{shown} is not {wanted}", meaning, False
+    if kind in _SHAPE_ERRORS:
+        return "wrong-type", f"{shown} should be {_SHAPE_ERRORS[kind]}", meaning, isinstance(found.node, Map)
+    if kind in _RANGE_ERRORS:
+        return "out-of-range", f"{shown} is outside {_bounds(schema, context)}", meaning, False
+    if kind in ("literal_error", "enum"):
+        known = _choices(schema) or [str(context.get("expected", ""))]
+        word = found.node.text if isinstance(found.node, Scalar) else ""
+        return "unknown-choice", f"{shown} is not one of {', '.join(known)}", did_you_mean(word, known), False
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return "unknown-choice", f"{shown} is not one of {context.get('expected_tags', '')}", meaning, False
+    if kind == "string_pattern_mismatch":
+        return "wrong-form", f"{shown} has not the form {context.get('pattern', '')}", meaning, False
+    if kind in _LENGTH_ERRORS:
+        return "wrong-length", f"{error['msg'][:1].lower()}{error['msg'][1:]}", meaning, isinstance(found.node, Map)
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return "invalid-value", message, meaning, isinstance(found.node, Map)
+
+
+def _surprise(written: str, kind: str) -> tuple[str, str]:
+    """(message, remedy) for a text that YAML 1.1 and 1.2 read differently."""
+    if kind.startswith("bool"):
+        return f"{written} is not true or false: YAML versions disagree about it", "write true or false"
+    remedy = "write the decimal number, without leading zeros, underscores and colons"
+    return f"{written} is no plain number: YAML versions disagree about its value", remedy
+
+
+def _shown(node: Node) -> str:
+    if isinstance(node, Map):
+        return "a map"
+    if isinstance(node, Items):
+        return "a list"
+    if node.tag == "!secret":
+        return "the secret"
+    return node.text if node.plain and node.text else json.dumps(node.text, ensure_ascii=False)
+
+
+def _bounds(schema: Mapping[str, Any], context: Mapping[str, Any]) -> str:
+    lows, highs = [], []
+    for part in _alternatives(schema):
+        if "minimum" in part or "exclusiveMinimum" in part:
+            lows.append(f"{part['minimum']:g}" if "minimum" in part else f"above {part['exclusiveMinimum']:g}")
+        if "maximum" in part or "exclusiveMaximum" in part:
+            highs.append(f"{part['maximum']:g}" if "maximum" in part else f"below {part['exclusiveMaximum']:g}")
+    if lows and highs:
+        return f"{lows[0]}–{highs[0]}"
+    if lows or highs:
+        return f"what is allowed: {'at least' if lows and lows[0][0] != 'a' else ''} {(lows or highs)[0]}".replace(
+            "  ", " "
+        )
+    limits = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    stated = [f"{words} {context[key]:g}" for key, words in limits.items() if key in context]
+    return f"what is allowed: {', '.join(stated)}" if stated else "the finite numbers"
+
+
+def _choices(schema: Mapping[str, Any]) -> list[str]:
+    found: list[str] = []
+    for part in _alternatives(schema):
+        found += [str(value) for value in part.get("enum", ())]
+        if "const" in part:
+            found.append(str(part["const"]))
+    return found
+
+
+def _keys(schema: Mapping[str, Any]) -> list[str]:
+    return [key for part in _alternatives(schema) for key in part.get("properties", {})]
+
+
+_schemas: dict[type[BaseModel], dict[str, Any]] = {}
+
+
+def _schema_at(model: type[BaseModel], path: tuple[str | int, ...]) -> Mapping[str, Any]:
+    """The JSON schema of what stands at a path, with description and bounds; {} where the model says nothing.
+
+    Only asked when there is an error to explain: making a schema takes milliseconds.
+    """
+    if model not in _schemas:
+        try:
+            _schemas[model] = model.model_json_schema(by_alias=True)
+        except Exception:  # noqa: BLE001 - a driver's own type may have no schema; the message is then poorer
+            _schemas[model] = {}
+    root = _schemas[model]
+    schema: Mapping[str, Any] = _resolve(root, root)
+    for part in path:
+        schema = _resolve(_child(schema, part, root), root)
+    return schema
+
+
+def _child(schema: Mapping[str, Any], part: str | int, root: Mapping[str, Any]) -> Mapping[str, Any]:
+    for option in _alternatives(schema):
+        option = _resolve(option, root)
+        if isinstance(part, int):
+            prefix = option.get("prefixItems", ())
+            if part < len(prefix):
+                return dict(prefix[part])
+            if isinstance(option.get("items"), dict):
+                return dict(option["items"])
+        elif part in option.get("properties", {}):
+            return dict(option["properties"][part])
+        elif isinstance(option.get("additionalProperties"), dict):
+            return dict(option["additionalProperties"])
+    return {}
+
+
+def _alternatives(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [schema, *schema.get("anyOf", ()), *schema.get("oneOf", ())]
+
+
+def _resolve(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Follow references, here and in the alternatives; what stands beside a reference wins."""
+    for _ in range(8):
+        if "$ref" not in schema:
+            break
+        target = root.get("$defs", {}).get(str(schema["$ref"]).rpartition("/")[2], {})
+        schema = {**target, **{key: value for key, value in schema.items() if key != "$ref"}}
+    resolved = dict(schema)
+    for word in ("anyOf", "oneOf"):
+        if word in resolved:
+            resolved[word] = [_resolve(option, root) if "$ref" in option else option for option in resolved[word]]
+    return resolved

@@ -1,0 +1,462 @@
+"""The operator's file, its fragments, templates and city profiles -> one checked config, or every problem with its place.
+
+The drivers' models are given: the loader imports no driver.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files as package_files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from gateway.config.explain import from_pydantic, known_or_near, locate
+from gateway.config.model import NAME, CityProfile, Config
+from gateway.config.tree import (
+    Entry,
+    Items,
+    Map,
+    Node,
+    Scalar,
+    find,
+    is_surprise,
+    merge,
+    overlay,
+    place_problem,
+    plain_value,
+    read_tree,
+)
+from gateway.sdk.config import LinkConfig
+from gateway.sdk.driver import Driver
+from gateway.sdk.errors import Problem
+from gateway.sdk.quantities import quantities, unit_fits, units
+from gateway.sdk.template import Template
+
+MAIN_FILE = "citygate.yaml"
+FRAGMENTS = "conf.d"
+ModelT = TypeVar("ModelT", bound=BaseModel)
+Path_ = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NoDriver:
+    """What the caller gives instead of a driver that cannot be had.
+
+    Attributes:
+        unknown: nobody offers the name, so it is an error in the file; else the link stays off and the rest runs.
+    """
+
+    fault: str
+    remedy: str
+    unknown: bool = False
+    names: tuple[str, ...] = ()
+
+
+FindDriver = Callable[[str], Driver[Any] | NoDriver]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTemplate:
+    """A template, its file, and the tree its problems are placed in. `template` is None when it has errors."""
+
+    template: Template | None
+    file: str
+    tree: Map
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedLink:
+    """One link of the file. `config` is None when it has errors or its driver cannot be had (then `fault` says so)."""
+
+    name: str
+    driver_name: str
+    driver: Driver[Any] | None
+    config: LinkConfig | None
+    devices: tuple[str, ...]
+    templates: Mapping[str, LoadedTemplate]
+    fault: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """All that the files say. `config` is None when the part outside links has errors.
+
+    Attributes:
+        profiles: city profile by broker (an empty one where none is used), with the tree of its file.
+        root: the merged tree, to place further problems.
+    """
+
+    config: Config | None
+    links: Mapping[str, LoadedLink]
+    profiles: Mapping[str, tuple[CityProfile, Map]]
+    problems: tuple[Problem, ...]
+    files: tuple[Path, ...]
+    root: Map
+
+
+def config_files(path: Path) -> tuple[Path, tuple[Path, ...]]:
+    """Main file and fragments of `-c DIR` or `-c FILE`."""
+    main = path / MAIN_FILE if path.is_dir() else path
+    return main, tuple(sorted((main.parent / FRAGMENTS).glob("*.yaml")))
+
+
+def load(path: Path, find_driver: FindDriver) -> Loaded:
+    """Read and check everything. Raises nothing: what is wrong is in `problems`."""
+    return _Load(path, find_driver).run()
+
+
+@dataclass
+class _Load:
+    """One pass over all files, gathering problems."""
+
+    path: Path
+    find_driver: FindDriver
+    problems: list[Problem] = field(default_factory=list)
+
+    def run(self) -> Loaded:
+        main, fragments = config_files(self.path)
+        self.folder = main.parent
+        self.templates = Templates(self.folder / "templates", self.problems)
+        root = read_tree(main, self.problems)
+        readable = not self.problems
+        for fragment in fragments:
+            root = merge(root, read_tree(fragment, self.problems), self.problems)
+        profiles: dict[str, tuple[CityProfile, Map]] = {}
+        root = self._with_profiles(root, profiles)
+        links = self._links(root)
+        config = self._config(root) if readable else None
+        if config is not None:
+            ready = {name: link.config for name, link in links.items() if link.config is not None}
+            config = config.model_copy(update={"links": ready})
+        return Loaded(config, links, profiles, tuple(self.problems), (main, *fragments), root)
+
+    def _config(self, root: Map) -> Config | None:
+        links = root.entries.get("links")
+        if links and not isinstance(links.node, Map):
+            self._add("wrong-type", ("links",), "links should be a map of links by name", links.node)
+        without = Map({key: entry for key, entry in root.entries.items() if key != "links"}, root.place)
+        config, problems = validate(Config, without)
+        self.problems += problems
+        return config
+
+    def _with_profiles(self, root: Map, profiles: dict[str, tuple[CityProfile, Map]]) -> Map:
+        """Lay each broker's entry on what its city profile says of brokers."""
+        brokers = root.get("brokers")
+        if not isinstance(brokers, Map):
+            return root
+        entries = dict(brokers.entries)
+        for name, entry in brokers.entries.items():
+            profile, tree = self._profile(entry.node, ("brokers", name, "use"))
+            profiles[name] = profile, tree
+            base = tree.get("broker")
+            if isinstance(base, Map) and isinstance(entry.node, Map):
+                entries[name] = Entry(entry.key, overlay(base, entry.node))
+        over = Entry(root.entries["brokers"].key, Map(entries, brokers.place))
+        return Map({**root.entries, "brokers": over}, root.place)
+
+    def _profile(self, broker: Node, path: Path_) -> tuple[CityProfile, Map]:
+        use = broker.get("use") if isinstance(broker, Map) else None
+        empty = CityProfile(), Map({}, broker.place)
+        if not isinstance(use, Scalar):
+            return empty
+        kind, _, name = use.text.partition("/")
+        folders = (self.folder / "cities", shipped("cities"))
+        file = next((f for f in (folder / f"{name}.yaml" for folder in folders) if f.is_file()), None)
+        if kind != "cities" or not NAME.fullmatch(name) or file is None:
+            known = sorted({f"cities/{f.stem}" for folder in folders for f in _yaml_files(folder)})
+            remedy = known_or_near(use.text, known) or "put it into cities/ beside the config"
+            self._add("unknown-profile", path, f"no city profile {use.text}", use, remedy)
+            return empty
+        tree = read_tree(file, self.problems)
+        profile, problems = validate(CityProfile, tree)
+        self.problems += problems
+        return profile or CityProfile(), tree
+
+    def _links(self, root: Map) -> dict[str, LoadedLink]:
+        links = root.get("links")
+        if not isinstance(links, Map):
+            return {}
+        loaded: dict[str, LoadedLink] = {}
+        owners: dict[str, str] = {}
+        for name, entry in links.entries.items():
+            self._check_name(name, ("links", name), entry)
+            loaded[name] = self._link(name, entry)
+            for device in loaded[name].devices:
+                if device in owners:
+                    self._twice(root, name, device, owners[device])
+                owners.setdefault(device, name)
+        return loaded
+
+    def _twice(self, root: Map, link: str, device: str, owner: str) -> None:
+        path = ("links", link, "devices", device)
+        first = find(root, ("links", owner, "devices", device)).key
+        self._add("duplicate-device", path, f"link {owner} has a device {device} too, at {first}", root,
+                  "give one of them another name: readings and entities are told apart by it")  # fmt: skip
+
+    def _link(self, name: str, entry: Entry) -> LoadedLink:
+        node, path = entry.node, ("links", name)
+        if not isinstance(node, Map):
+            self._add("wrong-type", path, "a link should be a map with driver and devices", node)
+            return LoadedLink(name, "", None, None, (), {})
+        devices = node.get("devices")
+        names = tuple(devices.entries) if isinstance(devices, Map) else ()
+        for device in names:
+            self._check_name(device, (*path, "devices", device), devices.entries[device])  # type: ignore[union-attr]
+        kind = node.get("driver")
+        if not isinstance(kind, Scalar) or not kind.text:
+            problem = Problem("missing-key", path, "missing key driver", "kind of link, e.g. modbus", at="key")
+            self.problems.append(place_problem(problem, entry.key))
+            return LoadedLink(name, "", None, None, names, {})
+        driver = self.find_driver(kind.text)
+        if isinstance(driver, NoDriver):
+            if driver.unknown:
+                self._add("unknown-driver", (*path, "driver"), driver.fault, kind,
+                          known_or_near(kind.text, driver.names, "installed"))  # fmt: skip
+            return LoadedLink(name, kind.text, None, None, names, {}, driver.fault, driver.remedy)
+        return self._link_of(driver, name, entry, names)
+
+    def _link_of(self, driver: Driver[Any], name: str, entry: Entry, names: tuple[str, ...]) -> LoadedLink:
+        node = entry.node
+        given: dict[Path_, Any] = {}
+        templates: dict[str, LoadedTemplate] = {}
+        for device in names:
+            place = ("devices", device, "template")
+            found = find(node, place)
+            if found.missing is None and isinstance(found.node, Scalar):
+                path = ("links", name, *place)
+                loaded = self.templates.find(driver, found.node, path)
+                templates[device] = loaded
+                given[place] = loaded.template
+        config, problems = validate(driver.config_model, node, ("links", name), given, entry)
+        broken = {("links", name, *place) for place, template in given.items() if template is None}
+        self.problems += [problem for problem in problems if problem.path not in broken]
+        return LoadedLink(name, driver.name, driver, config, names, templates)
+
+    def _check_name(self, name: str, path: Path_, entry: Entry) -> None:
+        if not NAME.fullmatch(name):
+            problem = Problem(
+                "wrong-name",
+                path,
+                f"{name!r} cannot be a name",
+                "letters, digits, '-', '_' and '.', at most 64, as it goes into ids and metrics",
+            )
+            self.problems.append(place_problem(problem, entry.key))
+
+    def _add(self, code: str, path: Path_, message: str, node: Node, remedy: str = "") -> None:
+        problem = Problem(code=code, path=path, message=message, remedy=remedy)
+        if isinstance(node, Map) and find(node, path).missing is None:
+            self.problems.append(locate(problem, node))
+        else:
+            self.problems.append(place_problem(problem, node.place))
+
+
+class Templates:
+    """Device types by name: the folder beside the config first, then what the driver ships. Each is read once."""
+
+    def __init__(self, beside: Path, problems: list[Problem]) -> None:
+        self._beside = beside
+        self._problems = problems
+        self._loaded: dict[tuple[str, str], LoadedTemplate] = {}
+
+    def find(self, driver: Driver[Any], name: Scalar, path: Path_) -> LoadedTemplate:
+        """The template a device names; a problem at the name when there is none, in its file when it is wrong."""
+        key = driver.name, name.text
+        if key not in self._loaded:
+            self._loaded[key] = self._load(driver, name.text)
+        loaded = self._loaded[key]
+        if not loaded.file:
+            known = template_names(self._beside) + template_names(driver.templates)
+            remedy = known_or_near(name.text, known, "there are") or "`citygate templates` lists them"
+            message = f"driver {driver.name} has no template {name.text or '(empty)'}"
+            self._problems.append(place_problem(Problem("unknown-template", path, message, remedy), name.place))
+        return loaded
+
+    def _load(self, driver: Driver[Any], name: str) -> LoadedTemplate:
+        file = self.file(driver, name)
+        if file is None:
+            return LoadedTemplate(None, "", _nothing())
+        tree = read_tree(file, self._problems)
+        template, problems = validate(driver.template_model, tree)
+        problems += check_points(tree)
+        self._problems += problems
+        if template is not None and not any(problem.severity == "error" for problem in problems):
+            return LoadedTemplate(template.model_copy(update={"name": name}), str(file), tree)
+        return LoadedTemplate(None, str(file), tree)
+
+    def file(self, driver: Driver[Any], name: str) -> Traversable | None:
+        """The file of a template, or None."""
+        vendor, _, model = name.partition("/")
+        if not (NAME.fullmatch(vendor) and NAME.fullmatch(model)):
+            return None
+        for folder in (self._beside, driver.templates):
+            file = folder.joinpath(vendor, f"{model}.yaml")
+            if file.is_file():
+                return file
+        return None
+
+
+def template_names(folder: Traversable) -> list[str]:
+    """`vendor/model` of all templates in a folder."""
+    if not folder.is_dir():
+        return []
+    vendors = [vendor for vendor in folder.iterdir() if vendor.is_dir()]
+    return sorted(f"{vendor.name}/{file.name[:-5]}" for vendor in vendors for file in _yaml_files(vendor))
+
+
+def shipped(folder: str) -> Path:
+    """A folder of config/: in the wheel inside the package, in a checkout beside it."""
+    package = Path(str(package_files("gateway")))
+    inside = package / "share" / folder
+    return inside if inside.is_dir() else package.parent / "config" / folder
+
+
+def _yaml_files(folder: Traversable) -> list[Any]:
+    return [file for file in folder.iterdir() if file.name.endswith(".yaml")] if folder.is_dir() else []
+
+
+def _nothing() -> Map:
+    from gateway.config.tree import Place, Source
+
+    return Map({}, Place(Source("", ()), 0, 0))
+
+
+def check_points(tree: Map) -> list[Problem]:
+    """Points of a template whose quantity or unit is not in the closed lists."""
+    problems: list[Problem] = []
+    points = tree.get("points")
+    for name, entry in points.entries.items() if isinstance(points, Map) else ():
+        quantity, unit = (_text(entry.node, key) for key in ("quantity", "unit"))
+        known = quantities().get(quantity)
+        if not quantity:
+            continue  # the model says so
+        if known is None:
+            remedy = known_or_near(quantity, quantities())
+            problem = Problem("unknown-quantity", ("points", name, "quantity"), f"no quantity {quantity}", remedy)
+            problems.append(locate(problem, tree))
+        elif unit and not unit_fits(known, unit):
+            problems.append(locate(_unit_problem(name, quantity, unit), tree))
+    return problems
+
+
+def _unit_problem(point: str, quantity: str, unit: str) -> Problem:
+    path = ("points", point, "unit")
+    known = quantities()[quantity]
+    if not known.unit:
+        return Problem("wrong-unit", path, f"{quantity} has no unit", "remove the key")
+    fitting = sorted(code for code in units() if unit_fits(known, code))
+    remedy = f"UN/CEFACT codes for it: {', '.join(f'{code} ({units()[code].symbol})' for code in fitting[:20])}"
+    return Problem("wrong-unit", path, f"{unit} is not a unit of {quantity} ({known.dimension})", remedy)
+
+
+def _text(node: Node, key: str) -> str:
+    value = node.get(key) if isinstance(node, Map) else None
+    return value.text if isinstance(value, Scalar) else ""
+
+
+# What a scalar means depends on its field: `0123` is a DevEUI in a text field and a trap in a number field. So numbers
+# are handed over as numbers and doubtful scalars as opaque nodes; where the model asks for a text, the next round gives
+# it the text as written.
+_TEXT_ERRORS = frozenset(
+    (
+        "string_type",
+        "literal_error",
+        "enum",
+        "string_sub_type",
+        "url_type",
+        "uuid_type",
+        "datetime_type",
+        "date_type",
+        "time_type",
+    )
+)
+_ROUNDS = 4
+
+
+def validate(
+    model: type[ModelT],
+    node: Node,
+    prefix: tuple[str, ...] = (),
+    given: Mapping[Path_, Any] | None = None,
+    entry: Entry | None = None,
+) -> tuple[ModelT | None, list[Problem]]:
+    """A tree as an instance of a model, or the problems with their places.
+
+    Args:
+        prefix: path of `node` in the whole file.
+        given: values that stand ready, by path in `node` (a device's template).
+        entry: where `node` stands, so that what is missing in it is shown at its key.
+    """
+    given = given or {}
+    written: set[Path_] = set()
+    errors: list[ErrorDetails] = []
+    for _ in range(_ROUNDS):
+        doubtful: set[Path_] = set()
+        data = _data(node, (), written, given, doubtful)
+        try:
+            instance = model.model_validate(data)
+            errors = []
+            if not doubtful:
+                return instance, []
+        except ValidationError as error:
+            errors = error.errors(include_url=False, include_input=False)
+        except Exception as error:  # noqa: BLE001 - a driver's validator may raise anything on strange input
+            if not doubtful:
+                return None, [_driver_bug(model, error, prefix, entry, node)]
+            written |= doubtful
+            continue
+        more = _as_text(node, errors, doubtful) - written
+        if not more:
+            break
+        written |= more
+    where = entry.key if entry else None
+    return None, [_placed(error, model, node, prefix, where) for error in errors]
+
+
+def _as_text(node: Node, errors: list[ErrorDetails], doubtful: set[Path_]) -> set[Path_]:
+    """The scalars to be handed over as written in the next round."""
+    kinds: dict[Path_, set[str]] = {}
+    for error in errors:
+        found = find(node, error["loc"])
+        if isinstance(found.node, Scalar):
+            kinds.setdefault(found.path, set()).add(error["type"])
+    texts = {path for path, types in kinds.items() if types & _TEXT_ERRORS}
+    numbers = {
+        path for path, types in kinds.items() if all(kind.startswith(("int_", "float_", "bool_")) for kind in types)
+    }
+    return texts | (doubtful - numbers)
+
+
+def _data(node: Node, path: Path_, written: set[Path_], given: Mapping[Path_, Any], doubtful: set[Path_]) -> Any:
+    if path in given:
+        return given[path]
+    if isinstance(node, Map):
+        return {key: _data(entry.node, (*path, key), written, given, doubtful) for key, entry in node.entries.items()}
+    if isinstance(node, Items):
+        return [_data(item, (*path, index), written, given, doubtful) for index, item in enumerate(node.items)]
+    if path in written:
+        return node.text
+    if is_surprise(node):
+        doubtful.add(path)
+        return node
+    return plain_value(node)
+
+
+def _placed(error: ErrorDetails, model: type[BaseModel], node: Node, prefix: tuple[str, ...], key: Any) -> Problem:
+    problem = from_pydantic(error, model, node, prefix)
+    if key is not None and len(problem.path) <= len(prefix) + (error["type"] == "missing"):
+        return place_problem(problem, key)  # of the node as a whole: at its key in the file
+    return problem
+
+
+def _driver_bug(model: type[BaseModel], error: Exception, prefix: Path_, entry: Entry | None, node: Node) -> Problem:
+    problem = Problem(
+        "driver-fault",
+        prefix,
+        f"{model.__module__}.{model.__qualname__} cannot check this: {type(error).__name__}: {error}",
+        "a fault of the driver's package: report it to its author",
+    )
+    return place_problem(problem, entry.key if entry else node.place)

@@ -1,0 +1,156 @@
+"""The operator's file, except what drivers add: its keys are our API and live long."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, AwareDatetime, Field, SerializeAsAny
+
+from gateway.sdk.config import ConfigModel, Duration, LinkConfig, Location, Rate, Size
+
+VERSION = 1
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # goes into entity ids, metrics and file names as it is
+
+Name = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
+
+
+def _check_url(url: str) -> str:
+    match = re.fullmatch(r"([a-z]+)://([^/?#\s@]+@)?([^/?#\s@:]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?(/[^?#\s]*)?", url)
+    if not match or match[1] not in ("http", "https"):
+        raise ValueError(f"{url!r} is not an address of a broker; write it as in https://broker.example:1026")
+    if match[2]:
+        raise ValueError("a login in the address would be shown in logs; remove it")
+    return url.rstrip("/")
+
+
+HttpUrl = Annotated[str, AfterValidator(_check_url)]
+
+
+def parse_listen(listen: str) -> tuple[str, int]:
+    """Host and port of `127.0.0.1:8580`, `[::1]:8580`. Raises ValueError."""
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\s\[\]]+):([0-9]{1,5})", listen)
+    if not match or int(match[2]) > 65535:
+        raise ValueError(f"{listen!r} is not host:port; write it as in 127.0.0.1:8580")
+    return match[1].strip("[]"), int(match[2])
+
+
+def _check_listen(listen: str) -> str:
+    parse_listen(listen)
+    return listen
+
+
+class GatewayConfig(ConfigModel):
+    """This box."""
+
+    id: Name = Field(description="this box, in entity ids, logs and metrics; unique in the city, never changed")
+    name: str = Field("", description="for people, e.g. Bovisa school roof")
+    location: Location | None = Field(None, description="longitude, latitude; where devices without their own stand")
+    city: Name = Field(description="part of the entity ids, unless a broker's city profile gives another")
+
+
+class BufferConfig(ConfigModel):
+    """The log on disk: what is kept until every broker has it."""
+
+    path: str = Field("/var/lib/citygate/buffer.db", min_length=1, description="database file; its folder must exist")
+    commit_every_s: Annotated[Duration, Field(ge=0, le=3600)] = Field(
+        15.0, alias="commit_every", description="declared loss window at a power cut; 0 s commits each set"
+    )
+    max_size_bytes: Annotated[Size, Field(ge=1_000_000)] = Field(
+        10**9, alias="max_size", description="bound of the file; beyond it the oldest readings go first, counted"
+    )
+    max_age_s: Annotated[Duration, Field(ge=60)] = Field(
+        90 * 86400.0, alias="max_age", description="readings older than this are dropped, counted"
+    )
+    keep_s: Annotated[Duration, Field(ge=0)] = Field(
+        0.0, alias="keep", description="how long settled readings stay (the log is a queue, not a historian)"
+    )
+
+
+class BrokerConfig(ConfigModel):
+    """A city's context broker."""
+
+    kind: Literal["ngsi-ld"] = Field("ngsi-ld", description="what it speaks")
+    use: str | None = Field(
+        None, description="city profile, e.g. cities/milano; what it gives, this entry may override"
+    )
+    url: HttpUrl = Field(description="address without /ngsi-ld/…, e.g. https://broker.milano.example")
+    tenant: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,50}$", description="sent as NGSILD-Tenant")
+    send: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        ("*",), description="devices to send, by name or glob"
+    )
+    start: Literal["oldest", "now"] | AwareDatetime = Field(
+        "oldest", alias="from", description="where a new broker starts: oldest, now, or a time with zone"
+    )
+    history: Literal["auto", "temporal", "in-order", "latest-only"] = Field(
+        "auto", description="how the past is sent; auto asks the broker"
+    )
+    linger_s: Annotated[Duration, Field(ge=0, le=3600)] = Field(
+        1.0, alias="linger", description="changes are gathered this long before they are sent"
+    )
+    rate_per_s: Annotated[Rate, Field(gt=0)] = Field(500.0, alias="rate", description="most readings sent, by time")
+
+
+class PublishConfig(ConfigModel):
+    """What the city's users are told about the data."""
+
+    licence: str = Field("", description="SPDX name, e.g. CC-BY-4.0")
+    provider: str = Field("", description="who provides the data")
+    contact: str = Field("", description="mail address for questions")
+
+
+class HttpConfig(ConfigModel):
+    """Local page, read API, metrics and health."""
+
+    listen: Annotated[str, AfterValidator(_check_listen)] = Field(
+        "127.0.0.1:8580", description="host:port; port 0 takes a free one"
+    )
+
+    @property
+    def host(self) -> str:
+        return parse_listen(self.listen)[0]
+
+    @property
+    def port(self) -> int:
+        return parse_listen(self.listen)[1]
+
+
+class ClockConfig(ConfigModel):
+    """Whose word is taken for the time."""
+
+    trust: Literal["auto", "system"] = Field(
+        "auto", description="auto asks for a time source; system takes the system's word (containers, tests)"
+    )
+
+
+class Config(ConfigModel):
+    """The operator's file."""
+
+    version: Literal[1] = Field(description="of this file's format")
+    gateway: GatewayConfig
+    buffer: BufferConfig = BufferConfig()
+    links: dict[str, SerializeAsAny[LinkConfig]] = Field(default={}, description="physical links by name")
+    brokers: dict[Name, BrokerConfig] = Field(default={}, description="context brokers by name; none: read API only")
+    publish: PublishConfig = PublishConfig()
+    http: HttpConfig = HttpConfig()
+    clock: ClockConfig = ClockConfig()
+
+
+class TypeRule(ConfigModel):
+    """What a city wants of one entity type."""
+
+    context: str | None = Field(None, description="@context address of the model version this city uses")
+    id: str | None = Field(None, description="id pattern for this type")
+    static: dict[str, Any] = Field(default={}, description="extra attributes of this type: constant values")
+
+
+class CityProfile(ConfigModel):
+    """What a city asks of all that send to it; a file `cities/<name>.yaml` that the city can hand out."""
+
+    city: str = Field("", description="name in entity ids; default: the gateway's")
+    description: str = ""
+    broker: dict[str, Any] = Field(default={}, description="keys of a broker entry, e.g. kind, url, tenant")
+    id: str | None = Field(None, description="id pattern of {Type}, {city}, {gateway}, {device}")
+    types: dict[str, TypeRule] = Field(default={}, description="rules by entity type")
+    static: dict[str, Any] = Field(default={}, description="extra attributes of every entity: constant values")
+    licence: str = ""
+    provider: str = ""

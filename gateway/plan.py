@@ -1,0 +1,179 @@
+"""Config, templates and models -> one checked Plan, or every problem at once. `run`, `check` and `preview` start here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Protocol
+
+from gateway.config.explain import in_order, locate
+from gateway.config.loader import Loaded, LoadedLink, NoDriver, load
+from gateway.config.model import BrokerConfig, CityProfile, Config
+from gateway.config.tree import find
+from gateway.harmonise.compile import Mapping as EntityTable
+from gateway.harmonise.compile import compile_device
+from gateway.registry import DriverUnavailable
+from gateway.sdk.config import DeviceConfig, LinkConfig
+from gateway.sdk.driver import Driver
+from gateway.sdk.errors import ConfigError, Problem
+from gateway.sdk.quantities import quantities
+from gateway.sdk.reading import Point
+from gateway.sdk.template import Template
+
+Tables = Mapping[str, tuple[EntityTable, ...]]
+
+
+class Drivers(Protocol):
+    """What a plan needs of the registry."""
+
+    def driver(self, name: str) -> Driver[Any]:
+        """Raises DriverUnavailable."""
+
+    def names(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """One device: what it is, what it gives, where it stands.
+
+    Attributes:
+        template_file: the file its template was read from.
+        location: longitude, latitude; the gateway's when it has none of its own.
+    """
+
+    name: str
+    link: str
+    config: DeviceConfig
+    template: Template
+    points: Mapping[str, Point]
+    location: tuple[float, float] | None
+    template_file: str = ""
+
+
+@dataclass(frozen=True)
+class LinkPlan:
+    """One link. With a `fault` its driver cannot be had: it stays off, all else runs; its devices are names only."""
+
+    name: str
+    driver_name: str
+    driver: Driver[Any] | None
+    config: LinkConfig | None
+    devices: Mapping[str, DevicePlan]
+    fault: str = ""
+    remedy: str = ""
+    device_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BrokerPlan:
+    """One broker with the tables from which its entities are made, by device."""
+
+    name: str
+    config: BrokerConfig
+    profile: CityProfile
+    mappings: Tables
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the daemon needs, checked.
+
+    Attributes:
+        devices: of all links that have a driver, by name.
+        read_api: tables for the embedded read API, without any city's profile.
+        files: main file and fragments.
+    """
+
+    config: Config
+    links: Mapping[str, LinkPlan]
+    devices: Mapping[str, DevicePlan]
+    brokers: Mapping[str, BrokerPlan]
+    read_api: Tables
+    warnings: tuple[Problem, ...] = ()
+    files: tuple[Path, ...] = ()
+
+
+def make_plan(path: Path, registry: Drivers, *, with_secrets: bool = True) -> Plan:
+    """Read and check the operator's file.
+
+    Args:
+        path: file or folder, as given to `-c`.
+        with_secrets: False checks without looking secrets up (laptop, CI).
+
+    Raises:
+        ConfigError: carries every problem, warnings too, in order of file and line.
+    """
+    loaded = load(path, lambda name: _find_driver(registry, name))
+    problems = list(loaded.problems)
+    location = loaded.config.gateway.location if loaded.config else None
+    links = {name: _link_plan(link, location) for name, link in loaded.links.items()}
+    devices = {name: device for link in links.values() for name, device in link.devices.items()}
+    tables = {broker: _compile(devices, loaded, profile, problems) for broker, (profile, _) in loaded.profiles.items()}
+    read_api = _compile(devices, loaded, CityProfile(), problems)
+    ordered = in_order(problems)
+    if loaded.config is None or any(problem.severity == "error" for problem in ordered):
+        raise ConfigError(ordered)
+    brokers = {
+        name: BrokerPlan(name, config, loaded.profiles[name][0], _sent(config, tables[name]))
+        for name, config in loaded.config.brokers.items()
+    }
+    return Plan(loaded.config, links, devices, brokers, read_api, ordered, loaded.files)
+
+
+def _find_driver(registry: Drivers, name: str) -> Driver[Any] | NoDriver:
+    try:
+        return registry.driver(name)
+    except DriverUnavailable as error:
+        return NoDriver(str(error), error.remedy, error.unknown, registry.names())
+
+
+def _link_plan(link: LoadedLink, location: tuple[float, float] | None) -> LinkPlan:
+    configs: Mapping[str, DeviceConfig] = getattr(link.config, "devices", {})
+    devices = {
+        name: _device_plan(name, link, config, location) for name, config in configs.items() if name in link.templates
+    }
+    return LinkPlan(
+        link.name, link.driver_name, link.driver, link.config, devices, link.fault, link.remedy, link.devices
+    )
+
+
+def _device_plan(name: str, link: LoadedLink, config: DeviceConfig, location: tuple[float, float] | None) -> DevicePlan:
+    points = {
+        point: Point(point, its.quantity, its.unit or quantities()[its.quantity].unit)
+        for point, its in config.template.points.items()
+    }
+    file = link.templates[name].file
+    return DevicePlan(name, link.name, config, config.template, points, config.location or location, file)
+
+
+def _compile(
+    devices: Mapping[str, DevicePlan], loaded: Loaded, profile: CityProfile, problems: list[Problem]
+) -> dict[str, tuple[EntityTable, ...]]:
+    """The tables of all devices for one profile; what is wrong with a mapping goes to `problems`."""
+    gateway = loaded.config.gateway if loaded.config else None
+    gateway_id, city = (gateway.id, gateway.city) if gateway else ("gateway", "city")
+    tables: dict[str, tuple[EntityTable, ...]] = {}
+    for name, device in devices.items():
+        tables[name], found = compile_device(device, gateway_id=gateway_id, city=profile.city or city, profile=profile)
+        problems += [_place(problem, device, loaded) for problem in found]
+    return tables
+
+
+def _place(problem: Problem, device: DevicePlan, loaded: Loaded) -> Problem:
+    """A mapping's problem in the operator's file, if the device says what it is about, else in the template's file."""
+    own = ("links", device.link, "devices", device.name)
+    path = problem.path if problem.path[:4] == own else (*own, *problem.path)
+    inside = path[4:]
+    here = find(loaded.root, path)
+    template = loaded.links[device.link].templates[device.name].tree
+    if here.missing is not None and inside and find(template, inside[:1]).missing is None and len(here.path) < 6:
+        return locate(_with_path(problem, inside), template)
+    return locate(_with_path(problem, path), loaded.root)
+
+
+def _with_path(problem: Problem, path: tuple[str | int, ...]) -> Problem:
+    return Problem(problem.code, path, problem.message, problem.remedy, problem.severity, problem.at)
+
+
+def _sent(config: BrokerConfig, tables: Tables) -> dict[str, tuple[EntityTable, ...]]:
+    return {device: table for device, table in tables.items() if any(fnmatchcase(device, glob) for glob in config.send)}
