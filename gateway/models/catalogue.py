@@ -1,0 +1,155 @@
+"""The city data models: types, attributes, enums and terms, from an index of the published schemas; and extensions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib.resources import files
+from typing import Any, Literal
+
+import orjson
+import yaml
+
+CORE_CONTEXT = "https://uri.etsi.org/ngsi-ld/v1/ngsi-ld-core-context.jsonld"
+DEFAULT_VOCABULARY = "https://uri.etsi.org/ngsi-ld/default-context/"
+
+Kind = Literal["property", "relationship", "geo", "language"]
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeSpec:
+    """What a model says of one attribute, or of one member of a structured one.
+
+    Attributes:
+        json: JSON types the schema allows; empty = it does not say.
+        enum: the closed list of values; empty = open.
+        items: of an array; None = unrestricted.
+        members: of a structured value (`activePower` has `L1`), by name.
+        unit: UN/CEFACT code in which it is sent; "" = in the unit of its point.
+        format: `date-time`, `uri`, … of a text.
+    """
+
+    name: str
+    kind: Kind = "property"
+    json: tuple[str, ...] = ()
+    enum: tuple[Any, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    items: "AttributeSpec | None" = None
+    members: Mapping[str, "AttributeSpec"] = field(default_factory=dict)
+    unit: str = ""
+    units_text: str = ""
+    format: str = ""
+    pattern: str = ""
+
+
+@dataclass(frozen=True)
+class EntityType:
+    """One type of the catalogue.
+
+    Attributes:
+        name: as in `type`, without subject.
+        context: URL of the subject's @context.
+        mandatory: attributes the schema requires, beside id and type.
+        origin: `standard`, `synchronicity`, or the folder of an extension.
+    """
+
+    name: str
+    subject: str
+    version: str
+    context: str
+    licence: str
+    mandatory: frozenset[str]
+    origin: str
+    _entries: Mapping[str, Mapping[str, Any]]
+    _units: Mapping[str, str]
+
+    @cached_property
+    def attributes(self) -> Mapping[str, AttributeSpec]:
+        """All attributes by name, `location` and the common ones included."""
+        return {name: _attribute(name, entry, self._unit(name)) for name, entry in self._entries.items()}
+
+    def _unit(self, attribute: str) -> str:
+        return self._units.get(f"{self.name}.{attribute}", self._units.get(attribute, ""))
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Types by name (`AirQualityObserved`; `synchronicity/EVChargingStation` where a standard type took the plain name)."""
+
+    _index: Mapping[str, Any]
+    _units: Mapping[str, str]
+    _core: Mapping[str, str]
+    _types: dict[str, EntityType] = field(default_factory=dict)
+
+    def names(self) -> tuple[str, ...]:
+        """Every type."""
+        return tuple(self._index["types"])
+
+    def type(self, name: str) -> EntityType | None:
+        """The type, or None when the catalogue has none of this name."""
+        if name not in self._types:
+            entry = self._index["types"].get(name)
+            if entry is None:
+                return None
+            self._types[name] = _entity_type(name, entry, self._units)
+        return self._types[name]
+
+    def iri(self, context: str, term: str) -> str:
+        """What a term means under a context: the core context wins, an unknown term falls to the default vocabulary."""
+        if term in self._core:
+            return self._core[term]
+        return self._index["terms"].get(context, {}).get(term, DEFAULT_VOCABULARY + term)
+
+    def knows_context(self, context: str) -> bool:
+        """Whether the terms of this context are known offline."""
+        return context in self._index["terms"]
+
+
+@cache
+def catalogue() -> Catalogue:
+    """The types shipped with the gateway."""
+    package = files("gateway.models")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    core = orjson.loads((package / "contexts" / "ngsi-ld-core-context-v1.9.jsonld").read_bytes())["@context"]
+    return Catalogue(
+        _index=orjson.loads((package / "index.json").read_bytes()),
+        _units=yaml.load((package / "attribute_units.yaml").read_text(encoding="utf-8"), loader),
+        _core={
+            term: str(definition.get("@id") if isinstance(definition, dict) else definition)
+            for term, definition in core.items()
+            if not term.startswith("@")
+        },
+    )
+
+
+def _entity_type(name: str, entry: Mapping[str, Any], units: Mapping[str, str]) -> EntityType:
+    subject = str(entry["subject"])
+    return EntityType(
+        name=name.rpartition("/")[2],
+        subject=subject,
+        version=entry["version"],
+        context=entry["context"],
+        licence=entry["licence"],
+        mandatory=frozenset(entry["required"]),
+        origin="standard" if subject.startswith("dataModel.") else subject,
+        _entries=entry["attributes"],
+        _units=units,
+    )
+
+
+def _attribute(name: str, entry: Mapping[str, Any], unit: str = "") -> AttributeSpec:
+    items = entry.get("items")
+    return AttributeSpec(
+        name=name,
+        kind=entry.get("kind", "property"),
+        json=tuple(entry.get("json", ())),
+        enum=tuple(entry.get("enum", ())),
+        minimum=entry.get("min"),
+        maximum=entry.get("max"),
+        items=None if items is None else _attribute("", items),
+        members={n: _attribute(n, member, unit) for n, member in entry.get("members", {}).items()},
+        unit=unit,
+        units_text=entry.get("units", ""),
+        format=entry.get("format", ""),
+        pattern=entry.get("pattern", ""),
+    )
