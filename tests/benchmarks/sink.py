@@ -1,0 +1,57 @@
+"""An HTTP sink for benchmarks, as a process: takes any POST at once with 204, counts requests and bytes.
+
+    python tests/benchmarks/sink.py                prints its port, serves until killed
+    GET /stats                                     {"requests", "bytes", "entities"}
+"""
+
+import asyncio
+import json
+
+
+class Sink(asyncio.Protocol):
+    """One keep-alive connection."""
+
+    stats = {"requests": 0, "bytes": 0, "entities": 0}
+
+    def __init__(self) -> None:
+        self._buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
+            head = self._buffer[:end].lower()
+            start = head.find(b"content-length:")
+            size = int(head[start + 15 :].split(b"\r", 1)[0]) if start >= 0 else 0
+            if len(self._buffer) < end + 4 + size:
+                return
+            body, self._buffer = self._buffer[end + 4 : end + 4 + size], self._buffer[end + 4 + size :]
+            self._answer(head, body)
+
+    def _answer(self, head: bytes, body: bytes) -> None:
+        if head.startswith(b"post"):
+            self.stats["requests"] += 1
+            self.stats["bytes"] += len(body)
+            self.stats["entities"] += body.count(b'"id":')
+            self._transport.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+            return
+        if head.startswith(b"get /stats"):
+            answer = json.dumps(self.stats).encode()
+        else:
+            answer = b"[]"
+        self._transport.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(answer) + answer
+        )
+
+
+async def main() -> None:
+    server = await asyncio.get_running_loop().create_server(Sink, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,173 @@
+"""Plays a scenario of `hil/scenarios` on simulators and judges it: every value served against every value stored."""
+
+import json
+import time
+import urllib.request
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.support.box import REPOSITORY, Box, Process, eventually, free_port, get_json
+
+DRAIN_WITHIN_S = 20.0
+IN_FLIGHT_S = 1.0  # a set served so shortly before a kill may have been in flight
+
+Key = tuple[str, str, float]  # device, attribute, value: each simulated value names itself
+
+
+@dataclass
+class Scenario:
+    """One file of `hil/scenarios`."""
+
+    title: str
+    places: dict[str, str]
+    config: str
+    steps: list[dict[str, str]]
+    expect: dict[str, Any]
+
+    @classmethod
+    def load(cls, file: Path) -> "Scenario":
+        return cls(**yaml.safe_load(file.read_text()))
+
+    def links(self) -> dict[str, Any]:
+        """The links of the operator's file, places not yet filled in."""
+        links: dict[str, Any] = yaml.safe_load(self.config.replace("{", "<").replace("}", ">"))["links"]
+        return links
+
+
+@dataclass
+class Stage:
+    """A box, its simulators and a strict broker, while a scenario is played."""
+
+    box: Box
+    scenario: Scenario
+    broker_url: str = ""
+    kills: list[tuple[float, float]] = field(default_factory=list)  # killed at, answering again at; unix seconds
+    _daemon: Process | None = None
+    _simulators: dict[str, Process] = field(default_factory=dict)
+
+    def play(self) -> None:
+        """All steps, then wait until the broker has what it can get."""
+        self._start_broker()
+        places = {name: self._place(name, kind) for name, kind in self.scenario.places.items()}
+        config = self.scenario.config
+        for name, place in {
+            **places,
+            "box": str(self.box.folder),
+            "http": str(self.box.port),
+            "broker": self.broker_url,
+        }.items():
+            config = config.replace("{" + name + "}", place)
+        self.box.write(config)
+        links = yaml.safe_load(config)["links"]
+        self._simulators = {link: self.box.start_simulator(link) for link in links}
+        self._daemon = self.box.start_daemon()
+        for link, its in links.items():
+            for device in its["devices"]:
+                eventually(
+                    f"{device} is good", lambda d=device, k=link: self.box.device(k, d).get("state") == "ok"
+                )
+        started_s = time.monotonic()
+        for step in self.scenario.steps:
+            at_s = float(step["at"].removesuffix(" s"))
+            time.sleep(max(0.0, started_s + at_s - time.monotonic()))
+            self._do(step)
+        eventually("the backlog is drained", self._is_drained, within_s=DRAIN_WITHIN_S)
+
+    def _place(self, name: str, kind: str) -> str:
+        return str(self.box.folder / name) if kind == "serial" else str(free_port())
+
+    def _start_broker(self) -> None:
+        broker = self.box.start("broker", "-m", "tests.support.strict_broker", "--port", "0")
+        port = eventually("the broker prints its port", lambda: broker.text().strip())
+        self.broker_url = f"http://127.0.0.1:{port}"
+
+    def _do(self, step: dict[str, str]) -> None:
+        [(subject, verb)] = [(key, value) for key, value in step.items() if key != "at"]
+        match subject, verb:
+            case "broker", "away":
+                self._behave(fault="reset")
+            case "broker", "back":
+                self._behave(fault="")
+            case "daemon", "kill":
+                assert self._daemon is not None
+                self.kills.append((time.time(), 0.0))
+                self._daemon.kill()
+            case "daemon", "start":
+                self._daemon = self.box.start_daemon()
+                self.kills[-1] = (self.kills[-1][0], time.time() + IN_FLIGHT_S)
+            case "links", "stop":
+                for simulator in self._simulators.values():
+                    simulator.end()
+            case _:
+                raise AssertionError(f"a scenario has no step {subject}: {verb}")
+
+    def _behave(self, **behaviour: Any) -> None:
+        body = json.dumps(behaviour).encode()
+        request = urllib.request.Request(f"{self.broker_url}/_strict/behave", body, {"Content-Type": "application/json"})
+        urllib.request.urlopen(request, timeout=5).close()
+
+    def _is_drained(self) -> bool:
+        brokers = (self.box.status() or {}).get("brokers", {})
+        return bool(brokers) and all(its["backlog"] == 0 and its["state"] == "ok" for its in brokers.values())
+
+    def held(self) -> dict[str, Any]:
+        """All the broker has and has seen."""
+        held: dict[str, Any] = get_json(f"{self.broker_url}/_strict/held")
+        return held
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was served and not stored, stored and not served, and how often one value was stored."""
+
+    lost: tuple[tuple[float, Key], ...]
+    invented: tuple[Key, ...]
+    repeated: int
+    served: int
+
+
+def judge(stage: Stage) -> Verdict:
+    """Compare value by value; an attribute's value is named by (device, attribute, value)."""
+    attributes = _attributes(stage.scenario)
+    served: dict[Key, float] = {}
+    for record in stage.box.served():
+        device = record["device"]
+        for point, value in record["values"].items():
+            if point in attributes[device]:
+                served[device, attributes[device][point], _round(value)] = datetime.fromisoformat(record["at"]).timestamp()
+    stored = Counter(
+        (value["entity"].rpartition(":")[2], value["attribute"], _round(value["value"]))
+        for value in stage.held()["stored"]
+        if isinstance(value["value"], int | float) and not isinstance(value["value"], bool)
+    )
+    return Verdict(
+        lost=tuple(sorted((t, key) for key, t in served.items() if key not in stored)),
+        invented=tuple(sorted(key for key in stored if key not in served)),
+        repeated=sum(count - 1 for count in stored.values()),
+        served=len(served),
+    )
+
+
+def excused(stage: Stage, at_s: float) -> bool:
+    """Whether what was served then fell into a kill: from the poll in flight to the first poll of the new process."""
+    return any(killed_s - IN_FLIGHT_S <= at_s <= back_s for killed_s, back_s in stage.kills)
+
+
+def _attributes(scenario: Scenario) -> dict[str, dict[str, str]]:
+    """Device -> point -> attribute, from the templates as they are written."""
+    found = {}
+    for link in scenario.links().values():
+        for device, its in link["devices"].items():
+            file = REPOSITORY / "drivers" / link["driver"] / "templates" / f"{its['template']}.yaml"
+            entity = yaml.safe_load(file.read_text())["entity"]
+            found[device] = {point: attribute for attribute, point in entity["attributes"].items()}
+    return found
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.6g}")
