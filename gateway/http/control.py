@@ -10,43 +10,13 @@ import aiohttp
 import orjson
 from aiohttp import web
 
-from gateway.http.shapes import problem_row
-from gateway.http.view import VIEW, GatewayView, UnknownName
-from gateway.sdk.errors import BrokerUnavailable, CitygateError, ConfigError, LinkError, NoAnswer
+from gateway.config.explain import as_json
+from gateway.http.outcome import PROBLEM, UNREACHABLE, NoDaemon, Refused, UnknownName, exit_code
+from gateway.http.view import VIEW, GatewayView
+from gateway.sdk.errors import CitygateError, ConfigError
 
 PREFIX = "/control"
 CONNECT_TIMEOUT_S = 3.0
-
-FINE, PROBLEM, USAGE, CONFIG, UNREACHABLE = 0, 1, 2, 3, 4
-
-
-class NoDaemon(CitygateError):
-    """Nobody listens at the control socket."""
-
-
-class Refused(CitygateError):
-    """The daemon refused or could not do it.
-
-    Args:
-        message: as the daemon wrote it.
-        exit_code: as the command ends.
-        body: the whole answer, e.g. with `problems`.
-    """
-
-    def __init__(self, message: str, exit_code: int, body: Mapping[str, Any]) -> None:
-        self.exit_code, self.body = exit_code, body
-        super().__init__(message)
-
-
-def socket_path(buffer_path: Path) -> Path:
-    """Where the daemon with this buffer listens: `/var/lib/NAME/…` → `/run/NAME/control.sock`, else beside the buffer.
-
-    It follows from the config alone, so that the command finds the daemon, and no two buffers share a socket.
-    """
-    folder = buffer_path.parent
-    if folder.is_relative_to("/var/lib") and folder != Path("/var/lib"):
-        folder = Path("/run") / folder.relative_to("/var/lib")
-    return folder / "control.sock"
 
 
 # --- the daemon's side ---------------------------------------------------------------------------------------------
@@ -113,23 +83,10 @@ def _seconds(given: Mapping[str, Any]) -> float:
 def _error_body(error: CitygateError) -> dict[str, Any]:
     body: dict[str, Any] = {"error": str(error), "exit": exit_code(error)}
     if isinstance(error, ConfigError):
-        body["problems"] = [problem_row(problem) for problem in error.problems]
+        body["problems"] = [as_json(problem) for problem in error.problems]
     if getattr(error, "remedy", ""):
         body["remedy"] = error.remedy  # type: ignore[attr-defined]  # DriverUnavailable and its like
     return body
-
-
-def exit_code(error: CitygateError) -> int:
-    """The exit code of the command that ends with this error."""
-    if isinstance(error, Refused):
-        return error.exit_code
-    if isinstance(error, UnknownName):
-        return USAGE
-    if isinstance(error, ConfigError):
-        return CONFIG
-    if isinstance(error, LinkError | NoAnswer | BrokerUnavailable | NoDaemon):
-        return UNREACHABLE
-    return PROBLEM
 
 
 def _json(body: Any, *, status: int = 200) -> web.Response:

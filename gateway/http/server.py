@@ -16,6 +16,7 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from gateway.config.model import parse_listen
 from gateway.http import control, metrics, page, read_api
 from gateway.http.view import VIEW, GatewayView
 from gateway.journal import event
@@ -51,7 +52,7 @@ class Server:
         self, view: GatewayView, *, listen: str, control_socket: Path | None = None, token: str | None = None
     ) -> None:
         self._view = view
-        self._host, self._port = split_listen(listen) if listen else ("", 0)
+        self._host, self._port = parse_listen(listen) if listen else ("", 0)
         self._control_socket = control_socket
         self._token = token
         self.url = ""
@@ -125,15 +126,6 @@ class Server:
                 headers={"WWW-Authenticate": 'Basic realm="citygate", charset="UTF-8"'},
             )
         return await handler(request)
-
-
-def split_listen(listen: str) -> tuple[str, int]:
-    """(host, port) of `127.0.0.1:8580` or `[::1]:8580`. Raises CitygateError."""
-    host, _, port = listen.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise CitygateError(f"http.listen {listen!r}: write host:port, as in 127.0.0.1:8580")
-    return host, int(port)
 
 
 def _is_loopback(host: str) -> bool:

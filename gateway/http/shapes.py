@@ -1,10 +1,11 @@
-"""JSON shapes of readings and problems that the control socket and the command share. Pure."""
+"""What the control socket and the command share: JSON shapes of readings, and where the socket is. Pure."""
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from gateway.sdk.errors import Problem
+from gateway.sdk.quantities import quantities
 from gateway.sdk.reading import Reading
 from gateway.sdk.template import TemplatePoint
 
@@ -24,7 +25,7 @@ def reading_rows(points: Mapping[str, TemplatePoint], readings: Iterable[Reading
             "point": reading.point,
             "quantity": points[reading.point].quantity if reading.point in points else "",
             "value": reading.value,
-            "unit": points[reading.point].unit if reading.point in points else "",
+            "unit": _unit(points[reading.point]) if reading.point in points else "",
             "quality": reading.quality.value,
             "reason": reading.reason.value,
             "observed_at": utc(reading.observed_at),
@@ -33,15 +34,17 @@ def reading_rows(points: Mapping[str, TemplatePoint], readings: Iterable[Reading
     ]
 
 
-def problem_row(problem: Problem) -> dict[str, Any]:
-    """A problem as `check --json` prints it; `path` is dotted."""
-    return {
-        "code": problem.code,
-        "severity": problem.severity,
-        "file": problem.file,
-        "line": problem.line,
-        "column": problem.column,
-        "path": ".".join(map(str, problem.path)),
-        "message": problem.message,
-        "remedy": problem.remedy,
-    }
+def _unit(point: TemplatePoint) -> str:
+    """Its UN/CEFACT code; a template that gives none means the quantity's own."""
+    return point.unit or (quantities()[point.quantity].unit if point.quantity in quantities() else "")
+
+
+def socket_path(buffer_path: Path) -> Path:
+    """Where the daemon with this buffer listens: `/var/lib/NAME/…` → `/run/NAME/control.sock`, else beside the buffer.
+
+    It follows from the config alone, so that the command finds the daemon, and no two buffers share a socket.
+    """
+    folder = buffer_path.parent
+    if folder.is_relative_to("/var/lib") and folder != Path("/var/lib"):
+        folder = Path("/run") / folder.relative_to("/var/lib")
+    return folder / "control.sock"

@@ -5,17 +5,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import web
 
-from gateway.sdk.errors import CitygateError
-
 if TYPE_CHECKING:
     from gateway.harmonise.entity import Entity
 
 Verb = Callable[[Mapping[str, Any]], Awaitable[Any]]
 """One more verb of the control socket: JSON arguments in, something orjson can write out. Raises CitygateError."""
-
-
-class UnknownName(CitygateError):
-    """A verb names a device, link or broker that the config does not have; the message lists those it has."""
 
 
 class GatewayView(Protocol):

@@ -1,0 +1,130 @@
+"""The status as text for a technician's terminal: what is wrong first in colour, what to do beside it. Pure."""
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from gateway.cli.terminal import colour, printable, table
+
+MARKS = {"ok": ("●", "green"), "paused": ("‖", "yellow"), "waiting": ("○", "dim"), "starting": ("○", "dim")}
+BAD = ("✗", "red")
+
+
+def status_text(status: Mapping[str, Any]) -> str:
+    """Several lines; see `GatewayView.status` for the shape."""
+    now = time_of(status.get("gateway", {}).get("now"))
+    lines = [*_gateway(status.get("gateway", {}))]
+    for name, link in status.get("links", {}).items():
+        lines += ["", *_link(name, link, now)]
+    if status.get("brokers"):
+        lines += [""]
+    for name, broker in status.get("brokers", {}).items():
+        lines += [*_broker(name, broker, now)]
+    lines += ["", *_flat("log", status.get("log", {})), *_flat("clock", status.get("clock", {}))]
+    return "\n".join(lines)
+
+
+def time_of(text: str | None) -> datetime | None:
+    """A time of the status."""
+    return datetime.fromisoformat(text) if text else None
+
+
+def age(then: datetime | None, now: datetime | None) -> str:
+    """`3 s`, `12 min`, `5 h`, `9 d`; "never" without a time."""
+    if then is None or now is None:
+        return "never"
+    return duration((now - then).total_seconds())
+
+
+def duration(seconds: float) -> str:
+    """One number and one unit, as somebody would say it."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if abs(seconds) >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def shown_value(point: Mapping[str, Any]) -> str:
+    """`230.1 V`, `on`, or `—` where there is no value."""
+    value = point.get("value")
+    if value is None:
+        return "—"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    number = f"{value:.6g}" if isinstance(value, float) else str(value)
+    unit = point.get("symbol") or point.get("unit") or ""
+    return f"{number} {unit}".rstrip()
+
+
+def mark(state: str) -> str:
+    """A sign for a state, in its colour."""
+    sign, name = MARKS.get(state, BAD)
+    return colour(sign, name)
+
+
+def _gateway(gateway: Mapping[str, Any]) -> Iterator[str]:
+    title = f"{gateway.get('id', '')}  {gateway.get('name', '')}".rstrip()
+    yield f"{colour(printable(title), 'bold')}  citygate {gateway.get('version', '')}".rstrip()
+    for reason in gateway.get("ready") or ():
+        yield f"{colour('!', 'red')} {printable(reason)}"
+
+
+def _why(record: Mapping[str, Any]) -> str:
+    if record.get("state") in ("ok", "waiting", "starting") and not record.get("reason"):
+        return ""
+    return ": ".join(part for part in (record.get("state", ""), printable(record.get("reason", ""))) if part)
+
+
+def _link(name: str, link: Mapping[str, Any], now: datetime | None) -> Iterator[str]:
+    why = _why(link) or link.get("state", "")
+    yield f"{mark(link.get('state', ''))} link {colour(printable(name), 'bold')}  {link.get('driver', '')}  {why}".rstrip()
+    if link.get("remedy"):
+        yield f"    → {printable(link['remedy'])}"
+    for device, record in link.get("devices", {}).items():
+        yield from _device(device, record, now)
+
+
+def _device(name: str, device: Mapping[str, Any], now: datetime | None) -> Iterator[str]:
+    last = (
+        f"last good {age(time_of(device.get('last_good_at')), now)} ago"
+        if device.get("last_good_at")
+        else "nothing yet"
+    )
+    why = _why(device)
+    yield f"  {mark(device.get('state', ''))} {printable(name)}  {last}{'  ' + why if why else ''}"
+    if device.get("remedy"):
+        yield f"      → {printable(device['remedy'])}"
+    rows = [
+        (point, shown_value(record), age(time_of(record.get("observed_at")), now), record.get("reason", ""))
+        for point, record in device.get("points", {}).items()
+    ]
+    yield from table(rows, indent="      ", right=frozenset((1, 2)))
+    for field, count in device.get("undeclared", {}).items():
+        yield f"      field {printable(field)} came {count} times but the template does not declare it"
+
+
+def _broker(name: str, broker: Mapping[str, Any], now: datetime | None) -> Iterator[str]:
+    parts = [_why(broker) or broker.get("state", ""), broker.get("history", "")]
+    backlog = broker.get("backlog") or 0
+    if backlog:
+        parts.append(f"{backlog} readings owed, oldest {age(time_of(broker.get('oldest_unsent_at')), now)}")
+    if broker.get("next_try_at"):
+        next_try, at = time_of(broker["next_try_at"]), now
+        parts.append(f"next try in {duration(max((next_try - at).total_seconds(), 0))}" if next_try and at else "")
+    for key in ("later", "dead"):
+        if broker.get(key):
+            parts.append(f"{broker[key]} {key}")
+    shown = "  ".join(part for part in parts if part)
+    yield f"{mark(broker.get('state', ''))} broker {colour(printable(name), 'bold')}  {shown}"
+    if broker.get("remedy"):
+        yield f"    → {printable(broker['remedy'])}"
+
+
+def _flat(title: str, record: Mapping[str, Any]) -> Iterator[str]:
+    shown = "  ".join(
+        f"{key.replace('_', ' ')} {printable(str(value))}"
+        for key, value in record.items()
+        if isinstance(value, str | int | float) and value not in ("", None)
+    )
+    if shown:
+        yield f"{title}  {shown}"

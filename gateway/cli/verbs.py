@@ -1,0 +1,70 @@
+"""How a verb is added to the command: its arguments, its help with examples, and the function that does it."""
+
+import argparse
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from gateway.sdk.config import parse_duration_s
+
+Run = Callable[[argparse.Namespace], int]
+DEFAULT_CONFIG = "/etc/citygate"
+EXIT_CODES = (
+    "exit codes: 0 fine · 1 problem found · 2 wrong use · 3 config invalid · 4 device, broker or daemon unreachable"
+)
+
+
+class Verbs:
+    """The verbs of the command, in the order they are added."""
+
+    def __init__(self, parser: argparse.ArgumentParser, dest: str = "verb") -> None:
+        self._subparsers = parser.add_subparsers(dest=dest, metavar="VERB", title="verbs", required=True)
+
+    def add(
+        self, name: str, run: Run, *, help: str, about: str = "", examples: tuple[str, ...] = (), config: bool = True
+    ) -> argparse.ArgumentParser:
+        """A verb with `--json`, and `-c` unless it needs no config.
+
+        Args:
+            run: does it; returns the exit code. CitygateErrors are printed and turned into exit codes by `main`.
+            help: one line for the list of verbs.
+            about: what somebody wants to know before using it.
+            examples: complete command lines, tested.
+        """
+        shown = "\n".join(f"  {example}" for example in examples)
+        verb = self._subparsers.add_parser(
+            name,
+            help=help,
+            description=about or f"{help[0].upper()}{help[1:]}.",
+            epilog=(f"examples:\n{shown}\n\n" if examples else "") + EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if config:
+            verb.add_argument(
+                "-c",
+                "--config",
+                metavar="FILE|DIR",
+                type=Path,
+                default=Path(os.environ.get("CITYGATE_CONFIG", DEFAULT_CONFIG)),
+                help=f"config file, or the folder of citygate.yaml and conf.d/ (default: $CITYGATE_CONFIG or {DEFAULT_CONFIG})",
+            )
+        verb.add_argument("--json", action="store_true", help="one JSON object or list on standard output")
+        verb.set_defaults(run=run)
+        return verb
+
+    def group(self, name: str, *, help: str) -> "Verbs":
+        """Verbs under a word of their own, as in `buffer status`."""
+        parser = self._subparsers.add_parser(
+            name, help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False
+        )
+        return Verbs(parser, f"{name}_verb")
+
+
+def duration(text: str) -> float:
+    """Seconds of `20s`, `30m`, `2h`, `15 min`; for arguments, where `m` means minutes."""
+    try:
+        return parse_duration_s(re.sub(r"(?<=[0-9 ])m$", "min", text.strip()))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
