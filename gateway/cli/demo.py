@@ -14,12 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
 from gateway.cli.status_text import age, mark, shown_value, time_of
 from gateway.cli.terminal import colour, complain, say, say_json, table
 from gateway.cli.verbs import Verbs, duration
-from gateway.http.control import ask
 from gateway.http.outcome import FINE, PROBLEM, NoDaemon, Refused
 from gateway.http.shapes import socket_path
 from gateway.sdk.errors import CitygateError
@@ -101,6 +98,8 @@ class Demo:
     processes: dict[str, asyncio.subprocess.Process]
 
     async def status(self) -> dict[str, Any]:
+        from gateway.http.control import ask
+
         found: dict[str, Any] = await ask(socket_path(self.folder / "buffer.db"), "status")
         return found
 
@@ -289,6 +288,8 @@ async def _summary(demo: Demo) -> dict[str, Any]:
 
 async def _entities(demo: Demo) -> int:
     """How many entities the read API has."""
+    import aiohttp
+
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session,

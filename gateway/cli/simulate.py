@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import orjson
 
@@ -16,12 +16,14 @@ from gateway.cli.terminal import complain
 from gateway.cli.verbs import Verbs
 from gateway.http.outcome import FINE, UnknownName
 from gateway.http.shapes import utc
-from gateway.plan import DevicePlan, LinkPlan, Plan, make_plan
 from gateway.registry import DriverUnavailable, Registry
 from gateway.sdk.config import parse_duration_s
 from gateway.sdk.errors import CitygateError
 from gateway.sdk.quantities import conversion, quantities
 from gateway.sdk.simulator import Faults, World
+
+if TYPE_CHECKING:
+    from gateway.plan import DevicePlan, LinkPlan, Plan
 
 COUNTS = 10_000  # a counter starts again after so many values at most
 WAVE_STEPS = 60  # values of one wave
@@ -70,6 +72,8 @@ def add_verbs(verbs: Verbs) -> None:
 
 def simulate(given: argparse.Namespace) -> int:
     """`citygate simulate`."""
+    from gateway.plan import make_plan
+
     registry = Registry()
     plan = make_plan(given.config, registry, with_secrets=False)
     links = _chosen(plan, given.link)
@@ -81,7 +85,7 @@ def simulate(given: argparse.Namespace) -> int:
     return FINE
 
 
-async def play(links: list[LinkPlan], world: World, registry: Registry) -> None:
+async def play(links: list["LinkPlan"], world: World, registry: Registry) -> None:
     """Play these links until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -101,7 +105,7 @@ async def play(links: list[LinkPlan], world: World, registry: Registry) -> None:
         task.result()  # a simulator ends by itself only when it failed
 
 
-def _chosen(plan: Plan, names: list[str] | None) -> list[LinkPlan]:
+def _chosen(plan: "Plan", names: list[str] | None) -> list["LinkPlan"]:
     for name in names or ():
         if name not in plan.links:
             raise UnknownName(f"no link {name}; there are {', '.join(plan.links) or 'none'}")
@@ -114,14 +118,14 @@ def _chosen(plan: Plan, names: list[str] | None) -> list[LinkPlan]:
     return chosen
 
 
-def _known(devices: list[str], plan: Plan) -> list[str]:
+def _known(devices: list[str], plan: "Plan") -> list[str]:
     for device in devices:
         if device not in plan.devices:
             raise UnknownName(f"no device {device}; there are {', '.join(plan.devices) or 'none'}")
     return devices
 
 
-def _late(given: list[str], plan: Plan) -> dict[str, float]:
+def _late(given: list[str], plan: "Plan") -> dict[str, float]:
     late_s: dict[str, float] = {}
     for text in given:
         device, _, time = text.partition("=")
@@ -143,7 +147,7 @@ def _recorder(file: IO[bytes] | None) -> Callable[[str, dict[str, float]], None]
     return record
 
 
-def counter_of(plan: Plan) -> Callable[[str, str, int], float]:
+def counter_of(plan: "Plan") -> Callable[[str, str, int], float]:
     """Values that name themselves: each is another one, in even steps through the plausible range."""
     ranges = _ranges(plan)
 
@@ -157,7 +161,7 @@ def counter_of(plan: Plan) -> Callable[[str, str, int], float]:
     return value
 
 
-def wave_of(plan: Plan) -> Callable[[str, str, int], float]:
+def wave_of(plan: "Plan") -> Callable[[str, str, int], float]:
     """Values like a street's: slow waves around what is usual, each point at its own pace."""
     ranges = {key: _usual(plan.devices[key[0]], key[1], limits) for key, limits in _ranges(plan).items()}
 
@@ -171,7 +175,7 @@ def wave_of(plan: Plan) -> Callable[[str, str, int], float]:
     return value
 
 
-def _usual(device: DevicePlan, point: str, limits: tuple[float, float]) -> tuple[float, float]:
+def _usual(device: "DevicePlan", point: str, limits: tuple[float, float]) -> tuple[float, float]:
     declared = device.points[point]
     low, high = USUAL.get(declared.quantity, (0.0, 0.0))
     if low == high:
@@ -181,12 +185,12 @@ def _usual(device: DevicePlan, point: str, limits: tuple[float, float]) -> tuple
     return low * scale + offset, high * scale + offset
 
 
-def _ranges(plan: Plan) -> dict[tuple[str, str], tuple[float, float]]:
+def _ranges(plan: "Plan") -> dict[tuple[str, str], tuple[float, float]]:
     """Plausible range in its unit, of each point that is a number."""
     return {(device.name, name): _range(device, name) for device in plan.devices.values() for name in device.points}
 
 
-def _range(device: DevicePlan, name: str) -> tuple[float, float]:
+def _range(device: "DevicePlan", name: str) -> tuple[float, float]:
     point = device.points[name]
     own = device.template.points[name].range
     if own is not None:
