@@ -1,0 +1,119 @@
+"""One unit at work: what it is asked, how it is doing, when it is due."""
+
+import random
+from collections.abc import Sequence
+from datetime import datetime
+
+from drivers.modbus.codec.blocks import Block, Field, Limits, plan
+from drivers.modbus.codec.frames import TABLES, Ask, Table, read_request
+from drivers.modbus.codec.registers import Encoding
+from drivers.modbus.config import ModbusDevice, ModbusTemplate, RegisterPoint
+from gateway.sdk.reading import Reading
+
+SILENT_CYCLES = 3  # then the unit is only probed
+MIN_PROBE_S, MAX_PROBE_S = 5.0, 60.0
+
+
+class Unit:
+    """The running state of one device.
+
+    Attributes:
+        blocks: its requests; they change when the device refuses a merged one.
+        due_s: when the next poll is due (monotonic), on the grid of its period.
+        failures: polls in a row that brought nothing.
+    """
+
+    def __init__(self, name: str, device: ModbusDevice, due_s: float) -> None:
+        self.name = name
+        self.unit_id = device.unit_id
+        self.every_s = device.every_s
+        self.timeout_s = device.timeout_s
+        self.rest_s = device.template.read.gap_s
+        self.points = tuple(device.template.points)
+        self.due_s = due_s
+        self.failures = 0
+        self.retried = False
+        self._order = {point: place for place, point in enumerate(self.points)}
+        self.asks: list[tuple[Ask, Block]] = []
+        self.use(plan_of(device.template))
+
+    def use(self, blocks: Sequence[Block]) -> None:
+        """Ask for these blocks from now on."""
+        self.asks = [(read_request(self.unit_id, b.table, b.address, b.count), b) for b in blocks]
+
+    def split(self, block: Block) -> bool:
+        """Ask for a refused block in parts from now on; False when it cannot be parted."""
+        parts = block.split()
+        if len(parts) == 1:
+            return False
+        blocks = [b for _, b in self.asks]
+        place = blocks.index(block)
+        self.use([*blocks[:place], *parts, *blocks[place + 1 :]])
+        return True
+
+    @property
+    def probing(self) -> bool:
+        """Silent for so long that it is only looked after now and then."""
+        return self.failures >= SILENT_CYCLES
+
+    def next_due_s(self, now_s: float) -> tuple[float, int]:
+        """When to poll next, and how many polls of the grid were missed."""
+        missed = 0
+        self.due_s += self.every_s
+        if self.due_s <= now_s:
+            missed = int((now_s - self.due_s) / self.every_s) + 1
+            self.due_s += missed * self.every_s
+        if self.probing:
+            pause_s = min(MAX_PROBE_S, MIN_PROBE_S * 2 ** min(10, self.failures - SILENT_CYCLES))
+            probe_s = now_s + pause_s * random.uniform(0.5, 1.0)
+            skipped = max(0, int((probe_s - self.due_s) / self.every_s) + 1)
+            self.due_s += skipped * self.every_s
+            return max(self.due_s, probe_s), 0
+        return self.due_s, missed
+
+    def in_order(self, readings: Sequence[Reading]) -> tuple[Reading, ...]:
+        """As the template lists the points."""
+        return tuple(sorted(readings, key=lambda reading: self._order[reading.point]))
+
+
+def encoding_of(point: RegisterPoint) -> Encoding:
+    """The codec's description of a point."""
+    return Encoding(
+        point.type,
+        point.words,
+        point.word_order,
+        point.byte_order,
+        point.bits,
+        point.scale,
+        point.offset,
+        tuple(point.enum.items()),
+        point.invalid,
+    )
+
+
+def fields_of(template: ModbusTemplate) -> tuple[Field, ...]:
+    """Where the template's points stand."""
+    return tuple(
+        Field(name, point.table, point.address, encoding_of(point), point.alone)
+        for name, point in template.points.items()
+    )
+
+
+def plan_of(template: ModbusTemplate) -> tuple[Block, ...]:
+    """The requests of one poll."""
+    rules = template.read
+    return plan(fields_of(template), Limits(rules.max_words, rules.max_bits, rules.max_hole))
+
+
+def readings_of(template: ModbusTemplate, ask: Ask, data: bytes, observed_at: datetime) -> list[Reading]:
+    """Readings of a captured reply: the points that stand whole within what was asked."""
+    table, address, count = _asked(ask)
+    inside = tuple(
+        f for f in fields_of(template) if f.table == table and address <= f.address and f.end <= address + count
+    )
+    return Block(table, address, count, inside).readings(data, observed_at)
+
+
+def _asked(ask: Ask) -> tuple[Table, int, int]:
+    table = TABLES[ask.function]
+    return table, int.from_bytes(ask.pdu[1:3], "big"), int.from_bytes(ask.pdu[3:5], "big")

@@ -1,0 +1,305 @@
+"""Modbus over serial lines and TCP: the units of one link polled in turn, one-shot reads in between."""
+
+import asyncio
+import heapq
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Any
+
+from drivers.modbus.codec.frames import (
+    ABSENT_EXCEPTIONS,
+    BUSY_EXCEPTIONS,
+    AsciiFraming,
+    Ask,
+    DeviceException,
+    Framing,
+    RtuFraming,
+    TcpFraming,
+    ask_of,
+    read_request,
+    reply_data,
+    rtu_sound,
+)
+from drivers.modbus.config import ModbusConfig, ModbusTemplate
+from drivers.modbus.device import Unit, plan_of, readings_of
+from drivers.modbus.transaction import Answered, Bus, Timing
+from gateway.sdk.driver import SDK_VERSION, Context, Exchange, Request
+from gateway.sdk.errors import Busy, CitygateError, FrameError, LinkError, NoAnswer
+from gateway.sdk.reading import Reading, ReadingSet, Reason, no_values
+from gateway.sdk.streams import ByteStream
+from gateway.sdk.template import Template
+
+BUSY_TRIES, BUSY_PAUSE_S = 4, 0.1
+IDLE_S = 30.0  # the loop shows that it lives at least this often
+DEAD_REQUESTS, DEAD_S = 3, 10.0  # a TCP connection on which nobody answers for so long is opened anew
+
+FRAMINGS: Mapping[str, type[Framing]] = {"rtu": RtuFraming, "ascii": AsciiFraming, "tcp": TcpFraming}
+
+
+class _Reconnect(Exception):
+    """The connection is of no use any more; open a new one."""
+
+
+class _Link:
+    """One link while it runs."""
+
+    def __init__(self, config: ModbusConfig, context: Context) -> None:
+        self._config, self._context = config, context
+        self._timing = Timing(
+            character_s=config.character_s,
+            rest_s=config.gap_s,
+            quiet_s=config.quiet_s if config.quiet_s is not None else 3 * config.timeout_s,
+            echo=config.echo,
+        )
+        now_s = context.monotonic_s()
+        count = len(config.devices)
+        self._units = {
+            name: Unit(name, device, now_s + device.every_s * place / count)  # spread over the period
+            for place, (name, device) in enumerate(config.devices.items())
+        }
+        self._bus: Bus
+
+    def open(self) -> AbstractAsyncContextManager[ByteStream]:
+        """The link's stream."""
+        its = self._config
+        if its.host:
+            return self._context.open_tcp(its.host, its.tcp_port)
+        return self._context.open_serial(its.port, its.baud_rate, parity=its.parity, stop_bits=its.stop_bits)
+
+    async def serve(self, stream: ByteStream) -> None:
+        """Poll and answer requests until the stream is of no use any more. Raises LinkError when it is gone."""
+        self._bus = Bus(stream, FRAMINGS[self._config.wire](), self._timing, self._context)
+        lost: Exception | None = None
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._poll_units(), name="modbus polls")
+                tasks.create_task(self._answer_requests(), name="modbus requests")
+        except* LinkError as group:
+            lost = group.exceptions[0]
+        except* _Reconnect:
+            self._context.count("reconnects")
+        if lost is not None:
+            raise lost
+
+    async def mark_down(self) -> None:
+        """No device can be read: say so for each."""
+        now = self._context.now()
+        for unit in self._units.values():
+            await self._context.emit(no_values(unit.name, unit.points, Reason.LINK_DOWN, observed_at=now))
+
+    async def _poll_units(self) -> None:
+        queue = [(unit.due_s, place, unit) for place, unit in enumerate(self._units.values())]
+        heapq.heapify(queue)
+        while True:
+            due_s, place, unit = queue[0]
+            now_s = self._context.monotonic_s()
+            due_s = max(due_s, self._bus.free_at_s(unit.unit_id))
+            if due_s > now_s:
+                heapq.heapreplace(queue, (due_s, place, unit))
+                if queue[0][2] is unit:
+                    await self._context.sleep(min(due_s - now_s, IDLE_S))
+                    self._context.progress()
+                continue
+            again_s = await self._poll(unit)
+            heapq.heapreplace(queue, (again_s, place, unit))
+
+    async def _poll(self, unit: Unit) -> float:
+        """Read one unit and hand the set over; when to poll it again."""
+        polled = await self._read(unit)
+        if polled.silent and not unit.failures and not unit.retried:
+            unit.retried = True  # a request lost to a glitch; tried once more before it counts
+            return self._bus.free_at_s(unit.unit_id)
+        unit.retried = False
+        unit.failures = unit.failures + 1 if polled.silent else 0
+        await self._context.emit(ReadingSet(unit.name, unit.in_order(polled.readings)))
+        if self._config.host and self._bus.silent_for_s() > DEAD_S and self._bus.silent >= DEAD_REQUESTS:
+            raise _Reconnect
+        again_s, missed = unit.next_due_s(self._context.monotonic_s())
+        if missed:
+            self._context.count("missed_polls", missed)
+        return again_s
+
+    async def _answer_requests(self) -> None:
+        while True:
+            request = await self._context.requests.get()
+            if request.reply.done():
+                continue
+            try:
+                exchange = await self._one_shot(request)
+            except CitygateError as error:
+                if not request.reply.done():
+                    request.reply.set_exception(error)
+                if isinstance(error, LinkError):
+                    raise
+            else:
+                if not request.reply.done():
+                    request.reply.set_result(exchange)
+
+    async def _one_shot(self, request: Request) -> Exchange:
+        if request.kind == "write":
+            raise CitygateError(f"{request.device}.{request.point} cannot be written: its template allows no writes")
+        unit = self._units[request.device]
+        polled = await self._read(unit)
+        return Exchange(polled.sent, polled.received, unit.in_order(polled.readings))
+
+    async def _read(self, unit: Unit) -> "_Polled":
+        polled = _Polled()
+        todo = list(unit.asks)
+        while todo:
+            ask, block = todo.pop(0)
+            reason = Reason.NONE
+            try:
+                answered = await self._ask(unit, ask)
+                polled.add(answered)
+                polled.readings += block.readings(answered.data, self._context.now())
+                polled.silent = False
+            except DeviceException as refusal:
+                polled.silent = False
+                if refusal.code == 2 and unit.split(block):
+                    self._context.count("split_blocks")
+                    todo = [pair for pair in unit.asks if pair[1] not in polled.done and pair[1] != block]
+                    continue
+                self._context.count(f"exception_{refusal.code}")
+                self._context.note(unit.name, str(refusal), "check the template against the device's manual")
+                reason = Reason.REFUSED
+            except Busy:
+                polled.silent = False
+                reason = Reason.BUSY
+            except FrameError as error:
+                self._context.reject(error)
+                reason = Reason.BAD_FRAME
+            except NoAnswer:
+                reason = Reason.TIMEOUT
+            polled.done.append(block)
+            if reason:
+                polled.readings += block.without_values(reason, self._context.now())
+            if reason in (Reason.TIMEOUT, Reason.BAD_FRAME):
+                for _, rest in todo:  # a dead unit costs one timeout, not one per block
+                    polled.readings += rest.without_values(reason, self._context.now())
+                break
+        return polled
+
+    async def _ask(self, unit: Unit, ask: Ask) -> Answered:
+        """One block; a busy unit is asked again.
+
+        Raises:
+            NoAnswer, Busy, FrameError, DeviceException, LinkError.
+        """
+        timeout_s = unit.timeout_s or self._config.timeout_s
+        for left in range(BUSY_TRIES - 1, -1, -1):
+            try:
+                return await self._bus.exchange(ask, timeout_s=timeout_s, rest_s=unit.rest_s)
+            except DeviceException as answer:
+                if answer.code in ABSENT_EXCEPTIONS:
+                    self._context.count("timeouts")
+                    raise NoAnswer(str(answer)) from answer
+                if answer.code not in BUSY_EXCEPTIONS:
+                    raise
+                self._context.count("busy")
+                if not left:
+                    raise Busy(str(answer)) from answer
+            except FrameError as error:
+                if self._config.wire == "tcp":
+                    raise _Reconnect from error
+                raise
+            await self._context.sleep(BUSY_PAUSE_S)
+        raise AssertionError("unreachable")
+
+
+class _Polled:
+    """What one poll brought.
+
+    Attributes:
+        silent: the unit gave no sound answer to anything.
+    """
+
+    def __init__(self) -> None:
+        self.readings: list[Reading] = []
+        self.done: list[Any] = []
+        self.silent = True
+        self.sent = b""
+        self.received = b""
+
+    def add(self, answered: Answered) -> None:
+        self.sent += answered.sent
+        self.received += answered.received
+
+
+class ModbusDriver:
+    """See README.md beside this file."""
+
+    name = "modbus"
+    sdk_version = SDK_VERSION
+    config_model = ModbusConfig
+    template_model = ModbusTemplate
+
+    @property
+    def templates(self) -> Traversable:
+        return files("drivers.modbus") / "templates"
+
+    async def run(self, config: ModbusConfig, context: Context) -> None:
+        """Serve one link until cancelled. Raises LinkError when port or connection is gone."""
+        link = _Link(config, context)
+        try:
+            while True:
+                async with link.open() as stream:
+                    await link.serve(stream)
+        except LinkError:
+            await link.mark_down()
+            raise
+
+    def decode(self, template: Template, frame: bytes, context: Mapping[str, Any]) -> tuple[Reading, ...]:
+        """Readings of one captured reply (RTU, ASCII or TCP).
+
+        Args:
+            context: `request`: the request's frame in hexadecimal, since a reply does not say which registers it
+                holds. Without it the template's own requests are tried, and exactly one must fit.
+
+        Raises:
+            FrameError: no sound reply, or not to be told which registers it holds.
+        """
+        assert isinstance(template, ModbusTemplate)
+        unit, pdu = unwrap(frame)
+        observed_at = context.get("received_at") or datetime.now(UTC)
+        if "request" in context:
+            asked, request = unwrap(bytes.fromhex(context["request"]))
+            if asked != unit:
+                raise FrameError(f"unit {unit} answers, asked was {asked}", frame=frame)
+            ask = ask_of(unit, request)
+        else:
+            ask = _only_fit(template, unit, pdu, frame)
+        try:
+            return tuple(readings_of(template, ask, reply_data(ask, pdu), observed_at))
+        except DeviceException as refusal:
+            raise FrameError(str(refusal), frame=frame, offset=1) from refusal
+
+
+def unwrap(frame: bytes) -> tuple[int, bytes]:
+    """Unit and PDU of one captured frame, whatever it travelled in. Raises FrameError."""
+    if len(frame) >= 8 and frame[2:4] == b"\0\0" and int.from_bytes(frame[4:6], "big") == len(frame) - 6:
+        return frame[6], frame[7:]
+    if frame.startswith(b":") and frame.endswith(b"\r\n"):
+        try:
+            body = bytes.fromhex(frame[1:-2].decode("ascii"))
+        except ValueError as error:
+            raise FrameError("no hexadecimal digits", frame=frame) from error
+        if len(body) < 3 or sum(body) & 0xFF:
+            raise FrameError("wrong LRC", frame=frame, offset=len(frame) - 4)
+        return body[0], body[1:-1]
+    if not rtu_sound(frame):
+        raise FrameError("neither Modbus TCP nor RTU with a right CRC", frame=frame, offset=max(0, len(frame) - 2))
+    return frame[0], frame[1:-2]
+
+
+def _only_fit(template: ModbusTemplate, unit: int, pdu: bytes, frame: bytes) -> Ask:
+    asks = [read_request(unit, block.table, block.address, block.count) for block in plan_of(template)]
+    fits = [ask for ask in asks if pdu.startswith(ask.reply_head) and len(pdu) == ask.reply_size]
+    if len(fits) != 1:
+        raise FrameError("the reply alone does not say which registers it holds; give the request too", frame=frame)
+    return fits[0]
+
+
+DRIVER = ModbusDriver()
