@@ -7,6 +7,7 @@ The nth answered read of a slave returns n in each float. It writes its own byte
 
 import argparse
 import asyncio
+import functools
 import json
 import struct
 
@@ -41,7 +42,7 @@ async def main() -> None:
     servers = []
     for _ in range(options.ports):
         counts = [0]
-        servers.append(await loop.create_server(lambda c=counts: Slave(c), "127.0.0.1", 0))
+        servers.append(await loop.create_server(functools.partial(Slave, counts), "127.0.0.1", 0))
     print(json.dumps([server.sockets[0].getsockname()[1] for server in servers]), flush=True)
     await asyncio.Event().wait()
 

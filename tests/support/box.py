@@ -73,7 +73,9 @@ class Process:
             return self.popen.wait(within_s)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AssertionError(f"pid {self.popen.pid} did not stop within {within_s:g} s:\n{self.text()[-3000:]}") from None
+            raise AssertionError(
+                f"pid {self.popen.pid} did not stop within {within_s:g} s:\n{self.text()[-3000:]}"
+            ) from None
 
     def text(self) -> str:
         """All it has said so far."""

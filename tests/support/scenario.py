@@ -68,9 +68,7 @@ class Stage:
         self._daemon = self.box.start_daemon()
         for link, its in links.items():
             for device in its["devices"]:
-                eventually(
-                    f"{device} is good", lambda d=device, k=link: self.box.device(k, d).get("state") == "ok"
-                )
+                eventually(f"{device} is good", lambda d=device, k=link: self.box.device(k, d).get("state") == "ok")
         started_s = time.monotonic()
         for step in self.scenario.steps:
             at_s = float(step["at"].removesuffix(" s"))
@@ -108,7 +106,9 @@ class Stage:
 
     def _behave(self, **behaviour: Any) -> None:
         body = json.dumps(behaviour).encode()
-        request = urllib.request.Request(f"{self.broker_url}/_strict/behave", body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            f"{self.broker_url}/_strict/behave", body, {"Content-Type": "application/json"}
+        )
         urllib.request.urlopen(request, timeout=5).close()
 
     def _is_drained(self) -> bool:
@@ -139,7 +139,9 @@ def judge(stage: Stage) -> Verdict:
         device = record["device"]
         for point, value in record["values"].items():
             if point in attributes[device]:
-                served[device, attributes[device][point], _round(value)] = datetime.fromisoformat(record["at"]).timestamp()
+                served[device, attributes[device][point], _round(value)] = datetime.fromisoformat(
+                    record["at"]
+                ).timestamp()
     stored = Counter(
         (value["entity"].rpartition(":")[2], value["attribute"], _round(value["value"]))
         for value in stage.held()["stored"]
