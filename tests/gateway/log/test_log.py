@@ -1,0 +1,237 @@
+"""The log as its users see it: append, read, settle, restart. Real SQLite, a manual clock."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from gateway.log.log import Columns, Consumer, Log, LogSettings
+from gateway.sdk.errors import LogError
+from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason
+from gateway.sdk.testing import NOON, ManualClock
+
+CITY = Consumer("milano")
+OTHER = Consumer("porto")
+
+
+def a_set(n: int, device: str = "meter-1") -> ReadingSet:
+    at = NOON + timedelta(seconds=n)
+    return ReadingSet(device, (Reading("count", n, at), Reading("voltage", 230.0 + n / 10, at)))
+
+
+async def opened(path: Path, *consumers: Consumer, commit_every_s: float = 3600.0, keep_s: float = 0.0) -> Log:
+    settings = LogSettings(path / "buffer.db", commit_every_s=commit_every_s, keep_s=keep_s)
+    return await Log.open(settings, clock=ManualClock(), consumers=consumers)
+
+
+async def everything(log: Log, consumer: str) -> list[int]:
+    """All values of point `count` after the cursor, without settling."""
+    counts: list[int] = []
+    after: int | None = None
+    while (columns := await log.read(consumer, after=after, max_readings=7)) is not None:
+        counts += counts_of(log, columns)
+        after = columns.last
+    return counts
+
+
+def counts_of(log: Log, columns: Columns) -> list[int]:
+    return [
+        value
+        for value, number in zip(columns.value, columns.series, strict=True)
+        if log.series[number].point == "count" and isinstance(value, int)
+    ]
+
+
+async def test_a_set_is_read_back_from_the_head_and_from_the_file_alike(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    bad = Reading("voltage", None, NOON, Quality.BAD, Reason.TIMEOUT)
+    await log.append(a_set(1))
+    await log.append(ReadingSet("meter-1", (bad,)))
+    from_head = await log.read("milano")
+    await log.commit()
+    from_file = await log.read("milano")
+    assert from_head == from_file
+    assert from_file is not None
+    assert from_file.value == [1, 230.1, None]
+    assert from_file.reason == [Reason.NONE, Reason.NONE, Reason.TIMEOUT]
+    await log.close()
+
+
+async def test_what_was_not_settled_is_there_after_a_restart(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    for n in range(20):
+        await log.append(a_set(n))
+    columns = await log.read("milano", max_readings=10)
+    assert columns is not None
+    await log.settle("milano", columns.last)
+    await log.close()
+
+    log = await opened(tmp_path, CITY)
+    await log.append(a_set(20))
+    assert await everything(log, "milano") == list(range(5, 21))
+    assert log.backlog("milano")[0] == 32
+    await log.close()
+
+
+async def test_what_everybody_settled_before_its_commit_is_never_written(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY, OTHER)
+    for n in range(10):
+        await log.append(a_set(n))
+    columns = await log.read("milano")
+    assert columns is not None
+    await log.settle("milano", columns.last)
+    assert log.status()["head_readings"] == 20  # porto still owes
+    await log.settle("porto", columns.last)
+    assert log.status()["head_readings"] == 0
+    await log.commit()
+    assert await log.read("milano", after=0) is None
+    await log.close()
+
+
+async def test_consumers_go_at_their_own_speed(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY, OTHER)
+    for n in range(10):
+        await log.append(a_set(n))
+        if n == 4:
+            await log.commit()
+    columns = await log.read("milano")
+    assert columns is not None
+    await log.settle("milano", columns.last)
+    assert await everything(log, "milano") == [5, 6, 7, 8, 9]
+    assert await everything(log, "porto") == list(range(10))
+    assert log.backlog("milano") == (10, NOON + timedelta(seconds=5))
+    assert log.backlog("porto") == (20, NOON)
+    await log.close()
+
+
+async def test_a_receipt_is_durable_when_committed_and_when_settled_by_all(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    first = (await log.append(a_set(1))).durable
+    assert not asyncio.ensure_future(first).done()
+    await log.commit()
+    await asyncio.wait_for(first, 5)
+    second = (await log.append(a_set(2))).durable
+    while (columns := await log.read("milano")) is not None:
+        await log.settle("milano", columns.last)
+    await asyncio.wait_for(second, 5)
+    await log.close()
+
+
+async def test_with_commit_every_0_append_returns_when_the_set_is_on_the_card(tmp_path: Path) -> None:
+    log = await opened(tmp_path, commit_every_s=0.0)
+    await asyncio.wait_for(asyncio.gather(*(log.append(a_set(n)) for n in range(5))), 5)
+    assert log.status()["head_readings"] == 0
+    await log.close()
+
+
+async def test_without_a_consumer_everything_is_kept_for_whoever_comes(tmp_path: Path) -> None:
+    log = await opened(tmp_path)
+    for n in range(5):
+        await log.append(a_set(n))
+    await log.close()
+    log = await opened(tmp_path, CITY, Consumer("now", "now"), Consumer("later", NOON + timedelta(seconds=3)))
+    assert await everything(log, "milano") == [0, 1, 2, 3, 4]
+    assert await everything(log, "now") == []
+    assert await everything(log, "later") == [3, 4]
+    await log.close()
+
+
+async def test_wait_ends_when_a_set_arrives(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    waiting = asyncio.create_task(log.wait("milano"))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await log.append(a_set(1))
+    await asyncio.wait_for(waiting, 5)
+    await log.close()
+
+
+async def test_sequence_numbers_are_never_used_twice(tmp_path: Path) -> None:
+    seen: list[int] = []
+    for _ in range(3):
+        log = await opened(tmp_path, CITY)
+        await log.append(a_set(1))
+        columns = await log.read("milano")
+        assert columns is not None
+        seen.append(columns.last)
+        await log.settle("milano", columns.last)
+        await log.close()
+    assert seen == [(1 << 32) + 1, (2 << 32) + 1, (3 << 32) + 1]
+
+
+async def test_a_second_daemon_is_told_who_has_the_file(tmp_path: Path) -> None:
+    log = await opened(tmp_path)
+    with pytest.raises(LogError, match=rf"in use by another citygate \(process {os.getpid()}\)"):
+        await opened(tmp_path)
+    await log.close()
+    await (await opened(tmp_path)).close()
+
+
+async def test_last_values_and_driver_state_survive_a_restart(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    await log.append(a_set(1))
+    await log.append(ReadingSet("node-3", (), state={"fcnt": b"\x07"}))
+    columns = await log.read("milano")
+    assert columns is not None
+    await log.settle("milano", columns.last)
+    await log.close()
+    log = await opened(tmp_path, CITY)
+    assert log.driver_state("node-3") == {"fcnt": b"\x07"}
+    assert log.last_values.device("meter-1")["voltage"].value == 230.1
+    assert len(log.last_values.since(0)[1]) == 2
+    await log.close()
+
+
+async def test_a_full_head_makes_append_wait_for_the_card_and_loses_nothing(tmp_path: Path) -> None:
+    settings = LogSettings(tmp_path / "buffer.db", commit_every_s=3600.0, head_bytes=4000)
+    log = await Log.open(settings, clock=ManualClock(), consumers=[CITY])
+    for n in range(100):
+        await asyncio.wait_for(log.append(a_set(n)), 5)
+        assert log.status()["head_bytes"] <= 4500
+    assert await everything(log, "milano") == list(range(100))
+    await log.close()
+
+
+WRITER = textwrap.dedent(
+    """
+    import asyncio, sys
+    from pathlib import Path
+    from gateway.log.log import Log, LogSettings
+    from gateway.sdk.reading import Reading, ReadingSet
+    from gateway.sdk.testing import NOON, ManualClock
+
+    async def main():
+        log = await Log.open(LogSettings(Path(sys.argv[1]), commit_every_s=0.0), clock=ManualClock(), consumers=[])
+        n = int(sys.argv[2])
+        while True:
+            await log.append(ReadingSet("meter-1", (Reading("count", n, NOON),)))
+            print(n, flush=True)
+            n += 1
+
+    asyncio.run(main())
+    """
+)
+
+
+async def test_what_append_confirmed_survives_kill_9(tmp_path: Path) -> None:
+    confirmed, n = 0, 0
+    for _ in range(3):
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path / "buffer.db"), str(n)], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            for _ in range(25):
+                confirmed = int(process.stdout.readline())
+            os.kill(process.pid, signal.SIGKILL)
+            confirmed = max([confirmed, *map(int, process.stdout.read().split("\n")[:-1])])
+        log = await opened(tmp_path, CITY)
+        kept = await everything(log, "milano")
+        await log.close()
+        assert kept[: confirmed + 1] == list(range(confirmed + 1))
+        n = len(kept)
