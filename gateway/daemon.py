@@ -34,6 +34,7 @@ from gateway.supervisor import LagMonitor, Service, supervise
 
 STOP_WITHIN_S = 5.0
 HOUSEKEEPING_S = 2.0
+WRITER_STUCK_S = 60.0  # a card may take long; longer than this systemd may restart us
 LINK_RETRY_FIRST_S, LINK_RETRY_CAP_S = 1.0, 60.0
 
 
@@ -155,7 +156,7 @@ class Daemon:
         while True:
             self._health.log = self._log.status()
             self._health.clock = self._clock.status()
-            if self._log.alive():
+            if self._health.log.get("writer_busy_s", 0) < WRITER_STUCK_S:
                 notify("WATCHDOG=1")
             bad = self._health.bad()
             notify(f"STATUS={bad[0] if bad else 'all is well'}")

@@ -158,8 +158,8 @@ class LinkService:
         intake = self._intakes[readings.device]
         admitted = intake.admit(readings)
         record.undeclared = intake.undeclared
-        if admitted.shown:
-            self._log.show(readings.device, admitted.shown)
+        for reading in admitted.shown:
+            self._log.note_unreported(readings.device, reading)
         if admitted.logged is None:
             return NOTHING_TO_LOG
         return await self._log.append(admitted.logged)
