@@ -1,0 +1,202 @@
+"""What a kind of broker must be able to do, and what becomes of the entities handed to it."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Protocol
+
+from gateway.harmonise.entity import Attribute, Entity
+from gateway.sdk.errors import BrokerUnavailable
+
+
+class LoginFailed(BrokerUnavailable):
+    """The broker or its token endpoint does not accept our login: never an entity's fault."""
+
+
+class InDoubt(BrokerUnavailable):
+    """The connection failed after the request may have been received: it may have been carried out."""
+
+
+class BatchRefused(Exception):
+    """A request refused whole: the culprit is one of several entities, or unknown. `bisect` finds it.
+
+    Args:
+        suspects: ids that the answer names; empty when it names none.
+        permanent: False when a single entity that still fails may be fine later (an answer of 5xx, 413).
+    """
+
+    def __init__(self, reason: str, *, suspects: frozenset[str] = frozenset(), permanent: bool = True) -> None:
+        self.reason = reason
+        self.suspects = suspects
+        self.permanent = permanent
+        super().__init__(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of each entity of one call; every id is in exactly one of the three.
+
+    Attributes:
+        refused: id -> reason; sending it again as it is would be refused again.
+        later: id -> reason; not done, try again.
+        doubtful: those of `later` that may have been carried out all the same: read back before sending again.
+        fault: set when the broker itself failed on the way, so that all of `later` waits for the broker.
+    """
+
+    accepted: frozenset[str] = frozenset()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    later: Mapping[str, str] = field(default_factory=dict)
+    doubtful: frozenset[str] = frozenset()
+    fault: BrokerUnavailable | None = None
+
+    def __add__(self, other: "Outcome") -> "Outcome":
+        return Outcome(
+            self.accepted | other.accepted,
+            {**self.refused, **other.refused},
+            {**self.later, **other.later},
+            self.doubtful | other.doubtful,
+            self.fault or other.fault,
+        )
+
+
+def unavailable(entities: Sequence[Entity], fault: BrokerUnavailable, *, sent: bool = True) -> Outcome:
+    """All of `entities` later, because the broker failed; in doubt when the failed request held them."""
+    ids = [entity.id for entity in entities]
+    doubtful = frozenset(ids) if sent and isinstance(fault, InDoubt) else frozenset()
+    return Outcome(later=dict.fromkeys(ids, str(fault)), doubtful=doubtful, fault=fault)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What reading alone told about a broker.
+
+    Attributes:
+        readable: current entities may be read back.
+        temporal: there is a temporal API that may be read.
+        product: broker as it names itself, "" when it does not.
+        date: the broker's clock by its `Date` header.
+    """
+
+    readable: bool
+    temporal: bool
+    product: str = ""
+    date: datetime | None = None
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What went over the wire since the start."""
+
+    requests: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+class Broker(Protocol):
+    """One context broker. No method raises for what the other end does except `BrokerUnavailable`."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """Requests and bytes so far."""
+
+    async def probe(self) -> Probe:
+        """Find out by reads alone what the broker can do. Raises `BrokerUnavailable`."""
+
+    async def state(self, entities: Sequence[Entity]) -> Outcome:
+        """Set current values; every id at most once. Requests go one after the other, whole batches at a time."""
+
+    async def history(self, instances: Sequence[Entity]) -> Outcome:
+        """Add past values without touching the current ones; ids may repeat, times ascend per id."""
+
+    async def read_back(self, entities: Sequence[Entity]) -> Mapping[str, Mapping[str, datetime]]:
+        """`observedAt` of the current attributes by entity id; an id that is not there has no item.
+
+        Raises:
+            BrokerUnavailable: also when reading is not allowed.
+        """
+
+    async def close(self) -> None:
+        """Give connections back."""
+
+
+class Accepted:
+    """The newest `observedAt` that a broker holds of each attribute: what keeps its state from running backwards."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, dict[str, datetime]] = {}
+
+    def knows(self, entity_id: str) -> bool:
+        """Whether anything was noted of this entity since it was last doubted."""
+        return entity_id in self._times
+
+    def note(self, entity_id: str, times: Mapping[str, datetime]) -> None:
+        """The broker holds these; an older time never replaces a newer one."""
+        known = self._times.setdefault(entity_id, {})
+        for name, at in times.items():
+            if name not in known or at > known[name]:
+                known[name] = at
+
+    def doubt(self, entity_id: str) -> None:
+        """A request may have been carried out: ask the broker before the next one."""
+        self._times.pop(entity_id, None)
+
+    def newer(self, entity: Entity) -> Entity | None:
+        """The entity without what is not newer than the broker's; None when nothing measured is left."""
+        known = self._times.get(entity.id)
+        if not known:
+            return entity
+        kept: dict[str, Attribute] = {}
+        measured = dropped = 0
+        for name, attribute in entity.attributes.items():
+            at = attribute.observed_at
+            if at is not None:
+                if name in known and at <= known[name]:
+                    dropped += 1
+                    continue
+                measured += 1
+            kept[name] = attribute
+        if not dropped:
+            return entity
+        return replace(entity, attributes=kept) if measured else None
+
+
+def observed(entity: Entity) -> dict[str, datetime]:
+    """`observedAt` of every attribute that has one."""
+    return {name: a.observed_at for name, a in entity.attributes.items() if a.observed_at is not None}
+
+
+Send = Callable[[Sequence[Entity]], Awaitable[Outcome]]
+
+
+async def bisect(entities: Sequence[Entity], send: Send) -> Outcome:
+    """Send a batch; when it is refused whole, find the culprits by halves so that all others arrive.
+
+    Named suspects are set apart first. A failure of the broker itself ends the search: what is not done is later.
+    """
+    total = Outcome()
+    waiting: list[Sequence[Entity]] = [entities]
+    while waiting:
+        batch = waiting.pop()
+        try:
+            total += await send(batch)
+        except BatchRefused as error:
+            if len(batch) > 1:
+                waiting.extend(_split(batch, error.suspects))
+            else:
+                reason = {batch[0].id: error.reason}
+                total += Outcome(refused=reason) if error.permanent else Outcome(later=reason)
+        except BrokerUnavailable as fault:
+            total += unavailable(batch, fault)
+            for rest in waiting:
+                total += unavailable(rest, fault, sent=False)
+            break
+    return total
+
+
+def _split(batch: Sequence[Entity], suspects: frozenset[str]) -> list[Sequence[Entity]]:
+    named = [entity for entity in batch if entity.id in suspects]
+    others = [entity for entity in batch if entity.id not in suspects]
+    if named and others:
+        return [named, others]  # taken from the end: the innocent go first
+    half = len(batch) // 2
+    return [batch[half:], batch[:half]]

@@ -1,0 +1,433 @@
+"""NGSI-LD over HTTP: batch upsert, read back, history; the answers of each broker's spelling.
+
+Sources: ETSI GS CIM 009 V1.9.1 clauses 5.6, 6.3, 6.15, 6.18; answers observed on Scorpio 5.0.3 and read from the
+sources of Orion-LD and Stellio.
+"""
+
+import asyncio
+import re
+import ssl
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+import orjson
+
+from gateway.backoff import retry_after_s
+from gateway.forward.broker import (
+    BatchRefused,
+    InDoubt,
+    LoginFailed,
+    Outcome,
+    Probe,
+    Traffic,
+    bisect,
+    unavailable,
+)
+from gateway.harmonise.dialects import ngsi_ld
+from gateway.harmonise.entity import Entity
+from gateway.sdk.errors import BrokerUnavailable
+
+LINK = '<{}>; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+json"'
+ANSWER_LIMIT_BYTES = 4 * 2**20  # a 207 for a full batch is far smaller; a captive portal may send anything
+READ_BACK_IDS = 20  # ids in one query: keeps the URL below 2 kB
+SEARCH_AFTER = 2  # identical 5xx in a row before a poison entity is searched for: a 5xx may be permanent
+_RETRYABLE = frozenset({401, 403, 408, 409, 425, 429}) | frozenset(range(500, 600))
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds. Scorpio's first write of a tenant took 9 s; a large batch may take longer."""
+
+    connect_s: float = 10.0
+    read_s: float = 30.0
+    total_s: float = 90.0
+
+    def client(self) -> aiohttp.ClientTimeout:
+        """As aiohttp wants them."""
+        return aiohttp.ClientTimeout(total=self.total_s, sock_connect=self.connect_s, sock_read=self.read_s)
+
+
+@dataclass(frozen=True, slots=True)
+class NgsiLdSettings:
+    """Where and how to speak to one broker.
+
+    Attributes:
+        url: base URL; `/ngsi-ld/v1` is added unless it ends so.
+        batch_entities, batch_bytes: bounds of one request; 200 kB suits Stellio's default buffer.
+    """
+
+    url: str
+    tenant: str = ""
+    headers: Mapping[str, str] | None = None
+    timeouts: Timeouts = Timeouts()
+    batch_entities: int = 25
+    batch_bytes: int = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    body: bytes
+    json: Any  # None when the body is empty or no JSON
+    content_type: str
+    location: str
+    retry_after_s: float | None
+    date: datetime | None
+    server: str
+
+
+class NgsiLdBroker:
+    """One NGSI-LD broker. Use from one task: requests go one after the other."""
+
+    def __init__(self, settings: NgsiLdSettings, *, ssl_context: ssl.SSLContext | None = None) -> None:
+        self._settings = settings
+        base = settings.url.rstrip("/")
+        self._base = base if base.endswith("/ngsi-ld/v1") else f"{base}/ngsi-ld/v1"
+        self._ssl = ssl_context
+        self._session: aiohttp.ClientSession | None = None
+        self._server_errors = 0
+        self.traffic = Traffic()
+
+    async def state(self, entities: Sequence[Entity]) -> Outcome:
+        """Upsert current values, `options=update`; one subject context per request."""
+        total = Outcome()
+        encoded, total = _encode(entities)
+        batches = list(_batches(encoded, self._settings.batch_entities, self._settings.batch_bytes))
+        bodies = {entity.id: body for entity, body in encoded}
+
+        async def send(batch: Sequence[Entity]) -> Outcome:
+            return await self._upsert(batch, [bodies[entity.id] for entity in batch])
+
+        for position, batch in enumerate(batches):
+            total += await bisect(batch, send)
+            if total.fault is not None:
+                for rest in batches[position + 1 :]:
+                    total += unavailable(rest, total.fault, sent=False)
+                break
+        return total
+
+    async def history(self, instances: Sequence[Entity]) -> Outcome:
+        """Not offered yet: the lanes use `in-order`."""
+        raise NotImplementedError
+
+    async def probe(self) -> Probe:
+        """Reads alone: the type list, which every caller may ask for."""
+        answer = await self._request("GET", "/types?limit=1")
+        readable = answer.status == 200 and answer.json is not None
+        if not readable and answer.status not in (400, 404, 405, 501):
+            self._raise_for(answer)
+        return Probe(readable=readable, temporal=False, product=answer.server, date=answer.date)
+
+    async def read_back(self, entities: Sequence[Entity]) -> Mapping[str, Mapping[str, datetime]]:
+        """Current `observedAt` of every attribute, by id; asked by type and ids, as `id` alone is no filter."""
+        found: dict[str, dict[str, datetime]] = {}
+        for (entity_type, context), ids in _by_type(entities).items():
+            for start in range(0, len(ids), READ_BACK_IDS):
+                some = ids[start : start + READ_BACK_IDS]
+                query = {"type": entity_type, "id": ",".join(some), "limit": str(len(some))}
+                answer = await self._request("GET", "/entities", query=query, context=context)
+                if answer.status != 200 or not isinstance(answer.json, list):
+                    self._raise_for(answer)
+                for item in answer.json:
+                    if isinstance(item, dict) and isinstance(item.get("id"), str):
+                        found[item["id"]] = _observed(item)
+        return found
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _upsert(self, batch: Sequence[Entity], bodies: Sequence[bytes]) -> Outcome:
+        body = b"[" + b",".join(bodies) + b"]"
+        answer = await self._request(
+            "POST", "/entityOperations/upsert", query={"options": "update"}, body=body, context=batch[0].context
+        )
+        if answer.status < 500:
+            self._server_errors = 0
+        outcome, unclear = self._outcome(batch, answer)
+        for entity, one in zip(batch, bodies, strict=True):
+            if entity.id in unclear:  # an error that names nobody: alone, its answer is unmistakable
+                outcome += await self._upsert([entity], [one])
+        return outcome
+
+    def _outcome(self, batch: Sequence[Entity], answer: _Answer) -> tuple[Outcome, frozenset[str]]:
+        """The outcome as far as the answer tells, and the ids that it leaves unclear."""
+        ids = [entity.id for entity in batch]
+        if answer.status == 204 or (answer.status in (200, 201) and _is_id_list(answer)):
+            return Outcome(accepted=frozenset(ids)), frozenset()
+        if answer.status in (200, 207, 400, 404, 409, 503) and _has_errors(answer):
+            return _per_entity(ids, answer.json)
+        if answer.status in (400, 422):
+            raise BatchRefused(_reason(answer), suspects=_named(ids, answer.body))
+        if answer.status == 413:
+            raise BatchRefused(f"413: {len(batch)} entities are too large for the broker", permanent=False)
+        if answer.status == 500:
+            self._server_errors += 1
+            if self._server_errors > SEARCH_AFTER:
+                raise BatchRefused(_reason(answer), permanent=False)
+        self._raise_for(answer)
+        raise AssertionError("unreachable")
+
+    def _raise_for(self, answer: _Answer) -> None:
+        """An answer that is no entity's fault."""
+        if answer.status in (401, 403, 407):
+            raise LoginFailed(_reason(answer))
+        if 300 <= answer.status < 400:
+            raise BrokerUnavailable(
+                f"redirect to {answer.location or 'nowhere'} refused; put the final address into url"
+            )
+        if answer.status in (200, 201) or "html" in answer.content_type:
+            raise BrokerUnavailable(
+                f"{answer.status} with {answer.content_type or 'no content type'}: not a context broker's answer "
+                "(a captive portal, or a proxy's page?)"
+            )
+        raise BrokerUnavailable(_reason(answer), retry_after_s=answer.retry_after_s)
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        context: str = "",
+    ) -> _Answer:
+        headers = {"Accept": "application/json", **(self._settings.headers or {})}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        if context:
+            headers["Link"] = LINK.format(context)
+        if self._settings.tenant:
+            headers["NGSILD-Tenant"] = self._settings.tenant
+        self.traffic.requests += 1
+        self.traffic.sent_bytes += len(body or b"")
+        try:
+            async with self._open().request(
+                method, self._base + path, params=query, data=body, headers=headers, allow_redirects=False
+            ) as response:
+                content = await response.content.read(ANSWER_LIMIT_BYTES)
+                while chunk := await response.content.read(ANSWER_LIMIT_BYTES):
+                    content += chunk
+                    if len(content) > ANSWER_LIMIT_BYTES:
+                        response.close()
+                        break
+                self.traffic.received_bytes += len(content)
+                return _answer(response, content)
+        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
+            raise BrokerUnavailable(_cause(error)) from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise (InDoubt if body is not None else BrokerUnavailable)(_cause(error)) from error
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(
+                limit=2, ssl=self._ssl or True, keepalive_timeout=10.0, ttl_dns_cache=60, enable_cleanup_closed=False
+            )
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                timeout=self._settings.timeouts.client(),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=True,
+            )
+        return self._session
+
+
+def _answer(response: aiohttp.ClientResponse, content: bytes) -> _Answer:
+    try:
+        body = orjson.loads(content) if content.strip() else None
+    except ValueError:
+        body = None
+    date = _http_date(response.headers.get("Date"))
+    return _Answer(
+        status=response.status,
+        body=content,
+        json=body,
+        content_type=response.content_type if "Content-Type" in response.headers else "",
+        location=response.headers.get("Location", ""),
+        retry_after_s=retry_after_s(response.headers.get("Retry-After"), date or datetime.now(UTC)),
+        date=date,
+        server=response.headers.get("Server", ""),
+    )
+
+
+def _http_date(header: str | None) -> datetime | None:
+    if header is None:
+        return None
+    try:
+        at = parsedate_to_datetime(header)
+    except (ValueError, TypeError):
+        return None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _encode(entities: Sequence[Entity]) -> tuple[list[tuple[Entity, bytes]], Outcome]:
+    """Bytes of each entity, made once; one that is no JSON is refused here and spoils no batch."""
+    good: list[tuple[Entity, bytes]] = []
+    refused: dict[str, str] = {}
+    for entity in entities:
+        try:
+            good.append((entity, _json(ngsi_ld(entity))))
+        except (TypeError, ValueError) as error:  # a lone surrogate, an integer beyond 64 bits
+            refused[entity.id] = f"cannot be written as JSON: {error}"
+    return good, Outcome(refused=refused)
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    body = orjson.dumps(document)
+    # U+0000 makes PostgreSQL refuse a whole batch, each time again; it means nothing in a value
+    return orjson.dumps(_without_nul(document)) if b"\\u0000" in body else body
+
+
+def _without_nul(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\0", "")
+    if isinstance(value, Mapping):
+        return {key: _without_nul(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nul(item) for item in value]
+    return value
+
+
+def _batches(encoded: Sequence[tuple[Entity, bytes]], most_entities: int, most_bytes: int) -> Iterable[list[Entity]]:
+    """Batches of one context each (a `Link` header names one), bounded by count and bytes."""
+    by_context: dict[str, list[tuple[Entity, bytes]]] = {}
+    for entity, body in encoded:
+        by_context.setdefault(entity.context, []).append((entity, body))
+    for same in by_context.values():
+        batch: list[Entity] = []
+        size = 2
+        for entity, body in same:
+            if batch and (len(batch) >= most_entities or size + len(body) + 1 > most_bytes):
+                yield batch
+                batch, size = [], 2
+            batch.append(entity)
+            size += len(body) + 1
+        yield batch
+
+
+def _by_type(entities: Sequence[Entity]) -> dict[tuple[str, str], list[str]]:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for entity in entities:
+        groups.setdefault((entity.type, entity.context), []).append(entity.id)
+    return groups
+
+
+def _is_id_list(answer: _Answer) -> bool:
+    """201 names the created ids, or nothing; 200 is the answer of brokers before 1.4."""
+    if answer.json is None:
+        return answer.status == 201 and not answer.body.strip()
+    return isinstance(answer.json, list) and all(isinstance(item, str) for item in answer.json)
+
+
+def _has_errors(answer: _Answer) -> bool:
+    """A BatchOperationResult: `errors` or, in older documents, `error`. An empty list is an answer too."""
+    body = answer.json
+    if not isinstance(body, dict):
+        return False
+    items = body.get("errors", body.get("error"))
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        return isinstance(body.get("success"), list) and items is None
+    return bool(items) or "success" in body
+
+
+def _per_entity(ids: Sequence[str], result: Mapping[str, Any]) -> tuple[Outcome, frozenset[str]]:
+    """The outcome of each id: `entityId` or `id`, `error` or `ProblemDetails`; matched by id, never by position.
+
+    Second: ids that an error without a usable id may mean.
+    """
+    known = set(ids)
+    succeeded = {item for item in result.get("success") or () if item in known}
+    refused: dict[str, str] = {}
+    later: dict[str, str] = {}
+    anonymous = ""
+    for item in result.get("errors", result.get("error")) or ():
+        problem = item.get("error", item.get("ProblemDetails", item.get("problemDetails")))
+        status, reason = _problem(problem)
+        entity_id = item.get("entityId", item.get("id"))
+        if entity_id not in known:
+            anonymous = reason
+        elif status is None or status not in _RETRYABLE:
+            refused[entity_id] = reason
+        else:
+            later[entity_id] = reason
+    named = refused.keys() | later.keys()
+    unnamed = known - succeeded - named
+    if not anonymous:
+        unclear: frozenset[str] = frozenset()
+    elif len(unnamed) == 1:  # it can only mean this one
+        refused[next(iter(unnamed))] = anonymous
+        unclear = frozenset()
+    else:
+        unclear = frozenset(unnamed)
+    return Outcome(frozenset(known - refused.keys() - later.keys() - unclear), refused, later), unclear
+
+
+def _problem(problem: Any) -> tuple[int | None, str]:
+    if not isinstance(problem, dict):
+        return None, str(problem)[:300]
+    status = problem.get("status")
+    text = ": ".join(str(problem[key]) for key in ("title", "detail") if problem.get(key)) or str(
+        problem.get("type", "")
+    )
+    if isinstance(status, str) and status.isdigit():
+        status = int(status)
+    if not isinstance(status, int):
+        kind = str(problem.get("type", ""))
+        status = 503 if re.search(r"InternalError|LdContextNotAvailable|Unavailable", kind) else None
+    return status, text[:300]
+
+
+def _named(ids: Sequence[str], body: bytes) -> frozenset[str]:
+    """Ids that a problem report mentions; longest first, so that `x:1` is not found in `x:12`."""
+    text = body.decode("utf-8", "replace")
+    found = set()
+    for entity_id in sorted(ids, key=len, reverse=True):
+        if entity_id in text:
+            found.add(entity_id)
+            text = text.replace(entity_id, "")
+    return frozenset(found)
+
+
+def _reason(answer: _Answer) -> str:
+    detail = _problem(answer.json)[1] if isinstance(answer.json, dict) else ""
+    return f"{answer.status} {detail}".strip()
+
+
+def _observed(item: Mapping[str, Any]) -> dict[str, datetime]:
+    times: dict[str, datetime] = {}
+    for name, attribute in item.items():
+        instances = attribute if isinstance(attribute, list) else [attribute]
+        for instance in instances:
+            text = instance.get("observedAt") if isinstance(instance, dict) else None
+            if isinstance(text, str):
+                at = _parse_time(text)
+                dataset = instance.get("datasetId")
+                key = f"{name} {dataset}" if dataset else name  # as in `Entity.attributes`
+                if at is not None and (key not in times or at > times[key]):
+                    times[key] = at
+    return times
+
+
+def _parse_time(text: str) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _cause(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
+        return f"TLS: {error}"
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return f"name not found: {error.host}"
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return "no connection in time"
+    if isinstance(error, TimeoutError | asyncio.TimeoutError):
+        return "no answer in time"
+    return str(error) or type(error).__name__
