@@ -1,13 +1,16 @@
 """The city data models: types, attributes, enums and terms, from an index of the published schemas; and extensions."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cache, cached_property
 from importlib.resources import files
 from typing import Any, Literal
 
 import orjson
 import yaml
+
+from gateway.models.refresh import expanded
 
 CORE_CONTEXT = "https://uri.etsi.org/ngsi-ld/v1/ngsi-ld-core-context.jsonld"
 DEFAULT_VOCABULARY = "https://uri.etsi.org/ngsi-ld/default-context/"
@@ -68,6 +71,10 @@ class EntityType:
         """All attributes by name, `location` and the common ones included."""
         return {name: _attribute(name, entry, self._unit(name)) for name, entry in self._entries.items()}
 
+    def near(self, name: str) -> str:
+        """The attribute that was probably meant, or ""."""
+        return near(name, self._entries)
+
     def _unit(self, attribute: str) -> str:
         return self._units.get(f"{self.name}.{attribute}", self._units.get(attribute, ""))
 
@@ -94,15 +101,27 @@ class Catalogue:
             self._types[name] = _entity_type(name, entry, self._units)
         return self._types[name]
 
+    def near(self, name: str) -> str:
+        """The type that was probably meant, or ""."""
+        return near(name, self._index["types"])
+
     def iri(self, context: str, term: str) -> str:
         """What a term means under a context: the core context wins, an unknown term falls to the default vocabulary."""
         if term in self._core:
             return self._core[term]
-        return self._index["terms"].get(context, {}).get(term, DEFAULT_VOCABULARY + term)
+        iri: str = self._index["terms"].get(context, {}).get(term, DEFAULT_VOCABULARY + term)
+        return iri
 
     def knows_context(self, context: str) -> bool:
         """Whether the terms of this context are known offline."""
         return context in self._index["terms"]
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """The known name that was probably meant, or ""."""
+    by_lower = {word.lower(): word for word in known}
+    found = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.7)
+    return by_lower[found[0]] if found else ""
 
 
 @cache
@@ -114,11 +133,7 @@ def catalogue() -> Catalogue:
     return Catalogue(
         _index=orjson.loads((package / "index.json").read_bytes()),
         _units=yaml.load((package / "attribute_units.yaml").read_text(encoding="utf-8"), loader),
-        _core={
-            term: str(definition.get("@id") if isinstance(definition, dict) else definition)
-            for term, definition in core.items()
-            if not term.startswith("@")
-        },
+        _core=expanded(core),
     )
 
 

@@ -77,13 +77,19 @@ def _terms(file: Traversable) -> dict[str, str]:
     if not file.is_file():
         return {}
     context = json.loads(file.read_text(encoding="utf-8"))["@context"]
-    parts = context if isinstance(context, list) else [context]
     terms: dict[str, str] = {}
-    for part in parts:
-        for term, definition in part.items() if isinstance(part, dict) else ():
-            iri = definition.get("@id") if isinstance(definition, dict) else definition
-            if isinstance(iri, str) and not term.startswith("@"):
-                terms[term] = iri
+    for part in context if isinstance(context, list) else [context]:
+        terms.update(expanded(part) if isinstance(part, dict) else {})
+    return terms
+
+
+def expanded(context: Mapping[str, Any]) -> dict[str, str]:
+    """Term -> IRI of one context object; prefixes that it defines itself are resolved."""
+    terms: dict[str, str] = {}
+    for term, definition in context.items():
+        iri = definition.get("@id") if isinstance(definition, dict) else definition
+        if isinstance(iri, str) and not term.startswith("@"):
+            terms[term] = iri
     return {term: _expand(iri, terms) for term, iri in terms.items()}
 
 
@@ -128,8 +134,16 @@ class _Flat:
         if any("coordinates" in str(part) for part in spec.get("oneOf", ())):
             return {**entry, "kind": "geo", "json": ["object"]}
         types = spec.get("type", [])
-        entry["json"] = sorted({*([types] if isinstance(types, str) else types), *(j for c in choices for j in c.get("json", []))})
-        for key, name in (("minimum", "min"), ("maximum", "max"), ("format", "format"), ("enum", "enum"), ("pattern", "pattern")):
+        entry["json"] = sorted(
+            {*([types] if isinstance(types, str) else types), *(j for c in choices for j in c.get("json", []))}
+        )
+        for key, name in (
+            ("minimum", "min"),
+            ("maximum", "max"),
+            ("format", "format"),
+            ("enum", "enum"),
+            ("pattern", "pattern"),
+        ):
             if key in spec:
                 entry[name] = spec[key]
         if isinstance(spec.get("items"), dict):

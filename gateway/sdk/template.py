@@ -1,8 +1,8 @@
 """Template: one device type as data. A driver subclasses `Template` and adds how to read the device."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class TemplateModel(BaseModel):
@@ -20,18 +20,80 @@ class TemplatePoint(TemplateModel):
     range: tuple[float, float] | None = Field(None, description="plausible range in the unit; default: the quantity's")
 
 
-class EntityMapping(TemplateModel):
-    """How points become one entity. As `entity:` in a template it is the default, in a device it overrides.
+def _duration_s(value: Any) -> Any:
+    """Seconds of `15 min`; the same words as everywhere, which stand in gateway.sdk.config (it imports this module)."""
+    from gateway.sdk.config import parse_duration_s
 
-    Attributes take `attribute: point`; static attributes take `attribute: value`.
+    return value if isinstance(value, float) else parse_duration_s(value)
+
+
+def _short_form(value: Any) -> Any:
+    return {"point": value} if isinstance(value, str) else value
+
+
+def _keys_as_text(value: Any) -> Any:
+    """`translate: {0: ok, true: occupied}`: YAML reads the keys as number and boolean."""
+    if not isinstance(value, dict):
+        return value
+    return {str(k).lower() if isinstance(k, bool) else str(k): v for k, v in value.items()}
+
+
+class GasState(TemplateModel):
+    """The state of the gas for which a mass by volume is stated."""
+
+    temperature: float = Field(20.0, gt=-100, lt=200, description="degrees Celsius")
+    pressure: float = Field(1013.0, gt=100, lt=2000, description="hectopascal")
+
+
+class SubProperty(TemplateModel):
+    """A property of a property: a constant, or the value of a point of the same device."""
+
+    value: Any = Field(None, description="constant")
+    point: str | None = Field(None, description="point whose latest value is taken")
+    unit: str = Field("", description="UN/CEFACT code it is sent in; default: the point's")
+
+
+class AttributeMapping(TemplateModel):
+    """Where one attribute comes from. Short form: the point's name alone."""
+
+    point: str | None = Field(None, description="point of the device; for a location see longitude and latitude")
+    unit: str = Field("", description="UN/CEFACT code it is sent in; default: what model and point settle")
+    gain: float = Field(
+        1.0, description="factor on the value, e.g. the volume of one pulse; give the unit that results"
+    )
+    offset: float = Field(
+        0.0, description="added after the factor, in the unit of the point (or of `unit` with a gain)"
+    )
+    translate: Annotated[dict[str, Any], BeforeValidator(_keys_as_text)] = Field(
+        default={}, description="point value: attribute value, e.g. {true: occupied, false: free}"
+    )
+    pattern: str = Field("", description="text or URI around the value, e.g. urn:ngsi-ld:Vehicle:{value}")
+    at: GasState | None = Field(None, description="state for gases between ppb and µg/m³; default 20 °C, 1013 hPa")
+    longitude: str | None = Field(None, description="point; with latitude it makes a GeoJSON point")
+    latitude: str | None = Field(None, description="point")
+    sub: dict[str, SubProperty] = Field(default={}, description="properties of this property, by name")
+    dataset: str = Field("", description="datasetId (a URI) when an attribute has several instances")
+
+
+class EntityMapping(TemplateModel):
+    """How points become an entity. As `entity:` in a template it is the default, in a device it overrides.
+
+    Attributes take `attribute: point` or the long form; `activePower.L1` is a member of a structured value. An attribute
+    given as null is not sent. Static attributes take `attribute: value`.
     """
 
     type: str | None = Field(None, description="entity type, e.g. AirQualityObserved")
     id: str | None = Field(
         None, description="entity id or pattern; default urn:ngsi-ld:{Type}:{city}:{gateway}:{device}"
     )
-    attributes: dict[str, str] = Field(default={}, description="attribute: point")
+    attributes: dict[str, Annotated[AttributeMapping, BeforeValidator(_short_form)] | None] = Field(
+        default={}, description="attribute: point"
+    )
     static: dict[str, Any] = Field(default={}, description="attribute: constant value")
+    period_s: Annotated[float, BeforeValidator(_duration_s)] | None = Field(
+        None, alias="period", description="length of the observation period, e.g. 15 min: dateObservedFrom and To"
+    )
+    more: dict[str, "EntityMapping"] = Field(default={}, description="further entities of the same device, by name")
 
 
 class Caveat(TemplateModel):
