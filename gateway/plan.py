@@ -103,7 +103,7 @@ def make_plan(path: Path, registry: Drivers, *, with_secrets: bool = True) -> Pl
     Raises:
         ConfigError: carries every problem, warnings too, in order of file and line.
     """
-    loaded = load(path, lambda name: _find_driver(registry, name))
+    loaded = load(path, lambda name: _find_driver(registry, name), with_secrets=with_secrets)
     problems = list(loaded.problems)
     location = loaded.config.gateway.location if loaded.config else None
     links = {name: _link_plan(link, location) for name, link in loaded.links.items()}

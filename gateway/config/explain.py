@@ -2,12 +2,14 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from gateway.config.secrets import SENSITIVE, hide_in_line
 from gateway.config.tree import Found, Items, Map, Node, Scalar, find, is_surprise, place_problem
 from gateway.sdk.errors import Problem
 
@@ -39,10 +41,10 @@ def text(problem: Problem) -> str:
     if problem.line:
         place += f":{problem.line}:{problem.column}"
     where = ".".join(map(str, problem.path))
-    head = f"{place}: {problem.severity}: {where + ': ' if where else ''}{problem.message}"
+    head = f"{place}: {problem.severity}: {where + ': ' if where else ''}{problem.message} [{problem.code}]"
     lines = [head]
     if problem.source.strip():
-        shown = problem.source.expandtabs(1).rstrip()
+        shown = hide_in_line(problem.source.expandtabs(1).rstrip())
         width = min(problem.width, max(len(shown) - problem.column + 1, 1))
         lines += (
             [f"    {shown[:160]}", f"    {' ' * (problem.column - 1)}{'^' * width}"] if problem.column < 160 else []
@@ -99,11 +101,26 @@ def locate(problem: Problem, root: Node) -> Problem:
     return place_problem(problem, found.node.place if value else found.key)
 
 
-def from_pydantic(error: ErrorDetails, model: type[BaseModel], root: Node, prefix: tuple[str, ...] = ()) -> Problem:
-    """A validation error of `model` on the tree `root` as a placed problem."""
-    found = find(root, error["loc"])
+def from_pydantic(
+    errors: Sequence[ErrorDetails], model: type[BaseModel], root: Node, prefix: tuple[str, ...] = ()
+) -> list[Problem]:
+    """Validation errors of `model` on the tree `root` as placed problems; the alternatives of a union are one problem."""
+    groups: dict[tuple[Any, ...], list[ErrorDetails]] = {}
+    for error in errors:
+        found = find(root, error["loc"])
+        alone = error["type"] in ("missing", "extra_forbidden")
+        groups.setdefault((found.path, found.missing if alone else None, alone), []).append(error)
+    return [_problem(group, model, root, prefix) for group in groups.values()]
+
+
+def _problem(group: list[ErrorDetails], model: type[BaseModel], root: Node, prefix: tuple[str, ...]) -> Problem:
+    error = group[0]
+    found = _blamed(error, root) or find(root, error["loc"])
     schema = _schema_at(model, found.path)
     code, message, remedy, at_key = _describe(error, found, model, schema)
+    for other in group[1:]:
+        also = _describe(other, found, model, schema)[1]
+        message += f"; or: {also}" if also not in message else ""
     path = (*prefix, *found.path)
     if error["type"] == "missing" and found.missing is not None:
         path = (*path, found.missing)
@@ -113,13 +130,38 @@ def from_pydantic(error: ErrorDetails, model: type[BaseModel], root: Node, prefi
     )
 
 
+_BLAME = re.compile(r"(?:Value error, )?([^\s:]+): .+", re.DOTALL)
+
+
+def _blamed(error: ErrorDetails, root: Node) -> Found | None:
+    """What a check of a whole map blames: it may begin its message with the path, `devices.meter-12.unit_id: …`."""
+    match = _BLAME.fullmatch(error["msg"]) if error["type"] in ("value_error", "assertion_error") else None
+    if not match:
+        return None
+    node = find(root, error["loc"])
+    rest, parts = match[1], list(node.path)
+    inner: Node = node.node
+    while rest:
+        keys = (
+            [key for key in inner.entries if rest == key or rest.startswith(f"{key}.")]
+            if isinstance(inner, Map)
+            else []
+        )
+        if not keys:
+            return None
+        key = max(keys, key=len)  # a name may have dots in it
+        parts.append(key)
+        inner, rest = inner.entries[key].node, rest[len(key) + 1 :]  # type: ignore[union-attr]
+    return find(root, tuple(parts))
+
+
 def _describe(
     error: ErrorDetails, found: Found, model: type[BaseModel], schema: Mapping[str, Any]
 ) -> tuple[str, str, str, bool]:
     """(code, message, remedy, point at the key)."""
     kind, context = error["type"], error.get("ctx", {})
     meaning = str(schema.get("description", ""))
-    shown = _shown(found.node)
+    shown = _shown(found)
     if kind == "extra_forbidden":
         word = str(found.path[-1])
         parent = _schema_at(model, found.path[:-1])
@@ -144,7 +186,7 @@ def _describe(
         return "out-of-range", f"{shown} is outside {_bounds(schema, context)}", meaning, False
     if kind in ("literal_error", "enum"):
         known = _choices(schema) or [str(context.get("expected", ""))]
-        word = found.node.text if isinstance(found.node, Scalar) else ""
+        word = found.node.text if isinstance(found.node, Scalar) and shown != "the secret" else ""
         return "unknown-choice", f"{shown} is not one of {', '.join(known)}", did_you_mean(word, known), False
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return "unknown-choice", f"{shown} is not one of {context.get('expected_tags', '')}", meaning, False
@@ -153,6 +195,10 @@ def _describe(
     if kind in _LENGTH_ERRORS:
         return "wrong-length", f"{error['msg'][:1].lower()}{error['msg'][1:]}", meaning, isinstance(found.node, Map)
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if kind.startswith(("date", "time")):
+        message = f"{shown} is not a time; write it as in 2026-06-01T00:00:00Z"
+    dotted = ".".join(map(str, found.path[len(error["loc"]) :]))
+    message = message.removeprefix(f"{dotted}: ") if dotted else message
     return "invalid-value", message, meaning, isinstance(found.node, Map)
 
 
@@ -164,14 +210,16 @@ def _surprise(written: str, kind: str) -> tuple[str, str]:
     return f"{written} is no plain number: YAML versions disagree about its value", remedy
 
 
-def _shown(node: Node) -> str:
+def _shown(found: Found) -> str:
+    node = found.node
     if isinstance(node, Map):
         return "a map"
     if isinstance(node, Items):
         return "a list"
-    if node.tag == "!secret":
+    if node.tag == "!secret" or (found.path and SENSITIVE.match(str(found.path[-1]))):
         return "the secret"
-    return node.text if node.plain and node.text else json.dumps(node.text, ensure_ascii=False)
+    text = node.text if len(node.text) <= 80 else node.text[:79] + "…"
+    return text if node.plain and text.isprintable() and text else json.dumps(text, ensure_ascii=False)
 
 
 def _bounds(schema: Mapping[str, Any], context: Mapping[str, Any]) -> str:

@@ -3,8 +3,9 @@
 The drivers' models are given: the loader imports no driver.
 """
 
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files as package_files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -15,16 +16,20 @@ from pydantic_core import ErrorDetails
 
 from gateway.config.explain import from_pydantic, known_or_near, locate
 from gateway.config.model import NAME, CityProfile, Config
+from gateway.config.secrets import Secrets, resolve
 from gateway.config.tree import (
     Entry,
     Items,
     Map,
     Node,
+    Place,
     Scalar,
+    Source,
     find,
     is_surprise,
     merge,
     overlay,
+    override,
     place_problem,
     plain_value,
     read_tree,
@@ -104,9 +109,16 @@ def config_files(path: Path) -> tuple[Path, tuple[Path, ...]]:
     return main, tuple(sorted((main.parent / FRAGMENTS).glob("*.yaml")))
 
 
-def load(path: Path, find_driver: FindDriver) -> Loaded:
-    """Read and check everything. Raises nothing: what is wrong is in `problems`."""
-    return _Load(path, find_driver).run()
+def load(
+    path: Path, find_driver: FindDriver, *, with_secrets: bool = True, environment: Mapping[str, str] | None = None
+) -> Loaded:
+    """Read and check everything. Raises nothing: what is wrong is in `problems`.
+
+    Args:
+        with_secrets: False does not look secrets up and does not complain about them.
+        environment: for overrides and secrets; default: the process's.
+    """
+    return _Load(path, find_driver, with_secrets, os.environ if environment is None else environment).run()
 
 
 @dataclass
@@ -115,6 +127,8 @@ class _Load:
 
     path: Path
     find_driver: FindDriver
+    with_secrets: bool
+    environment: Mapping[str, str]
     problems: list[Problem] = field(default_factory=list)
 
     def run(self) -> Loaded:
@@ -125,14 +139,25 @@ class _Load:
         readable = not self.problems
         for fragment in fragments:
             root = merge(root, read_tree(fragment, self.problems), self.problems)
+        root = override(root, self.environment)
         profiles: dict[str, tuple[CityProfile, Map]] = {}
         root = self._with_profiles(root, profiles)
+        secrets = Secrets(self.folder / "secrets", self.environment) if self.with_secrets else None
+        root, untold = resolve(root, secrets, self.problems)
         links = self._links(root)
         config = self._config(root) if readable else None
         if config is not None:
             ready = {name: link.config for name, link in links.items() if link.config is not None}
             config = config.model_copy(update={"links": ready})
-        return Loaded(config, links, profiles, tuple(self.problems), (main, *fragments), root)
+        return Loaded(config, links, profiles, self._shown(untold, secrets), (main, *fragments), root)
+
+    def _shown(self, untold: frozenset[Path_], secrets: Secrets | None) -> tuple[Problem, ...]:
+        """Without what follows from a secret that was not found, and without any secret's text."""
+        about = {"missing-secret", "wrong-name"}
+        kept = [problem for problem in self.problems if problem.path not in untold or problem.code in about]
+        if secrets is None:
+            return tuple(kept)
+        return tuple(replace(problem, message=secrets.redact(problem.message)) for problem in kept)
 
     def _config(self, root: Map) -> Config | None:
         links = root.entries.get("links")
@@ -319,8 +344,6 @@ def _yaml_files(folder: Traversable) -> list[Any]:
 
 
 def _nothing() -> Map:
-    from gateway.config.tree import Place, Source
-
     return Map({}, Place(Source("", ()), 0, 0))
 
 
@@ -412,8 +435,7 @@ def validate(
         if not more:
             break
         written |= more
-    where = entry.key if entry else None
-    return None, [_placed(error, model, node, prefix, where) for error in errors]
+    return None, [_at_key(problem, prefix, entry) for problem in from_pydantic(errors, model, node, prefix)]
 
 
 def _as_text(node: Node, errors: list[ErrorDetails], doubtful: set[Path_]) -> set[Path_]:
@@ -445,11 +467,10 @@ def _data(node: Node, path: Path_, written: set[Path_], given: Mapping[Path_, An
     return plain_value(node)
 
 
-def _placed(error: ErrorDetails, model: type[BaseModel], node: Node, prefix: tuple[str, ...], key: Any) -> Problem:
-    problem = from_pydantic(error, model, node, prefix)
-    if key is not None and len(problem.path) <= len(prefix) + (error["type"] == "missing"):
-        return place_problem(problem, key)  # of the node as a whole: at its key in the file
-    return problem
+def _at_key(problem: Problem, prefix: Path_, entry: Entry | None) -> Problem:
+    """What concerns the node as a whole is shown at its key in the file, not at its first line."""
+    whole = len(problem.path) - (problem.code == "missing-key") <= len(prefix)
+    return place_problem(problem, entry.key) if entry and whole else problem
 
 
 def _driver_bug(model: type[BaseModel], error: Exception, prefix: Path_, entry: Entry | None, node: Node) -> Problem:

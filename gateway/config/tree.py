@@ -6,9 +6,9 @@ and `010` into false, 750 and 8.
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import yaml
@@ -111,7 +111,7 @@ def place_problem(problem: Problem, place: Place) -> Problem:
     )
 
 
-def read_tree(path: Path, problems: list[Problem]) -> Map:
+def read_tree(path: Traversable, problems: list[Problem]) -> Map:
     """The tree of a YAML file; what is wrong with it is added to `problems`. A file that cannot be read is an empty map."""
     source = Source(str(path), ())
     try:
@@ -123,7 +123,7 @@ def read_tree(path: Path, problems: list[Problem]) -> Map:
     return Map({}, Place(source, 1, 1))
 
 
-def _read_text(path: Path, source: Source) -> str:
+def _read_text(path: Traversable, source: Source) -> str:
     def refuse(code: str, message: str, remedy: str, line: int = 0, column: int = 0) -> Unreadable:
         return Unreadable(
             Problem(code=code, path=(), message=message, remedy=remedy, file=source.name, line=line, column=column)
@@ -431,6 +431,36 @@ def overlay(base: Map, over: Map) -> Map:
         else:
             entries[key] = entry
     return Map(entries, over.place)
+
+
+OVERRIDE = "CITYGATE__"
+
+
+def override(root: Map, environment: Mapping[str, str]) -> Map:
+    """The tree with `CITYGATE__HTTP__LISTEN=…` and the like in place of what the files say.
+
+    Parts are joined by two underscores; letter case and `-`, `.`, `_` do not matter where the files have the key already.
+    A variable that fits no key is found when the tree is checked: unknown keys are errors.
+    """
+    for name in sorted(variable for variable in environment if variable.startswith(OVERRIDE)):
+        parts = name.removeprefix(OVERRIDE).split("__")
+        place = Place(Source(f"environment {name}", ()), 0, 0)
+        root = _put(root, parts, Scalar(environment[name], place), place)
+    return root
+
+
+def _put(node: Map, parts: list[str], value: Scalar, place: Place) -> Map:
+    same = (key for key in node.entries if _folded(key) == _folded(parts[0]))
+    key = next(same, parts[0].lower())
+    old = node.get(key)
+    new: Node = value
+    if len(parts) > 1:
+        new = _put(old if isinstance(old, Map) else Map({}, place), parts[1:], value, place)
+    return Map({**node.entries, key: Entry(place, new)}, node.place)
+
+
+def _folded(key: str) -> str:
+    return re.sub(r"[-.]", "_", key).lower()
 
 
 @dataclass(frozen=True, slots=True)

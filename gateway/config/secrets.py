@@ -1,0 +1,140 @@
+"""`!secret NAME`: where its text comes from, and keeping it out of everything shown."""
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gateway.config.tree import Entry, Items, Map, Node, Scalar, place_problem
+from gateway.sdk.errors import Problem
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MAX_SECRET_BYTES = 16 << 10
+HIDDEN = "•••"
+MIN_REDACTED = 4  # a shorter secret would blank out half of every text
+
+# Keys whose value is a secret whoever defines them; used only to hide source lines and to warn, never to find secrets.
+SENSITIVE = re.compile(r"(?i)^(?:.*[_-])?(?:password|passwd|passphrase|secret|token|api_?key|app_?key|nwk_?key|key)$")
+_IN_LINE = re.compile(
+    r"(?i)(?P<head>['\"]?[\w-]*(?:password|passwd|passphrase|secret|token|key)['\"]?\s*:\s+)"
+    r"(?P<value>(?!!secret\b)(?:\"[^\"]*\"?|'[^']*'?|[^\s,{}\[\]#][^,{}\[\]#]*))"
+)
+
+
+@dataclass
+class Secrets:
+    """Looks names up: the service manager's credentials, then the folder `secrets/` beside the config, then the environment
+    (`CITYGATE_SECRET_<NAME>`, upper case, `-` and `.` as `_`). What was handed out is known, to be hidden.
+    """
+
+    beside: Path
+    environment: Mapping[str, str]
+    known: set[str] = field(default_factory=set)
+    warnings: list[tuple[str, str]] = field(default_factory=list)
+
+    def places(self, name: str) -> tuple[str, ...]:
+        """Where a name is looked for, for the message when it is nowhere."""
+        credentials = self.environment.get("CREDENTIALS_DIRECTORY")
+        folders = (*((credentials,) if credentials else ()), str(self.beside))
+        return (*(f"{folder}/{name}" for folder in folders), f"${_variable(name)}")
+
+    def get(self, name: str) -> str:
+        """The text of a secret, without the line end of its file.
+
+        Raises:
+            LookupError: there is none; the message says where it was looked for.
+        """
+        credentials = self.environment.get("CREDENTIALS_DIRECTORY")
+        text = _from_file(Path(credentials) / name) if credentials else None
+        if text is None:
+            text = _from_file(self.beside / name)
+            if text is not None and _readable_by_others(self.beside / name):
+                self.warnings.append((name, f"{self.beside / name} can be read by every user of this box"))
+        if text is None:
+            text = self.environment.get(_variable(name))
+        if not text:
+            raise LookupError(f"no secret {name}: looked in {', '.join(self.places(name))}")
+        self.known.add(text)
+        return text
+
+    def redact(self, text: str) -> str:
+        """The text with every known secret hidden."""
+        for secret in sorted(self.known, key=len, reverse=True):
+            if len(secret) >= MIN_REDACTED:
+                text = text.replace(secret, HIDDEN)
+        return text
+
+
+def hide_in_line(line: str) -> str:
+    """A source line with clear-text secrets hidden, at the same width so that a caret still fits."""
+    return _IN_LINE.sub(lambda match: match["head"] + "•" * len(match["value"]), line)
+
+
+def _variable(name: str) -> str:
+    return f"CITYGATE_SECRET_{re.sub(r'[^A-Za-z0-9]', '_', name).upper()}"
+
+
+def _from_file(path: Path) -> str | None:
+    """None when there is no such file. Raises LookupError when it cannot be used."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_SECRET_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise LookupError(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > MAX_SECRET_BYTES:
+        raise LookupError(f"{path} is larger than {MAX_SECRET_BYTES >> 10} KiB: that is no secret")
+    try:
+        text = data.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise LookupError(f"{path} is not UTF-8") from error
+    if not text or "\0" in text:
+        raise LookupError(f"{path} is empty or holds a NUL byte")
+    return text
+
+
+def _readable_by_others(path: Path) -> bool:
+    return bool(os.stat(path).st_mode & (stat.S_IROTH | stat.S_IWOTH))
+
+
+def resolve(
+    root: Map, secrets: Secrets | None, problems: list[Problem]
+) -> tuple[Map, frozenset[tuple[str | int, ...]]]:
+    """The tree with every `!secret` replaced by its text, and the paths where none was found.
+
+    Args:
+        secrets: None does not look anything up: every path is among those without text.
+    """
+    unknown: set[tuple[str | int, ...]] = set()
+
+    def walk(node: Node, path: tuple[str | int, ...]) -> Node:
+        if isinstance(node, Map):
+            entries = {key: Entry(entry.key, walk(entry.node, (*path, key))) for key, entry in node.entries.items()}
+            return Map(entries, node.place)
+        if isinstance(node, Items):
+            return Items(tuple(walk(item, (*path, index)) for index, item in enumerate(node.items)), node.place)
+        return _text(node, path) if node.tag == "!secret" else node
+
+    def _text(node: Scalar, path: tuple[str | int, ...]) -> Scalar:
+        problem: Problem | None = None
+        text = ""
+        if not NAME.fullmatch(node.text):
+            problem = Problem("wrong-name", path, "!secret takes a name, not the secret itself", "as in !secret milano")
+        elif secrets is not None:
+            try:
+                text = secrets.get(node.text)
+            except LookupError as error:
+                remedy = "put it there, or use --no-secrets to check without"
+                problem = Problem("missing-secret", path, str(error.args[0]), remedy)
+        if problem is not None:
+            problems.append(place_problem(problem, node.place))
+        if not text:
+            unknown.add(path)
+        return Scalar(text or "not-looked-up", node.place, False, node.tag)
+
+    resolved = walk(root, ())
+    assert isinstance(resolved, Map)
+    return resolved, frozenset(unknown)
