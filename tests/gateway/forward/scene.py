@@ -1,0 +1,160 @@
+"""For tests of the forwarder: a mapping made by hand, a log in memory, entities whose values name themselves."""
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping as MappingOf
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from gateway.harmonise.entity import Attribute, Entity
+from gateway.log.segment import Columns, Series
+from gateway.sdk.reading import Quality, Reason, TimeSource, Value
+
+AIR = "https://raw.githubusercontent.com/smart-data-models/dataModel.Environment/master/context.jsonld"
+START = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
+LOCATION = {"type": "Point", "coordinates": [9.159, 45.503]}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One point's way into an attribute, as the compiled mapping has it."""
+
+    key: str
+    kind: str = "property"
+    unit: str = "GQ"
+    sub: MappingOf[str, Attribute] = field(default_factory=dict)
+    dataset_id: str = ""
+    member: str = ""
+    allows: str = ""
+
+    def convert(self, raw: Value) -> Value | None:
+        return raw
+
+
+@dataclass(frozen=True)
+class Table:
+    """A compiled mapping of one device."""
+
+    device: str
+    entity_id: str
+    slots: MappingOf[str, tuple[Slot, ...]]
+    entity_type: str = "AirQualityObserved"
+    context: str = AIR
+    mandatory: frozenset[str] = frozenset()
+    times: tuple[Any, ...] = (("dateObserved", lambda at: at),)
+    static: MappingOf[str, Attribute] = field(default_factory=lambda: {"location": Attribute("geo", LOCATION)})
+
+    def missing(self, have: set[str]) -> list[str]:
+        known = {slot.key for point in have for slot in self.slots.get(point, ())} | self.static.keys()
+        known |= {name for name, _ in self.times}
+        return sorted(self.mandatory - known)
+
+
+def entity_id(device: str) -> str:
+    return f"urn:ngsi-ld:AirQualityObserved:milano:gw:{device}"
+
+
+def table(device: str, *points: str, **changes: Any) -> Table:
+    """A mapping that takes each point as the attribute of its name."""
+    return Table(device, entity_id(device), {p: (Slot(p),) for p in points or ("no2", "pm25")}, **changes)
+
+
+def tables(*devices: str, points: tuple[str, ...] = ("no2", "pm25")) -> Any:
+    return {device: (table(device, *points),) for device in devices}
+
+
+def measured(device: str, at_s: float = 0.0, **values: Value) -> Entity:
+    """An entity as harmonising makes it, without going through it."""
+    at = START + timedelta(seconds=at_s)
+    attributes = {name: Attribute("property", value, "GQ", at) for name, value in values.items()}
+    return Entity(entity_id(device), "AirQualityObserved", AIR, attributes, device)
+
+
+def wire(at_s: float) -> str:
+    """The wire time so many seconds after `START`."""
+    return (START + timedelta(seconds=at_s)).isoformat().replace("+00:00", "Z")
+
+
+class MemoryLog:
+    """What a forwarder asks of the log, over a list. `lost_cursor` makes it a log after a kill -9."""
+
+    def __init__(self) -> None:
+        self.series: dict[int, Series] = {}
+        self.rows: list[tuple[int, int, int, Value | None]] = []
+        self.cursor = 0
+        self._seq = 1 << 32
+        self._arrival = asyncio.Event()
+
+    def put(self, device: str, at_s: float, /, **values: Value | None) -> set[tuple[str, str, str, Value]]:
+        """Append one set; returns what a broker must hold of it."""
+        self._seq += 1
+        for point, value in values.items():
+            known = [s.id for s in self.series.values() if (s.device, s.point) == (device, point)]
+            number = known[0] if known else len(self.series) + 1
+            self.series[number] = Series(number, device, point)
+            time_us = round((START + timedelta(seconds=at_s)).timestamp() * 1e6)
+            self.rows.append((self._seq, number, time_us, value))
+        self._arrival.set()
+        return {(entity_id(device), p, wire(at_s), v) for p, v in values.items() if v is not None}
+
+    async def read(self, consumer: str, *, after: int | None = None, max_readings: int = 2000) -> Columns | None:
+        after = self.cursor if after is None else after
+        rows = [row for row in self.rows if row[0] > after]
+        end = max_readings
+        while end < len(rows) and rows[end][0] == rows[end - 1][0]:
+            end += 1
+        rows = rows[:end]
+        if not rows:
+            return None
+        columns = Columns(last=rows[-1][0])
+        for seq, number, time_us, value in rows:
+            columns.seq.append(seq)
+            columns.series.append(number)
+            columns.time_us.append(time_us)
+            columns.value.append(value)
+            columns.quality.append(Quality.BAD if value is None else Quality.GOOD)
+            columns.reason.append(Reason.TIMEOUT if value is None else Reason.NONE)
+            columns.time_source.append(TimeSource.GATEWAY)
+        return columns
+
+    async def settle(self, consumer: str, upto: int) -> None:
+        self.cursor = max(self.cursor, upto)
+        self._arrival.set()
+
+    async def wait(self, consumer: str, after: int | None = None) -> None:
+        while await self.read(consumer, after=after, max_readings=1) is None:
+            self._arrival.clear()
+            await self._arrival.wait()
+
+    def backlog(self, consumer: str) -> tuple[int, datetime | None]:
+        owed = [row for row in self.rows if row[0] > self.cursor]
+        oldest = min((row[2] for row in owed), default=None)
+        return len(owed), None if oldest is None else datetime.fromtimestamp(oldest / 1e6, UTC)
+
+    @property
+    def settled(self) -> bool:
+        return not self.rows or self.cursor >= self.rows[-1][0]
+
+
+class RealClock:
+    """The box's own time."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic_s(self) -> float:
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+def measured_only(history: list[tuple[str, str, str | None, Any]]) -> list[tuple[str, str, str | None, Any]]:
+    """Without what is derived or static."""
+    return [item for item in history if item[1] not in ("location", "dateObserved")]
+
+
+def dumps(document: Any) -> bytes:
+    return json.dumps(document).encode()
