@@ -1,0 +1,291 @@
+"use strict";
+/* Polls /status and shows it. All text goes in as text, never as HTML: names come from a file, reasons from devices and
+   brokers. What is on the page is changed in place, so that a selection or an open keyboard survives the next poll. */
+
+const EVERY_MS = 2000;
+const LOST_AFTER_MS = 7000;
+const TRACE_LENGTH = 60;
+const FILTER_FROM_DEVICES = 13;
+const WAITING = new Set(["waiting", "starting", "paused"]);
+const SIGNS = { ok: "●", waiting: "○", starting: "○", paused: "❚❚" };
+const TITLES = { pid: "process", size_bytes: "size", cpu: "CPU" };
+
+let status = null;
+let heardAt = 0; // of this browser's clock
+let boxAhead = 0; // ms by which the box's clock is ahead of ours: ages are told by the box's clock
+let filter = "";
+const traces = new Map();
+
+const byId = (id) => document.getElementById(id);
+
+function make(tag, attributes = {}, ...children) {
+  const svg = tag === "svg" || tag === "polyline";
+  const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) if (value) element.setAttribute(name, value);
+  element.append(...children.flat().filter((child) => child !== null && child !== "" && child !== undefined));
+  return element;
+}
+
+/* Make `old` look like `wanted` with as few changes as possible. */
+function morph(old, wanted) {
+  if (old.nodeType !== wanted.nodeType || old.nodeName !== wanted.nodeName) return void old.replaceWith(wanted);
+  if (old.nodeType === Node.TEXT_NODE) {
+    if (old.data !== wanted.data) old.data = wanted.data;
+    return;
+  }
+  for (const { name } of [...old.attributes]) if (!wanted.hasAttribute(name)) old.removeAttribute(name);
+  for (const { name, value } of wanted.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  const children = [...wanted.childNodes];
+  children.forEach((child, n) => (n < old.childNodes.length ? morph(old.childNodes[n], child) : old.append(child)));
+  while (old.childNodes.length > children.length) old.lastChild.remove();
+}
+
+function span(seconds) {
+  const size = Math.abs(seconds);
+  if (size < 1) return "now";
+  if (size < 120) return `${Math.round(seconds)} s`;
+  if (size < 7200) return `${Math.round(seconds / 60)} min`;
+  if (size < 172800) return `${Math.round(seconds / 3600)} h`;
+  return `${Math.round(seconds / 86400)} d`;
+}
+
+const secondsSince = (at) => (Date.now() + boxAhead - Date.parse(at)) / 1000;
+
+function told(element) {
+  const seconds = secondsSince(element.dateTime);
+  if (element.dataset.ahead) return seconds < 0 ? `in ${span(-seconds)}` : "now";
+  return seconds < 1 ? "now" : `${span(seconds)} ago`;
+}
+
+/* A time that is told as an age and goes on ticking between polls. */
+function since(at, ahead = false) {
+  const element = make("time", { datetime: at, "data-ahead": ahead ? "1" : "", title: at });
+  element.textContent = told(element);
+  return element;
+}
+
+function number(value) {
+  if (typeof value === "boolean") return value ? "on" : "off";
+  if (typeof value !== "number") return String(value);
+  if (Number.isInteger(value) && Math.abs(value) < 1e15) return grouped(String(value));
+  const size = Math.abs(value);
+  if (size !== 0 && (size < 0.001 || size >= 1e9)) return value.toExponential(3);
+  return grouped(value.toFixed(size >= 1000 ? 1 : size >= 10 ? 2 : 3));
+}
+
+/* Narrow spaces from five digits on. */
+function grouped(text) {
+  const [whole, rest] = text.split(".");
+  const spaced = whole.length > 4 ? whole.replace(/\B(?=(\d{3})+$)/g, "\u202f") : whole;
+  return rest === undefined ? spaced : `${spaced}.${rest}`;
+}
+
+function bytes(count) {
+  for (const unit of ["B", "kB", "MB", "GB"]) {
+    if (count < 1000 || unit === "GB") return `${unit === "B" ? count : count.toFixed(1)} ${unit}`;
+    count /= 1000;
+  }
+}
+
+const rank = (state) => (state === "ok" ? "ok" : WAITING.has(state) ? "wait" : "bad");
+
+function state(name) {
+  return make("span", { class: `state ${rank(name)}` }, `${SIGNS[name] ?? "✕"} ${(name || "unknown").replaceAll("_", " ")}`);
+}
+
+function why(record) {
+  if (!record.reason && !record.remedy) return null;
+  const kind = rank(record.state) === "bad" ? "why" : "why wait";
+  return make("p", { class: kind }, record.reason ? make("b", {}, record.reason) : "", record.remedy || "");
+}
+
+/* The last minute or two of a point, as far as this page has seen it. */
+function trace(key, point) {
+  const seen = traces.get(key) ?? [];
+  if (typeof point.value === "number" && seen.at(-1)?.at !== point.observed_at) {
+    seen.push({ at: point.observed_at, value: point.value });
+    if (seen.length > TRACE_LENGTH) seen.shift();
+    traces.set(key, seen);
+  }
+  const cell = make("td", { class: "trace" });
+  if (seen.length < 3) return cell;
+  const values = seen.map((one) => one.value);
+  const low = Math.min(...values);
+  const reach = Math.max(...values) - low;
+  const drawn = values.map((value, n) => {
+    const x = ((100 * n) / (values.length - 1)).toFixed(1);
+    const y = reach ? (22 - (20 * (value - low)) / reach).toFixed(1) : "12";
+    return `${x},${y}`;
+  });
+  cell.append(make("svg", { viewBox: "0 0 100 24", preserveAspectRatio: "none", "aria-hidden": "true" },
+    make("polyline", { points: drawn.join(" ") })));
+  return cell;
+}
+
+function pointRow(device, name, point) {
+  const none = point.value === null || point.value === undefined;
+  const label = make("th", { scope: "row" }, name.replaceAll("_", " "));
+  const value = make("td", { class: "value" });
+  if (none) value.append(point.reason ? point.reason.replaceAll("_", " ") : "—");
+  else value.append(number(point.value), make("span", { class: "unit" }, point.symbol || point.unit || ""));
+  return make("tr", { class: none ? (point.reason ? "none" : "") : point.quality === "good" ? "" : "old" },
+    label, trace(`${device} ${name}`, point), value);
+}
+
+function deviceCard(name, device) {
+  const heard = device.last_good_at ? ["good ", since(device.last_good_at)] : ["no value yet"];
+  const rows = Object.entries(device.points ?? {}).map(([point, its]) => pointRow(name, point, its));
+  const undeclared = Object.keys(device.undeclared ?? {});
+  return make("article", { class: `card ${rank(device.state)}`, id: `device-${name}` },
+    make("header", {}, make("h3", {}, name), state(device.state)),
+    make("p", { class: "meta" }, make("span", {}, device.template || ""), make("span", {}, heard)),
+    why(device),
+    make("table", { class: "points" }, make("tbody", {}, rows)),
+    undeclared.length ? make("p", { class: "quiet small" }, `Not in the template, dropped: ${undeclared.join(", ")}`) : null);
+}
+
+function linkPart(name, link) {
+  const devices = Object.entries(link.devices ?? {}).filter(([device, its]) => matches(name, device, its));
+  if (!devices.length && filter) return null;
+  return make("section", { class: "link", id: `link-${name}` },
+    make("header", {}, make("h2", {}, name), make("span", { class: "quiet" }, link.driver || ""), state(link.state)),
+    why(link),
+    make("div", { class: "cards" }, devices.map(([device, its]) => deviceCard(device, its))));
+}
+
+function matches(link, device, its) {
+  return !filter || `${link} ${device} ${its.template ?? ""} ${its.state}`.toLowerCase().includes(filter);
+}
+
+function fact(title, value) {
+  if (value === null || value === undefined || value === "") return [];
+  return [make("dt", {}, title), make("dd", {}, value)];
+}
+
+function brokerCard(name, broker) {
+  return make("article", { class: `card ${rank(broker.state)}`, id: `broker-${name}` },
+    make("header", {}, make("h3", {}, name), state(broker.state)),
+    make("p", { class: "meta" }, make("span", {}, broker.url || ""), make("span", {}, broker.kind || "")),
+    why(broker),
+    make("dl", { class: "facts" },
+      fact("last accepted", broker.last_accepted_at ? since(broker.last_accepted_at) : "nothing yet"),
+      fact("owed", `${number(broker.backlog ?? 0)} readings`),
+      fact("oldest owed", broker.oldest_unsent_at ? since(broker.oldest_unsent_at) : ""),
+      fact("next try", broker.next_try_at ? since(broker.next_try_at, true) : ""),
+      fact("held for later", broker.later || ""),
+      fact("refused for good", broker.dead || ""),
+      fact("history", broker.history),
+      fact("accepted", number(broker.accepted ?? 0)),
+      fact("sent", bytes(broker.sent_bytes ?? 0))));
+}
+
+/* Log and clock bring what they have; a time is told as an age, a size as a size. */
+function factCard(title, record) {
+  const rows = Object.entries(record).flatMap(([key, value]) => {
+    const name = TITLES[key] ?? key.replace(/_(at|bytes|s)$/, "").replaceAll("_", " ");
+    if (value === null || value === "" || typeof value === "object") return [];
+    if (/_at$|^since$/.test(key)) return fact(name, since(value));
+    if (/_bytes$/.test(key)) return fact(name, bytes(value));
+    if (/_s$/.test(key)) return fact(name, `${number(value)} s`);
+    return fact(name, typeof value === "boolean" ? (value ? "yes" : "no") : number(value));
+  });
+  return rows.length ? make("article", { class: "card" }, make("header", {}, make("h3", {}, title)), make("dl", { class: "facts" }, rows)) : null;
+}
+
+/* What needs somebody, each with a way to its place. */
+function alarms() {
+  const found = [];
+  for (const [name, link] of Object.entries(status.links ?? {})) {
+    if (rank(link.state) === "bad") found.push([`link-${name}`, name, link]);
+    for (const [device, its] of Object.entries(link.devices ?? {}))
+      if (rank(its.state) === "bad") found.push([`device-${device}`, device, its]);
+  }
+  for (const [name, broker] of Object.entries(status.brokers ?? {}))
+    if (rank(broker.state) === "bad") found.push([`broker-${name}`, name, broker]);
+  return found;
+}
+
+function alarmPart(found) {
+  if (!found.length) return null;
+  return make("section", { class: "alarms" },
+    make("h2", {}, found.length === 1 ? "One thing needs somebody" : `${found.length} things need somebody`),
+    make("ul", {}, found.slice(0, 20).map(([place, name, record]) =>
+      make("li", {}, make("a", { href: `#${encodeURIComponent(place)}` }, name), `: ${record.state.replaceAll("_", " ")}${record.reason ? `, ${record.reason}` : ""}`))));
+}
+
+function show() {
+  const gateway = status.gateway ?? {};
+  const found = alarms();
+  const title = gateway.name || gateway.id || "citygate";
+  document.title = found.length ? `(${found.length}) ${title}` : title;
+  morph(byId("top"), make("header", { id: "top" },
+    make("h1", {}, title),
+    make("span", { class: "id" }, [gateway.name ? gateway.id : "", gateway.city].filter(Boolean).join(" · ")),
+    make("span", { id: "overall", class: `state ${found.length ? "bad" : "ok"}` }, found.length ? "✕ needs somebody" : "● all is well")));
+  const brokers = Object.entries(status.brokers ?? {});
+  const box = [factCard("Log", status.log ?? {}), factCard("Clock", status.clock ?? {}), factCard("Gateway", boxFacts(gateway))];
+  const parts = [alarmPart(found), ...Object.entries(status.links ?? {}).map(([name, link]) => linkPart(name, link)),
+    part("Brokers", brokers.length ? brokers.map(([name, broker]) => brokerCard(name, broker)) : [make("p", { class: "quiet" }, "None configured: entities are read from this box.")]),
+    part("This box", box)];
+  const wanted = make("main", { id: "main" }, filterBox(), parts);
+  morph(byId("main"), wanted);
+  byId("version").textContent = gateway.version ? `citygate ${gateway.version}` : "";
+}
+
+function part(title, cards) {
+  return make("section", { class: "part" }, make("header", {}, make("h2", {}, title)), make("div", { class: "cards" }, cards));
+}
+
+function boxFacts(gateway) {
+  return { id: gateway.id, started_at: gateway.started_at, config: gateway.config, pid: gateway.pid && String(gateway.pid) };
+}
+
+function filterBox() {
+  const count = Object.values(status.links ?? {}).reduce((sum, link) => sum + Object.keys(link.devices ?? {}).length, 0);
+  if (count < FILTER_FROM_DEVICES && !filter) return null;
+  return make("input", { id: "filter", type: "search", placeholder: `Find among ${count} devices`, "aria-label": "Find a device" });
+}
+
+function tick() {
+  for (const element of document.getElementsByTagName("time")) {
+    const text = told(element);
+    if (element.textContent !== text) element.textContent = text;
+  }
+  const silent = Date.now() - heardAt;
+  const lost = heardAt > 0 && silent > LOST_AFTER_MS;
+  byId("lost").hidden = !lost;
+  document.body.classList.toggle("stale", lost);
+  if (lost) byId("lost").textContent = `No answer from the box for ${span(silent / 1000)}. What you see is old.`;
+}
+
+async function poll() {
+  try {
+    const response = await fetch("/status", { cache: "no-store", signal: AbortSignal.timeout(5000) });
+    if (!response.ok) throw new Error(`status ${response.status}`);
+    status = await response.json();
+    heardAt = Date.now();
+    boxAhead = Date.parse(status.gateway?.now ?? "") - heardAt || 0;
+    show();
+  } catch (error) {
+    if (!heardAt) byId("main").textContent = `The box does not answer (${error.message}). Trying again …`;
+  }
+  tick();
+}
+
+async function run() {
+  for (;;) {
+    if (!document.hidden) await poll();
+    await new Promise((resume) => {
+      setTimeout(resume, EVERY_MS);
+      document.addEventListener("visibilitychange", () => document.hidden || resume(), { once: true });
+    });
+  }
+}
+
+document.addEventListener("input", (event) => {
+  if (event.target.id !== "filter") return;
+  filter = event.target.value.trim().toLowerCase();
+  show();
+});
+setInterval(tick, 1000);
+run();
