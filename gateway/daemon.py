@@ -18,14 +18,14 @@ from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
 from gateway.harmonise.dialects import ngsi_ld
 from gateway.harmonise.entity import Entity, harmonise
 from gateway.health import Health, notify, watchdog_every_s
-from gateway.http.control import socket_path
+from gateway.http.outcome import UnknownName
 from gateway.http.server import Server
-from gateway.http.shapes import reading_rows, utc
-from gateway.http.view import UnknownName, Verb
+from gateway.http.shapes import reading_rows, socket_path, utc
+from gateway.http.view import Verb
 from gateway.journal import bind, event
 from gateway.link import LinkService
 from gateway.log.log import Consumer, Log, LogSettings
-from gateway.plan import BrokerPlan, DevicePlan, LinkPlan, Plan, difference, make_plan
+from gateway.plan import BrokerPlan, DevicePlan, LinkPlan, Plan, make_plan
 from gateway.registry import Registry
 from gateway.sdk.errors import CitygateError, ConfigError
 from gateway.sdk.quantities import units
@@ -155,7 +155,7 @@ class Daemon:
         every_s = min(HOUSEKEEPING_S, (watchdog_every_s() or 60.0) / 3)
         while True:
             self._health.log = self._log.status()
-            self._health.clock = self._clock.status()
+            self._health.clock = _clock_status(self._clock)
             if self._health.log.get("writer_busy_s", 0) < WRITER_STUCK_S:
                 notify("WATCHDOG=1")
             bad = self._health.bad()
@@ -181,26 +181,27 @@ class Daemon:
             except ConfigError:
                 event("reload_refused")
                 raise
-            change = difference(self.plan, new)
-            for name in change.links:
+            links = _changed(self.plan.links, new.links)
+            brokers = _changed(self.plan.brokers, new.brokers)
+            for name in links:
                 await self._end(f"link {name}")
                 self._links.pop(name, None)
                 if name not in new.links:
                     self._health.links.pop(name, None)
-            for name in change.brokers:
+            for name in brokers:
                 await self._end(f"broker {name}")
                 if name not in new.brokers:
                     self._health.brokers.pop(name, None)
             await self._log.set_consumers([_consumer(b) for b in new.brokers.values()])
             self.plan = new
-            for name in change.links:
+            for name in links:
                 if name in new.links:
                     self._start_link(new.links[name])
-            for name in change.brokers:
+            for name in brokers:
                 if name in new.brokers:
                     self._start_broker(new.brokers[name])
-            event("reloaded", links=list(change.links), brokers=list(change.brokers), restart=list(change.restart))
-            return change.shape(new)
+            event("reloaded", links=links, brokers=brokers)
+            return {"links": links, "brokers": brokers}
 
     # --- what page, metrics and verbs ask ----------------------------------------------------------------------------
 
@@ -234,7 +235,7 @@ class Daemon:
                 for name, record in self._health.brokers.items()
             },
             "log": self._log.status(),
-            "clock": self._clock.status(),
+            "clock": _clock_status(self._clock),
         }
 
     def _link_status(self, name: str) -> dict[str, Any]:
@@ -333,6 +334,21 @@ class Daemon:
         if not self.plan.brokers:
             brokers["read API"] = [ngsi_ld(harmonise(mapping, good)) for mapping in self.plan.read_api.get(device, ())]
         return {"source": "last values", "brokers": brokers}
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Names that came, went or are not the same any more."""
+    return sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+
+
+def _clock_status(clock: SystemClock) -> dict[str, Any]:
+    trust = clock.trust
+    return {
+        "now": utc(clock.now()),
+        "trusted": trust.trusted,
+        "source": trust.source.name.lower(),
+        "since": utc(trust.since),
+    }
 
 
 async def _named(work: Any, **fields: str) -> None:
