@@ -18,6 +18,7 @@ from drivers.modbus.codec.frames import (
     Framing,
     RtuFraming,
     TcpFraming,
+    ascii_body,
     ask_of,
     read_request,
     reply_data,
@@ -279,19 +280,16 @@ class ModbusDriver:
 
 def unwrap(frame: bytes) -> tuple[int, bytes]:
     """Unit and PDU of one captured frame, whatever it travelled in. Raises FrameError."""
+    if rtu_sound(frame):  # before TCP: an RTU request of address 0 has zeros where TCP has its protocol number
+        return frame[0], frame[1:-2]
     if len(frame) >= 8 and frame[2:4] == b"\0\0" and int.from_bytes(frame[4:6], "big") == len(frame) - 6:
         return frame[6], frame[7:]
-    if frame.startswith(b":") and frame.endswith(b"\r\n"):
-        try:
-            body = bytes.fromhex(frame[1:-2].decode("ascii"))
-        except ValueError as error:
-            raise FrameError("no hexadecimal digits", frame=frame) from error
-        if len(body) < 3 or sum(body) & 0xFF:
-            raise FrameError("wrong LRC", frame=frame, offset=len(frame) - 4)
-        return body[0], body[1:-1]
-    if not rtu_sound(frame):
+    if not (frame.startswith(b":") and frame.endswith(b"\r\n")):
         raise FrameError("neither Modbus TCP nor RTU with a right CRC", frame=frame, offset=max(0, len(frame) - 2))
-    return frame[0], frame[1:-2]
+    body = ascii_body(frame[1:-2])
+    if not body:
+        raise FrameError("no digits with a right LRC", frame=frame)
+    return body[0], body[1:]
 
 
 def _only_fit(template: ModbusTemplate, unit: int, pdu: bytes, frame: bytes) -> Ask:

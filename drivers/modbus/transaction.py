@@ -118,23 +118,16 @@ class Bus:
         self._number = self._number % 0xFFFF + 1
         frame = self._framing.frame(ask, self._number)
         sent_at_s = self._context.monotonic_s()
-        done = False
         self._context.count("requests")
         try:
             await self._stream.write(frame)
-            answered = await self._reply(ask, frame, sent_at_s, timeout_s)
-            done = True
-            return answered
-        except NoAnswer:
-            self.silent += 1
+            return await self._reply(ask, frame, sent_at_s, timeout_s)
+        except (NoAnswer, FrameError):
+            if not self._framing.tells_requests_apart:
+                self._barred_until_s[ask.unit] = sent_at_s + self._wire_s(ask) + self._timing.quiet_s
             raise
         finally:
-            now_s = self._context.monotonic_s()
-            self._free_at_s = now_s + self._timing.gap_s + rest_s
-            if not done and not self._framing.tells_requests_apart:
-                self._barred_until_s[ask.unit] = sent_at_s + self._wire_s(ask) + self._timing.quiet_s
-            elif ask.unit in self._barred_until_s:
-                del self._barred_until_s[ask.unit]
+            self._free_at_s = self._context.monotonic_s() + self._timing.gap_s + rest_s
 
     def _wire_s(self, ask: Ask) -> float:
         if not self._timing.character_s:
@@ -179,6 +172,7 @@ class Bus:
 
     def _failure(self, ask: Ask, received: bytes, timeout_s: float) -> NoAnswer | FrameError:
         if not received:
+            self.silent += 1
             self._context.count("timeouts")
             return NoAnswer(f"unit {ask.unit} did not answer {ask.what} within {timeout_s:g} s")
         if self._framing.looks_cut(received):

@@ -248,7 +248,7 @@ class AsciiFraming:
     def find(self, ask: Ask, number: int, data: bytes, *, last: bool) -> bytes | None:
         for line in data.split(b":")[1:]:
             text, end, _ = line.partition(b"\r\n")
-            body = _ascii_body(text) if end else b""
+            body = ascii_body(text) if end else b""
             if not body or body[0] != ask.unit:
                 continue
             pdu = body[1:]
@@ -262,10 +262,10 @@ class AsciiFraming:
         return 2 * pdu_size + 7
 
     def looks_cut(self, data: bytes) -> bool:
-        return not any(_ascii_body(line.partition(b"\r\n")[0]) for line in data.split(b":")[1:])
+        return not any(ascii_body(line.partition(b"\r\n")[0]) for line in data.split(b":")[1:])
 
 
-def _ascii_body(text: bytes) -> bytes:
+def ascii_body(text: bytes) -> bytes:
     """Unit and PDU of one line's digits; b"" when they are no digits or the LRC is wrong."""
     try:
         body = bytes.fromhex(text.decode("ascii"))

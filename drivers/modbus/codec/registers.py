@@ -44,6 +44,7 @@ class Encoding:
     invalid: tuple[float, ...] = ()
     divisor: float = field(init=False, default=0.0)
     plain: bool = field(init=False, default=False)
+    whole: tuple[int, int] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if not self.words:
@@ -51,6 +52,8 @@ class Encoding:
         inverse = 1 / self.scale if self.scale else 0.0
         if abs(inverse) > 1 and abs(inverse - round(inverse)) < 1e-9 * abs(inverse):
             object.__setattr__(self, "divisor", float(round(inverse)))  # 3 / 10 is 0.3, 3 * 0.1 is not
+        if float(self.scale).is_integer() and float(self.offset).is_integer():
+            object.__setattr__(self, "whole", (int(self.scale), int(self.offset)))  # an integer stays one
         object.__setattr__(
             self, "plain", self.type in ("float32", "float64") and self.scale == 1 and not (self.offset or self.enum)
         )
@@ -113,7 +116,9 @@ class Encoding:
     def _scaled(self, raw: int | float) -> int | float:
         if self.divisor:
             return raw / self.divisor + self.offset if self.offset else raw / self.divisor
-        return raw * self.scale + self.offset if self.scale != 1 or self.offset else raw
+        if self.whole is not None:
+            return raw * self.whole[0] + self.whole[1]
+        return raw * self.scale + self.offset
 
     def encode(self, value: Value) -> bytes:
         """Registers' bytes that read back as `value`; a bit gives one byte.
@@ -142,6 +147,8 @@ class Encoding:
             raise ValueError(f"{value!r} is none of {', '.join(text for _, text in self.enum)}")
         if isinstance(value, str) or not math.isfinite(value):
             raise ValueError(f"{value!r} is not a number")
+        if isinstance(value, int) and self.whole is not None and (value - self.whole[1]) % self.whole[0] == 0:
+            return (value - self.whole[1]) // self.whole[0]  # a float could not hold 64 bits
         exact = (value - self.offset) * self.divisor if self.divisor else (value - self.offset) / self.scale
         if self.type in ("float32", "float64"):
             return exact

@@ -1,0 +1,162 @@
+"""Frames against the specification's examples, and against pymodbus's framers as a second opinion."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pymodbus.framer import FramerAscii, FramerRTU, FramerSocket
+from pymodbus.pdu import DecodePDU
+
+from drivers.modbus.codec.frames import (
+    AsciiFraming,
+    DeviceException,
+    Framing,
+    RtuFraming,
+    TcpFraming,
+    ask_of,
+    read_request,
+    reply_data,
+    write_request,
+)
+from gateway.sdk.errors import FrameError
+
+THEIRS = {RtuFraming: FramerRTU, TcpFraming: FramerSocket, AsciiFraming: FramerAscii}
+framings = pytest.mark.parametrize(
+    "framing", [RtuFraming(), TcpFraming(), AsciiFraming()], ids=lambda f: type(f).__name__
+)
+
+units = st.integers(1, 247)
+register_reads = st.builds(
+    read_request, units, st.sampled_from(["holding", "input"]), st.integers(0, 65000), st.integers(1, 125)
+)
+bit_reads = st.builds(
+    read_request, units, st.sampled_from(["coil", "discrete"]), st.integers(0, 60000), st.integers(1, 2000)
+)
+reads = st.one_of(register_reads, bit_reads)
+
+
+def reply(ask_pdu_function: int, data: bytes) -> bytes:
+    return bytes((ask_pdu_function, len(data))) + data
+
+
+def test_the_specifications_example_of_reading_holding_registers() -> None:
+    ask = read_request(1, "holding", 0x6B, 3)  # application protocol 6.3
+
+    assert ask.pdu == bytes.fromhex("03006b0003")
+    assert reply_data(ask, bytes.fromhex("0306022b00000064")) == bytes.fromhex("022b00000064")
+
+
+def test_writes_as_in_the_specification() -> None:
+    assert write_request(1, "coil", 0xAC, b"\1").pdu == bytes.fromhex("0500acff00")  # 6.5
+    assert write_request(1, "holding", 1, b"\0\3").pdu == bytes.fromhex("0600010003")  # 6.6
+    assert write_request(1, "holding", 1, b"\0\x0a\1\2").pdu == bytes.fromhex("1000010002" + "04000a0102")  # 6.12
+
+
+@framings
+@given(ask=reads, number=st.integers(1, 65535))
+def test_another_implementation_reads_our_requests(framing: Framing, ask, number: int) -> None:  # type: ignore[no-untyped-def]
+    their = THEIRS[type(framing)](DecodePDU(is_server=True))
+
+    used, pdu = their.handleFrame(framing.frame(ask, number), 0, 0)
+
+    assert pdu is not None
+    assert used == len(framing.frame(ask, number))
+    assert (pdu.dev_id, bytes((pdu.function_code,)) + pdu.encode()) == (ask.unit, ask.pdu)
+
+
+@framings
+@given(ask=reads, number=st.integers(1, 65535), data=st.data())
+def test_we_read_replies_of_another_implementation(framing: Framing, ask, number: int, data) -> None:  # type: ignore[no-untyped-def]
+    payload = data.draw(st.binary(min_size=ask.reply_size - 2, max_size=ask.reply_size - 2))
+    their = THEIRS[type(framing)](DecodePDU(is_server=True))
+    wire = their.encode(reply(ask.function, payload), ask.unit, number)
+
+    pdu = framing.find(ask, number, wire, last=False)
+
+    assert pdu is not None
+    assert reply_data(ask, pdu) == payload
+
+
+@framings
+@given(
+    ask=reads,
+    payload=st.binary(max_size=250),
+    cut=st.integers(0, 600),
+    damage=st.integers(0, 2000),
+    bit=st.integers(0, 7),
+)
+def test_a_damaged_reply_gives_no_data(framing: Framing, ask, payload: bytes, cut: int, damage: int, bit: int) -> None:  # type: ignore[no-untyped-def]
+    payload = payload.ljust(ask.reply_size - 2, b"\x5a")[: ask.reply_size - 2]
+    wire = bytearray(THEIRS[type(framing)](DecodePDU(is_server=True)).encode(reply(ask.function, payload), ask.unit, 9))
+    wire[damage % len(wire)] ^= 1 << bit
+    if isinstance(framing, TcpFraming) and damage % len(wire) >= 9:
+        return  # TCP has no checksum of its own: the payload is TCP's to protect
+
+    try:
+        pdu = framing.find(ask, 9, bytes(wire), last=True)
+        read = None if pdu is None else reply_data(ask, pdu)
+    except (FrameError, DeviceException):
+        return
+    assert read in (None, payload)  # an ASCII digit's case may change nothing
+
+
+@framings
+@given(ask=reads, noise=st.binary(max_size=300))
+def test_any_bytes_are_a_reply_or_refused(framing: Framing, ask, noise: bytes) -> None:  # type: ignore[no-untyped-def]
+    for last in (False, True):
+        try:
+            pdu = framing.find(ask, 7, noise, last=last)
+            if pdu is not None:
+                reply_data(ask, pdu)
+        except (FrameError, DeviceException):
+            pass
+
+
+@given(ask=register_reads, junk=st.binary(min_size=1, max_size=20), data=st.data())
+def test_noise_before_an_rtu_reply_is_stepped_over(ask, junk: bytes, data) -> None:  # type: ignore[no-untyped-def]
+    payload = data.draw(st.binary(min_size=ask.reply_size - 2, max_size=ask.reply_size - 2))
+    wire = FramerRTU(DecodePDU(is_server=True)).encode(reply(ask.function, payload), ask.unit, 0)
+
+    pdu = RtuFraming().find(ask, 0, junk + wire, last=True)
+
+    assert pdu is not None
+    assert reply_data(ask, pdu) == payload
+
+
+def test_an_exception_is_told_with_its_meaning() -> None:
+    ask = read_request(1, "input", 0, 2)
+
+    pdu = RtuFraming().find(ask, 0, bytes.fromhex("018402c2c1"), last=False)
+
+    assert pdu is not None
+    with pytest.raises(DeviceException, match=r"exception 2 \(illegal data address\) to input 0-1"):
+        reply_data(ask, pdu)
+
+
+def test_a_reply_to_another_transaction_is_stepped_over() -> None:
+    ask = read_request(1, "input", 0, 1)
+    late, ours = bytes.fromhex("000100000005010402aaaa"), bytes.fromhex("000200000005010402bbbb")
+
+    assert TcpFraming().find(ask, 2, late, last=False) is None
+    assert TcpFraming().find(ask, 2, late + ours, last=False) == bytes.fromhex("0402bbbb")
+
+
+@pytest.mark.parametrize(
+    ("wire", "why"),
+    [("000200010005010402bbbb", "no Modbus TCP header"), ("000200000005020402bbbb", "unit 2 answers for unit 1")],
+)
+def test_a_tcp_stream_out_of_step_is_refused(wire: str, why: str) -> None:
+    with pytest.raises(FrameError, match=why):
+        TcpFraming().find(read_request(1, "input", 0, 1), 2, bytes.fromhex(wire), last=False)
+
+
+@pytest.mark.parametrize(
+    ("table", "address", "count"), [("input", 0, 126), ("coil", 0, 2001), ("input", 65535, 2), ("input", 0, 0)]
+)
+def test_a_read_beyond_the_limits_is_refused(table: str, address: int, count: int) -> None:
+    with pytest.raises(ValueError, match="cannot read"):
+        read_request(1, table, address, count)  # type: ignore[arg-type]  # the point of the test
+
+
+@given(reads)
+def test_a_captured_request_says_what_was_asked(ask) -> None:  # type: ignore[no-untyped-def]
+    assert ask_of(ask.unit, ask.pdu) == ask
