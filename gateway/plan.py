@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from gateway.config.explain import in_order, locate
 from gateway.config.loader import Loaded, LoadedLink, NoDriver, load
-from gateway.config.model import BrokerConfig, CityProfile, Config
+from gateway.config.model import NAME, BrokerConfig, CityProfile, Config
 from gateway.config.tree import find
 from gateway.harmonise.compile import Mapping as EntityTable
 from gateway.harmonise.compile import compile_device
@@ -130,7 +130,9 @@ def _find_driver(registry: Drivers, name: str) -> Driver[Any] | NoDriver:
 def _link_plan(link: LoadedLink, location: tuple[float, float] | None) -> LinkPlan:
     configs: Mapping[str, DeviceConfig] = getattr(link.config, "devices", {})
     devices = {
-        name: _device_plan(name, link, config, location) for name, config in configs.items() if name in link.templates
+        name: _device_plan(name, link, config, location)
+        for name, config in configs.items()
+        if name in link.templates and NAME.fullmatch(name)
     }
     return LinkPlan(
         link.name, link.driver_name, link.driver, link.config, devices, link.fault, link.remedy, link.devices
@@ -160,15 +162,15 @@ def _compile(
 
 
 def _place(problem: Problem, device: DevicePlan, loaded: Loaded) -> Problem:
-    """A mapping's problem in the operator's file, if the device says what it is about, else in the template's file."""
-    own = ("links", device.link, "devices", device.name)
-    path = problem.path if problem.path[:4] == own else (*own, *problem.path)
-    inside = path[4:]
-    here = find(loaded.root, path)
+    """A mapping's problem where it was written: in the device, else in the template's file, else at the device's name."""
+    own: tuple[str | int, ...] = ("links", device.link, "devices", device.name)
+    inside = problem.path[len(own) :] if problem.path[: len(own)] == own else problem.path
+    if find(loaded.root, (*own, *inside)).missing is None:
+        return locate(_with_path(problem, (*own, *inside)), loaded.root)
     template = loaded.links[device.link].templates[device.name].tree
-    if here.missing is not None and inside and find(template, inside[:1]).missing is None and len(here.path) < 6:
+    if len(inside) > 1 and find(template, inside).missing is None:
         return locate(_with_path(problem, inside), template)
-    return locate(_with_path(problem, path), loaded.root)
+    return locate(_with_path(problem, own), loaded.root)
 
 
 def _with_path(problem: Problem, path: tuple[str | int, ...]) -> Problem:

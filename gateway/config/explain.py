@@ -160,7 +160,7 @@ def _describe(
 ) -> tuple[str, str, str, bool]:
     """(code, message, remedy, point at the key)."""
     kind, context = error["type"], error.get("ctx", {})
-    meaning = str(schema.get("description", ""))
+    meaning = _meaning(schema)
     shown = _shown(found)
     if kind == "extra_forbidden":
         word = str(found.path[-1])
@@ -169,8 +169,8 @@ def _describe(
     if kind == "missing":
         if found.missing is None:
             return "missing-key", "a value is missing", meaning, True
-        described = _schema_at(model, (*found.path, found.missing)).get("description", "")
-        return "missing-key", f"missing key {found.missing}", str(described), True
+        described = _meaning(_schema_at(model, (*found.path, found.missing)))
+        return "missing-key", f"missing key {found.missing}", described, True
     if isinstance(found.node, Scalar) and is_surprise(found.node) and kind in NUMBER_ERRORS:
         return "yaml-surprise", *_surprise(found.node.text, kind), False
     if isinstance(found.node, Scalar) and found.node.plain and not found.node.text:
@@ -181,7 +181,7 @@ def _describe(
         )
         return "wrong-type", f"{shown} is not {wanted}", meaning, False
     if kind in _SHAPE_ERRORS:
-        return "wrong-type", f"{shown} should be {_SHAPE_ERRORS[kind]}", meaning, isinstance(found.node, Map)
+        return "wrong-type", f"{shown} instead of {_SHAPE_ERRORS[kind]}", meaning, isinstance(found.node, Map)
     if kind in _RANGE_ERRORS:
         return "out-of-range", f"{shown} is outside {_bounds(schema, context)}", meaning, False
     if kind in ("literal_error", "enum"):
@@ -193,13 +193,30 @@ def _describe(
     if kind == "string_pattern_mismatch":
         return "wrong-form", f"{shown} has not the form {context.get('pattern', '')}", meaning, False
     if kind in _LENGTH_ERRORS:
-        return "wrong-length", f"{error['msg'][:1].lower()}{error['msg'][1:]}", meaning, isinstance(found.node, Map)
+        return "wrong-length", _length(kind, context), meaning, isinstance(found.node, Map)
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    if kind.startswith(("date", "time")):
+    if kind == "timezone_aware":
+        message = f"{shown} has no zone; write it as in 2026-06-01T00:00:00Z"
+    elif kind.startswith("date"):
         message = f"{shown} is not a time; write it as in 2026-06-01T00:00:00Z"
     dotted = ".".join(map(str, found.path[len(error["loc"]) :]))
     message = message.removeprefix(f"{dotted}: ") if dotted else message
     return "invalid-value", message, meaning, isinstance(found.node, Map)
+
+
+def _meaning(schema: Mapping[str, Any]) -> str:
+    """What a key is for; of a part of the file, what it needs (its description is for developers)."""
+    if schema.get("description") or "properties" not in schema:
+        return str(schema.get("description", ""))
+    needed = ", ".join(schema.get("required", ()))
+    return f"it needs {needed}" if needed else ""
+
+
+def _length(kind: str, context: Mapping[str, Any]) -> str:
+    what = "characters" if kind.startswith("string") else "entries"
+    bound = f"at most {context['max_length']}" if "max_length" in context else f"at least {context.get('min_length')}"
+    have = f", not {context['actual_length']}" if context.get("actual_length") is not None else ""
+    return f"{bound} {what}{have}"
 
 
 def _surprise(written: str, kind: str) -> tuple[str, str]:
@@ -267,7 +284,7 @@ def _schema_at(model: type[BaseModel], path: tuple[str | int, ...]) -> Mapping[s
         except Exception:  # noqa: BLE001 - a driver's own type may have no schema; the message is then poorer
             _schemas[model] = {}
     root = _schemas[model]
-    schema: Mapping[str, Any] = _resolve(root, root)
+    schema: Mapping[str, Any] = _resolve({key: value for key, value in root.items() if key != "description"}, root)
     for part in path:
         schema = _resolve(_child(schema, part, root), root)
     return schema
@@ -286,6 +303,8 @@ def _child(schema: Mapping[str, Any], part: str | int, root: Mapping[str, Any]) 
             return dict(option["properties"][part])
         elif isinstance(option.get("additionalProperties"), dict):
             return dict(option["additionalProperties"])
+        elif option.get("patternProperties"):
+            return dict(next(iter(option["patternProperties"].values())))
     return {}
 
 
@@ -299,6 +318,8 @@ def _resolve(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str,
         if "$ref" not in schema:
             break
         target = root.get("$defs", {}).get(str(schema["$ref"]).rpartition("/")[2], {})
+        if "properties" in target:  # its description is a docstring, for developers
+            target = {key: value for key, value in target.items() if key != "description"}
         schema = {**target, **{key: value for key, value in schema.items() if key != "$ref"}}
     resolved = dict(schema)
     for word in ("anyOf", "oneOf"):

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from gateway.config.explain import from_pydantic, known_or_near, locate
-from gateway.config.model import NAME, CityProfile, Config
-from gateway.config.secrets import Secrets, resolve
+from gateway.config.model import NAME, VERSION, CityProfile, Config
+from gateway.config.secrets import Secrets, hide_logins, resolve
 from gateway.config.tree import (
     Entry,
     Items,
@@ -155,14 +155,18 @@ class _Load:
         """Without what follows from a secret that was not found, and without any secret's text."""
         about = {"missing-secret", "wrong-name"}
         kept = [problem for problem in self.problems if problem.path not in untold or problem.code in about]
-        if secrets is None:
-            return tuple(kept)
-        return tuple(replace(problem, message=secrets.redact(problem.message)) for problem in kept)
+        redact = secrets.redact if secrets else str
+        return tuple(replace(problem, message=hide_logins(redact(problem.message))) for problem in kept)
 
     def _config(self, root: Map) -> Config | None:
         links = root.entries.get("links")
         if links and not isinstance(links.node, Map):
             self._add("wrong-type", ("links",), "links should be a map of links by name", links.node)
+        version = root.get("version")
+        if isinstance(version, Scalar) and version.text.isdecimal() and int(version.text) > VERSION:
+            remedy = f"this citygate reads version {VERSION}: update it, or take the file that went with it"
+            self._add("newer-version", ("version",), f"the file is for version {version.text}", version, remedy)
+            return None  # every other complaint would be about keys that we cannot know
         without = Map({key: entry for key, entry in root.entries.items() if key != "links"}, root.place)
         config, problems = validate(Config, without)
         self.problems += problems
@@ -304,7 +308,10 @@ class Templates:
         file = self.file(driver, name)
         if file is None:
             return LoadedTemplate(None, "", _nothing())
+        before = len(self._problems)
         tree = read_tree(file, self._problems)
+        if len(self._problems) > before and not tree.entries:
+            return LoadedTemplate(None, str(file), tree)
         template, problems = validate(driver.template_model, tree)
         problems += check_points(tree)
         self._problems += problems

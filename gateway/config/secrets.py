@@ -21,6 +21,7 @@ _IN_LINE = re.compile(
     r"(?i)(?P<head>['\"]?[\w-]*(?:password|passwd|passphrase|secret|token|key)['\"]?\s*:\s+)"
     r"(?P<value>(?!!secret\b)(?:\"[^\"]*\"?|'[^']*'?|[^\s,{}\[\]#][^,{}\[\]#]*))"
 )
+_LOGIN = re.compile(r"(?<=://)[^/\s@\"']+(?=@)")
 
 
 @dataclass
@@ -69,7 +70,12 @@ class Secrets:
 
 def hide_in_line(line: str) -> str:
     """A source line with clear-text secrets hidden, at the same width so that a caret still fits."""
-    return _IN_LINE.sub(lambda match: match["head"] + "•" * len(match["value"]), line)
+    return hide_logins(_IN_LINE.sub(lambda match: match["head"] + "•" * len(match["value"]), line))
+
+
+def hide_logins(text: str) -> str:
+    """The text with the login of every `scheme://user:password@host` hidden."""
+    return _LOGIN.sub(lambda match: "•" * len(match[0]), text)
 
 
 def _variable(name: str) -> str:

@@ -69,7 +69,7 @@ Location = Annotated[
 class ConfigModel(BaseModel):
     """Base of every part of the operator's file: frozen, unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_alias=True, validate_by_name=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_alias=True, validate_by_name=False, allow_inf_nan=False)
 
 
 class Calibration(ConfigModel):

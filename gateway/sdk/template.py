@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 class TemplateModel(BaseModel):
     """Base of every part of a template: frozen, unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_alias=True, validate_by_name=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_alias=True, validate_by_name=False, allow_inf_nan=False)
 
 
 class TemplatePoint(TemplateModel):
