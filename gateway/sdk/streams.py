@@ -228,7 +228,7 @@ async def open_tcp(host: str, port: int, *, timeout_s: float = 5.0) -> AsyncIter
             f"{host}:{port} did not accept the connection within {timeout_s:g} s; is it reachable?"
         ) from None
     except OSError as error:
-        raise LinkError(f"cannot connect to {host}:{port}: {error.strerror or error}") from error
+        raise LinkError(f"cannot connect to {host}:{port}: {os.strerror(error.errno) if error.errno and error.errno > 0 else error}") from error
     except asyncio.CancelledError:
         if sock is not None:
             sock.close()

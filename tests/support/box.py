@@ -20,12 +20,12 @@ T = TypeVar("T")
 def eventually(what: str, look: Callable[[], T], *, within_s: float = 20.0) -> T:
     """The first truthy result of `look`; fails with its last result otherwise."""
     deadline_s = time.monotonic() + within_s
-    last: Any = None
-    while time.monotonic() < deadline_s:
-        last = look()
-        if last:
-            return last
+    while not (last := look()):
+        if time.monotonic() > deadline_s:
+            break
         time.sleep(0.05)
+    else:
+        return last
     raise AssertionError(f"{what}: not within {within_s:g} s; last seen: {last!r}")
 
 
@@ -121,12 +121,13 @@ class Box:
         eventually("the daemon answers", lambda: _alive(daemon) and get_json(f"{self.url}/status"))
         return daemon
 
-    def start_simulator(self, link: str, *, values: str = "counter") -> Process:
+    def start_simulator(self, link: str, *, values: str = "counter", **environment: str) -> Process:
         """The simulated devices of one link, in a process of their own."""
         return self.start(
             f"simulator-{link}",
             *("-m", "gateway", "simulate", "-c", str(self.config), "--link", link),
             *("--values", values, "--served", str(self.folder / f"served-{link}-{self._runs}.jsonl")),
+            **environment,
         )
 
     def served(self) -> Iterator[dict[str, Any]]:
