@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
+from gateway.config.advice import advise
 from gateway.config.explain import in_order, locate
 from gateway.config.loader import Loaded, LoadedLink, NoDriver, load
 from gateway.config.model import NAME, BrokerConfig, CityProfile, Config
@@ -104,7 +105,7 @@ def make_plan(path: Path, registry: Drivers, *, with_secrets: bool = True) -> Pl
         ConfigError: carries every problem, warnings too, in order of file and line.
     """
     loaded = load(path, lambda name: _find_driver(registry, name), with_secrets=with_secrets)
-    problems = list(loaded.problems)
+    problems = [*loaded.problems, *advise(loaded)]
     location = loaded.config.gateway.location if loaded.config else None
     links = {name: _link_plan(link, location) for name, link in loaded.links.items()}
     devices = {name: device for link in links.values() for name, device in link.devices.items()}

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from gateway.config.explain import from_pydantic, known_or_near, locate
+from gateway.config.migrate import migrate
 from gateway.config.model import NAME, VERSION, CityProfile, Config
 from gateway.config.secrets import Secrets, hide_logins, resolve
 from gateway.config.tree import (
@@ -139,7 +140,7 @@ class _Load:
         readable = not self.problems
         for fragment in fragments:
             root = merge(root, read_tree(fragment, self.problems), self.problems)
-        root = override(root, self.environment)
+        root = migrate(override(root, self.environment), self.problems)
         profiles: dict[str, tuple[CityProfile, Map]] = {}
         root = self._with_profiles(root, profiles)
         secrets = Secrets(self.folder / "secrets", self.environment) if self.with_secrets else None

@@ -165,3 +165,11 @@ class Scans(Protocol):
 
     def scan(self, options: Mapping[str, Any], context: Context) -> Any:
         """Async iterator of progress and findings; bounded, read-only."""
+
+
+@runtime_checkable
+class SharesLine(Protocol):
+    """A driver whose devices share the time of one line; `check` warns when the polls do not fit."""
+
+    def shares(self, config: Any) -> Mapping[str, float]:
+        """Device -> part of the link's time that polling it takes when all goes well (0.2: a fifth). Pure."""

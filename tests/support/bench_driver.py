@@ -71,6 +71,10 @@ class BenchDriver:
         at = context.get("received_at", NOON)
         return tuple(Reading(point, byte, at) for point, byte in zip(template.points, frame, strict=True))
 
+    def shares(self, config: BenchLink) -> Mapping[str, float]:
+        """Each poll takes a tenth of a second."""
+        return {name: 0.1 / device.every_s for name, device in config.devices.items()}
+
 
 class BenchRegistry:
     """A registry with the bench driver and one whose package is broken."""

@@ -1,0 +1,156 @@
+"""Warnings: what the file may say, but will be regretted."""
+
+import re
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, SecretStr
+
+from gateway.config.explain import did_you_mean, locate
+from gateway.config.loader import Loaded, LoadedLink
+from gateway.config.model import Config
+from gateway.config.tree import Scalar, find
+from gateway.sdk.config import DeviceConfig
+from gateway.sdk.driver import SharesLine
+from gateway.sdk.errors import Problem
+
+LINE_FULL = 0.9  # part of a line's time taken by polls; beyond it one slow answer makes every device late
+BYTES_PER_READING = 12  # on the card, segment and database pages together; a poll of few points costs more for each
+DAY_S = 86400.0
+_UNSTABLE = re.compile(r"/dev/tty(?:USB|ACM)[0-9]+")
+_BY_ID = Path("/dev/serial/by-id")
+
+PathOf = tuple[str | int, ...]
+
+
+def advise(loaded: Loaded) -> tuple[Problem, ...]:
+    """All warnings about a config, placed; errors about points that do not exist are among them."""
+    found = [problem for link in loaded.links.values() for problem in _link(link)]
+    if loaded.config is not None:
+        found += [*_devices_and_brokers(loaded, loaded.config), *_buffer(loaded, loaded.config)]
+        found += _clear_text(loaded.config, (), loaded)
+    return tuple(locate(problem, loaded.root) for problem in found)
+
+
+def _link(link: LoadedLink) -> Iterator[Problem]:
+    if link.config is None:
+        return
+    port = getattr(link.config, "port", "")
+    if isinstance(port, str) and _UNSTABLE.fullmatch(port):
+        remedy = f"{_stable_name(port)} stays the same after a replug"
+        message = f"{port} may be another adapter after a replug or a restart"
+        yield Problem("unstable-port", ("links", link.name, "port"), message, remedy, "warning")
+    for name, device in link.config.devices.items():
+        yield from _points(device, ("links", link.name, "devices", name))
+    yield from _load(link)
+
+
+def _stable_name(port: str) -> str:
+    """The path by id of a port that is plugged in here and now; else where such paths are."""
+    try:
+        same = [path for path in _BY_ID.iterdir() if path.resolve() == Path(port)]
+    except OSError:
+        same = []
+    return str(same[0]) if same else f"a path in {_BY_ID}"
+
+
+def _points(device: DeviceConfig, path: PathOf) -> Iterator[Problem]:
+    known = device.template.points
+    for part, names in (("calibrate", device.calibrate), ("report", device.report)):
+        for name in names:
+            if name not in known:
+                remedy = did_you_mean(name, known) or f"points: {', '.join(known)}"
+                message = f"{device.template.name} has no point {name}"
+                yield Problem("unknown-point", (*path, part, name), message, remedy, at="key")
+
+
+def _load(link: LoadedLink) -> Iterator[Problem]:
+    if not isinstance(link.driver, SharesLine) or link.config is None:
+        return
+    shares = link.driver.shares(link.config)
+    total = sum(shares.values())
+    if total > LINE_FULL:
+        largest = sorted(shares, key=lambda name: -shares[name])[:3]
+        message = f"polling takes {total:.0%} of the line's time; beyond {LINE_FULL:.0%} polls come late"
+        remedy = f"poll less often or split the line; most is taken by {', '.join(f'{n} ({shares[n]:.0%})' for n in largest)}"
+        yield Problem("overloaded-link", ("links", link.name), message, remedy, "warning", "key")
+
+
+def _devices_and_brokers(loaded: Loaded, config: Config) -> Iterator[Problem]:
+    devices = {name: link.name for link in loaded.links.values() for name in link.devices}
+    for broker, its in config.brokers.items():
+        for index, glob in enumerate(its.send):
+            if devices and not any(fnmatchcase(device, glob) for device in devices):
+                remedy = did_you_mean(glob, devices) or f"devices: {', '.join(sorted(devices)[:20])}"
+                path: PathOf = ("brokers", broker, "send", index)
+                yield Problem("unmatched-send", path, f"no device is called {glob}", remedy, "warning")
+    globs = [glob for broker in config.brokers.values() for glob in broker.send]
+    for device, link in devices.items():
+        if globs and not any(fnmatchcase(device, glob) for glob in globs):
+            where: PathOf = ("links", link, "devices", device)
+            remedy = "add it to send: of a broker, or take it out"
+            yield Problem("unsent-device", where, f"{device} is read but sent to no broker", remedy, "warning", "key")
+
+
+def readings_per_s(config: Config) -> float:
+    """What all devices give when all is well; devices that do not say how often they speak count nothing."""
+    total = 0.0
+    for link in config.links.values():
+        for device in link.devices.values():
+            period_s = getattr(device, "every_s", None) or getattr(device.template, "period_s", None)
+            if isinstance(period_s, int | float) and period_s > 0:
+                total += len(device.template.points) / period_s
+    return total
+
+
+def _buffer(loaded: Loaded, config: Config) -> Iterator[Problem]:
+    rate = readings_per_s(config)
+    days = config.buffer.max_size_bytes / (rate * BYTES_PER_READING * DAY_S) if rate else float("inf")
+    wanted = config.buffer.max_age_s / DAY_S
+    if days < wanted:
+        given = find(loaded.root, ("buffer", "max_size")).missing is None
+        path: PathOf = ("buffer", "max_size") if given else ("buffer",) if loaded.root.get("buffer") else ("gateway",)
+        message = (
+            f"buffer.max_size holds about {_days(days)} of {rate:.3g} readings a second; "
+            f"max_age promises {_days(wanted)} without a broker"
+        )
+        needed = rate * BYTES_PER_READING * config.buffer.max_age_s
+        remedy = f"max_size: {_size(needed)}, a shorter max_age, or report: less of what does not change"
+        yield Problem("small-buffer", path, message, remedy, "warning", "value" if given else "key")
+
+
+def _days(days: float) -> str:
+    return (
+        f"{days:.0f} days"
+        if days >= 2
+        else f"{days * 24:.0f} hours"
+        if days * 24 >= 2
+        else f"{days * 1440:.0f} minutes"
+    )
+
+
+def _size(size_bytes: float) -> str:
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{max(size_bytes / 1e6, 1):.0f} MB"
+
+
+def _clear_text(value: Any, path: PathOf, loaded: Loaded) -> Iterator[Problem]:
+    """Fields that are secrets and stand in the file as they are."""
+    if isinstance(value, SecretStr):
+        found = find(loaded.root, path)
+        if found.missing is None and isinstance(found.node, Scalar) and found.node.tag != "!secret":
+            remedy = (
+                f"put it into a file in {Path(found.node.place.source.name).parent / 'secrets'} and write !secret NAME"
+            )
+            yield Problem("clear-text-secret", path, "a secret in clear text", remedy, "warning")
+    elif isinstance(value, BaseModel):
+        for name, info in type(value).model_fields.items():
+            if name != "template":
+                yield from _clear_text(getattr(value, name), (*path, info.alias or name), loaded)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _clear_text(item, (*path, str(key)), loaded)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _clear_text(item, (*path, index), loaded)
