@@ -28,6 +28,7 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _INSTANTS = ("dateObserved", "observationDateTime", "timeInstant")
 _MAX_TEXT = 2048
+_NUMBERS = (float, int)  # by type(), because True is an int in Python
 
 Path = tuple[str | int, ...]
 Shape = Callable[[datetime], Any]
@@ -96,9 +97,9 @@ class Mapping:
 
     def missing(self, have: set[str]) -> frozenset[str]:
         """Mandatory attributes that are still unknown when these points have had a good value."""
-        known = set(self.static) | {name for name, _ in self.times}
-        known.update(slot.key for point, slots in self.slots.items() if point in have for slot in slots)
-        return self.mandatory - known
+        fed = {slot.key for point, slots in self.slots.items() if point in have for slot in slots}
+        times = {name for name, _ in self.times} if fed else set()  # nothing measured, nothing observed
+        return self.mandatory - fed - times - set(self.static)
 
 
 def compile_device(
@@ -554,7 +555,8 @@ class _Table:
     # the whole
 
     def _check_supplied(self, table: Mapping) -> None:
-        for name in sorted(table.missing(set(self.device.points))):
+        supplied = {name for name, _ in table.times}
+        for name in sorted(table.missing(set(self.device.points)) - supplied):
             if name == "location":
                 self.report(
                     "mapping-location",
@@ -643,12 +645,12 @@ def _number_step(step: Step) -> Callable[[Value], Any]:
     if replace(step, low=0, high=0) == Step(low=0, high=0):
 
         def bounded(value: Value) -> Any:
-            return value if isinstance(value, float | int) and low <= value <= high else None
+            return value if type(value) in _NUMBERS and low <= value <= high else None  # type: ignore[operator]
 
         return bounded
 
     def stepped(value: Value) -> Any:
-        return step.apply(value) if isinstance(value, float | int) else None
+        return step.apply(value) if type(value) in _NUMBERS else None  # type: ignore[arg-type]
 
     return stepped
 
