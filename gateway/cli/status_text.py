@@ -52,7 +52,7 @@ def shown_value(point: Mapping[str, Any]) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     number = f"{value:.6g}" if isinstance(value, float) else str(value)
-    unit = point.get("symbol") or point.get("unit") or ""
+    unit = "" if point.get("unit") == "C62" else point.get("symbol") or point.get("unit") or ""  # C62: a pure number
     return f"{number} {unit}".rstrip()
 
 

@@ -5,16 +5,16 @@ With `application/json` one Link header has to do for entities of several models
 that lists all contexts in use.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import orjson
 from aiohttp import web
 
+from gateway.harmonise.dialects import concise, key_values, ngsi_ld
+from gateway.harmonise.entity import Entity
 from gateway.http.view import VIEW
-
-if TYPE_CHECKING:
-    from gateway.harmonise.entity import Entity
 
 PREFIX = "/ngsi-ld/v1"
 CONTEXT_PATH = f"{PREFIX}/jsonldContexts/citygate"
@@ -23,6 +23,11 @@ CONTEXT_RELATION = '; rel="http://www.w3.org/ns/json-ld#context"; type="applicat
 JSON, JSON_LD = "application/json", "application/ld+json"
 DEFAULT_LIMIT, MAX_LIMIT = 20, 1000
 SIMPLIFIED = frozenset({"keyValues", "simplified"})
+WRITERS: Mapping[str, Callable[[Entity], dict[str, Any]]] = {
+    "normalized": ngsi_ld,
+    "concise": concise,
+    "simplified": key_values,
+}
 FORMS = SIMPLIFIED | {"normalized", "concise"}
 QUERY_PARAMETERS = frozenset({"type", "id", "attrs", "limit", "offset", "count", "options", "format", "local"})
 RETRIEVE_PARAMETERS = frozenset({"attrs", "options", "format", "local"})
@@ -104,14 +109,21 @@ def _checked(request: web.Request, known: frozenset[str]) -> Mapping[str, str]:
 
 
 def _media_type(request: web.Request) -> str:
-    """The first of the media types we write that `Accept` allows; JSON when it says nothing."""
-    accepted = [part.split(";")[0].strip().lower() for part in request.headers.get("Accept", "*/*").split(",")]
-    for media in accepted:
-        if media in ("*/*", "application/*", JSON):
-            return JSON
-        if media == JSON_LD:
-            return JSON_LD
-    raise Refused(406, "InvalidRequest", f"Accept: {', '.join(accepted)}; this read API writes {JSON} and {JSON_LD}")
+    """The best of the media types we write by the weights of `Accept`; JSON when it says nothing, or both alike."""
+    accept = request.headers.get("Accept", "*/*").lower()
+    weights: dict[str, float] = {}
+    for part in accept.split(","):
+        media, *parameters = (piece.strip() for piece in part.split(";"))
+        weights[media] = next((_weight(value[2:]) for value in parameters if value.startswith("q=")), 1.0)
+    any_weight = weights.get("application/*", weights.get("*/*", 0.0))
+    best = max((JSON, JSON_LD), key=lambda media: weights.get(media, any_weight))  # the first of equals
+    if weights.get(best, any_weight) == 0.0:
+        raise Refused(406, "InvalidRequest", f"Accept: {accept[:100]}; this read API writes {JSON} and {JSON_LD}")
+    return best
+
+
+def _weight(text: str) -> float:
+    return float(text) if re.fullmatch(r"1(\.0*)?|0(\.[0-9]{0,3})?", text) else 0.0
 
 
 def _form(asked: Mapping[str, str]) -> str:
@@ -132,7 +144,7 @@ def _names(asked: Mapping[str, str], name: str) -> set[str]:
     return {part.strip() for part in asked.get(name, "").split(",") if part.strip()}
 
 
-def _selected(entities: Iterable["Entity"], asked: Mapping[str, str]) -> Iterable["Entity"]:
+def _selected(entities: Iterable[Entity], asked: Mapping[str, str]) -> Iterable[Entity]:
     types, ids, attributes = _names(asked, "type"), _names(asked, "id"), _names(asked, "attrs")
     for entity in entities:
         if types and entity.type not in types:
@@ -144,18 +156,15 @@ def _selected(entities: Iterable["Entity"], asked: Mapping[str, str]) -> Iterabl
         yield entity
 
 
-def _body(entity: "Entity", form: str, attributes: set[str]) -> dict[str, Any]:
-    from gateway.harmonise import dialects
-
-    write = {"normalized": dialects.ngsi_ld, "concise": dialects.concise, "simplified": dialects.key_values}[form]
-    body = write(entity)
+def _body(entity: Entity, form: str, attributes: set[str]) -> dict[str, Any]:
+    body = WRITERS[form](entity)
     return {key: body[key] for key in body if not attributes or key in attributes or key in ("id", "type")}
 
 
 def _answer(
     request: web.Request,
     bodies: Sequence[dict[str, Any]],
-    entities: Sequence["Entity"],
+    entities: Sequence[Entity],
     media: str,
     headers: list[tuple[str, str]],
     *,
@@ -169,7 +178,7 @@ def _answer(
     return _json(whole, JSON, headers=[*headers, ("Link", f"<{_context_url(request, entities)}>{CONTEXT_RELATION}")])
 
 
-def _context_url(request: web.Request, entities: Sequence["Entity"]) -> str:
+def _context_url(request: web.Request, entities: Sequence[Entity]) -> str:
     contexts = {entity.context for entity in entities if entity.context}
     if len(contexts) == 1:
         return contexts.pop()

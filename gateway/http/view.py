@@ -1,12 +1,11 @@
 """What page, read API, metrics and verbs see of the running gateway; `Daemon` implements it, tests fake it."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from aiohttp import web
 
-if TYPE_CHECKING:
-    from gateway.harmonise.entity import Entity
+from gateway.harmonise.entity import Entity
 
 Verb = Callable[[Mapping[str, Any]], Awaitable[Any]]
 """One more verb of the control socket: JSON arguments in, something orjson can write out. Raises CitygateError."""
@@ -31,7 +30,7 @@ class GatewayView(Protocol):
     def ready(self) -> tuple[str, ...]:
         """Why the box does not do all of its work now; empty when it does."""
 
-    def entities(self) -> "Iterable[Entity]":
+    def entities(self) -> Iterable[Entity]:
         """The entities of all devices as of now, from the last good values; those still incomplete are left out."""
 
     async def read(self, device: str) -> dict[str, Any]:

@@ -73,6 +73,9 @@ function number(value) {
   return grouped(value.toFixed(size >= 1000 ? 1 : size >= 10 ? 2 : 3));
 }
 
+/* What stands behind the figure; a pure number has nothing there. */
+const unit = (point) => (point.unit === "C62" ? "" : point.symbol || point.unit || "");
+
 /* Narrow spaces from five digits on. */
 function grouped(text) {
   const [whole, rest] = text.split(".");
@@ -127,7 +130,7 @@ function pointRow(device, name, point) {
   const label = make("th", { scope: "row" }, name.replaceAll("_", " "));
   const value = make("td", { class: "value" });
   if (none) value.append(point.reason ? point.reason.replaceAll("_", " ") : "—");
-  else value.append(number(point.value), make("span", { class: "unit" }, point.symbol || point.unit || ""));
+  else value.append(number(point.value), make("span", { class: "unit" }, unit(point)));
   return make("tr", { class: none ? (point.reason ? "none" : "") : point.quality === "good" ? "" : "old" },
     label, trace(`${device} ${name}`, point), value);
 }
@@ -147,7 +150,8 @@ function deviceCard(name, device) {
 function linkPart(name, link) {
   const devices = Object.entries(link.devices ?? {}).filter(([device, its]) => matches(name, device, its));
   if (!devices.length && filter) return null;
-  return make("section", { class: "link", id: `link-${name}` },
+  const size = devices.length > 2 ? "wide" : devices.length > 1 ? "two" : "one";
+  return make("section", { class: `link ${size}`, id: `link-${name}` },
     make("header", {}, make("h2", {}, name), make("span", { class: "quiet" }, link.driver || ""), state(link.state)),
     why(link),
     make("div", { class: "cards" }, devices.map(([device, its]) => deviceCard(device, its))));
@@ -224,7 +228,8 @@ function show() {
     make("span", { id: "overall", class: `state ${found.length ? "bad" : "ok"}` }, found.length ? "✕ needs somebody" : "● all is well")));
   const brokers = Object.entries(status.brokers ?? {});
   const box = [factCard("Log", status.log ?? {}), factCard("Clock", status.clock ?? {}), factCard("Gateway", boxFacts(gateway))];
-  const parts = [alarmPart(found), ...Object.entries(status.links ?? {}).map(([name, link]) => linkPart(name, link)),
+  const links = Object.entries(status.links ?? {}).map(([name, link]) => linkPart(name, link));
+  const parts = [alarmPart(found), make("div", { class: "links" }, links),
     part("Brokers", brokers.length ? brokers.map(([name, broker]) => brokerCard(name, broker)) : [make("p", { class: "quiet" }, "None configured: entities are read from this box.")]),
     part("This box", box)];
   const wanted = make("main", { id: "main" }, filterBox(), parts);
