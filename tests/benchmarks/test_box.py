@@ -16,30 +16,8 @@ pytestmark = [pytest.mark.bench, pytest.mark.timeout(600)]
 UNITS, FLOATS = 50, 10
 WARM_UP_S, WINDOW_S = 8.0, 30.0
 
-ATTRIBUTES = [
-    "activePower",
-    "apparentPower",
-    "reactivePower",
-    "totalActivePower",
-    "totalApparentPower",
-    "totalReactivePower",
-    "totalActiveEnergyImport",
-    "totalActiveEnergyExport",
-    "totalReactiveEnergyImport",
-    "totalApparentEnergyImport",
-]
-QUANTITIES = [
-    "active_power",
-    "apparent_power",
-    "reactive_power",
-    "active_power",
-    "apparent_power",
-    "reactive_power",
-    "active_energy_import",
-    "active_energy_export",
-    "reactive_energy_import",
-    "apparent_energy",
-]
+POINTS = {"co": "co", "no2": "no2", "nox": "nox", "o3": "o3", "so2": "so2"}  # attribute: quantity
+POINTS |= {"c6h6": "c6h6", "sh2": "h2s", "pm1": "pm1", "pm25": "pm25", "pm10": "pm10"}
 
 CONFIG = """
 version: 1
@@ -60,13 +38,12 @@ def box(tmp_path: Path) -> Iterator[Box]:
         "vendor": "Bench",
         "model": "ten floats",
         "points": {
-            f"v{n}": {"quantity": QUANTITIES[n], "table": "holding", "address": 2 * n, "type": "float32"}
-            for n in range(FLOATS)
+            f"v{n}": {"quantity": quantity, "table": "holding", "address": 2 * n, "type": "float32"}
+            for n, quantity in enumerate(POINTS.values())
         },
         "entity": {
-            "type": "ACMeasurement",
-            "static": {"phaseType": "singlePhase"},
-            "attributes": {ATTRIBUTES[n]: f"v{n}" for n in range(FLOATS)},
+            "type": "AirQualityObserved",
+            "attributes": {attribute: f"v{n}" for n, attribute in enumerate(POINTS)},
         },
     }
     folder = tmp_path / "templates" / "bench"
