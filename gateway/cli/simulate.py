@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 import orjson
 
+from gateway.cli import street
 from gateway.cli.terminal import complain
 from gateway.cli.verbs import Verbs
 from gateway.http.outcome import FINE, UnknownName
@@ -26,20 +27,6 @@ if TYPE_CHECKING:
     from gateway.plan import DevicePlan, LinkPlan, Plan
 
 COUNTS = 10_000  # a counter starts again after so many values at most
-WAVE_STEPS = 60  # values of one wave
-
-# What the demo shows should look like a street, not like a test: usual values by quantity, in its canonical unit.
-USUAL = {
-    "voltage": (227.0, 233.0),
-    "current": (1.2, 4.8),
-    "frequency": (49.97, 50.03),
-    "power_factor": (0.88, 0.98),
-    "air_temperature": (14.0, 19.0),
-    "humidity": (48.0, 66.0),
-    "pm25": (6.0, 19.0),
-    "pm10": (11.0, 31.0),
-    "co2": (420.0, 640.0),
-}
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -162,27 +149,25 @@ def counter_of(plan: "Plan") -> Callable[[str, str, int], float]:
 
 
 def wave_of(plan: "Plan") -> Callable[[str, str, int], float]:
-    """Values like a street's: slow waves around what is usual, each point at its own pace."""
-    ranges = {key: _usual(plan.devices[key[0]], key[1], limits) for key, limits in _ranges(plan).items()}
+    """Values like a street's: slow waves around what is usual, powers that follow from voltage and current."""
+    units = {(device.name, name): point for device in plan.devices.values() for name, point in device.points.items()}
+    ranges = _ranges(plan)
 
     def value(device: str, point: str, n: int) -> float:
-        low, high = ranges[device, point]
-        pace = 1 + sum(map(ord, device + point)) % 5
-        slow = math.sin(2 * math.pi * n * pace / WAVE_STEPS)
-        fast = math.sin(n * 2.399963 + pace)  # golden angle: does not repeat
-        return round(low + (high - low) * (0.5 + 0.4 * slow + 0.1 * fast), 3)
+        declared = units[device, point]
+        canonical = street.value(declared.quantity, _pace(device), n)
+        if canonical is None:
+            low, high = (max(ranges[device, point][0], 0.0), min(ranges[device, point][1], 1000.0))
+            return round(low + (high - low) * (0.3 + 0.05 * street.wave(n, _pace(device + point))), 2)
+        scale, offset = _from_canonical(declared.quantity, declared.unit)
+        return round(canonical * scale + offset, 3)
 
     return value
 
 
-def _usual(device: "DevicePlan", point: str, limits: tuple[float, float]) -> tuple[float, float]:
-    declared = device.points[point]
-    low, high = USUAL.get(declared.quantity, (0.0, 0.0))
-    if low == high:
-        low, high = max(limits[0], 0.0), min(limits[1], 2000.0)
-        return low + (high - low) * 0.2, low + (high - low) * 0.4
-    scale, offset = _from_canonical(declared.quantity, declared.unit)
-    return low * scale + offset, high * scale + offset
+def _pace(name: str) -> int:
+    """1 to 5, so that no two devices swing alike."""
+    return 1 + sum(map(ord, name)) % 5
 
 
 def _ranges(plan: "Plan") -> dict[tuple[str, str], tuple[float, float]]:
