@@ -9,9 +9,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 from gateway.sdk.template import EntityMapping, Template
 
 _NUMBER_UNIT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Zµ/]*)\s*")
-_DURATIONS_S = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZES_BYTES = {"B": 1, "kB": 1000, "KB": 1000, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_RATES_PER_S = {"/s": 1.0, "/min": 1 / 60, "/h": 1 / 3600}
+DURATIONS_S = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+SIZES_BYTES = {"B": 1, "kB": 1000, "KB": 1000, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+RATES_PER_S = {"/s": 1.0, "/min": 1 / 60, "/h": 1 / 3600}
 
 
 def _with_unit(units: dict[str, float] | dict[str, int], what: str, example: str, value: Any) -> float:
@@ -23,17 +23,17 @@ def _with_unit(units: dict[str, float] | dict[str, int], what: str, example: str
 
 def parse_duration_s(value: Any) -> float:
     """Seconds of `10 s`, `15 min`, `90 d`. Raises ValueError naming the units."""
-    return _with_unit(_DURATIONS_S, "duration", "10 s", value)
+    return _with_unit(DURATIONS_S, "duration", "10 s", value)
 
 
 def parse_size_bytes(value: Any) -> int:
     """Bytes of `1 GB`, `64 KiB`. Raises ValueError naming the units."""
-    return int(_with_unit(_SIZES_BYTES, "size", "1 GB", value))
+    return int(_with_unit(SIZES_BYTES, "size", "1 GB", value))
 
 
 def parse_rate_per_s(value: Any) -> float:
     """Events per second of `500/s`, `30/min`. Raises ValueError naming the units."""
-    return _with_unit(_RATES_PER_S, "rate", "500/s", value)
+    return _with_unit(RATES_PER_S, "rate", "500/s", value)
 
 
 def _pattern(units: dict[str, float] | dict[str, int]) -> str:
@@ -45,17 +45,17 @@ def _pattern(units: dict[str, float] | dict[str, int]) -> str:
 Duration = Annotated[
     float,
     BeforeValidator(parse_duration_s),
-    WithJsonSchema({"type": "string", "pattern": _pattern(_DURATIONS_S), "examples": ["10 s", "15 min", "90 d"]}),
+    WithJsonSchema({"type": "string", "pattern": _pattern(DURATIONS_S), "examples": ["10 s", "15 min", "90 d"]}),
 ]
 Size = Annotated[
     int,
     BeforeValidator(parse_size_bytes),
-    WithJsonSchema({"type": "string", "pattern": _pattern(_SIZES_BYTES), "examples": ["64 KiB", "1 GB"]}),
+    WithJsonSchema({"type": "string", "pattern": _pattern(SIZES_BYTES), "examples": ["64 KiB", "1 GB"]}),
 ]
 Rate = Annotated[
     float,
     BeforeValidator(parse_rate_per_s),
-    WithJsonSchema({"type": "string", "pattern": _pattern(_RATES_PER_S), "examples": ["500/s", "30/min"]}),
+    WithJsonSchema({"type": "string", "pattern": _pattern(RATES_PER_S), "examples": ["500/s", "30/min"]}),
 ]
 Location = Annotated[
     tuple[
@@ -69,7 +69,9 @@ Location = Annotated[
 class ConfigModel(BaseModel):
     """Base of every part of the operator's file: frozen, unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_alias=True, validate_by_name=False, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_by_alias=True, validate_by_name=False, allow_inf_nan=False
+    )
 
 
 class Calibration(ConfigModel):

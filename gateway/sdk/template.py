@@ -2,13 +2,15 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 
 class TemplateModel(BaseModel):
     """Base of every part of a template: frozen, unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_alias=True, validate_by_name=False, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_by_alias=True, validate_by_name=False, allow_inf_nan=False
+    )
 
 
 class TemplatePoint(TemplateModel):
@@ -25,6 +27,9 @@ def _duration_s(value: Any) -> Any:
     from gateway.sdk.config import parse_duration_s
 
     return value if isinstance(value, float) else parse_duration_s(value)
+
+
+_DURATION = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?(ms|s|min|h|d)$", "examples": ["15 min"]}
 
 
 def _short_form(value: Any) -> Any:
@@ -90,7 +95,7 @@ class EntityMapping(TemplateModel):
         default={}, description="attribute: point"
     )
     static: dict[str, Any] = Field(default={}, description="attribute: constant value")
-    period_s: Annotated[float, BeforeValidator(_duration_s)] | None = Field(
+    period_s: Annotated[float, BeforeValidator(_duration_s), WithJsonSchema(_DURATION)] | None = Field(
         None, alias="period", description="length of the observation period, e.g. 15 min: dateObservedFrom and To"
     )
     more: dict[str, "EntityMapping"] = Field(default={}, description="further entities of the same device, by name")

@@ -1,0 +1,266 @@
+"""JSON Schema of the operator's file and of templates, for editors: hover texts, defaults, names, shapes by driver."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from gateway.config.model import NAME, CityProfile, Config
+from gateway.sdk.config import DURATIONS_S, RATES_PER_S, SIZES_BYTES
+from gateway.sdk.driver import Driver
+from gateway.sdk.quantities import quantities, units
+
+DIALECT = "http://json-schema.org/draft-07/schema#"  # what the YAML language servers of the editors know
+Schema = dict[str, Any]
+
+
+def file_schema(
+    drivers: Mapping[str, Driver[Any] | None], templates: Mapping[str, Sequence[str]], *, fragment: bool = False
+) -> Schema:
+    """Schema of `citygate.yaml`.
+
+    Args:
+        drivers: by name; None for one that cannot be had here (then its links take any keys).
+        templates: names of the templates by driver.
+        fragment: of a file in `conf.d/`, which need not be complete.
+    """
+    schema = _tidy(Config.model_json_schema(by_alias=True))
+    definitions: Schema = schema.setdefault("$defs", {})
+    broker = definitions["BrokerConfig"]
+    broker.pop("required", None)
+    if not fragment:  # the profile may give the address
+        broker["anyOf"] = [{"required": ["url"]}, {"required": ["use"]}]
+    shapes = [
+        _shape(name, driver, templates.get(name, ()), definitions, fragment)
+        for name, driver in drivers.items()
+        if driver
+    ]
+    driver_names = {"enum": sorted(drivers), "description": "kind of link"}
+    definitions["Link"] = {
+        "type": "object",
+        "properties": {"driver": driver_names},
+        **({} if fragment else {"required": ["driver"]}),
+        "allOf": shapes,
+    }
+    names = {"propertyNames": {"pattern": f"^{NAME.pattern}$"}}
+    description = schema["properties"]["links"].get("description", "")
+    schema["properties"]["links"] = {
+        "type": "object",
+        "description": description,
+        "additionalProperties": {"$ref": "#/$defs/Link"},
+        **names,
+    }
+    for unused in ("LinkConfig", "DeviceConfig", "Template"):
+        definitions.pop(unused, None)
+    if fragment:
+        _all_optional(schema)
+    title = "citygate conf.d fragment" if fragment else "citygate.yaml"
+    return _draft_07({"$schema": DIALECT, "title": title, **_without(schema, "title")})
+
+
+def template_schema(driver: Driver[Any]) -> Schema:
+    """Schema of a template for this driver; quantities and units are the closed lists."""
+    schema = _tidy(driver.template_model.model_json_schema(by_alias=True))
+    for definition in schema.get("$defs", {}).values():
+        properties = definition.get("properties", {})
+        if "quantity" in properties and "unit" in properties:
+            properties["quantity"]["enum"] = sorted(quantities())
+            properties["unit"]["enum"] = ["", *sorted(units())]
+    required = schema.pop("required", [])
+    schema["properties"].pop("name", None)
+    schema["properties"]["extends"] = {
+        "type": "string",
+        "description": "vendor/model of the template this one is a variant of: only the differences are written",
+    }
+    schema["anyOf"] = [{"required": required}, {"required": ["extends"]}]
+    return _draft_07({"$schema": DIALECT, "title": f"template of driver {driver.name}", **_without(schema, "title")})
+
+
+def profile_schema() -> Schema:
+    """Schema of a city profile `cities/<name>.yaml`."""
+    schema = _tidy(CityProfile.model_json_schema(by_alias=True))
+    return _draft_07({"$schema": DIALECT, "title": "city profile", **_without(schema, "title")})
+
+
+def key_paths(
+    schema: Schema, defs: Schema | None = None, path: tuple[str, ...] = (), seen: frozenset[str] = frozenset()
+) -> set[tuple[str, ...]]:
+    """Paths of all keys that a schema knows; `*` stands for any name. Not into templates."""
+    defs = schema.get("definitions", {}) if defs is None else defs
+    found: set[tuple[str, ...]] = set()
+    reference = str(schema.get("$ref", ""))
+    if reference and reference not in seen:
+        found |= key_paths(defs[reference.rpartition("/")[2]], defs, path, seen | {reference})
+    for word in ("anyOf", "allOf", "oneOf"):
+        for option in schema.get(word, ()):
+            found |= key_paths(option, defs, path, seen)
+    if "then" in schema:
+        found |= key_paths(schema["then"], defs, path, seen)
+    for key, child in schema.get("properties", {}).items():
+        found |= {(*path, key)} | key_paths(child, defs, (*path, key), seen)
+    more = schema.get("additionalProperties")
+    if isinstance(more, dict):
+        found |= key_paths(more, defs, (*path, "*"), seen)
+    for child in schema.get("patternProperties", {}).values():
+        found |= key_paths(child, defs, (*path, "*"), seen)
+    return found
+
+
+def _shape(name: str, driver: Driver[Any], templates: Sequence[str], definitions: Schema, fragment: bool) -> Schema:
+    """The keys of one driver's links, as `if driver is … then`."""
+    schema = driver.config_model.model_json_schema(by_alias=True)
+    _template_names(schema, templates)
+    schema = _tidy(schema)
+    link = _prefixed(schema, name, definitions)
+    link.setdefault("properties", {})["driver"] = {"const": name, "description": _text(driver.config_model)}
+    if fragment:
+        _all_optional(link)
+    definitions[f"{name}.link"] = _without(link, "title")
+    if fragment:  # a device's keys may be spread over files too
+        for key, definition in definitions.items():
+            if key.startswith(f"{name}."):
+                definition.pop("required", None)
+    condition = {"properties": {"driver": {"const": name}}, "required": ["driver"]}
+    return {"if": condition, "then": {"$ref": f"#/$defs/{name}.link"}}
+
+
+def _text(model: type[BaseModel]) -> str:
+    return (model.__doc__ or "").strip().partition("\n")[0]
+
+
+def _template_names(schema: Schema, templates: Sequence[str]) -> None:
+    """In the file a template is a name: the whole description of the device type is in its own file."""
+    for definition in [schema, *schema.get("$defs", {}).values()]:
+        properties = definition.get("properties", {})
+        if "template" in properties and "location" in properties:
+            description = properties["template"].get("description", "device type")
+            properties["template"] = {"type": "string", "description": description}
+            if templates:
+                properties["template"]["enum"] = sorted(templates)
+
+
+def _prefixed(schema: Schema, name: str, definitions: Schema) -> Schema:
+    """Move a driver's definitions, as far as they are used, under names of its own."""
+    own: Schema = schema.pop("$defs", {})
+
+    def renamed(node: Any) -> Any:
+        if isinstance(node, dict):
+            changed = {key: renamed(value) for key, value in node.items()}
+            if "$ref" in changed:
+                local = str(changed["$ref"]).rpartition("/")[2]
+                changed["$ref"] = f"#/$defs/{name}.{local}"
+                if f"{name}.{local}" not in definitions:
+                    definitions[f"{name}.{local}"] = {}  # a definition may refer to itself
+                    definitions[f"{name}.{local}"] = renamed(own[local])
+            return changed
+        return [renamed(item) for item in node] if isinstance(node, list) else node
+
+    result: Schema = renamed(schema)
+    return result
+
+
+def _all_optional(schema: Schema) -> None:
+    schema.pop("required", None)
+    for definition in schema.get("$defs", {}).values():
+        definition.pop("required", None)
+
+
+def _tidy(schema: Schema) -> Schema:
+    """As the file is written: defaults with units, texts that look like numbers, short forms; no titles made of names."""
+    for definition in [schema, *schema.get("$defs", {}).values()]:
+        properties = definition.get("properties", {})
+        definition["properties"] = {key: _written(child) for key, child in properties.items()}
+        if not properties:
+            definition.pop("properties")
+    tidied: Schema = _walk(schema, _loosened)
+    return tidied
+
+
+def _walk(node: Any, change: Callable[[Schema], Schema]) -> Any:
+    if isinstance(node, dict):
+        return change({key: _walk(value, change) for key, value in node.items()})
+    return [_walk(item, change) for item in node] if isinstance(node, list) else node
+
+
+def _written(child: Schema) -> Schema:
+    """A property with its default as one writes it: `15 s` for 15.0."""
+    child = _without(child, "title")
+    default = child.get("default")
+    options = [child, *child.get("anyOf", ())]
+    patterns = [option["pattern"] for option in options if "pattern" in option]
+    if isinstance(default, int | float) and not isinstance(default, bool) and patterns:
+        for table in (DURATIONS_S, SIZES_BYTES, RATES_PER_S):
+            if re.fullmatch(patterns[0], f"1 {next(iter(table))}".replace(" /", "/")):
+                child["default"] = in_words(default, table)
+    if default is None:
+        child.pop("default", None)
+    for option in options:
+        if option.get("type") == "string":
+            for bound in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+                option.pop(bound, None)
+    return child
+
+
+def in_words(value: float, table: Mapping[str, float]) -> str:
+    """A duration, size or rate as one writes it, with the largest unit that keeps it whole: 900.0 -> `15 min`."""
+    best = next(iter(table))
+    for unit, factor in table.items():
+        times = value / factor
+        if abs(times - round(times)) < 1e-9 and (times >= 1 or value == 0) and factor >= table[best]:
+            best = unit
+    if value == 0:
+        best = "s" if "s" in table else best
+    number = f"{value / table[best]:g}"
+    return f"{number}{best}" if best.startswith("/") else f"{number} {best}"
+
+
+def _loosened(node: Schema) -> Schema:
+    """A text may look like a number (it is taken as written); an attribute may be a point's name alone."""
+    if node.get("type") == "string" and not {"enum", "const", "pattern", "format"} & set(node):
+        node["type"] = ["string", "number"]
+    references = [option.get("$ref", "") for option in node.get("anyOf", ())]
+    if any(str(reference).endswith("AttributeMapping") for reference in references):
+        node["anyOf"] = [{"type": "string"}, *node["anyOf"]]
+    return node
+
+
+def _without(schema: Schema, key: str) -> Schema:
+    return {name: value for name, value in schema.items() if name != key}
+
+
+def _draft_07(schema: Schema) -> Schema:
+    """Draft 7 spelling: `definitions`, lists of items, and nothing beside `$ref` (it would be ignored)."""
+
+    def change(node: Schema) -> Schema:
+        if "prefixItems" in node:
+            node["items"] = node.pop("prefixItems")
+        if "$ref" in node:
+            node["$ref"] = str(node["$ref"]).replace("#/$defs/", "#/definitions/")
+            if len(node) > 1:
+                rest = _without(node, "$ref")
+                return {**rest, "allOf": [{"$ref": node["$ref"]}, *rest.get("allOf", ())]}
+        return node
+
+    changed: Schema = _walk(schema, change)
+    if "$defs" in changed:
+        changed["definitions"] = changed.pop("$defs")
+    return _used(changed)
+
+
+def _used(schema: Schema) -> Schema:
+    """Without definitions that nothing refers to."""
+    definitions = schema.get("definitions", {})
+    wanted: set[str] = set()
+    todo: list[Any] = [_without(schema, "definitions")]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, dict):
+            name = str(node.get("$ref", "")).rpartition("/")[2]
+            if name in definitions and name not in wanted:
+                wanted.add(name)
+                todo.append(definitions[name])
+            todo += node.values()
+        elif isinstance(node, list):
+            todo += node
+    return {**schema, "definitions": {name: definitions[name] for name in sorted(wanted)}}
