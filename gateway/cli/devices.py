@@ -13,7 +13,7 @@ from gateway.cli.status_text import shown_value
 from gateway.cli.terminal import say, say_json, table
 from gateway.cli.verbs import Verbs
 from gateway.config.explain import known_or_near
-from gateway.config.loader import Templates, template_names
+from gateway.config.templates import Templates, template_names
 from gateway.config.tree import Place, Scalar, Source
 from gateway.http.outcome import FINE, PROBLEM, UnknownName
 from gateway.http.shapes import reading_rows

@@ -7,44 +7,33 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files as package_files
-from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
-
-from gateway.config.explain import from_pydantic, known_or_near, locate
+from gateway.config.explain import known_or_near, locate
 from gateway.config.migrate import migrate
 from gateway.config.model import NAME, VERSION, CityProfile, Config
 from gateway.config.secrets import Secrets, hide_logins, resolve
+from gateway.config.templates import LoadedTemplate, Templates, yaml_files
 from gateway.config.tree import (
     Entry,
-    Items,
     Map,
     Node,
-    Place,
     Scalar,
-    Source,
     find,
-    is_surprise,
     merge,
     overlay,
     override,
     place_problem,
-    plain_value,
     read_tree,
 )
+from gateway.config.validate import KeyPath, validate
 from gateway.sdk.config import LinkConfig
 from gateway.sdk.driver import Driver
 from gateway.sdk.errors import Problem
-from gateway.sdk.quantities import quantities, unit_fits, units
-from gateway.sdk.template import Template
 
 MAIN_FILE = "citygate.yaml"
 FRAGMENTS = "conf.d"
-ModelT = TypeVar("ModelT", bound=BaseModel)
-Path_ = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +51,6 @@ class NoDriver:
 
 
 FindDriver = Callable[[str], Driver[Any] | NoDriver]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedTemplate:
-    """A template, its file, and the tree its problems are placed in. `template` is None when it has errors."""
-
-    template: Template | None
-    file: str
-    tree: Map
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +132,7 @@ class _Load:
             config = config.model_copy(update={"links": ready})
         return Loaded(config, links, profiles, self._shown(untold, secrets), (main, *fragments), root)
 
-    def _shown(self, untold: frozenset[Path_], secrets: Secrets | None) -> tuple[Problem, ...]:
+    def _shown(self, untold: frozenset[KeyPath], secrets: Secrets | None) -> tuple[Problem, ...]:
         """Without what follows from a secret that was not found, and without any secret's text."""
         about = {"missing-secret", "wrong-name"}
         kept = [problem for problem in self.problems if problem.path not in untold or problem.code in about]
@@ -188,7 +168,7 @@ class _Load:
         over = Entry(root.entries["brokers"].key, Map(entries, brokers.place))
         return Map({**root.entries, "brokers": over}, root.place)
 
-    def _profile(self, broker: Node, path: Path_) -> tuple[CityProfile, Map]:
+    def _profile(self, broker: Node, path: KeyPath) -> tuple[CityProfile, Map]:
         use = broker.get("use") if isinstance(broker, Map) else None
         empty = CityProfile(), Map({}, broker.place)
         if not isinstance(use, Scalar):
@@ -197,7 +177,7 @@ class _Load:
         folders = (self.folder / "cities", shipped("cities"))
         file = next((f for f in (folder / f"{name}.yaml" for folder in folders) if f.is_file()), None)
         if kind != "cities" or not NAME.fullmatch(name) or file is None:
-            known = sorted({f"cities/{f.stem}" for folder in folders for f in _yaml_files(folder)})
+            known = sorted({f"cities/{f.stem}" for folder in folders for f in yaml_files(folder)})
             remedy = known_or_near(use.text, known) or "put it into cities/ beside the config"
             self._add("unknown-profile", path, f"no city profile {use.text}", use, remedy)
             return empty
@@ -251,7 +231,7 @@ class _Load:
 
     def _link_of(self, driver: Driver[Any], name: str, entry: Entry, names: tuple[str, ...]) -> LoadedLink:
         node = entry.node
-        given: dict[Path_, Any] = {}
+        given: dict[KeyPath, Any] = {}
         templates: dict[str, LoadedTemplate] = {}
         for device in names:
             place = ("devices", device, "template")
@@ -266,7 +246,7 @@ class _Load:
         self.problems += [problem for problem in problems if problem.path not in broken]
         return LoadedLink(name, driver.name, driver, config, names, templates)
 
-    def _check_name(self, name: str, path: Path_, entry: Entry) -> None:
+    def _check_name(self, name: str, path: KeyPath, entry: Entry) -> None:
         if not NAME.fullmatch(name):
             problem = Problem(
                 "wrong-name",
@@ -276,7 +256,7 @@ class _Load:
             )
             self.problems.append(place_problem(problem, entry.key))
 
-    def _add(self, code: str, path: Path_, message: str, node: Node, remedy: str = "") -> None:
+    def _add(self, code: str, path: KeyPath, message: str, node: Node, remedy: str = "") -> None:
         problem = Problem(code=code, path=path, message=message, remedy=remedy)
         if isinstance(node, Map) and find(node, path).missing is None:
             self.problems.append(locate(problem, node))
@@ -284,208 +264,8 @@ class _Load:
             self.problems.append(place_problem(problem, node.place))
 
 
-class Templates:
-    """Device types by name: the folder beside the config first, then what the driver ships. Each is read once."""
-
-    def __init__(self, beside: Path, problems: list[Problem]) -> None:
-        self._beside = beside
-        self._problems = problems
-        self._loaded: dict[tuple[str, str], LoadedTemplate] = {}
-
-    def find(self, driver: Driver[Any], name: Scalar, path: Path_) -> LoadedTemplate:
-        """The template a device names; a problem at the name when there is none, in its file when it is wrong."""
-        key = driver.name, name.text
-        if key not in self._loaded:
-            self._loaded[key] = self._load(driver, name.text)
-        loaded = self._loaded[key]
-        if not loaded.file:
-            known = template_names(self._beside) + template_names(driver.templates)
-            remedy = known_or_near(name.text, known, "there are") or "`citygate templates` lists them"
-            message = f"driver {driver.name} has no template {name.text or '(empty)'}"
-            self._problems.append(place_problem(Problem("unknown-template", path, message, remedy), name.place))
-        return loaded
-
-    def _load(self, driver: Driver[Any], name: str) -> LoadedTemplate:
-        file = self.file(driver, name)
-        if file is None:
-            return LoadedTemplate(None, "", _nothing())
-        before = len(self._problems)
-        tree = read_tree(file, self._problems)
-        if len(self._problems) > before and not tree.entries:
-            return LoadedTemplate(None, str(file), tree)
-        template, problems = validate(driver.template_model, tree)
-        problems += check_points(tree)
-        self._problems += problems
-        if template is not None and not any(problem.severity == "error" for problem in problems):
-            return LoadedTemplate(template.model_copy(update={"name": name}), str(file), tree)
-        return LoadedTemplate(None, str(file), tree)
-
-    def file(self, driver: Driver[Any], name: str) -> Traversable | None:
-        """The file of a template, or None."""
-        vendor, _, model = name.partition("/")
-        if not (NAME.fullmatch(vendor) and NAME.fullmatch(model)):
-            return None
-        for folder in (self._beside, driver.templates):
-            file = folder.joinpath(vendor, f"{model}.yaml")
-            if file.is_file():
-                return file
-        return None
-
-
-def template_names(folder: Traversable) -> list[str]:
-    """`vendor/model` of all templates in a folder."""
-    if not folder.is_dir():
-        return []
-    vendors = [vendor for vendor in folder.iterdir() if vendor.is_dir()]
-    return sorted(f"{vendor.name}/{file.name[:-5]}" for vendor in vendors for file in _yaml_files(vendor))
-
-
 def shipped(folder: str) -> Path:
     """A folder of config/: in the wheel inside the package, in a checkout beside it."""
     package = Path(str(package_files("gateway")))
     inside = package / "share" / folder
     return inside if inside.is_dir() else package.parent / "config" / folder
-
-
-def _yaml_files(folder: Traversable) -> list[Any]:
-    return [file for file in folder.iterdir() if file.name.endswith(".yaml")] if folder.is_dir() else []
-
-
-def _nothing() -> Map:
-    return Map({}, Place(Source("", ()), 0, 0))
-
-
-def check_points(tree: Map) -> list[Problem]:
-    """Points of a template whose quantity or unit is not in the closed lists."""
-    problems: list[Problem] = []
-    points = tree.get("points")
-    for name, entry in points.entries.items() if isinstance(points, Map) else ():
-        quantity, unit = (_text(entry.node, key) for key in ("quantity", "unit"))
-        known = quantities().get(quantity)
-        if not quantity:
-            continue  # the model says so
-        if known is None:
-            remedy = known_or_near(quantity, quantities())
-            problem = Problem("unknown-quantity", ("points", name, "quantity"), f"no quantity {quantity}", remedy)
-            problems.append(locate(problem, tree))
-        elif unit and not unit_fits(known, unit):
-            problems.append(locate(_unit_problem(name, quantity, unit), tree))
-    return problems
-
-
-def _unit_problem(point: str, quantity: str, unit: str) -> Problem:
-    path = ("points", point, "unit")
-    known = quantities()[quantity]
-    if not known.unit:
-        return Problem("wrong-unit", path, f"{quantity} has no unit", "remove the key")
-    fitting = sorted(code for code in units() if unit_fits(known, code))
-    remedy = f"UN/CEFACT codes for it: {', '.join(f'{code} ({units()[code].symbol})' for code in fitting[:20])}"
-    return Problem("wrong-unit", path, f"{unit} is not a unit of {quantity} ({known.dimension})", remedy)
-
-
-def _text(node: Node, key: str) -> str:
-    value = node.get(key) if isinstance(node, Map) else None
-    return value.text if isinstance(value, Scalar) else ""
-
-
-# What a scalar means depends on its field: `0123` is a DevEUI in a text field and a trap in a number field. So numbers
-# are handed over as numbers and doubtful scalars as opaque nodes; where the model asks for a text, the next round gives
-# it the text as written.
-_TEXT_ERRORS = frozenset(
-    (
-        "string_type",
-        "literal_error",
-        "enum",
-        "string_sub_type",
-        "url_type",
-        "uuid_type",
-        "datetime_type",
-        "date_type",
-        "time_type",
-    )
-)
-_ROUNDS = 4
-
-
-def validate(
-    model: type[ModelT],
-    node: Node,
-    prefix: tuple[str, ...] = (),
-    given: Mapping[Path_, Any] | None = None,
-    entry: Entry | None = None,
-) -> tuple[ModelT | None, list[Problem]]:
-    """A tree as an instance of a model, or the problems with their places.
-
-    Args:
-        prefix: path of `node` in the whole file.
-        given: values that stand ready, by path in `node` (a device's template).
-        entry: where `node` stands, so that what is missing in it is shown at its key.
-    """
-    given = given or {}
-    written: set[Path_] = set()
-    errors: list[ErrorDetails] = []
-    for _ in range(_ROUNDS):
-        doubtful: set[Path_] = set()
-        data = _data(node, (), written, given, doubtful)
-        try:
-            instance = model.model_validate(data)
-            errors = []
-            if not doubtful:
-                return instance, []
-        except ValidationError as error:
-            errors = error.errors(include_url=False, include_input=False)
-        except Exception as error:  # noqa: BLE001 - a driver's validator may raise anything on strange input
-            if not doubtful:
-                return None, [_driver_bug(model, error, prefix, entry, node)]
-            written |= doubtful
-            continue
-        more = _as_text(node, errors, doubtful) - written
-        if not more:
-            break
-        written |= more
-    return None, [_at_key(problem, prefix, entry) for problem in from_pydantic(errors, model, node, prefix)]
-
-
-def _as_text(node: Node, errors: list[ErrorDetails], doubtful: set[Path_]) -> set[Path_]:
-    """The scalars to be handed over as written in the next round."""
-    kinds: dict[Path_, set[str]] = {}
-    for error in errors:
-        found = find(node, error["loc"])
-        if isinstance(found.node, Scalar):
-            kinds.setdefault(found.path, set()).add(error["type"])
-    texts = {path for path, types in kinds.items() if types & _TEXT_ERRORS}
-    numbers = {
-        path for path, types in kinds.items() if all(kind.startswith(("int_", "float_", "bool_")) for kind in types)
-    }
-    return texts | (doubtful - numbers)
-
-
-def _data(node: Node, path: Path_, written: set[Path_], given: Mapping[Path_, Any], doubtful: set[Path_]) -> Any:
-    if path in given:
-        return given[path]
-    if isinstance(node, Map):
-        return {key: _data(entry.node, (*path, key), written, given, doubtful) for key, entry in node.entries.items()}
-    if isinstance(node, Items):
-        return [_data(item, (*path, index), written, given, doubtful) for index, item in enumerate(node.items)]
-    if path in written:
-        return node.text
-    if is_surprise(node):
-        doubtful.add(path)
-        return node
-    return plain_value(node)
-
-
-def _at_key(problem: Problem, prefix: Path_, entry: Entry | None) -> Problem:
-    """What concerns the node as a whole is shown at its key in the file, not at its first line."""
-    whole = len(problem.path) - (problem.code == "missing-key") <= len(prefix)
-    return place_problem(problem, entry.key) if entry and whole else problem
-
-
-def _driver_bug(model: type[BaseModel], error: Exception, prefix: Path_, entry: Entry | None, node: Node) -> Problem:
-    problem = Problem(
-        "driver-fault",
-        prefix,
-        f"{model.__module__}.{model.__qualname__} cannot check this: {type(error).__name__}: {error}",
-        "a fault of the driver's package: report it to its author",
-    )
-    return place_problem(problem, entry.key if entry else node.place)

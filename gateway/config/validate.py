@@ -1,0 +1,118 @@
+"""A tree as an instance of a model, or the problems with their places."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from gateway.config.explain import from_pydantic
+from gateway.config.tree import Entry, Items, Map, Node, Scalar, find, is_surprise, place_problem, plain_value
+from gateway.sdk.errors import Problem
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+KeyPath = tuple[str | int, ...]
+
+# What a scalar means depends on its field: `0123` is a DevEUI in a text field and a trap in a number field. So numbers
+# are handed over as numbers and doubtful scalars as opaque nodes; where the model asks for a text, the next round gives
+# it the text as written.
+_TEXT_ERRORS = frozenset(
+    (
+        "string_type",
+        "literal_error",
+        "enum",
+        "string_sub_type",
+        "url_type",
+        "uuid_type",
+        "datetime_type",
+        "date_type",
+        "time_type",
+    )
+)
+_ROUNDS = 4
+
+
+def validate(
+    model: type[ModelT],
+    node: Node,
+    prefix: tuple[str, ...] = (),
+    given: Mapping[KeyPath, Any] | None = None,
+    entry: Entry | None = None,
+) -> tuple[ModelT | None, list[Problem]]:
+    """A tree as an instance of a model, or the problems with their places.
+
+    Args:
+        prefix: path of `node` in the whole file.
+        given: values that stand ready, by path in `node` (a device's template).
+        entry: where `node` stands, so that what is missing in it is shown at its key.
+    """
+    given = given or {}
+    written: set[KeyPath] = set()
+    errors: list[ErrorDetails] = []
+    for _ in range(_ROUNDS):
+        doubtful: set[KeyPath] = set()
+        data = _data(node, (), written, given, doubtful)
+        try:
+            instance = model.model_validate(data)
+            errors = []
+            if not doubtful:
+                return instance, []
+        except ValidationError as error:
+            errors = error.errors(include_url=False, include_input=False)
+        except Exception as error:  # noqa: BLE001 - a driver's validator may raise anything on strange input
+            if not doubtful:
+                return None, [_driver_bug(model, error, prefix, entry, node)]
+            written |= doubtful
+            continue
+        more = _as_text(node, errors, doubtful) - written
+        if not more:
+            break
+        written |= more
+    return None, [_at_key(problem, prefix, entry) for problem in from_pydantic(errors, model, node, prefix)]
+
+
+def _as_text(node: Node, errors: list[ErrorDetails], doubtful: set[KeyPath]) -> set[KeyPath]:
+    """The scalars to be handed over as written in the next round."""
+    kinds: dict[KeyPath, set[str]] = {}
+    for error in errors:
+        found = find(node, error["loc"])
+        if isinstance(found.node, Scalar):
+            kinds.setdefault(found.path, set()).add(error["type"])
+    texts = {path for path, types in kinds.items() if types & _TEXT_ERRORS}
+    numbers = {
+        path for path, types in kinds.items() if all(kind.startswith(("int_", "float_", "bool_")) for kind in types)
+    }
+    return texts | (doubtful - numbers)
+
+
+def _data(
+    node: Node, path: KeyPath, written: set[KeyPath], given: Mapping[KeyPath, Any], doubtful: set[KeyPath]
+) -> Any:
+    if path in given:
+        return given[path]
+    if isinstance(node, Map):
+        return {key: _data(entry.node, (*path, key), written, given, doubtful) for key, entry in node.entries.items()}
+    if isinstance(node, Items):
+        return [_data(item, (*path, index), written, given, doubtful) for index, item in enumerate(node.items)]
+    if path in written:
+        return node.text
+    if is_surprise(node):
+        doubtful.add(path)
+        return node
+    return plain_value(node)
+
+
+def _at_key(problem: Problem, prefix: KeyPath, entry: Entry | None) -> Problem:
+    """What concerns the node as a whole is shown at its key in the file, not at its first line."""
+    whole = len(problem.path) - (problem.code == "missing-key") <= len(prefix)
+    return place_problem(problem, entry.key) if entry and whole else problem
+
+
+def _driver_bug(model: type[BaseModel], error: Exception, prefix: KeyPath, entry: Entry | None, node: Node) -> Problem:
+    problem = Problem(
+        "driver-fault",
+        prefix,
+        f"{model.__module__}.{model.__qualname__} cannot check this: {type(error).__name__}: {error}",
+        "a fault of the driver's package: report it to its author",
+    )
+    return place_problem(problem, entry.key if entry else node.place)
