@@ -110,6 +110,8 @@ def find_template(
 def _drivers(registry: Registry, only: str | None) -> list[Driver[Any]]:
     """All that can be imported, or the one that was asked for."""
     if only is not None:
+        if only not in registry.names():
+            raise UnknownName(f"no driver {only}; {known_or_near(only, registry.names(), 'there are')}")
         return [registry.driver(only)]
     drivers: list[Driver[Any]] = []
     for name in registry.names():

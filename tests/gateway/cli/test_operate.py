@@ -1,0 +1,91 @@
+"""status and run: shapes, exit codes, what a technician reads."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.gateway.cli.conftest import Command
+from tests.support.fake_view import FakeView, device_status, status
+
+
+def test_status_prints_the_daemons_own_and_ends_fine_when_all_is_well(
+    citygate: Command, daemon: FakeView, folder: Path
+) -> None:
+    ended = citygate("status", "-c", str(folder), "--json")
+    assert (ended.code, ended.json) == (0, status())
+
+
+def test_status_as_text_names_values_with_units_and_ages(citygate: Command, daemon: FakeView, folder: Path) -> None:
+    ended = citygate("status", "-c", str(folder))
+    assert ended.code == 0
+    for words in ("School roof", "roof", "meter-12", "230.5 V", "5 s", "milano", "in-order"):
+        assert words in ended.out, words
+    assert "\033" not in ended.out  # no colours into a file
+
+
+def test_a_bad_device_is_told_with_its_remedy_and_ends_with_1(
+    citygate: Command, daemon: FakeView, folder: Path
+) -> None:
+    bad = device_status(state="bad", reason="timeout", remedy="is it powered?", last_good_at=None)
+    daemon.shown["links"]["roof"]["devices"]["meter-12"] = bad
+    ended = citygate("status", "-c", str(folder))
+    assert ended.code == 1
+    assert "✗ meter-12" in ended.out
+    assert "timeout" in ended.out
+    assert "→ is it powered?" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "state", "code"),
+    [
+        ("links", "roof", "down", 1),
+        ("links", "roof", "off", 1),
+        ("links", "roof", "starting", 0),
+        ("brokers", "milano", "down", 1),
+        ("brokers", "milano", "login", 1),
+        ("brokers", "milano", "config_fault", 1),
+        ("brokers", "milano", "starting", 0),
+    ],
+)
+def test_the_exit_code_says_whether_somebody_is_needed(
+    citygate: Command, daemon: FakeView, folder: Path, part: str, name: str, state: str, code: int
+) -> None:
+    daemon.shown[part][name]["state"] = state
+    assert citygate("status", "-c", str(folder), "--json").code == code
+
+
+def test_what_a_device_says_cannot_steer_the_terminal(citygate: Command, daemon: FakeView, folder: Path) -> None:
+    daemon.shown["links"]["roof"]["reason"] = "\x1b[2J\x07 cleared"
+    assert "\x1b" not in citygate("status", "-c", str(folder)).out
+
+
+def test_without_a_daemon_status_ends_with_4(citygate: Command, folder: Path) -> None:
+    ended = citygate("status", "-c", str(folder))
+    assert ended.code == 4
+    assert "no daemon answers" in ended.err
+    assert ended.out == ""
+
+
+def test_without_a_daemon_json_is_still_one_object(citygate: Command, folder: Path) -> None:
+    ended = citygate("status", "-c", str(folder), "--json")
+    assert ended.code == 4
+    assert "no daemon answers" in ended.json["error"]
+
+
+def test_status_works_while_the_config_is_broken(citygate: Command, daemon: FakeView, folder: Path) -> None:
+    file = folder / "citygate.yaml"
+    file.write_text(file.read_text() + "nonsense: 3\nlinks: [not, a, map]\n")
+    assert citygate("status", "-c", str(folder), "--json").code == 0
+
+
+def test_run_with_an_invalid_config_ends_with_3_and_every_problem(folder: Path) -> None:
+    (folder / "citygate.yaml").write_text("version: 1\ngateway: {id: gw, city: milano}\nbufer: {}\nlinks: 3\n")
+    command = [sys.executable, "-m", "gateway", "run", "-c", str(folder)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert ended.returncode == 3
+    assert "citygate.yaml:3:1" in ended.stderr
+    assert "did you mean buffer" in ended.stderr
+    assert "citygate.yaml:4" in ended.stderr
+    assert not (folder / "buffer.db").exists()
