@@ -1,0 +1,286 @@
+"""Reads a payload that the template describes as a layout; also the dotted names of decoded objects."""
+
+import math
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from drivers.lora.layout import EPOCHS_S, SIZES, Frame, LayoutCodec, Meaning, Repeat, Step, Tlv
+from gateway.sdk.errors import FrameError
+from gateway.sdk.reading import Quality, Reading, Reason, TimeSource, Value
+
+MAX_FIELDS = 256  # of one payload; 255 bytes cannot honestly say more
+MAX_TEXT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """When and by whose clock a payload was received.
+
+    Attributes:
+        at: aware, UTC.
+        source: whose clock said so.
+    """
+
+    at: datetime
+    source: TimeSource = TimeSource.GATEWAY
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a payload says.
+
+    Attributes:
+        readings: maybe of several times, when the payload carries old measurements.
+        problem: why the rest of the payload could not be read; "" when all of it was.
+    """
+
+    readings: tuple[Reading, ...]
+    problem: str = ""
+
+
+def decode_layout(layout: LayoutCodec, payload: bytes, port: int | None, received: Received) -> Decoded:
+    """Decode one payload by its template's layout.
+
+    Args:
+        port: LoRaWAN FPort; None when the source has none.
+
+    Raises:
+        FrameError: no frame of the layout fits, or the first field already cannot be read.
+    """
+    frame = _choose(layout, payload, port)
+    if frame.ignore:
+        return Decoded(())
+    reader = _Reader(layout.endian == "big", payload, received)
+    try:
+        reader.walk(frame.read)
+    except FrameError as error:
+        if not reader.out:
+            raise
+        return Decoded(tuple(reader.out), str(error))
+    return Decoded(tuple(reader.out))
+
+
+def _choose(layout: LayoutCodec, payload: bytes, port: int | None) -> Frame:
+    known_port = False
+    for frame in layout.frames:
+        if frame.port and port is not None and port not in frame.port:
+            continue
+        known_port = True
+        if frame.length and len(payload) not in frame.length:
+            continue
+        if frame.starts and not payload.startswith(bytes.fromhex(frame.starts)):
+            continue
+        return frame
+    what = f"no layout for these {len(payload)} bytes" if known_port else f"unknown port {port}"
+    raise FrameError(what, frame=payload, offset=0)
+
+
+@dataclass(slots=True)
+class _Reader:
+    """A cursor over one payload with what was read so far."""
+
+    big: bool
+    payload: bytes
+    received: Received
+    offset: int = 0
+    end: int = -1
+    turn: int = 0
+    names: dict[str, float | int] = field(default_factory=dict)
+    out: list[Reading] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.end = len(self.payload)
+
+    def refuse(self, message: str) -> FrameError:
+        return FrameError(message, frame=self.payload, offset=self.offset)
+
+    def take(self, count: int) -> bytes:
+        if self.offset + count > self.end:
+            raise self.refuse(f"{self.end - self.offset} bytes left, {count} needed")
+        self.offset += count
+        return self.payload[self.offset - count : self.offset]
+
+    def walk(self, steps: tuple[Step, ...]) -> None:
+        for step in steps:
+            if step.optional and self.offset >= self.end:
+                return
+            if step.when and not all(self.names.get(name) in allowed for name, allowed in step.when.items()):
+                continue
+            self.step(step)
+
+    def step(self, step: Step) -> None:
+        if step.type is not None:
+            self.number(step, _number(step.type, self.take(SIZES[step.type]), self._big(step)))
+        elif step.skip is not None:
+            self.take(step.skip)
+        elif step.tlv is not None:
+            self.tlv(step.tlv)
+        elif step.mask is not None:
+            present = int.from_bytes(self.take(SIZES[step.mask.type]), "big" if self._big(step) else "little")
+            for bit, group in enumerate(step.mask.groups):
+                if present >> bit & 1:
+                    self.walk(group)
+        elif step.repeat is not None:
+            self.repeat(step.repeat)
+        else:
+            self.meaning(step, sum(self.names.get(name, 0) for name in step.sum))
+
+    def _big(self, step: Step) -> bool:
+        return self.big if step.endian is None else step.endian == "big"
+
+    def number(self, step: Step, raw: float | int | None) -> None:
+        if step.time is not None:
+            self._date(step.time, raw)
+            return
+        for part in step.parts or (step,):
+            self.meaning(part, raw)
+
+    def _date(self, epoch: str, raw: float | int | None) -> None:
+        if raw is None or not 0 < raw < 2**32:
+            raise self.refuse(f"{raw} is no time")
+        at = datetime.fromtimestamp(EPOCHS_S[epoch] + raw, UTC)
+        self.received = Received(at, TimeSource.DEVICE)
+
+    def meaning(self, part: Meaning, raw: float | int | None) -> None:
+        if raw is not None and part.bits is not None:
+            raw = _bits(int(raw), *part.bits, signed=part.signed)
+        if part.name is not None and raw is not None:
+            self.names[part.name] = raw
+        if part.point is not None:
+            self.emit(part.point.replace("{n}", str(self.turn)), *_value(part, raw))
+
+    def emit(self, point: str, value: Value | None, reason: Reason) -> None:
+        if len(self.out) >= MAX_FIELDS:
+            raise self.refuse(f"more than {MAX_FIELDS} values")
+        quality = Quality.GOOD if value is not None else Quality.BAD
+        self.out.append(Reading(point, value, self.received.at, quality, reason, self.received.source))
+
+    def tlv(self, tlv: Tlv) -> None:
+        end = self.end
+        stop = end - tlv.tail
+        while self.offset < stop:
+            start = self.offset
+            tag = self.take(tlv.tag).hex()
+            length = self.take(1)[0] if tlv.length else None
+            entry = tlv.entries.get(tag) or tlv.entries.get(tag.upper())
+            if entry is None and length is None:
+                self.offset = start
+                raise self.refuse(f"unknown record {tag}, its length is unknown")
+            after = stop if length is None else self.offset + length
+            if after > stop:
+                raise self.refuse(f"record {tag} is {length} bytes long, {stop - self.offset} are left")
+            self.group(entry or (), after)
+            if length is not None:
+                self.offset = after
+
+    def group(self, steps: tuple[Step, ...], end: int) -> None:
+        """Steps with their own end and time: what dates a record does not date its neighbours."""
+        outer_end, outer_received = self.end, self.received
+        self.end = end
+        self.walk(steps)
+        self.end, self.received = outer_end, outer_received
+
+    def repeat(self, repeat: Repeat) -> None:
+        base, outer_turn = self.received, self.turn
+        for turn in self._turns(repeat):
+            self.turn = turn
+            if repeat.step_s:
+                self.received = replace(base, at=base.at + timedelta(seconds=repeat.step_s * turn))
+            self.walk(repeat.read)
+        self.received, self.turn = base, outer_turn
+
+    def _turns(self, repeat: Repeat) -> Iterator[int]:
+        times = self.names.get(repeat.times) if isinstance(repeat.times, str) else repeat.times
+        if times is not None and times > repeat.limit:
+            raise self.refuse(f"{times} repetitions, at most {repeat.limit} are believed")
+        turn = 0
+        while (self.offset < self.end) if times is None else (turn < times):
+            if turn >= repeat.limit:
+                raise self.refuse(f"more than {repeat.limit} repetitions")
+            before = self.offset
+            yield turn
+            turn += 1
+            if times is None and self.offset == before:
+                raise self.refuse("a repetition that reads nothing")
+
+
+def _bits(raw: int, low: int, count: int, *, signed: bool) -> int:
+    value = raw >> low & ((1 << count) - 1)
+    return value - (1 << count) if signed and value >> (count - 1) & 1 else value
+
+
+_FLOATS: dict[tuple[str, bool], Callable[[bytes], tuple[float]]] = {
+    (kind, big): struct.Struct((">" if big else "<") + code).unpack
+    for kind, code in (("f32", "f"), ("f64", "d"))
+    for big in (True, False)
+}
+
+
+def _number(kind: str, data: bytes, big: bool) -> float | int | None:
+    """The raw number; None where decimal digits are none (BCD)."""
+    if kind[0] in "ui":
+        if kind == "u32w":  # two 16-bit words, the low one first
+            data = data[2:] + data[:2] if big else data[:2] + data[2:]
+        return int.from_bytes(data, "big" if big else "little", signed=kind[0] == "i")
+    if kind[0] == "f":
+        return _FLOATS[kind, big](data)[0]
+    digits = (data if big else data[::-1]).hex()
+    return int(digits) if digits.isdecimal() else None
+
+
+def _value(part: Meaning, raw: float | int | None) -> tuple[Value | None, Reason]:
+    if raw is None or raw in part.none:
+        return None, Reason.NOT_AVAILABLE
+    if part.values is not None:
+        named = part.values.get(int(raw))
+        return (named, Reason.NONE) if named is not None else (None, Reason.BAD_FRAME)
+    if part.flag:
+        return bool(raw), Reason.NONE
+    if not math.isfinite(raw):
+        return None, Reason.NOT_FINITE
+    x = (raw + part.bias) * part.scale / part.divide
+    if part.polynomial is not None:
+        x = sum(c * x**n for n, c in enumerate(part.polynomial))
+    x = x**part.power + part.offset
+    if part.integer:
+        return round(x), Reason.NONE
+    return float(f"{x:.12g}"), Reason.NONE  # 308 x 0.1 is 30.8, not 30.800000000000001
+
+
+def flatten(tree: Any) -> dict[str, Value | None]:
+    """Scalars of a decoded object by their path: `a.b[0].c`. Bounded in number and text length; the rest is left out.
+
+    A null is a value that is not there; NaN and infinity come as floats and are refused by `readings_of`.
+    """
+    found: dict[str, Value | None] = {}
+    stack: list[tuple[str, Any]] = [("", tree)]
+    while stack and len(found) < MAX_FIELDS:
+        path, node = stack.pop()
+        if isinstance(node, Mapping):
+            stack.extend(
+                (f"{path}.{key}" if path else str(key), node[key]) for key in reversed(list(node)[:MAX_FIELDS])
+            )
+        elif isinstance(node, list):
+            stack.extend((f"{path}[{n}]", node[n]) for n in reversed(range(min(len(node), MAX_FIELDS))))
+        elif path and (node is None or isinstance(node, bool | int | float | str)):
+            found[path] = node[:MAX_TEXT] if isinstance(node, str) else node
+    return found
+
+
+def readings_of(
+    values: Mapping[str, Value | None], fields: Mapping[str, str], received: Received
+) -> tuple[Reading, ...]:
+    """Readings of a decoded object: `fields` gives point -> path, any other path keeps its own name."""
+    by_path = {path: point for point, path in fields.items()}
+    return tuple(_reading(by_path.get(path, path), value, received) for path, value in values.items())
+
+
+def _reading(point: str, value: Value | None, received: Received) -> Reading:
+    if value is None:
+        return Reading(point, None, received.at, Quality.BAD, Reason.NOT_AVAILABLE, received.source)
+    if isinstance(value, float) and not math.isfinite(value):
+        return Reading(point, None, received.at, Quality.BAD, Reason.NOT_FINITE, received.source)
+    return Reading(point, value, received.at, time_source=received.source)

@@ -1,0 +1,190 @@
+"""The operator's side of LoRa links, and what a template adds to say what a payload means."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from drivers.lora.layout import Codec, LayoutCodec, layout_points
+from gateway.sdk.config import ConfigModel, DeviceConfig, Duration, LinkConfig
+from gateway.sdk.template import Template
+
+RADIO_POINTS: dict[str, dict[str, str]] = {
+    "rssi": {"quantity": "rssi", "unit": "DBM", "description": "signal of the best copy"},
+    "snr": {"quantity": "snr", "unit": "2N", "description": "signal by noise of the best copy"},
+    "spreading_factor": {"quantity": "spreading_factor", "unit": "C62"},
+    "lost_uplinks": {
+        "quantity": "count",
+        "unit": "C62",
+        "description": "missing before this one, by the frame counter",
+    },
+    "battery_level": {
+        "quantity": "battery_level",
+        "unit": "P1",
+        "description": "as the device or its server reports it",
+    },
+}
+
+
+def _hex_of(digits: int, what: str) -> AfterValidator:
+    def check(text: str) -> str:
+        plain = re.sub(r"[:\-\s]", "", text).lower()
+        if not re.fullmatch(rf"[0-9a-f]{{{digits}}}", plain):
+            raise ValueError(f"{what} has {digits} hexadecimal digits, not {len(plain)} characters")
+        return plain
+
+    return AfterValidator(check)
+
+
+DevEui = Annotated[str, _hex_of(16, "a DevEUI"), Field(description="16 hex digits, as printed on the device")]
+DevAddr = Annotated[str, _hex_of(8, "a DevAddr"), Field(description="8 hex digits")]
+Key = Annotated[str, _hex_of(32, "a key"), Field(description="32 hex digits; give it as !secret")]
+
+
+class LoraTemplate(Template):
+    """A LoRa device: what its payloads mean. Points of the radio itself are there without being declared."""
+
+    codec: Codec
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_radio_points(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(data.get("points"), Mapping):
+            return {
+                **data,
+                "points": {**data["points"], **{k: v for k, v in RADIO_POINTS.items() if k not in data["points"]}},
+            }
+        return data
+
+    @model_validator(mode="after")
+    def _points_are_declared(self) -> Self:
+        if isinstance(self.codec, LayoutCodec):
+            filled = {re.sub(r"\{n\}", "0", point) for point in layout_points(self.codec)}
+        else:
+            filled = set(self.codec.fields)
+        if missing := sorted(filled - set(self.points)):
+            raise ValueError(f"codec fills points that are not declared: {', '.join(missing)}")
+        return self
+
+
+class LoraDevice(DeviceConfig):
+    """What every LoRa device has."""
+
+    every_s: Annotated[Duration, Field(ge=10)] | None = Field(
+        None, alias="every", description="how often it should speak; silent for three times as long is reported"
+    )
+
+
+class ServerDevice(LoraDevice):
+    """A device that a network server knows."""
+
+    dev_eui: DevEui
+
+
+class MqttLink(LinkConfig):
+    """A network server's MQTT broker."""
+
+    url: str = Field(pattern=r"^mqtts?://[^/@\s]+$", description="mqtt://host:1883 or mqtts://host:8883")
+    username: str = Field("", description="of the broker; The Things Stack: application@tenant")
+    password: str = Field("", description="or API key; give it as !secret")
+    ca_file: str = Field("", description="PEM file of the authority of the broker's certificate; default: the system's")
+    cert_file: str = Field("", description="PEM file of our own certificate, for mutual TLS")
+    key_file: str = Field("", description="PEM file of its key")
+    client_id: str = Field(
+        "", max_length=128, description="name of the persistent session; default: made from this box and the link"
+    )
+    receive_window: int = Field(
+        1000, ge=1, le=65535, description="uplinks taken before the first is durable; MQTT 5 Receive Maximum"
+    )
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> Self:
+        if bool(self.cert_file) != bool(self.key_file):
+            raise ValueError("cert_file and key_file go together")
+        return self
+
+
+class ChirpstackLink(MqttLink):
+    """ChirpStack v4 or v3, JSON marshaler."""
+
+    driver: Literal["chirpstack"] = Field(description="chirpstack: uplinks from a ChirpStack server")
+    protocol: Literal["5", "3.1.1"] = Field("5", description="MQTT version")
+    application: str = Field("+", pattern=r"^[^#/]+$", description="application id; default: all")
+    topic_prefix: str = Field(
+        "", description="what the server puts before `application/…` (ChirpStack Gateway Mesh, v4 regions)"
+    )
+    devices: dict[str, ServerDevice] = Field(default={})
+
+
+class TtsLink(MqttLink):
+    """The Things Stack v3."""
+
+    driver: Literal["tts"] = Field(description="tts: uplinks from The Things Stack")
+    protocol: Literal["5", "3.1.1"] = Field("3.1.1", description="MQTT version")
+    devices: dict[str, ServerDevice] = Field(default={})
+
+
+class Abp(ConfigModel):
+    """A session known from both sides: of an ABP device, or exported from a network server after an OTAA join."""
+
+    dev_addr: DevAddr
+    nwk_s_key: Key
+    app_s_key: Key
+    f_cnt: int | None = Field(None, ge=0, le=2**32 - 1, description="last counter of an exported session")
+
+
+class Activation(ConfigModel):
+    """How the device got its keys."""
+
+    abp: Abp
+
+
+class RadioDevice(LoraDevice):
+    """A device whose session keys we hold; LoRaWAN 1.0.x."""
+
+    activation: Activation
+    counter_may_reset: bool = Field(
+        False, description="accept a counter that starts again at 0 after power loss; also lets old frames be replayed"
+    )
+
+
+class SemtechUdpLink(LinkConfig):
+    """The receiving side of a packet forwarder (Semtech UDP v2)."""
+
+    driver: Literal["semtech-udp"] = Field(description="semtech-udp: a LoRa concentrator's packet forwarder")
+    host: str = Field(
+        "127.0.0.1", description="address we listen at; the protocol has no authentication: keep it local"
+    )
+    port: int = Field(1700, ge=1, le=65535)
+    gateways: tuple[DevEui, ...] = Field((), description="EUIs of concentrators we listen to; default: any")
+    devices: dict[str, RadioDevice] = Field(default={})
+
+
+class ModemDevice(LoraDevice):
+    """A sender that a point-to-point modem hears."""
+
+    address: int | None = Field(
+        None, ge=0, le=65535, description="its address (RYLR); others do not tell senders apart"
+    )
+    f_port: int = Field(1, ge=1, le=223, description="port the payload codec is told, where the modem tells none")
+
+
+class LoraModemLink(LinkConfig):
+    """A point-to-point LoRa modem on a serial port, receiving."""
+
+    driver: Literal["lora-modem"] = Field(description="lora-modem: a serial LoRa modem in receive mode")
+    port: str = Field(min_length=1, description="path of the serial port")
+    modem: Literal["rylr", "rn2483", "e5"]
+    baud_rate: int | None = Field(None, gt=0, description="default: the modem's factory setting")
+    setup: tuple[str, ...] = Field((), max_length=16, description="commands sent at start, e.g. AT+PARAMETER=10,7,1,7")
+    devices: dict[str, ModemDevice] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _tell_apart(self) -> Self:
+        if self.modem != "rylr" and len(self.devices) > 1:
+            raise ValueError(f"{self.modem} does not tell senders apart: exactly one device")
+        addresses = [device.address for device in self.devices.values()]
+        if len(self.devices) > 1 and (None in addresses or len(set(addresses)) < len(addresses)):
+            raise ValueError("several senders need an address each")
+        return self

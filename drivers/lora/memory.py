@@ -1,0 +1,81 @@
+"""What a link remembers of one device: which uplinks it has had, and the frame counter. Saved with each uplink."""
+
+import struct
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from drivers.lora.codec.uplink import Uplink
+
+STATE = "uplinks"  # key of the driver state
+VERSION = 1
+KEYS = 28  # identities kept; the whole state stays below 256 bytes
+_HEAD = struct.Struct("<BqqI4s")
+_NONE = -1
+
+
+@dataclass(slots=True)
+class Memory:
+    """One device.
+
+    Attributes:
+        newest_us: latest time of an uplink, µs since the epoch; -1 before the first.
+        f_cnt: its highest frame counter in this session; None before the first.
+        dev_addr: address of this session; a new one means a new join.
+        keys: identities of the latest uplinks.
+    """
+
+    newest_us: int = _NONE
+    f_cnt: int | None = None
+    dev_addr: str = ""
+    keys: deque[bytes] = field(default_factory=lambda: deque(maxlen=KEYS))
+
+    def known(self, uplink: Uplink, *, redelivered: bool) -> bool:
+        """Whether this uplink was had before.
+
+        Args:
+            redelivered: the broker says that it sends it again. Then neither counter nor time may have gone on; that
+                finds also uplinks older than the identities kept. Without it a device may start its counter again.
+        """
+        if uplink.key in self.keys:
+            return True
+        if not redelivered or uplink.time is None or uplink.f_cnt is None or self.f_cnt is None:
+            return False
+        same_session = uplink.dev_addr == self.dev_addr
+        return same_session and uplink.f_cnt <= self.f_cnt and _us(uplink.time) <= self.newest_us
+
+    def lost_before(self, uplink: Uplink) -> int | None:
+        """How many uplinks are missing between the last and this one; None when the counter cannot tell."""
+        if uplink.f_cnt is None or self.f_cnt is None or uplink.dev_addr != self.dev_addr:
+            return None
+        return uplink.f_cnt - self.f_cnt - 1 if uplink.f_cnt > self.f_cnt else None
+
+    def remember(self, uplink: Uplink) -> None:
+        """Take it as had."""
+        self.keys.append(uplink.key)
+        if uplink.time is not None:
+            self.newest_us = max(self.newest_us, _us(uplink.time))
+        if uplink.f_cnt is not None:
+            self.f_cnt, self.dev_addr = uplink.f_cnt, uplink.dev_addr
+
+    def pack(self) -> bytes:
+        """Driver state, at most 256 bytes."""
+        f_cnt = _NONE if self.f_cnt is None else self.f_cnt
+        head = _HEAD.pack(VERSION, self.newest_us, f_cnt, len(self.keys), bytes.fromhex(self.dev_addr.zfill(8)))
+        return head + b"".join(self.keys)
+
+
+def unpack(state: bytes | None) -> Memory:
+    """Memory from driver state; an empty one when there is none or it is not ours."""
+    if state is None or len(state) < _HEAD.size or state[0] != VERSION:
+        return Memory()
+    _, newest_us, f_cnt, count, address = _HEAD.unpack_from(state)
+    if len(state) != _HEAD.size + 8 * count:
+        return Memory()
+    keys = (state[at : at + 8] for at in range(_HEAD.size, len(state), 8))
+    dev_addr = "" if address == bytes(4) else address.hex()
+    return Memory(newest_us, None if f_cnt == _NONE else f_cnt, dev_addr, deque(keys, maxlen=KEYS))
+
+
+def _us(at: datetime) -> int:
+    return round((at - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1e6)

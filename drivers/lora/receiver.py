@@ -1,0 +1,271 @@
+"""One uplink becomes one set: had before? what is lost? what does the payload say? The same for all four inputs."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+
+from drivers.lora.codec import cayenne
+from drivers.lora.codec.payload import Decoded, Received, decode_layout, flatten, readings_of
+from drivers.lora.codec.uplink import TEST_PORT, Status, Uplink
+from drivers.lora.config import LoraDevice, LoraTemplate
+from drivers.lora.heard import Heard
+from drivers.lora.layout import CayenneCodec, JavaScriptCodec, LayoutCodec, ObjectCodec
+from drivers.lora.memory import STATE, Memory, unpack
+from drivers.lora.worker import Program, ProgramFault, Worker
+from gateway.sdk.driver import Context, Exchange, Receipt
+from gateway.sdk.errors import CitygateError, FrameError
+from gateway.sdk.reading import Reading, ReadingSet, Reason, TimeSource, Value, no_values
+
+SILENT_AFTER = 3  # expected intervals without an uplink
+COSTLY_S = 0.1  # a program that takes longer to fail is a burden to its neighbours
+COSTLY_FAULTS, REST_S = 3, 60.0  # so many in a row, and its device's payloads are left undecoded for so long
+TURN_S = 10.0
+
+
+class Receiver:
+    """The devices of one link.
+
+    Args:
+        devices: by name in the operator's file.
+    """
+
+    def __init__(self, devices: Mapping[str, LoraDevice], context: Context) -> None:
+        self._devices = devices
+        self._context = context
+        self._memory = {name: unpack(context.state.get((name, STATE))) for name in devices}
+        self._last: dict[str, Exchange] = {}
+        self._programs = {name: _program(name, device) for name, device in devices.items()}
+        self._costly: dict[str, int] = {}
+        self._rests_until_s: dict[str, float] = {}
+        self._worker = Worker()
+        now_s = context.monotonic_s()
+        self._due_s = {
+            name: now_s + device.every_s * SILENT_AFTER
+            for name, device in devices.items()
+            if device.every_s is not None
+        }
+        self.heard = Heard()
+
+    def memory(self, device: str) -> Memory:
+        """What is remembered of a device."""
+        return self._memory[device]
+
+    async def close(self) -> None:
+        """End the JavaScript worker."""
+        await self._worker.close()
+
+    async def take(
+        self, device: str, uplink: Uplink, *, redelivered: bool = False, state: Mapping[str, bytes] | None = None
+    ) -> Receipt | None:
+        """Take one uplink of a configured device; None when it is nothing that must be kept.
+
+        Args:
+            redelivered: the broker says that it sends it again.
+            state: more driver state to save with it.
+        """
+        if uplink.simulated or uplink.f_port == TEST_PORT:
+            self._context.count("simulated")
+            return None
+        memory = self._memory[device]
+        if memory.known(uplink, redelivered=redelivered):
+            self._context.count("duplicates")
+            # the first one may still be in the log's head: what comes behind it is durable no earlier
+            return await self._context.emit(ReadingSet(device, (), {STATE: memory.pack()}))
+        received = self._received(uplink)
+        radio = self._radio(uplink, memory, received)
+        decoded = await self._payload(device, uplink, received)
+        memory.remember(uplink)
+        self._context.count("uplinks")
+        readings = (*decoded.readings, *radio)
+        self._last[device] = Exchange(b"", uplink.payload, readings)
+        self._heard_from(device)
+        receipt = await self._context.emit(ReadingSet(device, readings, {STATE: memory.pack(), **(state or {})}))
+        if decoded.problem:
+            self._complain(device, FrameError(f"{device}: {decoded.problem}", frame=uplink.payload))
+        return receipt
+
+    async def take_status(self, device: str, status: Status) -> Receipt | None:
+        """Take a device's battery report."""
+        memory = self._memory[device]
+        if status.battery_percent is None:
+            return None
+        if status.key in memory.keys:
+            self._context.count("duplicates")
+            return await self._context.emit(ReadingSet(device, (), {STATE: memory.pack()}))
+        memory.keys.append(status.key)
+        at, source = (status.time, TimeSource.NETWORK) if status.time else (self._context.now(), TimeSource.GATEWAY)
+        reading = Reading("battery_level", round(status.battery_percent, 2), at, time_source=source)
+        return await self._context.emit(ReadingSet(device, (reading,), {STATE: memory.pack()}))
+
+    async def watch_silence(self) -> None:
+        """Report devices that should have spoken; also shows that the link's loop lives."""
+        while True:
+            self._context.progress()
+            now_s = self._context.monotonic_s()
+            for name, due_s in self._due_s.items():
+                if now_s >= due_s:
+                    await self._silent(name)
+            await self._context.sleep(TURN_S)
+
+    async def answer_requests(self) -> None:
+        """One-shot reads get the latest uplink; nothing can be asked of a device that sleeps."""
+        while True:
+            request = await self._context.requests.get()
+            if request.reply.done():
+                continue
+            if request.kind == "write":
+                request.reply.set_exception(CitygateError(f"{request.device}: downlinks are not sent by this driver"))
+            elif exchange := self._last.get(request.device):
+                request.reply.set_result(exchange)
+            else:
+                request.reply.set_exception(
+                    CitygateError(f"{request.device} was not heard since the start; it speaks when it likes")
+                )
+
+    def _received(self, uplink: Uplink) -> Received:
+        if uplink.time is not None:
+            return Received(uplink.time, TimeSource.NETWORK)
+        return Received(uplink.heard_at or self._context.now(), TimeSource.GATEWAY)
+
+    def _radio(self, uplink: Uplink, memory: Memory, received: Received) -> tuple[Reading, ...]:
+        lost = memory.lost_before(uplink)
+        if lost is None and memory.f_cnt is not None and uplink.f_cnt is not None:
+            self._context.count("sessions_restarted")
+        if lost:
+            self._context.count("lost_uplinks", lost)
+        values: tuple[tuple[str, Value | None], ...] = (
+            ("rssi", uplink.rssi),
+            ("snr", uplink.snr),
+            ("spreading_factor", uplink.spreading_factor),
+            ("lost_uplinks", lost),
+        )
+        return tuple(
+            Reading(point, value, received.at, time_source=received.source)
+            for point, value in values
+            if value is not None
+        )
+
+    async def _payload(self, device: str, uplink: Uplink, received: Received) -> Decoded:
+        """Readings of the payload; none and the reason when it cannot be read: the uplink itself still counts."""
+        codec = _template(self._devices[device]).codec
+        if uplink.f_port == 0 or (not uplink.payload and not isinstance(codec, ObjectCodec)):
+            return Decoded(())  # MAC commands, or an uplink that only says: I am here
+        try:
+            if isinstance(codec, JavaScriptCodec):
+                result = await self._run(device, uplink)
+                return Decoded(readings_of(flatten(result), codec.fields, received))
+            return decode_plain(codec, uplink.payload, uplink.f_port, received, uplink.decoded)
+        except FrameError as error:
+            return Decoded((), str(error))
+
+    async def _run(self, device: str, uplink: Uplink) -> object:
+        if self._context.monotonic_s() < self._rests_until_s.get(device, 0.0):
+            raise FrameError("its program failed too often and rests", frame=uplink.payload)
+        program = self._programs[device]
+        assert program is not None
+        started_s = perf_counter()
+        try:
+            result: object = await self._worker.decode(program, uplink.payload, uplink.f_port)
+        except ProgramFault:
+            costly = self._costly.get(device, 0) + 1 if perf_counter() - started_s > COSTLY_S else 0
+            self._costly[device] = costly
+            if costly >= COSTLY_FAULTS:
+                self._rests_until_s[device] = self._context.monotonic_s() + REST_S
+                self._context.count("programs_rested")
+            raise
+        except CitygateError as error:
+            raise FrameError(str(error), frame=uplink.payload) from None
+        self._costly.pop(device, None)
+        return result
+
+    def _complain(self, device: str, error: FrameError) -> None:
+        self._context.count("payload_errors")
+        self._context.reject(error)
+        self._context.note(
+            device, f"payload not (wholly) read: {error}", "is it the right template, and its newest firmware?"
+        )
+
+    def _heard_from(self, device: str) -> None:
+        every_s = self._devices[device].every_s
+        if every_s is not None:
+            self._due_s[device] = self._context.monotonic_s() + every_s * SILENT_AFTER
+
+    async def _silent(self, device: str) -> None:
+        its = self._devices[device]
+        self._heard_from(device)
+        points = tuple(name for name in its.template.points if name not in ("lost_uplinks", "battery_level"))
+        await self._context.emit(no_values(device, points, Reason.TIMEOUT, observed_at=self._context.now()))
+        self._context.note(
+            device, f"no uplink for {SILENT_AFTER * (its.every_s or 0):g} s", "battery, range, or the server"
+        )
+
+
+def decode_plain(
+    codec: LayoutCodec | CayenneCodec | ObjectCodec,
+    payload: bytes,
+    port: int | None,
+    received: Received,
+    decoded: object,
+) -> Decoded:
+    """Decode with any codec that needs no worker.
+
+    Raises:
+        FrameError: nothing of the payload could be read.
+    """
+    if isinstance(codec, LayoutCodec):
+        return decode_layout(codec, payload, port, received)
+    if isinstance(codec, CayenneCodec):
+        return cayenne.decode(payload, codec.fields, received)
+    if decoded is None:
+        raise FrameError("the server sent no decoded object; set a codec in its device profile", frame=payload)
+    return Decoded(readings_of(flatten(decoded), codec.fields, received))
+
+
+def program_of(codec: JavaScriptCodec, name: str) -> Program:
+    """The program, read from its file when it has one.
+
+    Raises:
+        CitygateError: the file cannot be read.
+    """
+    try:
+        source = codec.source or Path(codec.file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CitygateError(f"{name}: cannot read {codec.file}: {error}") from None
+    return Program(name, source, codec.form)
+
+
+def _program(name: str, device: LoraDevice) -> Program | None:
+    codec = _template(device).codec
+    if not isinstance(codec, JavaScriptCodec):
+        return None
+    try:
+        return program_of(codec, name)
+    except CitygateError as error:  # its neighbours go on; each uplink says why
+        return Program(name, f"throw new Error({str(error)!r})", codec.form)
+
+
+def _template(device: LoraDevice) -> LoraTemplate:
+    template = device.template
+    assert isinstance(template, LoraTemplate)
+    return template
+
+
+def network_time_or_none(uplink: Uplink, now_s: float) -> Uplink:
+    """The uplink without its time when that is not within 5 minutes of ours: a concentrator's host clock may be unset."""
+    if uplink.time is None or abs(uplink.time.timestamp() - now_s) <= 300:
+        return uplink
+    return replace(uplink, time=None)
+
+
+async def first_failure(*services: "asyncio.Task[None]") -> None:
+    """Run tasks until one fails; cancel the others and raise its error itself."""
+    try:
+        done, _ = await asyncio.wait(services, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+    finally:
+        for task in services:
+            task.cancel()
+        await asyncio.gather(*services, return_exceptions=True)
