@@ -1,6 +1,6 @@
 """Config, templates and models -> one checked Plan, or every problem at once. `run`, `check` and `preview` start here."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -180,3 +180,84 @@ def _with_path(problem: Problem, path: tuple[str | int, ...]) -> Problem:
 
 def _sent(config: BrokerConfig, tables: Tables) -> dict[str, tuple[EntityTable, ...]]:
     return {device: table for device, table in tables.items() if any(fnmatchcase(device, glob) for glob in config.send)}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a new plan changes.
+
+    Attributes:
+        links, brokers: to be stopped, started or restarted; sorted. A device whose mapping alone changed restarts no link.
+        devices: those that came, went or changed in any way.
+        restart: parts of the file that only a restart of the daemon applies, e.g. `buffer`.
+        said: one line for each change, for people.
+    """
+
+    links: tuple[str, ...]
+    brokers: tuple[str, ...]
+    devices: tuple[str, ...]
+    restart: tuple[str, ...]
+    said: tuple[str, ...]
+
+
+def difference(old: Plan, new: Plan) -> Difference:
+    """What has to be restarted to get from one plan to the other; all else stays connected."""
+    links = _differing(_keys(old.links, _wire), _keys(new.links, _wire))
+    brokers = _differing(_broker_keys(old), _broker_keys(new))
+    devices = _differing(_keys(old.devices, _whole), _keys(new.devices, _whole))
+    parts = ("buffer", "http", "clock")
+    restart = tuple(part for part in parts if getattr(old.config, part) != getattr(new.config, part))
+    said = (
+        *_lines("link", links, old.links, new.links),
+        *_lines("device", devices, old.devices, new.devices),
+        *_lines("broker", brokers, old.brokers, new.brokers),
+        *(f"{part}: changed, applied when the daemon is restarted" for part in restart),
+    )
+    return Difference(links, brokers, devices, restart, said)
+
+
+def _keys(parts: Mapping[str, Any], key: Callable[[Any], Any]) -> dict[str, Any]:
+    return {name: key(part) for name, part in parts.items()}
+
+
+def _wire(link: LinkPlan) -> Any:
+    """What a link's driver sees of the file: all but where its devices stand and what becomes of their readings."""
+    if link.config is None:
+        return link.driver_name, link.fault
+    unmapped = {
+        name: device.model_copy(
+            update={"entity": None, "location": None, "template": device.template.model_copy(update={"entity": None})}
+        )
+        for name, device in link.config.devices.items()
+    }
+    return link.driver_name, link.fault, link.config.model_copy(update={"devices": unmapped})
+
+
+def _whole(device: DevicePlan) -> Any:
+    return device.link, device.config, device.location
+
+
+def _broker_keys(plan: Plan) -> dict[str, Any]:
+    """What a broker's tables are made of. The tables themselves hold functions, which never compare equal."""
+    gateway = plan.config.gateway
+    return {
+        name: (broker.config, broker.profile, gateway.id, gateway.city, _keys(_sent_by(plan, broker), _mapped))
+        for name, broker in plan.brokers.items()
+    }
+
+
+def _sent_by(plan: Plan, broker: BrokerPlan) -> dict[str, DevicePlan]:
+    return {name: plan.devices[name] for name in broker.mappings}
+
+
+def _mapped(device: DevicePlan) -> Any:
+    return device.template, device.config.entity, device.config.calibrate, device.location
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(sorted(name for name in {*old, *new} if old.get(name) != new.get(name)))
+
+
+def _lines(kind: str, names: tuple[str, ...], old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    words = {(True, True): "changed", (False, True): "new", (True, False): "gone"}
+    return [f"{kind} {name}: {words[name in old, name in new]}" for name in names]

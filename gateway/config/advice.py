@@ -87,11 +87,12 @@ def _devices_and_brokers(loaded: Loaded, config: Config) -> Iterator[Problem]:
                 path: PathOf = ("brokers", broker, "send", index)
                 yield Problem("unmatched-send", path, f"no device is called {glob}", remedy, "warning")
     globs = [glob for broker in config.brokers.values() for glob in broker.send]
-    for device, link in devices.items():
-        if globs and not any(fnmatchcase(device, glob) for glob in globs):
-            where: PathOf = ("links", link, "devices", device)
-            remedy = "add it to send: of a broker, or take it out"
-            yield Problem("unsent-device", where, f"{device} is read but sent to no broker", remedy, "warning", "key")
+    unsent = [device for device in devices if globs and not any(fnmatchcase(device, glob) for glob in globs)]
+    if unsent:
+        where: PathOf = ("links", devices[unsent[0]], "devices", unsent[0])
+        named = ", ".join(unsent[:10]) + (", …" if len(unsent) > 10 else "")
+        message = f"read but sent to no broker: {named}" + (f" ({len(unsent)} devices)" if len(unsent) > 1 else "")
+        yield Problem("unsent-device", where, message, "add it to send: of a broker, or take it out", "warning", "key")
 
 
 def readings_per_s(config: Config) -> float:
