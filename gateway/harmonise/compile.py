@@ -1,38 +1,60 @@
 """Template x device x city profile -> the tables that the walk needs, or every problem of the mapping with its place."""
 
-import math
 import re
 from collections.abc import Callable, Iterator
 from collections.abc import Mapping as MappingOf
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as clock_time
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from gateway.config.model import CityProfile
 from gateway.harmonise.entity import Attribute
-from gateway.harmonise.units import Step, convert, decimals
+from gateway.harmonise.values import Conversion, Converted, Mismatch, Source, checked_constant, conversion, is_uri
 from gateway.models.catalogue import DEFAULT_VOCABULARY, AttributeSpec, Catalogue, EntityType, Kind, catalogue
 from gateway.sdk.config import Calibration, DeviceConfig
 from gateway.sdk.errors import Problem
-from gateway.sdk.quantities import Quantity, quantities, units
-from gateway.sdk.reading import Point, Value
-from gateway.sdk.template import AttributeMapping, EntityMapping, GasState, Template
+from gateway.sdk.quantities import quantities
+from gateway.sdk.reading import Point
+from gateway.sdk.template import AttributeMapping, EntityMapping, SubProperty, Template
 
 DEFAULT_ID = "urn:ngsi-ld:{Type}:{city}:{gateway}:{device}"
 DEVICE_ID = "urn:ngsi-ld:Device:{city}:{gateway}:{device}"
 MAX_ID_CHARACTERS = 256
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9._~:@!$*+,/-]+")  # a URI that NGSIv2 takes as well
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # NGSI-LD, clause 4.6.2
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _INSTANTS = ("dateObserved", "observationDateTime", "timeInstant")
-_MAX_TEXT = 2048
-_NUMBERS = (float, int)  # by type(), because True is an int in Python
+# Members of an NGSI-LD attribute or entity: as an attribute's name they would be read as that member.
+_RESERVED = frozenset(
+    [
+        "value",
+        "object",
+        "objectType",
+        "languageMap",
+        "vocab",
+        "json",
+        "valueList",
+        "objectList",
+        "unitCode",
+        "observedAt",
+        "datasetId",
+        "createdAt",
+        "modifiedAt",
+        "deletedAt",
+        "expiresAt",
+        "scope",
+        "type",
+        "id",
+        "coordinates",
+        "features",
+        "dataset",
+    ]
+)
+_AUTOMATIC = ("location", "refDevice")  # static attributes that the gateway adds by itself
 
 Path = tuple[str | int, ...]
 Shape = Callable[[datetime], Any]
-Report = Callable[..., None]
 
 
 class DevicePlan(Protocol):
@@ -58,19 +80,24 @@ class Slot:
 
     Attributes:
         key: attribute name, followed by " dataset_id" for an instance that is not the default one.
-        member: name within the structured value; "" = the value is the attribute.
+        member: name within the structured value (`lon` and `lat` of a place); "" = the value is the attribute.
         convert: point value -> attribute value; None when the model does not allow it.
         allows: what the model allows, for the reason.
+        sub: constant sub-attributes.
+        sub_slots: sub-attributes from points: (point, slot).
+        epochs: (from, convert) by calibration, newest first, in UTC microseconds; `convert` holds before the first.
     """
 
     key: str
     member: str
     kind: Kind
     unit: str
-    convert: Callable[[Value], Any]
+    convert: Conversion
     allows: str = ""
     dataset_id: str = ""
     sub: MappingOf[str, Attribute] = field(default_factory=lambda: MappingProxyType({}))
+    sub_slots: tuple[tuple[str, "Slot"], ...] = ()
+    epochs: tuple[tuple[int, Conversion], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +105,13 @@ class Mapping:
     """All that turns good readings of one device into one entity.
 
     Attributes:
-        slots: by point.
+        mandatory: attributes without which the entity is not sent; another device's are not among them.
+        slots: by point; () for a point that is only a sub-attribute.
         static: attributes that never change, by name.
         times: attribute -> its value, given the newest observation time.
-        mandatory: attributes without which the entity is not sent.
-        unused: declared points that no attribute takes.
+        unused: declared points that no entity of the device takes.
+        unsupplied: mandatory attributes that this device cannot give; `joined` looks for another that does.
+        path: where the mapping stands.
     """
 
     device: str
@@ -94,25 +123,117 @@ class Mapping:
     static: MappingOf[str, Attribute]
     times: tuple[tuple[str, Shape], ...] = ()
     unused: tuple[str, ...] = ()
+    unsupplied: frozenset[str] = frozenset()
+    path: Path = ()
 
     def missing(self, have: set[str]) -> frozenset[str]:
         """Mandatory attributes that are still unknown when these points have had a good value."""
-        fed = {slot.key for point, slots in self.slots.items() if point in have for slot in slots}
+        fed: set[str] = set()
+        partly: set[str] = set()
+        for point, slots in self.slots.items():
+            for slot in slots:
+                if point in have:
+                    fed.add(slot.key)
+                elif slot.kind == "geo":
+                    partly.add(slot.key)  # a place needs both its points
+        fed -= partly
         times = {name for name, _ in self.times} if fed else set()  # nothing measured, nothing observed
         return self.mandatory - fed - times - set(self.static)
 
+    @property
+    def supplies(self) -> frozenset[str]:
+        """Attributes that this device can give."""
+        fed = {slot.key for slots in self.slots.values() for slot in slots}
+        return frozenset(fed | set(self.static) | {name for name, _ in self.times})
+
 
 def compile_device(
-    device: DevicePlan, *, gateway_id: str, city: str, profile: CityProfile
+    device: DevicePlan, *, gateway_id: str, city: str, profile: CityProfile, models: Catalogue | None = None
 ) -> tuple[tuple[Mapping, ...], tuple[Problem, ...]]:
     """The tables of one device for one city, and all that is wrong with its mapping.
 
+    Args:
+        models: the catalogue with the operator's extensions; default: what ships with the gateway.
+
     Returns:
         One table per entity of the device (none when its template maps nothing), and the problems, with paths below the
-        device's own. A table with an error in it is left out.
+        device's own. A table with an error in it is left out. What a table may leave to other devices, `joined` checks.
     """
-    compiler = _Compiler(device, gateway_id, city, profile, catalogue())
-    return tuple(compiler.run()), tuple(compiler.problems)
+    compiler = _Compiler(device, gateway_id, city, profile, models or catalogue())
+    tables = tuple(compiler.run())
+    taken = {point for table in tables for point in table.slots}
+    unused = tuple(point for point in device.points if point not in taken)
+    return tuple(replace(table, unused=unused) for table in tables), tuple(compiler.problems)
+
+
+def joined(
+    tables: MappingOf[str, tuple[Mapping, ...]],
+) -> tuple[dict[str, tuple[Mapping, ...]], tuple[Problem, ...]]:
+    """The tables of all devices for one city, where several devices may feed one entity.
+
+    Returns:
+        The tables, each with the mandatory attributes that are its own to give; and the problems that show only now: one
+        entity with two types, one attribute from two devices, a mandatory attribute from none.
+    """
+    problems: list[Problem] = []
+    by_id: dict[str, list[Mapping]] = {}
+    for of_device in tables.values():
+        for table in of_device:
+            by_id.setdefault(table.entity_id, []).append(table)
+    settled: dict[int, Mapping] = {}
+    for group in by_id.values():
+        for table, own in zip(group, _settle(group, problems), strict=True):
+            settled[id(table)] = own
+    return {device: tuple(settled[id(t)] for t in of_device) for device, of_device in tables.items()}, tuple(problems)
+
+
+def _settle(group: list[Mapping], problems: list[Problem]) -> Iterator[Mapping]:
+    first = group[0]
+    for table in group:
+        others = [other for other in group if other is not table]
+        elsewhere = frozenset(name for other in others for name in other.supplies)
+        own = frozenset(slot.key for slots in table.slots.values() for slot in slots)
+        for other in others[: group.index(table)]:
+            problems += _conflicts(table, other)
+        for name in sorted(table.unsupplied - elsewhere):
+            problems.append(_unsupplied(table, name))
+        if not others:
+            yield table
+            continue
+        doubled = () if table is first else tuple(name for name in _AUTOMATIC if name in first.static)
+        static = {name: value for name, value in table.static.items() if name not in doubled}
+        yield replace(table, static=static, mandatory=table.mandatory - (elsewhere - own))
+
+
+def _conflicts(table: Mapping, other: Mapping) -> Iterator[Problem]:
+    def problem(text: str, remedy: str) -> Problem:
+        return Problem(
+            "mapping-shared", table.path, f"{table.entity_id} is also sent by {other.device}, {text}", remedy
+        )
+
+    if table.entity_type != other.entity_type:
+        yield problem(f"as {other.entity_type}", "one entity has one type; give one of them another id")
+        return
+    mine = {slot.key for slots in table.slots.values() for slot in slots}
+    theirs = {slot.key for slots in other.slots.values() for slot in slots}
+    for key in sorted(mine & theirs):
+        yield problem(f"with {key} as well", "map it in one of them, or give one a dataset (a URI)")
+    for name in sorted(set(table.static) & set(other.static) - set(_AUTOMATIC)):
+        if table.static[name] != other.static[name]:
+            yield problem(f"with another {name}", "give the same value, or only one")
+
+
+def _unsupplied(table: Mapping, name: str) -> Problem:
+    what = f"{table.entity_type} needs {name}"
+    if name == "location":
+        message, remedy = f"{what}, and neither device nor gateway has one", "add location: [lon, lat]"
+        return Problem("mapping-location", table.path[:4], message, remedy)
+    if name in ("dateObservedFrom", "dateObservedTo"):
+        return Problem(
+            "mapping-mandatory", table.path, f"{what}: the period is not known", "add period: … to the mapping"
+        )
+    remedy = f"map a point to it, or add static: {{{name}: …}}"
+    return Problem("mapping-mandatory", table.path, f"{what}, which nothing supplies", remedy)
 
 
 class _Compiler:
@@ -127,37 +248,33 @@ class _Compiler:
 
     def run(self) -> Iterator[Mapping]:
         entity = merged(self.device.template.entity, self.device.config.entity)
-        if entity.type is None and not entity.attributes and not entity.more:
-            return
         yield from self._table(entity, ("entity",), "")
         for name, further in entity.more.items():
             yield from self._table(further, ("entity", "more", name), name)
 
-    def report(self, code: str, path: Path, message: str, remedy: str = "", **more: Any) -> None:
-        """Note a problem at a path below the device."""
-        where = ("links", self.device.link, "devices", self.device.name, *path)
-        self.problems.append(Problem(code, where, message, remedy, **more))
+    def place(self, path: Path) -> Path:
+        """A path below the device as one from the root."""
+        return ("links", self.device.link, "devices", self.device.name, *path)
 
     def _table(self, entity: EntityMapping, path: Path, name: str) -> Iterator[Mapping]:
         if entity.type is None and not entity.attributes:
             return
         model = self.models.type(entity.type or "")
         if model is None:
-            self._unknown_type(entity.type, path)
+            self.problems.append(self._unknown_type(entity.type, path))
             return
         before = len(self.problems)
-        builder = _Table(self, model, entity, path, name)
-        table = builder.build()
+        table = _Table(self, model, entity, path, name).build()
         if not any(problem.severity == "error" for problem in self.problems[before:]):
             yield table
 
-    def _unknown_type(self, name: str | None, path: Path) -> None:
+    def _unknown_type(self, name: str | None, path: Path) -> Problem:
         if name is None:
-            self.report("mapping-type", path, "attributes are given but no entity type", "add type: …")
-            return
+            message, remedy = "attributes are given but no entity type", "add type: …"
+            return Problem("mapping-type", self.place(path), message, remedy)
         near = self.models.near(name)
-        remedy = f"did you mean {near}?" if near else "see citygate models search"
-        self.report("mapping-type", (*path, "type"), f"{name} is not a type of the catalogue", remedy)
+        remedy = f"did you mean {near}?" if near else f"see citygate models search {name}"
+        return Problem("mapping-type", self.place((*path, "type")), f"{name} is not a type of the catalogue", remedy)
 
 
 class _Table:
@@ -171,10 +288,14 @@ class _Table:
         self.path = path
         self.name = name
         self.rule = whole.profile.types.get(entity.type or model.name)
-        self.context = (self.rule.context if self.rule and self.rule.context else None) or model.context
+        self.context = (self.rule.context if self.rule else None) or model.context
+        self.names = {**whole.names, "Type": model.name, "name": name}
+        self.mapped = {key.partition(".")[0] for key, source in entity.attributes.items() if source is not None}
 
     def report(self, code: str, path: Path, message: str, remedy: str = "", **more: Any) -> None:
-        self.whole.report(code, (*self.path, *path), message, remedy, **more)
+        """Note a problem at a path below this mapping."""
+        where = self.whole.place((*self.path, *path))
+        self.whole.problems.append(Problem(code, where, message, remedy, **more))
 
     def build(self) -> Mapping:
         slots: dict[str, list[Slot]] = {}
@@ -182,34 +303,42 @@ class _Table:
             if source is not None:
                 for point, slot in self._slots(key, source):
                     slots.setdefault(point, []).append(slot)
-        times = tuple(self._times())
-        static = self._static()
+                    for sub_point, _ in slot.sub_slots:
+                        slots.setdefault(sub_point, [])
+        pattern = self._id_pattern()
         table = Mapping(
             device=self.device.name,
-            entity_id=self._id(),
+            entity_id=self._id(pattern),
             entity_type=self.model.name,
             context=self.context,
             mandatory=self.model.mandatory,
             slots={point: tuple(of_point) for point, of_point in slots.items()},
-            static=static,
-            times=times,
-            unused=tuple(point for point in self.device.points if point not in slots),
+            static=self._static(),
+            times=tuple(self._times()),
+            path=self.whole.place(self.path),
         )
-        self._check_supplied(table)
+        return self._supplied(table, shared="{device}" not in pattern)
+
+    def _supplied(self, table: Mapping, *, shared: bool) -> Mapping:
+        """What the table leaves open: for `joined` when other devices may feed the entity, else a problem."""
+        open_ = table.mandatory - table.supplies
+        if shared:
+            return replace(table, unsupplied=open_)
+        self.whole.problems += [_unsupplied(table, name) for name in sorted(open_)]
         return table
 
     # ids
 
-    def _id(self) -> str:
+    def _id_pattern(self) -> str:
         pattern = self.entity.id or (self.rule.id if self.rule else None) or self.whole.profile.id or DEFAULT_ID
-        if self.name and self.entity.id is None:
-            pattern += ":{name}"
-        names = {**self.whole.names, "Type": self.model.name, "name": self.name}
-        unknown = sorted(set(re.findall(r"\{([^{}]*)\}", pattern)) - set(names))
+        return pattern + ":{name}" if self.name and self.entity.id is None else pattern
+
+    def _id(self, pattern: str) -> str:
+        unknown = sorted(set(re.findall(r"\{([^{}]*)\}", pattern)) - set(self.names))
         if unknown:
-            known = ", ".join(f"{{{name}}}" for name in names)
+            known = ", ".join(f"{{{name}}}" for name in self.names)
             self.report("mapping-id", ("id",), f"{{{unknown[0]}}} is not known in an id pattern", f"use {known}")
-        entity_id = re.sub(r"\{([^{}]*)\}", lambda match: names.get(match[1], match[0]), pattern)
+        entity_id = self._filled(pattern)
         if not unknown and not _ID.fullmatch(entity_id):
             self.report(
                 "mapping-id",
@@ -221,40 +350,134 @@ class _Table:
             self.report("mapping-id", ("id",), f"the id has {len(entity_id)} characters, at most {MAX_ID_CHARACTERS}")
         return entity_id
 
+    def _filled(self, text: str) -> str:
+        return re.sub(r"\{([^{}]*)\}", lambda match: self.names.get(match[1], match[0]), text)
+
     # attributes from points
 
     def _slots(self, key: str, source: AttributeMapping) -> Iterator[tuple[str, Slot]]:
         where: Path = ("attributes", key)
+        name, _, member = key.partition(".")
         spec = self._spec(key, where)
         if spec is None:
             return
-        if source.longitude or source.latitude:
-            self.report("mapping-attribute", where, "a location from points needs a model with moving places", "")
+        kind = kind_of(name, self.model.attributes[name])
+        slot_key = f"{name} {source.dataset}" if source.dataset else name
+        if source.dataset and not is_uri(source.dataset):
+            self.report("mapping-value", where, f"dataset {source.dataset!r} is not a URI", "urn:ngsi-ld:Dataset:…")
             return
-        point = self._point(source.point, where)
+        sub, sub_slots = self._sub(source, where)
+        if kind == "geo":
+            for part, point in self._place_points(source, where):
+                bound = 180.0 if part == "lon" else 90.0
+                axis = AttributeSpec(part, json=("number",), minimum=-bound, maximum=bound, unit="DD")
+                yield from self._slot(
+                    point, axis, kind, AttributeMapping(point=point), where, slot_key, part, sub, sub_slots
+                )
+            return
+        yield from self._slot(source.point, spec, kind, source, where, slot_key, member, sub, sub_slots)
+
+    def _slot(
+        self,
+        point_name: str | None,
+        spec: AttributeSpec,
+        kind: Kind,
+        source: AttributeMapping,
+        where: Path,
+        key: str,
+        member: str,
+        sub: MappingOf[str, Attribute],
+        sub_slots: tuple[tuple[str, Slot], ...],
+    ) -> Iterator[tuple[str, Slot]]:
+        point = self._point(point_name, where)
         if point is None:
             return
-        name, _, member = key.partition(".")
-        compiled = self._conversion(spec, source, point, where)
-        if compiled is not None:
-            convert_value, unit, allows = compiled
-            slot_key = f"{name} {source.dataset}" if source.dataset else name
-            kind = self._kind(name, spec)
-            yield point.name, Slot(slot_key, member, kind, unit, convert_value, allows, source.dataset)
+        try:
+            first, epochs = self._epochs(spec, kind, source, point)
+        except Mismatch as fault:
+            self.report(fault.code, where, fault.message, fault.remedy)
+            return
+        yield (
+            point.name,
+            Slot(
+                key=key,
+                member=member,
+                kind=kind,
+                unit="" if kind == "geo" else first.unit,
+                convert=first.convert,
+                allows=first.allows,
+                dataset_id=source.dataset,
+                sub=sub,
+                sub_slots=sub_slots,
+                epochs=epochs,
+            ),
+        )
+
+    def _epochs(
+        self, spec: AttributeSpec, kind: Kind, source: AttributeMapping, point: Point
+    ) -> tuple[Converted, tuple[tuple[int, Conversion], ...]]:
+        """The conversion before any dated calibration, and those from a day on, newest first."""
+
+        def by(calibration: Calibration | None) -> Converted:
+            gain, shift = (calibration.gain, calibration.offset) if calibration else (1.0, 0.0)
+            bounds = self.device.template.points[point.name].range
+            return conversion(spec, kind, Source(source, point, quantities()[point.quantity], bounds, gain, shift))
+
+        calibration = self.device.config.calibrate.get(point.name)
+        known = [] if calibration is None else [calibration, *calibration.previous]
+        undated = next((one for one in known if one.valid_from is None), None)
+        dated = sorted(
+            ((one.valid_from, one) for one in known if one.valid_from), key=lambda pair: pair[0], reverse=True
+        )
+        return by(undated), tuple((_day_us(day), by(one).convert) for day, one in dated)
+
+    def _place_points(self, source: AttributeMapping, where: Path) -> Iterator[tuple[str, str]]:
+        if source.point or not (source.longitude and source.latitude):
+            self.report("mapping-point", where, "a place comes from two points", "{longitude: POINT, latitude: POINT}")
+            return
+        yield "lon", source.longitude
+        yield "lat", source.latitude
+
+    def _sub(
+        self, source: AttributeMapping, where: Path
+    ) -> tuple[MappingOf[str, Attribute], tuple[tuple[str, Slot], ...]]:
+        constant: dict[str, Attribute] = {}
+        measured: list[tuple[str, Slot]] = []
+        for name, sub in source.sub.items():
+            at = (*where, "sub", name)
+            if not self._legal(name, at):
+                continue
+            self._check_term(name, at)
+            if sub.point is not None:
+                measured += self._sub_slot(name, sub, at)
+            else:
+                attribute = self._sub_constant(name, sub, at)
+                if attribute is not None:
+                    constant[name] = attribute
+        return MappingProxyType(constant), tuple(measured)
+
+    def _sub_slot(self, name: str, sub: SubProperty, at: Path) -> Iterator[tuple[str, Slot]]:
+        spec = AttributeSpec(name, unit=sub.unit)
+        plain = AttributeMapping(point=sub.point, unit=sub.unit)
+        yield from self._slot(sub.point, spec, kind_of(name, spec), plain, at, name, "", MappingProxyType({}), ())
+
+    def _sub_constant(self, name: str, sub: SubProperty, at: Path) -> Attribute | None:
+        spec = self.model.attributes.get(name, AttributeSpec(name))
+        try:
+            return Attribute(kind_of(name, spec), checked_constant(spec, sub.value), sub.unit)
+        except Mismatch as fault:
+            self.report(fault.code, at, fault.message, fault.remedy)
+            return None
 
     def _point(self, name: str | None, where: Path) -> Point | None:
-        if name is None:
-            self.report("mapping-point", where, "no point is named", f"points: {', '.join(self.device.points)}")
-            return None
-        point = self.device.points.get(name)
+        point = self.device.points.get(name or "")
         if point is None:
-            self.report(
-                "mapping-point",
-                where,
-                f"{name} is not a point of {self.device.template.name or 'the template'}",
-                f"points: {', '.join(self.device.points)}",
-            )
+            template = self.device.template.name or "the template"
+            message = f"{name} is not a point of {template}" if name else "no point is named"
+            self.report("mapping-point", where, message, f"points: {', '.join(self.device.points)}")
         return point
+
+    # names
 
     def _spec(self, key: str, where: Path) -> AttributeSpec | None:
         """The attribute (or member) in the model, or a problem at its key."""
@@ -262,25 +485,17 @@ class _Table:
         spec = self.model.attributes.get(name)
         if spec is None:
             near = self.model.near(name)
-            self.report(
-                "mapping-attribute",
-                where,
-                f"{self.model.name} has no attribute {name}",
-                f"did you mean {near}?" if near else f"see citygate models show {self.model.name}",
-                at="key",
-            )
+            remedy = f"did you mean {near}?" if near else f"see citygate models show {self.model.name}"
+            self.report("mapping-attribute", where, f"{self.model.name} has no attribute {name}", remedy, at="key")
             return None
-        if not _NAME.fullmatch(name):
-            self.report("mapping-name", where, f"{name} is not a legal NGSI-LD name: brokers refuse it", at="key")
+        if not self._legal(name, where):
             return None
         self._check_term(name, where)
         if dot:
             return self._member(spec, name, member, where)
-        if spec.members and "object" in spec.json and not set(spec.json) - {"object"}:
-            example = f"{name}.{next(iter(spec.members))}"
-            self.report(
-                "mapping-attribute", where, f"{name} is a structured value", f"map a member: {example}", at="key"
-            )
+        if spec.members and set(spec.json) == {"object"} and spec.kind != "geo":
+            remedy = f"map a member: {name}.{next(iter(spec.members))}"
+            self.report("mapping-attribute", where, f"{name} is a structured value", remedy, at="key")
             return None
         return spec
 
@@ -292,157 +507,43 @@ class _Table:
             self.report("mapping-attribute", where, message, f"members: {members}" if members else "", at="key")
         return found
 
+    def _legal(self, name: str, where: Path) -> bool:
+        if name in _RESERVED:
+            message = f"{name} is a word of NGSI-LD itself: as an attribute's name it would mean something else"
+            self.report("mapping-name", where, message, "leave it out, or use an extension model", at="key")
+        elif not _NAME.fullmatch(name):
+            message = f"{name} is not a legal NGSI-LD name (letters, digits, _): brokers refuse it"
+            self.report("mapping-name", where, message, "leave it out, or use an extension model", at="key")
+        else:
+            return True
+        return False
+
     def _check_term(self, name: str, where: Path) -> None:
-        if self.whole.models.knows_context(self.context):
-            iri = self.whole.models.iri(self.context, name)
-            if iri.startswith(DEFAULT_VOCABULARY):
-                self.report(
-                    "mapping-term",
-                    where,
-                    f"{name} has no term in {self.context}: it would mean {iri}",
-                    severity="warning",
-                    at="key",
-                )
-
-    def _kind(self, name: str, spec: AttributeSpec) -> Kind:
-        # some schemas call a reference a Property; in NGSI-LD it is a Relationship
-        return "relationship" if re.match(r"ref[A-Z]", name) else spec.kind
-
-    def _conversion(
-        self, spec: AttributeSpec, source: AttributeMapping, point: Point, where: Path
-    ) -> tuple[Callable[[Value], Any], str, str] | None:
-        """(function, unit, what the model allows)."""
-        quantity = quantities()[point.quantity]
-        if source.translate:
-            return self._translation(spec, source, where)
-        if quantity.kind == "text":
-            return self._text(spec, source, where)
-        if quantity.kind == "boolean":
-            return self._flag(spec, point, where)
-        return self._number(spec, source, point, quantity, where)
-
-    def _number(
-        self, spec: AttributeSpec, source: AttributeMapping, point: Point, quantity: Quantity, where: Path
-    ) -> tuple[Callable[[Value], Any], str, str] | None:
-        if spec.json and not {"number", "integer"} & set(spec.json):
-            self.report(
-                "mapping-value",
-                where,
-                f"{point.name} is a number, {spec.name} wants {' or '.join(spec.json)}",
-                "translate: {…} gives a text for each value" if "string" in spec.json else "",
-            )
-            return None
-        linear = self._linear(spec, source, point, quantity, where)
-        if linear is None:
-            return None
-        scale, offset, unit = linear
-        low = spec.minimum if spec.minimum is not None else -Step().high
-        high = spec.maximum if spec.maximum is not None else Step().high
-        turn = unit in units() and units()[unit].dimension == "angle" and high - low == 360
-        step = Step(
-            scale=scale,
-            offset=offset,
-            digits=decimals(scale) if (scale, offset) != (1.0, 0.0) else None,
-            whole=bool(spec.json) and "number" not in spec.json,
-            wrap_from=low if turn else None,
-            low=low,
-            high=high,
-        )
-        self._check_range(spec, step, point, quantity, where)
-        shown_unit = "" if quantity.kind == "integer" and unit == "C62" else unit
-        return _number_step(step), shown_unit, _allows(spec)
-
-    def _linear(
-        self, spec: AttributeSpec, source: AttributeMapping, point: Point, quantity: Quantity, where: Path
-    ) -> tuple[float, float, str] | None:
-        """(scale, offset, unit code) from raw point value to attribute, calibration and gain included."""
-        calibration = self.device.config.calibrate.get(point.name, Calibration())
-        gain, shift = calibration.gain, calibration.offset
-        target = source.unit or spec.unit or point.unit
-        at = source.at or GasState()
-        gained = source.gain != 1.0 or source.offset != 0.0
-        if gained and source.unit and not _same_dimension(source.unit, point.unit):
-            return gain * source.gain, shift * source.gain + source.offset, source.unit
-        if gained:
-            gain, shift = gain * source.gain, shift * source.gain + source.offset
-        try:
-            scale, offset = convert(
-                quantity,
-                point.unit,
-                target,
-                gain=gain,
-                shift=shift,
-                temperature_k=at.temperature + 273.15,
-                pressure_pa=at.pressure * 100,
-            )
-        except ValueError as error:
-            remedy = f"{spec.name} is sent in {target}" if not source.unit else ""
-            self.report("mapping-unit", where, f"{point.name} cannot become {spec.name}: {error}", remedy)
-            return None
-        return scale, offset, target
-
-    def _check_range(self, spec: AttributeSpec, step: Step, point: Point, quantity: Quantity, where: Path) -> None:
-        """A point whose plausible values lie wholly outside what the model allows can never be sent."""
-        declared = self.device.template.points[point.name].range
-        bounds = declared or quantity.range
-        if bounds is None or step.wrap_from is not None or (declared is None and point.unit != quantity.unit):
+        """What the name means to the city: its own IRI, another one, or none."""
+        models = self.whole.models
+        if not models.knows_context(self.context):
             return
-        ends = sorted(bound * step.scale + step.offset for bound in bounds)
-        if ends[1] < step.low or ends[0] > step.high:
+        iri, meant = models.iri(self.context, name), models.iri(self.model.context, name)
+        if iri == meant and not iri.startswith(DEFAULT_VOCABULARY):
+            return
+        where_context = f"in {self.context}"
+        if iri.startswith(DEFAULT_VOCABULARY):
+            message = f"{name} has no term {where_context}: it would be {iri}"
+            self.report("mapping-term", where, message, "", severity="warning", at="key")
+        else:
             self.report(
-                "mapping-range",
-                where,
-                f"{point.name} gives {ends[0]:g} to {ends[1]:g}, {spec.name} allows {_allows(spec)}",
+                "mapping-term", where, f"{name} is {iri} {where_context}, the model means {meant}", "", at="key"
             )
-
-    def _flag(self, spec: AttributeSpec, point: Point, where: Path) -> tuple[Callable[[Value], Any], str, str] | None:
-        if not spec.json or "boolean" in spec.json:
-            return bool, "", ""
-        if {"number", "integer"} & set(spec.json) and not spec.enum:
-            return int, "", ""
-        values = ", ".join(map(str, spec.enum or spec.json))
-        self.report(
-            "mapping-value",
-            where,
-            f"{point.name} is true or false, {spec.name} wants {values}",
-            "say which: {point: " + point.name + ", translate: {true: …, false: …}}",
-        )
-        return None
-
-    def _text(
-        self, spec: AttributeSpec, source: AttributeMapping, where: Path
-    ) -> tuple[Callable[[Value], Any], str, str] | None:
-        if spec.json and not {"string", "array"} & set(spec.json):
-            self.report(
-                "mapping-value", where, f"a text cannot become {spec.name}, which wants {' or '.join(spec.json)}"
-            )
-            return None
-        listed = "array" in spec.json and "string" not in spec.json
-        allowed = frozenset((spec.items.enum if listed and spec.items else spec.enum) or ())
-        return _text_step(source.pattern, allowed, listed, self._kind(spec.name, spec)), "", _allows(spec)
-
-    def _translation(
-        self, spec: AttributeSpec, source: AttributeMapping, where: Path
-    ) -> tuple[Callable[[Value], Any], str, str] | None:
-        table: dict[str, Any] = {}
-        for key, value in source.translate.items():
-            checked = self._constant(spec, value, (*where, "translate", key))
-            if checked is not None:
-                table[key] = checked
-        return _translate_step(table), source.unit, f"translated are {', '.join(table)}"
 
     # constants
 
     def _static(self) -> dict[str, Attribute]:
-        static: dict[str, Attribute] = {}
-        for name, value in self._location().items():
-            static[name] = value
-        for name, value in self._references():
-            static[name] = value
-        for name, value, where, known_only in self._constants():
-            if name in self.entity.attributes and self.entity.attributes[name] is not None:
+        static = {**self._location(), **self._reference()}
+        for name, value, where, only_if_known in self._constants():
+            if name in self.mapped or (only_if_known and name not in self.model.attributes):
                 continue  # measured beats constant
-            if known_only and name not in self.model.attributes:
+            if value is None:
+                static.pop(name, None)
                 continue
             attribute = self._static_attribute(name, value, where)
             if attribute is not None:
@@ -462,117 +563,98 @@ class _Table:
             yield name, value, ("static", name), False
 
     def _static_attribute(self, name: str, value: Any, where: Path) -> Attribute | None:
-        spec = self._spec_of_static(name, where)
-        if spec is None or value is None:
-            return None
-        kind = self._kind(name, spec)
-        if kind == "geo":
-            value = self._geometry(value, where)
-        elif kind == "relationship":
-            value = self._targets(spec, value, where)
-        else:
-            value = self._constant(spec, value, where)
-        if value is None:
-            return None
-        return Attribute(
-            kind, value, spec.unit if isinstance(value, float | int) and not isinstance(value, bool) else ""
-        )
-
-    def _spec_of_static(self, name: str, where: Path) -> AttributeSpec | None:
         spec = self.model.attributes.get(name)
-        if spec is None or not _NAME.fullmatch(name):
-            return self._spec(name, where)
-        self._check_term(name, where)
-        return spec
-
-    def _geometry(self, value: Any, where: Path) -> Any:
-        if isinstance(value, list) and len(value) == 2:
-            value = {"type": "Point", "coordinates": value}
-        if not (isinstance(value, dict) and isinstance(value.get("coordinates"), list) and "type" in value):
-            self.report("mapping-value", where, "this is not GeoJSON", "write [lon, lat] or {type: …, coordinates: …}")
+        if spec is None:
+            self._spec(name, where)
             return None
-        return value
+        if not self._legal(name, where):
+            return None
+        self._check_term(name, where)
+        kind = kind_of(name, spec)
+        try:
+            if kind == "geo":
+                return Attribute(kind, geometry(value))
+            if kind == "relationship":
+                return Attribute(kind, self._targets(spec, value))
+            value = checked_constant(spec, value)
+        except Mismatch as fault:
+            self.report(fault.code, where, fault.message, fault.remedy)
+            return None
+        measured = type(value) in (int, float) and spec.unit not in ("", "C62")
+        return Attribute(kind, value, spec.unit if measured else "")
 
-    def _targets(self, spec: AttributeSpec, value: Any, where: Path) -> Any:
+    def _targets(self, spec: AttributeSpec, value: Any) -> Any:
         wanted = value if isinstance(value, list) else [value]
-        targets = [self._filled(target) for target in wanted]
+        targets = [self._filled(target) if isinstance(target, str) else target for target in wanted]
         for target in targets:
-            if not (isinstance(target, str) and _URI.fullmatch(target)):
-                self.report("mapping-value", where, f"{target!r} is not the id of an entity", "a URI, urn:ngsi-ld:…")
-                return None
+            if not (isinstance(target, str) and is_uri(target)):
+                raise Mismatch("mapping-value", f"{target!r} is not the id of an entity", "write a URI, urn:ngsi-ld:…")
         return targets if "array" in spec.json or isinstance(value, list) else targets[0]
 
-    def _filled(self, text: Any) -> Any:
-        if not isinstance(text, str):
-            return text
-        names = {**self.whole.names, "Type": self.model.name, "name": self.name}
-        return re.sub(r"\{(\w+)\}", lambda match: names.get(match[1], match[0]), text)
-
-    def _constant(self, spec: AttributeSpec, value: Any, where: Path) -> Any:
-        """The constant as the model wants it, or a problem."""
-        if spec.enum and value not in spec.enum and str(value) in spec.enum:
-            value = str(value)  # YAML reads sonometerClass: 1 as a number
-        if "array" in spec.json and not isinstance(value, list) and "string" not in spec.json:
-            value = [value]
-        fault = constant_fault(spec, value)
-        if fault:
-            self.report("mapping-value", where, f"{spec.name}: {fault}")
-            return None
-        return value
-
     def _location(self) -> dict[str, Attribute]:
-        if "location" not in self.model.attributes or self.device.location is None:
+        if "location" in self.mapped or "location" not in self.model.attributes or self.device.location is None:
             return {}
-        longitude, latitude = self.device.location
-        return {"location": Attribute("geo", {"type": "Point", "coordinates": [longitude, latitude]})}
+        return {"location": Attribute("geo", geometry(list(self.device.location)))}
 
-    def _references(self) -> Iterator[tuple[str, Attribute]]:
+    def _reference(self) -> dict[str, Attribute]:
         spec = self.model.attributes.get("refDevice")
-        if spec is None:
-            return
+        if spec is None or "refDevice" in self.mapped:
+            return {}
         device = self._filled(DEVICE_ID)
-        yield "refDevice", Attribute("relationship", [device] if "array" in spec.json else device)
+        return {"refDevice": Attribute("relationship", [device] if "array" in spec.json else device)}
 
     # times
 
     def _times(self) -> Iterator[tuple[str, Shape]]:
-        given = {*self.entity.static, *(k for k, v in self.entity.attributes.items() if v is not None)}
-        period_s = self.entity.period_s
-        for name in _INSTANTS:
+        given = {*self.entity.static, *self.entity.attributes}
+        for name in (*_INSTANTS, "dateObservedFrom", "dateObservedTo"):
             spec = self.model.attributes.get(name)
-            if spec is None or name in given or self.entity.attributes.get(name, self) is None:
-                continue
-            if spec.format == "date-time" or name != "dateObserved":
-                yield name, _instant
-            elif period_s is not None:
-                yield name, _interval(timedelta(seconds=period_s))
-        if period_s is not None and "dateObservedFrom" in self.model.attributes:
-            if "dateObservedFrom" not in given:
-                yield "dateObservedFrom", _before(timedelta(seconds=period_s))
-            if "dateObservedTo" not in given:
-                yield "dateObservedTo", _instant
+            shape = self._time(name, spec) if spec is not None and name not in given else None
+            if shape is not None:
+                yield name, shape
 
-    # the whole
+    def _time(self, name: str, spec: AttributeSpec) -> Shape | None:
+        period = None if self.entity.period_s is None else timedelta(seconds=self.entity.period_s)
+        if name == "dateObserved" and spec.format != "date-time":
+            return None if period is None else _interval(period)
+        if name in _INSTANTS:
+            return _instant
+        if period is None:
+            return None
+        return _instant if name == "dateObservedTo" else _before(period)
 
-    def _check_supplied(self, table: Mapping) -> None:
-        supplied = {name for name, _ in table.times}
-        for name in sorted(table.missing(set(self.device.points)) - supplied):
-            if name == "location":
-                self.report(
-                    "mapping-location",
-                    (),
-                    f"{self.model.name} needs a location, and neither device nor gateway has one",
-                    "add location: [lon, lat]",
-                )
-            elif name in ("dateObservedFrom", "dateObservedTo"):
-                self.report("mapping-mandatory", (), f"{self.model.name} needs {name}", "add period: … to the mapping")
-            else:
-                self.report(
-                    "mapping-mandatory",
-                    (),
-                    f"{self.model.name} needs {name}, which nothing supplies",
-                    f"map a point to it, or add static: {{{name}: …}}",
-                )
+
+def kind_of(name: str, spec: AttributeSpec) -> Kind:
+    """What an attribute is in NGSI-LD. Some schemas call a reference a Property; it is a Relationship all the same."""
+    return "relationship" if re.match(r"ref[A-Z]", name) else spec.kind
+
+
+def geometry(value: Any) -> dict[str, Any]:
+    """GeoJSON of `[lon, lat]` or of GeoJSON itself. Raises Mismatch."""
+    if isinstance(value, list) and len(value) == 2:
+        value = {"type": "Point", "coordinates": value}
+    if not isinstance(value, dict) or set(value) - {"type", "coordinates"} or value.get("type") not in _GEOMETRIES:
+        raise Mismatch(
+            "mapping-value", "this is not a GeoJSON geometry", "write [lon, lat] or {type: Point, coordinates: …}"
+        )
+    for longitude, latitude in _positions(value.get("coordinates")):
+        if not (-180 <= longitude <= 180 and -90 <= latitude <= 90):
+            message = f"[{longitude:g}, {latitude:g}] is not a place on earth"
+            raise Mismatch("mapping-value", message, "longitude comes first")
+    return value
+
+
+_GEOMETRIES = ("Point", "LineString", "Polygon", "MultiPoint", "MultiLineString", "MultiPolygon")
+
+
+def _positions(coordinates: Any) -> Iterator[tuple[float, float]]:
+    if not isinstance(coordinates, list) or not coordinates:
+        raise Mismatch("mapping-value", f"{coordinates!r} is not a list of coordinates", "longitude, latitude")
+    if all(type(part) in (int, float) for part in coordinates) and len(coordinates) in (2, 3):
+        yield coordinates[0], coordinates[1]
+        return
+    for part in coordinates:
+        yield from _positions(part)
 
 
 def merged(template: EntityMapping, device: EntityMapping | None) -> EntityMapping:
@@ -581,6 +663,9 @@ def merged(template: EntityMapping, device: EntityMapping | None) -> EntityMappi
         return template
     if device.type is not None and template.type is not None and device.type != template.type:
         return device
+    more = {
+        name: merged(template.more[name], over) if name in template.more else over for name, over in device.more.items()
+    }
     return template.model_copy(
         update={
             "type": device.type or template.type,
@@ -588,92 +673,13 @@ def merged(template: EntityMapping, device: EntityMapping | None) -> EntityMappi
             "attributes": {**template.attributes, **device.attributes},
             "static": {**template.static, **device.static},
             "period_s": device.period_s if device.period_s is not None else template.period_s,
-            "more": {
-                **template.more,
-                **{n: merged(template.more[n], m) if n in template.more else m for n, m in device.more.items()},
-            },
+            "more": {**template.more, **more},
         }
     )
 
 
-def constant_fault(spec: AttributeSpec, value: Any) -> str:
-    """Why the model does not allow this constant; "" when it does."""
-    if isinstance(value, list) and "array" in spec.json:
-        faults = (constant_fault(spec.items, item) for item in value) if spec.items else iter(())
-        return next(filter(None, faults), "")
-    if spec.enum and value not in spec.enum:
-        return f"{value!r} is not one of {', '.join(map(str, spec.enum))}"
-    if (
-        spec.json
-        and _json_type(value) not in spec.json
-        and not (_json_type(value) == "integer" and "number" in spec.json)
-    ):
-        return f"{value!r} is {_json_type(value)}, the model wants {' or '.join(spec.json)}"
-    if isinstance(value, str) and (_CONTROL.search(value) or len(value) > _MAX_TEXT):
-        return "the text has control characters or is too long"
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{value!r} is not a number"
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if spec.minimum is not None and value < spec.minimum:
-            return f"{value} is below {spec.minimum}"
-        if spec.maximum is not None and value > spec.maximum:
-            return f"{value} is above {spec.maximum}"
-    return ""
-
-
-def _json_type(value: Any) -> str:
-    names = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
-    return names.get(type(value), "null")
-
-
-def _same_dimension(one: str, other: str) -> bool:
-    return one in units() and other in units() and units()[one].dimension == units()[other].dimension
-
-
-def _allows(spec: AttributeSpec) -> str:
-    if spec.enum:
-        return f"one of {', '.join(map(str, spec.enum))}"
-    low = "" if spec.minimum is None else f"{spec.minimum:g}"
-    high = "" if spec.maximum is None else f"{spec.maximum:g}"
-    return (
-        f"{low or '-∞'} to {high or '∞'}" if low or high else "a finite number" if "number" in spec.json else "a text"
-    )
-
-
-def _number_step(step: Step) -> Callable[[Value], Any]:
-    low, high = step.low, step.high
-    if replace(step, low=0, high=0) == Step(low=0, high=0):
-
-        def bounded(value: Value) -> Any:
-            return value if type(value) in _NUMBERS and low <= value <= high else None  # type: ignore[operator]
-
-        return bounded
-
-    def stepped(value: Value) -> Any:
-        return step.apply(value) if type(value) in _NUMBERS else None  # type: ignore[arg-type]
-
-    return stepped
-
-
-def _text_step(pattern: str, allowed: frozenset[Any], listed: bool, kind: Kind) -> Callable[[Value], Any]:
-    def text(value: Value) -> Any:
-        out = pattern.replace("{value}", str(value)) if pattern else value
-        if not isinstance(out, str) or len(out) > _MAX_TEXT or _CONTROL.search(out):
-            return None
-        if (allowed and out not in allowed) or (kind == "relationship" and not _URI.fullmatch(out)):
-            return None
-        return [out] if listed else out
-
-    return text
-
-
-def _translate_step(table: MappingOf[str, Any]) -> Callable[[Value], Any]:
-    def translate(value: Value) -> Any:
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        return table.get(str(value).lower() if isinstance(value, bool) else str(value))
-
-    return translate
+def _day_us(day: date) -> int:
+    return int(datetime.combine(day, clock_time(), UTC).timestamp()) * 1_000_000
 
 
 def _instant(newest: datetime) -> Any:

@@ -11,6 +11,7 @@ from gateway.sdk.reading import Value
 
 if TYPE_CHECKING:
     from gateway.harmonise.compile import Mapping, Slot
+    from gateway.harmonise.values import Conversion
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 STRUCTURE_SPAN_US = 10_000_000  # members of one structured value are of one poll; older ones stay out
@@ -68,14 +69,14 @@ def harmonise(mapping: "Mapping", readings: MappingOf[str, Sequence[Any]]) -> En
     newest_us, at_us, at = 0, -1, _EPOCH
     for point, reading in readings.items():
         slots = slots_of.get(point)
-        if slots is None:
+        if not slots:
             continue
         raw: Value = reading[0]
         time_us: int = reading[1]
         if time_us != at_us:
             at_us, at = time_us, _EPOCH + timedelta(microseconds=time_us)
         for slot in slots:
-            value = slot.convert(raw)
+            value = (slot.convert if not slot.epochs else _calibrated(slot, time_us))(raw)
             if value is None:
                 dropped[slot.key] = f"{raw!r} is not allowed for {slot.key}: {slot.allows}"
                 continue
@@ -83,9 +84,14 @@ def harmonise(mapping: "Mapping", readings: MappingOf[str, Sequence[Any]]) -> En
             if slot.member:
                 parts.setdefault(slot.key, []).append((slot, value, time_us))
             else:
-                attributes[slot.key] = Attribute(slot.kind, value, slot.unit, at, slot.sub, slot.dataset_id)
+                sub = slot.sub if not slot.sub_slots else _sub(slot, readings)
+                attributes[slot.key] = Attribute(slot.kind, value, slot.unit, at, sub, slot.dataset_id)
     for key, members in parts.items():
-        attributes[key] = _structure(members)
+        structure = _structure(members, readings)
+        if structure is None:
+            dropped[key] = "a place needs longitude and latitude of one moment"
+        else:
+            attributes[key] = structure
     if newest_us:
         newest = _EPOCH + timedelta(microseconds=newest_us)
         for name, shape in mapping.times:
@@ -94,10 +100,32 @@ def harmonise(mapping: "Mapping", readings: MappingOf[str, Sequence[Any]]) -> En
     return Entity(mapping.entity_id, mapping.entity_type, mapping.context, attributes, mapping.device, dropped)
 
 
-def _structure(members: "list[tuple[Slot, Any, int]]") -> Attribute:
-    """A structured value of the members that were read together, at the time of the newest."""
+def _calibrated(slot: "Slot", time_us: int) -> "Conversion":
+    """The conversion that was valid when the value was measured."""
+    return next((convert for from_us, convert in slot.epochs if time_us >= from_us), slot.convert)
+
+
+def _sub(slot: "Slot", readings: MappingOf[str, Sequence[Any]]) -> MappingOf[str, Attribute]:
+    """Constant sub-attributes, and those whose point is among the readings."""
+    sub = dict(slot.sub)
+    for point, inner in slot.sub_slots:
+        reading = readings.get(point)
+        value = None if reading is None else inner.convert(reading[0])
+        if reading is not None and value is not None:
+            observed_at = _EPOCH + timedelta(microseconds=reading[1])
+            sub[inner.key] = Attribute(inner.kind, value, inner.unit, observed_at)
+    return sub
+
+
+def _structure(members: "list[tuple[Slot, Any, int]]", readings: MappingOf[str, Sequence[Any]]) -> Attribute | None:
+    """A structured value of the members that were read together, at the time of the newest; None for half a place."""
     newest_us = max(time_us for _, _, time_us in members)
     value = {slot.member: part for slot, part, time_us in members if newest_us - time_us <= STRUCTURE_SPAN_US}
     slot = members[0][0]
     at = _EPOCH + timedelta(microseconds=newest_us)
-    return Attribute(slot.kind, value, slot.unit, at, slot.sub, slot.dataset_id)
+    shape: dict[str, Any] = value
+    if slot.kind == "geo":
+        if value.keys() != {"lon", "lat"}:
+            return None
+        shape = {"type": "Point", "coordinates": [value["lon"], value["lat"]]}
+    return Attribute(slot.kind, shape, slot.unit, at, _sub(slot, readings), slot.dataset_id)

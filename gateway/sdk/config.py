@@ -1,6 +1,7 @@
 """What a driver's config models build on: the common part of links and devices; durations, sizes and rates with units."""
 
 import re
+from datetime import date
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -79,6 +80,14 @@ class Calibration(ConfigModel):
 
     gain: float = Field(1.0, description="factor on the raw value")
     offset: float = Field(0.0, description="added after the factor, in the point's unit")
+    valid_from: date | None = Field(
+        None, description="day of the calibration (UTC); readings from before are sent as `previous` says, else raw"
+    )
+    valid_until: date | None = Field(None, description="last day it is certified for; shown, the gain is used on")
+    by: str = Field("", description="who calibrated, or the number of the certificate")
+    previous: tuple["Calibration", ...] = Field(
+        (), description="earlier calibrations with their valid_from, for readings that are still to be sent"
+    )
 
 
 class Report(ConfigModel):

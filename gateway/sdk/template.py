@@ -80,6 +80,11 @@ class AttributeMapping(TemplateModel):
     dataset: str = Field("", description="datasetId (a URI) when an attribute has several instances")
 
 
+_ShortOrLong = Annotated[
+    AttributeMapping, BeforeValidator(_short_form, json_schema_input_type=str | AttributeMapping)
+]
+
+
 class EntityMapping(TemplateModel):
     """How points become an entity. As `entity:` in a template it is the default, in a device it overrides.
 
@@ -91,7 +96,7 @@ class EntityMapping(TemplateModel):
     id: str | None = Field(
         None, description="entity id or pattern; default urn:ngsi-ld:{Type}:{city}:{gateway}:{device}"
     )
-    attributes: dict[str, Annotated[AttributeMapping, BeforeValidator(_short_form)] | None] = Field(
+    attributes: dict[str, _ShortOrLong | None] = Field(
         default={}, description="attribute: point"
     )
     static: dict[str, Any] = Field(default={}, description="attribute: constant value")

@@ -1,0 +1,309 @@
+"""From a point's value to an attribute's: which steps there are, and what makes them impossible, found at load."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from gateway.harmonise.units import Step, convert, decimals
+from gateway.models.catalogue import AttributeSpec, Kind
+from gateway.sdk.quantities import Quantity, units
+from gateway.sdk.reading import Point, Value
+from gateway.sdk.template import AttributeMapping, GasState
+
+Conversion = Callable[[Value], Any]  # point value -> attribute value, None when the model does not allow it
+
+MAX_TEXT_CHARACTERS = 2048
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[^\s<>\"{}|\\^`]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+_NUMBERS = (float, int)  # by type(), because True is an int in Python
+
+
+class Mismatch(Exception):
+    """A point that cannot become this attribute, or a constant that the model does not allow."""
+
+    def __init__(self, code: str, message: str, remedy: str = "") -> None:
+        self.code, self.message, self.remedy = code, message, remedy
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """The step found.
+
+    Attributes:
+        unit: UN/CEFACT code sent with the value; "" = none.
+        allows: what the model allows, for the reason when a value is left out.
+    """
+
+    convert: Conversion
+    unit: str = ""
+    allows: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What the mapping says of one attribute, with the point that feeds it.
+
+    Attributes:
+        bounds: plausible range in the point's unit as the template declares it; None = the quantity's.
+        gain, shift: calibration of the raw value, in the point's unit.
+    """
+
+    mapping: AttributeMapping
+    point: Point
+    quantity: Quantity
+    bounds: tuple[float, float] | None
+    gain: float = 1.0
+    shift: float = 0.0
+
+
+def conversion(spec: AttributeSpec, kind: Kind, source: Source) -> Converted:
+    """The step from this point to this attribute.
+
+    Raises:
+        Mismatch: there is none.
+    """
+    if source.mapping.translate:
+        return _translation(spec, source)
+    if source.mapping.pattern:
+        return _text(spec, kind, source)
+    if source.quantity.kind == "text":
+        return _instant(spec) if spec.format == "date-time" else _text(spec, kind, source)
+    if source.quantity.kind == "boolean":
+        return _flag(spec, source)
+    return _number(spec, source)
+
+
+# numbers
+
+
+def _number(spec: AttributeSpec, source: Source) -> Converted:
+    name = source.point.name
+    if spec.json and not {"number", "integer"} & set(spec.json):
+        if source.quantity.kind == "integer" and "string" in spec.json and not spec.enum:
+            return Converted(_digits, "", "a whole number as text")
+        remedy = "translate: {…} gives a text for each value" if "string" in spec.json else ""
+        raise Mismatch("mapping-value", f"{name} is a number, {spec.name} wants {' or '.join(spec.json)}", remedy)
+    scale, offset, unit = _linear(spec, source)
+    turn = unit in units() and units()[unit].dimension == "angle" and (spec.minimum, spec.maximum) in _TURNS
+    step = Step(
+        scale=scale,
+        offset=offset,
+        digits=decimals(scale) if (scale, offset) != (1.0, 0.0) else None,
+        whole=bool(spec.json) and "number" not in spec.json,
+        wrap_from=spec.minimum if turn else None,
+        low=Step().low if spec.minimum is None else spec.minimum,
+        high=Step().high if spec.maximum is None else spec.maximum,
+    )
+    _check_range(spec, step, source)
+    shown = "" if source.quantity.kind == "integer" and unit == "C62" else unit
+    return Converted(_stepped(step), shown, allows(spec))
+
+
+_TURNS = ((-180, 180), (0, 360))
+
+
+def _linear(spec: AttributeSpec, source: Source) -> tuple[float, float, str]:
+    """(scale, offset, unit code) from the raw value, calibration and gain included."""
+    mapping, point = source.mapping, source.point
+    target = mapping.unit or spec.unit or point.unit
+    gain, shift = source.gain, source.shift
+    at = mapping.at or GasState()
+    gained = (mapping.gain, mapping.offset) != (1.0, 0.0)
+    if gained and mapping.unit and mapping.unit in units() and not _alike(mapping.unit, point.unit):
+        # a gain with a unit of another dimension makes that unit: the volume of one pulse
+        return gain * mapping.gain, shift * mapping.gain + mapping.offset, mapping.unit
+    if gained:
+        gain, shift = gain * mapping.gain, shift * mapping.gain + mapping.offset
+    state = {"temperature_k": at.temperature + 273.15, "pressure_pa": at.pressure * 100}
+    try:
+        scale, offset = convert(source.quantity, point.unit, target, gain=gain, shift=shift, **state)
+    except ValueError as error:
+        remedy = "" if mapping.unit else f"{spec.name} is sent in {target}"
+        raise Mismatch("mapping-unit", f"{point.name} cannot become {spec.name}: {error}", remedy) from None
+    if spec.unit and not _alike(target, spec.unit):
+        text = f"{spec.name} is a {units()[spec.unit].dimension} ({spec.unit}), not a {units()[target].dimension} ({target})"
+        raise Mismatch("mapping-unit", text, f"unit: {spec.unit}")
+    return scale, offset, target
+
+
+def _alike(one: str, other: str) -> bool:
+    return one in units() and other in units() and units()[one].dimension == units()[other].dimension
+
+
+def _check_range(spec: AttributeSpec, step: Step, source: Source) -> None:
+    """A point whose plausible values lie wholly outside what the model allows can never be sent."""
+    declared = source.bounds
+    bounds = declared or source.quantity.range
+    if bounds is None or step.wrap_from is not None or (declared is None and source.point.unit != source.quantity.unit):
+        return
+    low, high = sorted(bound * step.scale + step.offset for bound in bounds)
+    if high < step.low or low > step.high:
+        message = f"{source.point.name} gives {low:g} to {high:g}, {spec.name} allows {allows(spec)}"
+        raise Mismatch("mapping-range", message, "check unit and gain")
+
+
+def _stepped(step: Step) -> Conversion:
+    low, high = step.low, step.high
+    if not step.changes:
+
+        def bounded(value: Value) -> Any:
+            return value if type(value) in _NUMBERS and low <= value <= high else None  # type: ignore[operator]
+
+        return bounded
+
+    def stepped(value: Value) -> Any:
+        return step.apply(value) if type(value) in _NUMBERS else None  # type: ignore[arg-type]
+
+    return stepped
+
+
+def _digits(value: Value) -> Any:
+    return str(value) if type(value) is int else None
+
+
+# flags, texts, instants
+
+
+def _flag(spec: AttributeSpec, source: Source) -> Converted:
+    if not spec.json or "boolean" in spec.json:
+        return Converted(lambda value: value if type(value) is bool else None, "", "true or false")
+    if {"number", "integer"} & set(spec.json) and not spec.enum:
+        return Converted(lambda value: int(value) if type(value) is bool else None, "", "true or false")
+    values = ", ".join(map(str, spec.enum or spec.json))
+    remedy = f"say which: {{point: {source.point.name}, translate: {{true: …, false: …}}}}"
+    raise Mismatch("mapping-value", f"{source.point.name} is true or false, {spec.name} wants {values}", remedy)
+
+
+def _text(spec: AttributeSpec, kind: Kind, source: Source) -> Converted:
+    if spec.json and kind != "relationship" and not {"string", "array"} & set(spec.json):
+        wanted = " or ".join(spec.json)
+        raise Mismatch("mapping-value", f"a text cannot become {spec.name}, which wants {wanted}")
+    listed = "array" in spec.json and "string" not in spec.json
+    inner = spec.items if listed and spec.items else spec
+    allowed, pattern, reference = frozenset(inner.enum), source.mapping.pattern, kind == "relationship"
+
+    def text(value: Value) -> Any:
+        out = pattern.replace("{value}", str(value)) if pattern else value
+        if not isinstance(out, str) or text_fault(out):
+            return None
+        if (allowed and out not in allowed) or (reference and not is_uri(out)):
+            return None
+        return [out] if listed else out
+
+    return Converted(text, "", "the id of an entity" if reference else allows(inner))
+
+
+def _instant(spec: AttributeSpec) -> Converted:
+    def instant(value: Value) -> Any:
+        try:
+            time = datetime.fromisoformat(str(value))
+        except ValueError:
+            return None
+        return None if time.tzinfo is None else time.astimezone(UTC)
+
+    return Converted(instant, "", "a time with its zone")
+
+
+def _translation(spec: AttributeSpec, source: Source) -> Converted:
+    table = {key: checked_constant(spec, value) for key, value in source.mapping.translate.items()}
+    if source.quantity.kind == "boolean" and not set(table) <= {"true", "false"}:
+        odd = ", ".join(sorted(set(table) - {"true", "false"}))
+        raise Mismatch(
+            "mapping-value", f"{source.point.name} is true or false, never {odd}", "translate: {true: …, false: …}"
+        )
+
+    def translate(value: Value) -> Any:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return table.get(str(value).lower() if isinstance(value, bool) else str(value))
+
+    return Converted(translate, source.mapping.unit, f"translated are {', '.join(table)}")
+
+
+# constants
+
+
+def checked_constant(spec: AttributeSpec, value: Any) -> Any:
+    """The constant as the model wants it. Raises Mismatch."""
+    if spec.enum and value not in spec.enum and str(value) in spec.enum:
+        value = str(value)  # YAML reads sonometerClass: 1 as a number
+    if "array" in spec.json and not isinstance(value, list) and "string" not in spec.json:
+        value = [value]
+    fault = constant_fault(spec, value)
+    if fault:
+        raise Mismatch("mapping-value", f"{spec.name}: {fault}")
+    return value
+
+
+def constant_fault(spec: AttributeSpec, value: Any) -> str:
+    """Why the model does not allow this constant; "" when it does."""
+    if isinstance(value, list) and (not spec.json or "array" in spec.json):
+        faults = (constant_fault(spec.items, item) if spec.items else _odd(item) for item in value)
+        return next(filter(None, faults), "")
+    if spec.enum and value not in spec.enum:
+        return f"{value!r} is not one of {', '.join(map(str, spec.enum))}"
+    found = _json_type(value)
+    if spec.json and found not in spec.json and not (found == "integer" and "number" in spec.json):
+        return f"{value!r} is {found}, the model wants {' or '.join(spec.json)}"
+    if spec.format == "date-time" and (not isinstance(value, str) or _instant(spec).convert(value) is None):
+        return f"{value!r} is not a time with its zone, as in 2026-06-01T12:00:00Z"
+    if spec.format == "uri" and not is_uri(str(value)):
+        return f"{value!r} is not a URI"
+    return _odd(value) or _outside(spec, value)
+
+
+def _odd(value: Any) -> str:
+    """What no dialect can carry."""
+    if isinstance(value, str):
+        return text_fault(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value!r} is not a number"
+    if isinstance(value, dict):
+        return next(filter(None, (_odd(part) for pair in value.items() for part in pair)), "")
+    if isinstance(value, list):
+        return next(filter(None, map(_odd, value)), "")
+    return ""
+
+
+def _outside(spec: AttributeSpec, value: Any) -> str:
+    if type(value) not in _NUMBERS:
+        return ""
+    if spec.minimum is not None and value < spec.minimum:
+        return f"{value} is below {spec.minimum}"
+    if spec.maximum is not None and value > spec.maximum:
+        return f"{value} is above {spec.maximum}"
+    return ""
+
+
+def text_fault(text: str) -> str:
+    """Why a text cannot be sent: NUL and other control characters, lone surrogates, too long; "" when it can."""
+    if _CONTROL.search(text):
+        return "the text has control characters"
+    if len(text) > MAX_TEXT_CHARACTERS:
+        return f"the text has {len(text)} characters, at most {MAX_TEXT_CHARACTERS}"
+    return ""
+
+
+def is_uri(text: str) -> bool:
+    """Whether a text can be the target of a relationship."""
+    return bool(_URI.fullmatch(text)) and len(text) <= MAX_TEXT_CHARACTERS
+
+
+def allows(spec: AttributeSpec) -> str:
+    """What the model allows, in words."""
+    if spec.enum:
+        return f"one of {', '.join(map(str, spec.enum))}"
+    if spec.minimum is None and spec.maximum is None:
+        return "a finite number" if {"number", "integer"} & set(spec.json) else "a text"
+    low = "-∞" if spec.minimum is None else f"{spec.minimum:g}"
+    high = "∞" if spec.maximum is None else f"{spec.maximum:g}"
+    return f"{low} to {high}"
+
+
+def _json_type(value: Any) -> str:
+    names = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
+    return names.get(type(value), "null")
