@@ -78,7 +78,7 @@ class Registry:
             raise DriverUnavailable(f"{what} {name} is offered by {names}", "uninstall one of them")
         try:
             loaded = offers[0].load()
-        except Exception as error:  # noqa: BLE001 - a foreign package may raise anything while it is imported
+        except Exception as error:  # a foreign package may raise anything while it is imported
             raise DriverUnavailable(
                 f"{what} {name} from {_origin(offers[0])} cannot be imported: {type(error).__name__}: {error}",
                 f"install what it needs, e.g. the extra citygate[{name}], or reinstall the package",
