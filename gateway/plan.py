@@ -12,7 +12,7 @@ from gateway.config.loader import Loaded, LoadedLink, NoDriver, load
 from gateway.config.model import NAME, BrokerConfig, CityProfile, Config
 from gateway.config.tree import find
 from gateway.harmonise.compile import Mapping as EntityTable
-from gateway.harmonise.compile import compile_device
+from gateway.harmonise.compile import compile_device, joined
 from gateway.registry import DriverUnavailable
 from gateway.sdk.config import DeviceConfig, LinkConfig
 from gateway.sdk.driver import Driver
@@ -159,6 +159,8 @@ def _compile(
     for name, device in devices.items():
         tables[name], found = compile_device(device, gateway_id=gateway_id, city=profile.city or city, profile=profile)
         problems += [_place(problem, device, loaded) for problem in found]
+    tables, found = joined(tables)
+    problems += [_place(problem, devices[str(problem.path[3])], loaded) for problem in found]
     return tables
 
 
