@@ -29,12 +29,13 @@ from gateway.plan import BrokerPlan, DevicePlan, LinkPlan, Plan, make_plan
 from gateway.registry import Registry
 from gateway.sdk.errors import CitygateError, ConfigError
 from gateway.sdk.quantities import units
-from gateway.sdk.reading import Quality
+from gateway.sdk.reading import Quality, ReadingSet
 from gateway.supervisor import LagMonitor, Service, supervise
 
 STOP_WITHIN_S = 5.0
 HOUSEKEEPING_S = 2.0
 WRITER_STUCK_S = 60.0  # a card may take long; longer than this systemd may restart us
+ONCE_WITHIN_S = 30.0
 LINK_RETRY_FIRST_S, LINK_RETRY_CAP_S = 1.0, 60.0
 
 
@@ -313,16 +314,38 @@ class Daemon:
 
     async def once(self) -> dict[str, Any]:
         """See `GatewayView.once`."""
-        devices: dict[str, Any] = {}
-        for name, plan in self.plan.devices.items():
-            try:
-                exchange = await self._service(plan).request(name)
-            except CitygateError as error:
-                devices[name] = {"readings": 0, "error": str(error)}
-            else:
-                good = sum(1 for reading in exchange.readings if reading.quality is Quality.GOOD)
-                devices[name] = {"readings": good, "error": ""}
-        return {"devices": devices, "brokers": {name: _plain(record) for name, record in self._health.brokers.items()}}
+        started_at = self._clock.now()
+        accepted = {name: record.accepted for name, record in self._health.brokers.items()}
+        devices = {name: await self._once(plan) for name, plan in self.plan.devices.items()}
+        deadline_s = self._clock.monotonic_s() + ONCE_WITHIN_S
+        while self._owing(started_at) and self._clock.monotonic_s() < deadline_s:
+            await self._clock.sleep(0.2)
+        owing = self._owing(self._clock.now())
+        brokers = {
+            name: {
+                "state": record.state,
+                "reason": record.reason,
+                "accepted": record.accepted - accepted.get(name, 0),
+                "sent": name not in owing,
+            }
+            for name, record in self._health.brokers.items()
+        }
+        return {"devices": devices, "brokers": brokers}
+
+    async def _once(self, device: DevicePlan) -> dict[str, Any]:
+        try:
+            service = self._service(device)
+            exchange = await service.request(device.name)
+            await service.emit(ReadingSet(device.name, exchange.readings))
+        except CitygateError as error:
+            return {"readings": 0, "error": str(error)}
+        good = sum(1 for reading in exchange.readings if reading.quality is Quality.GOOD)
+        return {"readings": good, "error": "" if good else "no good reading"}
+
+    def _owing(self, before: datetime) -> list[str]:
+        """Brokers that have not settled something taken before then."""
+        oldest = {name: self._log.backlog(name)[1] for name in self.plan.brokers}
+        return [name for name, at in oldest.items() if at is not None and at < before]
 
     async def preview(self, device: str) -> dict[str, Any]:
         """See `GatewayView.preview`."""

@@ -128,7 +128,7 @@ class LinkService:
 
     def _context(self) -> Context:
         return Context(
-            emit=self._emit,
+            emit=self.emit,
             reject=self._reject,
             count=self._count,
             now=self._clock.now,
@@ -147,7 +147,8 @@ class LinkService:
             note=self._note,
         )
 
-    async def _emit(self, readings: ReadingSet) -> Receipt:
+    async def emit(self, readings: ReadingSet) -> Receipt:
+        """Intake and append: what a driver hands over, and what `once` has just read."""
         self._progress()
         record = self._devices[readings.device]
         if self._is_paused(readings.device):
