@@ -97,7 +97,7 @@ def test_an_invalid_config_at_start_exits_3_and_says_where(box: Box) -> None:
     daemon = box.start("daemon", "-m", "gateway", "run", "-c", str(box.config))
 
     assert daemon.popen.wait(10) == 3
-    assert "citygate.yaml:3:23" in daemon.text()
+    assert "citygate.yaml:3:24" in daemon.text()
 
 
 def test_a_second_daemon_on_the_same_log_is_refused_and_harms_nothing(box: Box) -> None:
