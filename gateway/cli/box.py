@@ -1,14 +1,29 @@
-"""The box that a verb works on: the running daemon by its control socket."""
+"""The box that a verb works on: the running daemon by its control socket, else the port opened here under the same lock."""
 
+import asyncio
+import contextlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
-from gateway.config.loader import config_files
-from gateway.config.model import BufferConfig
-from gateway.http.outcome import NoDaemon
+from gateway.http.outcome import NoDaemon, Refused, UnknownName
 from gateway.http.shapes import socket_path
+from gateway.sdk.errors import CitygateError, FrameError, LinkError
+
+if TYPE_CHECKING:
+    from gateway.plan import DevicePlan, Plan
+    from gateway.sdk.driver import Exchange, Request
+    from gateway.sdk.reading import ReadingSet
+
+READ_WITHIN_S = 30.0
+START_WITHIN_S = 30.0
+STOP_WITHIN_S = 10.0
 
 
 def control_socket(config: Path) -> Path:
@@ -16,26 +31,9 @@ def control_socket(config: Path) -> Path:
 
     The file is only glanced at, because `status` has to work on a box whose new config is broken.
     """
-    return socket_path(Path(_buffer_path(config)))
+    from gateway.config.loader import config_files
+    from gateway.config.model import BufferConfig
 
-
-def ask(config: Path, verb: str, *, timeout_s: float = 30.0, **arguments: Any) -> Any:
-    """Ask the running daemon; see `gateway.http.control.ask` for what it raises."""
-    from gateway.http.control import ask_now
-
-    return ask_now(control_socket(config), verb, arguments, timeout_s=timeout_s)
-
-
-def answers(config: Path) -> bool:
-    """Whether a daemon with this config runs."""
-    try:
-        ask(config, "status")
-    except NoDaemon:
-        return False
-    return True
-
-
-def _buffer_path(config: Path) -> str:
     found = BufferConfig().path
     main, fragments = config_files(config)
     for file in (main, *fragments):
@@ -44,4 +42,155 @@ def _buffer_path(config: Path) -> str:
             found = str(content["buffer"]["path"])
         except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
             continue
-    return found
+    return socket_path(Path(found))
+
+
+def ask(config: Path, verb: str, *, timeout_s: float = 40.0, **arguments: Any) -> Any:
+    """Ask the running daemon; see `gateway.http.control.ask` for what it raises."""
+    from gateway.http.control import ask_now
+
+    return ask_now(control_socket(config), verb, arguments, timeout_s=timeout_s)
+
+
+def device_plan(plan: "Plan", name: str) -> "DevicePlan":
+    """The device of this name. Raises UnknownName, or CitygateError when its driver cannot be had."""
+    if name in plan.devices:
+        return plan.devices[name]
+    for link in plan.links.values():
+        if name in link.device_names:
+            raise CitygateError(f"link {link.name} of {name} is off: {link.fault}; {link.remedy}")
+    raise UnknownName(f"no device {name}; there are {', '.join(sorted(plan.devices)) or 'none'}")
+
+
+@contextlib.asynccontextmanager
+async def open_device(plan: "Plan", name: str) -> "AsyncIterator[Callable[[], Awaitable[Exchange]]]":
+    """The device of a box whose daemon does not run: its link's driver at work here, for this device alone.
+
+    Yields:
+        A function that reads the device once. It raises LinkError when the port is absent, taken or refuses.
+    """
+    from gateway.sdk.driver import Request
+
+    device = device_plan(plan, name)
+    link = plan.links[device.link]
+    assert link.driver is not None
+    assert link.config is not None
+    alone = link.config.model_copy(update={"devices": {name: device.config}})
+    waiting: asyncio.Queue[Request] = asyncio.Queue()
+    running = asyncio.create_task(link.driver.run(alone, _context(waiting)), name=f"link {link.name}")
+
+    async def read() -> "Exchange":
+        request = Request("read", name)
+        waiting.put_nowait(request)
+        either: set[asyncio.Future[Any]] = {running, request.reply}
+        await asyncio.wait(either, timeout=READ_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+        if request.reply.done():
+            return request.reply.result()
+        request.reply.cancel()
+        if running.done():
+            running.result()  # its LinkError says why
+        raise LinkError(f"link {link.name} did not come to the request within {READ_WITHIN_S:g} s")
+
+    try:
+        yield read
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError, CitygateError):
+            await running
+
+
+class _Waiting:
+    """The one-shot queue as a driver sees it."""
+
+    def __init__(self, queue: "asyncio.Queue[Request]") -> None:
+        self._queue = queue
+
+    async def get(self) -> "Request":
+        return await self._queue.get()
+
+    def get_nowait(self) -> "Request | None":
+        return None if self._queue.empty() else self._queue.get_nowait()
+
+
+class _NotLogged:
+    """The receipt of a set that only the terminal sees."""
+
+    @property
+    def durable(self) -> Awaitable[None]:
+        return asyncio.sleep(0)
+
+
+def _context(waiting: "asyncio.Queue[Request]") -> Any:
+    from gateway.clock import SystemClock
+    from gateway.sdk.driver import Context
+    from gateway.sdk.streams import open_serial, open_tcp
+
+    clock = SystemClock()
+
+    async def emit(readings: "ReadingSet") -> _NotLogged:
+        return _NotLogged()
+
+    def ignore(*_: Any, **__: Any) -> None:
+        """Counters, notes and offered times have no place here."""
+
+    def reject(error: FrameError) -> None:
+        """Noise before the answer; the request goes on."""
+
+    return Context(
+        emit=emit,
+        reject=reject,
+        count=ignore,
+        now=clock.now,
+        monotonic_s=clock.monotonic_s,
+        sleep=clock.sleep,
+        progress=ignore,
+        open_serial=open_serial,
+        open_tcp=open_tcp,
+        requests=_Waiting(waiting),
+        offer_time=ignore,
+        state={},
+        note=ignore,
+    )
+
+
+@contextlib.contextmanager
+def some_daemon(config: Path) -> Iterator[bool]:
+    """A daemon that answers: the running one (True), else one of our own for as long as this lasts (False).
+
+    Raises:
+        CitygateError: our own did not start, with its last words.
+        ConfigError: the config is invalid.
+    """
+    try:
+        ask(config, "status")
+    except NoDaemon:
+        pass
+    else:
+        yield True
+        return
+    with tempfile.TemporaryFile() as said:
+        process = _start_daemon(config, said)
+        try:
+            yield False
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _start_daemon(config: Path, said: IO[bytes]) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "gateway", "run", "-c", str(config)]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+    deadline_s = time.monotonic() + START_WITHIN_S
+    while time.monotonic() < deadline_s and process.poll() is None:
+        with contextlib.suppress(NoDaemon, Refused):
+            ask(config, "status")
+            return process
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    said.seek(0)
+    raise CitygateError(f"the daemon did not start; it said:\n{said.read().decode(errors='replace')[-2000:]}")

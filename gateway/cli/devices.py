@@ -1,22 +1,25 @@
-"""Verbs of devices: decode."""
+"""Verbs of devices: decode, read, preview."""
 
 import argparse
+import asyncio
 import contextlib
 import re
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from gateway.cli import box
 from gateway.cli.status_text import shown_value
-from gateway.cli.terminal import say, say_json, table
-from gateway.cli.verbs import Verbs
+from gateway.cli.terminal import colour, complain, say, say_json, table
+from gateway.cli.verbs import Verbs, duration
 from gateway.config.explain import known_or_near
 from gateway.config.templates import Templates, template_names
 from gateway.config.tree import Place, Scalar, Source
-from gateway.http.outcome import FINE, PROBLEM, UnknownName
-from gateway.http.shapes import reading_rows
+from gateway.http.outcome import FINE, PROBLEM, UNREACHABLE, NoDaemon, UnknownName
+from gateway.http.shapes import exchange_row, reading_rows
 from gateway.registry import DriverUnavailable, Registry
 from gateway.sdk.driver import Driver
 from gateway.sdk.errors import ConfigError, FrameError, Problem
@@ -27,7 +30,7 @@ MAX_FRAME_BYTES = 64 * 1024
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """decode."""
+    """decode, read, preview."""
     decode_verb = verbs.add(
         "decode",
         decode,
@@ -54,6 +57,32 @@ def add_verbs(verbs: Verbs) -> None:
         default=Path("templates"),
         help="folder of own templates (default: ./templates)",
     )
+    read_verb = verbs.add(
+        "read",
+        read,
+        help="one real read of a device: raw bytes → values → units",
+        about="Read a device once, now. A running daemon does it in the link's own queue; without one the port is opened "
+        "here, under the same lock. Nothing is logged or sent. Ends with 4 when the device does not answer.",
+        examples=(
+            "citygate read meter-12",
+            "citygate read meter-12 --repeat --every 2s",
+            "citygate read meter-12 --json",
+        ),
+    )
+    read_verb.add_argument("device", metavar="DEVICE", help="its name in the config")
+    read_verb.add_argument("--repeat", action="store_true", help="again and again, until Ctrl-C")
+    read_verb.add_argument(
+        "--every", dest="every_s", metavar="TIME", type=duration, default=1.0, help="pause between reads (default: 1s)"
+    )
+    preview_verb = verbs.add(
+        "preview",
+        preview,
+        help="the exact entity per broker, checked against its model; nothing is sent",
+        about="Show the entities that a device gives, as each broker would get them. From the running daemon's last values; "
+        "without a daemon, or before the first value, from the sample frames of the template. Nothing is sent.",
+        examples=("citygate preview meter-12", "citygate preview meter-12 --json | jq '.milano[0].id'"),
+    )
+    preview_verb.add_argument("device", metavar="DEVICE", help="its name in the config")
 
 
 def decode(given: argparse.Namespace) -> int:
@@ -155,3 +184,100 @@ def reading_lines(rows: list[dict[str, Any]]) -> list[str]:
         wrong = "" if row["quality"] == "good" else f"{row['quality']}: {row['reason']}"
         shown.append((row["point"], shown_value({**row, "symbol": symbol}), row["quantity"], wrong))
     return table(shown, right=frozenset((1,)))
+
+
+def read(given: argparse.Namespace) -> int:
+    """`citygate read`."""
+    try:
+        exchange = box.ask(given.config, "read", device=given.device)
+    except NoDaemon:
+        return _read_here(given)
+    code = _show_exchange(given, exchange)
+    try:
+        while given.repeat:
+            time.sleep(given.every_s)
+            code = _show_exchange(given, box.ask(given.config, "read", device=given.device))
+    except KeyboardInterrupt:
+        pass
+    return code
+
+
+def _read_here(given: argparse.Namespace) -> int:
+    from gateway.plan import make_plan
+
+    plan = make_plan(given.config, Registry())
+    template = box.device_plan(plan, given.device).template
+
+    async def reads() -> int:
+        async with box.open_device(plan, given.device) as read_once:
+            while True:
+                exchange = await read_once()
+                code = _show_exchange(given, exchange_row(template, exchange))
+                if not given.repeat:
+                    return code
+                await asyncio.sleep(given.every_s)
+
+    try:
+        return asyncio.run(reads())
+    except KeyboardInterrupt:
+        if given.repeat:
+            return FINE
+        raise
+
+
+def _show_exchange(given: argparse.Namespace, exchange: dict[str, Any]) -> int:
+    rows: list[dict[str, Any]] = exchange["readings"]
+    if given.json:
+        for row in rows if given.repeat else [rows]:
+            say_json(row, line=given.repeat)
+    else:
+        for title in ("sent", "received"):
+            if exchange[title]:
+                say(colour(f"{title:8}  {bytes.fromhex(exchange[title]).hex(' ')}", "dim"))
+        for line in reading_lines(rows):
+            say(line)
+        if given.repeat:
+            say()
+    return read_code(rows)
+
+
+def read_code(rows: list[dict[str, Any]]) -> int:
+    """Exit code of a read: fine with at least one value; a device that does not answer at all is unreachable."""
+    if any(row["value"] is not None for row in rows):
+        return FINE
+    return UNREACHABLE if any(row["reason"] in ("timeout", "link_down") for row in rows) else PROBLEM
+
+
+def preview(given: argparse.Namespace) -> int:
+    """`citygate preview`."""
+    try:
+        found = box.ask(given.config, "preview", device=given.device)
+    except NoDaemon:
+        found = _preview_here(given.config, given.device)
+    complain(f"from the {found['source']}; nothing is sent")
+    for remark in found.get("remarks", ()):
+        complain(f"! {remark}")
+    if given.json:
+        say_json(found["brokers"])
+    else:
+        say(orjson.dumps(found["brokers"], option=orjson.OPT_INDENT_2).decode())
+    return PROBLEM if found.get("remarks") else FINE
+
+
+def _preview_here(config: Path, name: str) -> dict[str, Any]:
+    """As the daemon's own, from the template's sample."""
+    from gateway.http.preview import entities, remarks, sample_values
+    from gateway.plan import make_plan
+
+    plan = make_plan(config, Registry(), with_secrets=False)
+    device = box.device_plan(plan, name)
+    driver = plan.links[device.link].driver
+    assert driver is not None  # device_plan refused it otherwise
+    good = sample_values(driver, device.template, now=datetime.now(UTC))
+    tables = {broker: (its.config.kind, its.mappings.get(name, ())) for broker, its in plan.brokers.items()}
+    tables = tables or {"read API": ("ngsi-ld", plan.read_api.get(name, ()))}
+    return {
+        "source": f"sample frames of template {device.template.name}",
+        "remarks": [remark for _, its in tables.values() for remark in remarks(its, good)],
+        "brokers": {broker: entities(its, good, kind=kind) for broker, (kind, its) in tables.items()},
+    }

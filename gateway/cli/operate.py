@@ -1,24 +1,30 @@
-"""Verbs of the running box: run, status."""
+"""Verbs of the running box: run, status, watch, reload, once, pause."""
 
 import argparse
 import asyncio
+import sys
+import time
+from collections.abc import Mapping
 from typing import Any
 
 from gateway.cli import box
-from gateway.cli.status_text import status_text
-from gateway.cli.terminal import say, say_json
-from gateway.cli.verbs import Verbs
-from gateway.http.outcome import FINE, PROBLEM
+from gateway.cli.status_text import counted, status_text
+from gateway.cli.terminal import colour, complain, printable, say, say_json
+from gateway.cli.verbs import Verbs, duration
+from gateway.http.outcome import FINE, PROBLEM, UNREACHABLE
+
+SENT_WITHIN_S = 60.0  # `once` waits so long until the brokers have everything
+READ_ALL_WITHIN_S = 600.0
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """run, status."""
+    """run, status, watch, reload, once, pause."""
     run_verb = verbs.add(
         "run",
         run,
         help="run the gateway until stopped",
         about="Run the gateway in the foreground until SIGTERM or Ctrl-C. It starts degraded: no broker, port, network or "
-        "clock is needed to start. Ends with 3 when the config is invalid at start.",
+        "clock is needed to start. Ends with 3 when the config is invalid at start. SIGHUP reloads.",
         examples=("citygate run", "citygate run -c ./my-box"),
     )
     run_verb.add_argument("--debug", action="store_true", help="more events in the journal")
@@ -26,8 +32,52 @@ def add_verbs(verbs: Verbs) -> None:
         "status",
         status,
         help="how links, devices, brokers, log and clock are",
-        about="Show how everything is, from the running daemon. Ends with 1 when anything is bad.",
+        about="Show how everything is, from the running daemon. Ends with 1 when anything is bad, 4 without a daemon.",
         examples=("citygate status", "citygate status --json | jq .brokers"),
+    )
+    watch_verb = verbs.add(
+        "watch",
+        watch,
+        help="the status, live",
+        about="Show the status again and again until Ctrl-C; with --json one status object a line.",
+        examples=("citygate watch", "citygate watch --every 5s --json | jq -c .brokers"),
+    )
+    watch_verb.add_argument(
+        "--every", dest="every_s", metavar="TIME", type=duration, default=1.0, help="how often (default: 1s)"
+    )
+    watch_verb.add_argument("--for", dest="seconds", metavar="TIME", type=duration, help="end after this time")
+    verbs.add(
+        "reload",
+        reload,
+        help="check the config, then apply what changed to the running daemon",
+        about="Ask the running daemon to read its files again. Only links and brokers that changed are restarted. When anything "
+        "is wrong, nothing changes: every problem is listed and the exit code is 3.",
+        examples=("citygate reload",),
+    )
+    verbs.add(
+        "once",
+        once,
+        help="one full cycle: read every device, send everything",
+        about="Read each device once, then wait until the brokers have taken everything that is owed to them. A running "
+        "daemon does it; without one, a daemon is started for as long as it takes.",
+        examples=("citygate once", "citygate once --json"),
+    )
+    pause_verb = verbs.add(
+        "pause",
+        pause,
+        help="maintenance: what a device says meanwhile never reaches a city",
+        about="Pause a device while it is cleaned or moved: what it says meanwhile reaches neither log nor city. It ends by "
+        "itself, or with --for 0s.",
+        examples=("citygate pause meter-12 --for 30m", "citygate pause meter-12 --for 0s"),
+    )
+    pause_verb.add_argument("device", metavar="DEVICE", help="its name in the config")
+    pause_verb.add_argument(
+        "--for",
+        dest="seconds",
+        metavar="TIME",
+        type=duration,
+        required=True,
+        help="how long, as in 30m; 0s ends a pause",
     )
 
 
@@ -51,8 +101,8 @@ def status(given: argparse.Namespace) -> int:
     return PROBLEM if anything_bad(found) else FINE
 
 
-def anything_bad(found: dict[str, Any]) -> bool:
-    """Whether a link, device or broker needs somebody."""
+def anything_bad(found: Mapping[str, Any]) -> bool:
+    """Whether a link, device or broker needs somebody, or the box says that it does not do all of its work."""
     links = found.get("links", {}).values()
     devices = (device for link in links for device in link.get("devices", {}).values())
     return (
@@ -61,3 +111,102 @@ def anything_bad(found: dict[str, Any]) -> bool:
         or any(broker["state"] not in ("ok", "starting") for broker in found.get("brokers", {}).values())
         or bool(found.get("gateway", {}).get("ready"))
     )
+
+
+def watch(given: argparse.Namespace) -> int:
+    """`citygate watch`."""
+    deadline_s = time.monotonic() + given.seconds if given.seconds is not None else float("inf")
+    on_screen = sys.stdout.isatty() and not given.json
+    try:
+        while True:
+            found = box.ask(given.config, "status")
+            if given.json:
+                say_json(found, line=True)
+            else:
+                say(("\033[H\033[J" if on_screen else "") + status_text(found) + ("" if on_screen else "\n"))
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                return PROBLEM if anything_bad(found) else FINE
+            time.sleep(min(given.every_s, left_s))
+    except KeyboardInterrupt:
+        return FINE
+
+
+def reload(given: argparse.Namespace) -> int:
+    """`citygate reload`."""
+    found: dict[str, Any] = box.ask(given.config, "reload")
+    if given.json:
+        say_json(found)
+        return FINE
+    for warning in found.get("warnings", ()):
+        complain(
+            f"{warning['file']}:{warning['line']}:{warning['column']}: {warning['severity']}: {warning['message']}"
+        )
+    for key, value in found.items():
+        if key != "warnings" and value:
+            say(f"{key.replace('_', ' ')}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    if not any(found.get(key) for key in ("changed", "restarted")):
+        say("nothing changed")
+    return FINE
+
+
+def once(given: argparse.Namespace) -> int:
+    """`citygate once`."""
+    from gateway.plan import make_plan
+    from gateway.registry import Registry
+
+    make_plan(given.config, Registry())  # a config that is wrong is told with its places, not by a daemon's last words
+    with box.some_daemon(given.config):
+        devices = box.ask(given.config, "once", timeout_s=READ_ALL_WITHIN_S)["devices"]
+        brokers = _sent(given)
+    found = {"devices": devices, "brokers": brokers}
+    if given.json:
+        say_json(found)
+    else:
+        _show_once(found)
+    return _once_code(found)
+
+
+def _sent(given: argparse.Namespace) -> dict[str, Any]:
+    """The brokers' records once everything owed is taken, or when it takes too long."""
+    deadline_s = time.monotonic() + SENT_WITHIN_S
+    while True:
+        brokers: dict[str, Any] = box.ask(given.config, "status")["brokers"]
+        owing = [name for name, broker in brokers.items() if broker["backlog"] or broker["state"] == "starting"]
+        if not owing or time.monotonic() > deadline_s:
+            return brokers
+        time.sleep(0.2)
+
+
+def _show_once(found: Mapping[str, Any]) -> None:
+    rows = [
+        (colour("✗", "red") if device["error"] or not device["readings"] else colour("●", "green"), name,
+         printable(device["error"]) or f"{counted(device['readings'], 'reading')}")
+        for name, device in found["devices"].items()
+    ]  # fmt: skip
+    for mark, name, text in rows:
+        say(f"{mark} {name}  {text}")
+    for name, broker in found["brokers"].items():
+        owed = f", {counted(broker['backlog'], 'reading')} still owed" if broker["backlog"] else ""
+        say(f"{name}: {broker['state']}, accepted {broker['accepted']}, refused {broker['refused']}{owed}")
+    if not found["brokers"]:
+        say("no broker is configured: nothing was sent")
+
+
+def _once_code(found: Mapping[str, Any]) -> int:
+    silent = [device for device in found["devices"].values() if device["error"] or not device["readings"]]
+    if silent or any(broker["backlog"] for broker in found["brokers"].values()):
+        return UNREACHABLE
+    return PROBLEM if any(broker["refused"] for broker in found["brokers"].values()) else FINE
+
+
+def pause(given: argparse.Namespace) -> int:
+    """`citygate pause`."""
+    found: dict[str, Any] = box.ask(given.config, "pause", device=given.device, seconds=given.seconds)
+    if given.json:
+        say_json(found)
+    elif given.seconds:
+        say(f"{found['device']} is paused until {found['until']}; it ends by itself")
+    else:
+        say(f"{found['device']} is not paused any more")
+    return FINE

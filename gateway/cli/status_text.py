@@ -44,6 +44,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 reading`, `5 readings`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def shown_value(point: Mapping[str, Any]) -> str:
     """`230.1 V`, `on`, or `—` where there is no value."""
     value = point.get("value")

@@ -116,10 +116,18 @@ async def ask(path: Path, verb: str, arguments: Mapping[str, Any] | None = None,
         ):
             body = orjson.loads(await response.read())
             status = response.status
+    except TimeoutError as error:
+        raise Refused(f"the daemon did not answer within {timeout_s:g} s", UNREACHABLE, {}) from error
     except (aiohttp.ClientConnectorError, OSError) as error:
-        if isinstance(error, TimeoutError):
-            raise Refused(f"the daemon did not answer within {timeout_s:g} s", UNREACHABLE, {}) from error
-        raise NoDaemon(_no_daemon(path, error)) from error
+        if _not_permitted(error):
+            raise Refused(
+                f"not allowed to use {path}; join its group (`sudo usermod -aG citygate $USER`, then log in again)",
+                UNREACHABLE,
+                {},
+            ) from error
+        raise NoDaemon(
+            f"no daemon answers at {path}; start one with `citygate run` or `systemctl start citygate`"
+        ) from error
     except (aiohttp.ClientError, orjson.JSONDecodeError) as error:
         raise Refused(f"the daemon's answer broke off: {error}", PROBLEM, {}) from error
     if status != 200:
@@ -127,12 +135,8 @@ async def ask(path: Path, verb: str, arguments: Mapping[str, Any] | None = None,
     return body
 
 
-def _no_daemon(path: Path, error: Exception) -> str:
-    if isinstance(error, PermissionError) or isinstance(getattr(error, "os_error", None), PermissionError):
-        return (
-            f"not allowed to use {path}; join the group citygate (`sudo usermod -aG citygate $USER`, then log in again)"
-        )
-    return f"no daemon answers at {path}; start one with `citygate run` or `systemctl start citygate`"
+def _not_permitted(error: Exception) -> bool:
+    return isinstance(error, PermissionError) or isinstance(getattr(error, "os_error", None), PermissionError)
 
 
 def ask_now(path: Path, verb: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float = 30.0) -> Any:

@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gateway.sdk.driver import Exchange
 from gateway.sdk.quantities import quantities
 from gateway.sdk.reading import Reading
-from gateway.sdk.template import TemplatePoint
+from gateway.sdk.template import Template, TemplatePoint
 
 
 def utc(time: datetime | None) -> str | None:
@@ -32,6 +33,15 @@ def reading_rows(points: Mapping[str, TemplatePoint], readings: Iterable[Reading
         }
         for reading in readings
     ]
+
+
+def exchange_row(template: Template, exchange: Exchange) -> dict[str, Any]:
+    """A one-shot read: `{sent, received, readings}`, the bytes in hexadecimal."""
+    return {
+        "sent": exchange.sent.hex(),
+        "received": exchange.received.hex(),
+        "readings": reading_rows(template.points, exchange.readings),
+    }
 
 
 def _unit(point: TemplatePoint) -> str:

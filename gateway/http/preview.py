@@ -1,0 +1,48 @@
+"""The exact entities a device gives, per broker and in its dialect, from given values or from its template's samples. Pure."""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from gateway.harmonise.compile import Mapping as Table
+from gateway.harmonise.dialects import ngsi_ld, ngsi_v2
+from gateway.harmonise.entity import harmonise
+from gateway.sdk.driver import Driver
+from gateway.sdk.errors import FrameError
+from gateway.sdk.reading import Quality, Value
+from gateway.sdk.template import Template
+
+Good = Mapping[str, tuple[Value, int]]
+"""Point -> (value, time in UTC microseconds) of good readings."""
+
+
+def entities(tables: Iterable[Table], good: Good, *, kind: str = "ngsi-ld") -> list[dict[str, Any]]:
+    """The entities of these values as a broker of this kind gets them."""
+    write = ngsi_v2 if kind == "ngsi-v2" else ngsi_ld
+    return [write(harmonise(table, good)) for table in tables]
+
+
+def remarks(tables: Iterable[Table], good: Good) -> list[str]:
+    """What the model has against these entities: mandatory attributes not known yet, values it does not allow."""
+    found: list[str] = []
+    for table in tables:
+        missing = sorted(table.missing(set(good)))
+        if missing:
+            found.append(f"{table.entity_id}: not sent before {', '.join(missing)} is known")
+        found += [f"{table.entity_id}: {why}" for why in harmonise(table, good).dropped.values()]
+    return list(dict.fromkeys(found))
+
+
+def sample_values(driver: Driver[Any], template: Template, *, now: datetime) -> dict[str, tuple[Value, int]]:
+    """Good values of the template's own sample frames, as if received now; the first sample that has a point counts."""
+    good: dict[str, tuple[Value, int]] = {}
+    now_us = round(now.astimezone(UTC).timestamp() * 1e6)
+    for sample in template.samples:
+        try:
+            readings = driver.decode(template, bytes.fromhex(sample.hex), {**sample.context, "received_at": now})
+        except (FrameError, ValueError):
+            continue  # `templates check` is where a sample that does not decode is told
+        for reading in readings:
+            if reading.quality is Quality.GOOD and reading.value is not None:
+                good.setdefault(reading.point, (reading.value, now_us))
+    return good
