@@ -1,5 +1,6 @@
 """One unit at work: what it is asked, how it is doing, when it is due."""
 
+import math
 import random
 from collections.abc import Sequence
 from datetime import datetime
@@ -20,6 +21,7 @@ class Unit:
     Attributes:
         blocks: its requests; they change when the device refuses a merged one.
         due_s: when the next poll is due (monotonic), on the grid of its period.
+        again_s: when to ask again: the next poll, or a second try of this one.
         failures: polls in a row that brought nothing.
     """
 
@@ -30,7 +32,7 @@ class Unit:
         self.timeout_s = device.timeout_s
         self.rest_s = device.template.read.gap_s
         self.points = tuple(device.template.points)
-        self.due_s = due_s
+        self.due_s = self.again_s = due_s
         self.failures = 0
         self.retried = False
         self._order = {point: place for place, point in enumerate(self.points)}
@@ -56,20 +58,19 @@ class Unit:
         """Silent for so long that it is only looked after now and then."""
         return self.failures >= SILENT_CYCLES
 
-    def next_due_s(self, now_s: float) -> tuple[float, int]:
-        """When to poll next, and how many polls of the grid were missed."""
-        missed = 0
+    def plan_next(self, now_s: float) -> int:
+        """Set `again_s` to the next poll on the grid of the period; returns how many polls of the grid were missed."""
         self.due_s += self.every_s
-        if self.due_s <= now_s:
-            missed = int((now_s - self.due_s) / self.every_s) + 1
-            self.due_s += missed * self.every_s
-        if self.probing:
-            pause_s = min(MAX_PROBE_S, MIN_PROBE_S * 2 ** min(10, self.failures - SILENT_CYCLES))
-            probe_s = now_s + pause_s * random.uniform(0.5, 1.0)
-            skipped = max(0, int((probe_s - self.due_s) / self.every_s) + 1)
-            self.due_s += skipped * self.every_s
-            return max(self.due_s, probe_s), 0
-        return self.due_s, missed
+        missed = max(0, math.ceil((now_s - self.due_s) / self.every_s))
+        self.due_s += missed * self.every_s
+        self.again_s = self.due_s
+        if not self.probing:
+            return missed
+        pause_s = min(MAX_PROBE_S, MIN_PROBE_S * 2 ** min(10, self.failures - SILENT_CYCLES))
+        probe_s = now_s + pause_s * random.uniform(0.5, 1.0)
+        self.due_s += max(0, math.ceil((probe_s - self.due_s) / self.every_s)) * self.every_s
+        self.again_s = self.due_s
+        return 0
 
     def in_order(self, readings: Sequence[Reading]) -> tuple[Reading, ...]:
         """As the template lists the points."""

@@ -26,7 +26,7 @@ from drivers.modbus.codec.frames import (
 )
 from drivers.modbus.config import ModbusConfig, ModbusTemplate
 from drivers.modbus.device import Unit, plan_of, readings_of
-from drivers.modbus.transaction import Answered, Bus, Timing
+from drivers.modbus.transaction import CLOCK_STEP_S, Answered, Bus, Timing
 from gateway.sdk.driver import SDK_VERSION, Context, Exchange, Request
 from gateway.sdk.errors import Busy, CitygateError, FrameError, LinkError, NoAnswer
 from gateway.sdk.reading import Reading, ReadingSet, Reason, no_values
@@ -92,36 +92,40 @@ class _Link:
             await self._context.emit(no_values(unit.name, unit.points, Reason.LINK_DOWN, observed_at=now))
 
     async def _poll_units(self) -> None:
-        queue = [(unit.due_s, place, unit) for place, unit in enumerate(self._units.values())]
+        queue = [(unit.again_s, place, unit) for place, unit in enumerate(self._units.values())]
         heapq.heapify(queue)
         while True:
             due_s, place, unit = queue[0]
             now_s = self._context.monotonic_s()
             due_s = max(due_s, self._bus.free_at_s(unit.unit_id))
-            if due_s > now_s:
+            if due_s - now_s > CLOCK_STEP_S:
                 heapq.heapreplace(queue, (due_s, place, unit))
                 if queue[0][2] is unit:
                     await self._context.sleep(min(due_s - now_s, IDLE_S))
                     self._context.progress()
                 continue
-            again_s = await self._poll(unit)
-            heapq.heapreplace(queue, (again_s, place, unit))
+            await self._poll(unit)
+            heapq.heapreplace(queue, (unit.again_s, place, unit))
+            if self._bus.out_of_step or self._is_dead():
+                raise _Reconnect
 
-    async def _poll(self, unit: Unit) -> float:
-        """Read one unit and hand the set over; when to poll it again."""
+    async def _poll(self, unit: Unit) -> None:
+        """Read one unit and hand the set over."""
         polled = await self._read(unit)
         if polled.silent and not unit.failures and not unit.retried:
             unit.retried = True  # a request lost to a glitch; tried once more before it counts
-            return self._bus.free_at_s(unit.unit_id)
+            unit.again_s = self._context.monotonic_s()
+            return
         unit.retried = False
         unit.failures = unit.failures + 1 if polled.silent else 0
         await self._context.emit(ReadingSet(unit.name, unit.in_order(polled.readings)))
-        if self._config.host and self._bus.silent_for_s() > DEAD_S and self._bus.silent >= DEAD_REQUESTS:
-            raise _Reconnect
-        again_s, missed = unit.next_due_s(self._context.monotonic_s())
+        missed = unit.plan_next(self._context.monotonic_s())
         if missed:
             self._context.count("missed_polls", missed)
-        return again_s
+
+    def _is_dead(self) -> bool:
+        """A connection on which nobody has answered for long: cut without our hearing of it."""
+        return bool(self._config.host) and self._bus.silent >= DEAD_REQUESTS and self._bus.silent_for_s() > DEAD_S
 
     async def _answer_requests(self) -> None:
         while True:
@@ -202,10 +206,6 @@ class _Link:
                 self._context.count("busy")
                 if not left:
                     raise Busy(str(answer)) from answer
-            except FrameError as error:
-                if self._config.wire == "tcp":
-                    raise _Reconnect from error
-                raise
             await self._context.sleep(BUSY_PAUSE_S)
         raise AssertionError("unreachable")
 

@@ -9,12 +9,13 @@ transaction id tells replies apart and nobody has to wait.
 import asyncio
 from dataclasses import dataclass
 
-from drivers.modbus.codec.frames import TABLES, Ask, Framing, reply_data
+from drivers.modbus.codec.frames import TABLES, Ask, Framing, OutOfStep, reply_data
 from gateway.sdk.driver import Context
 from gateway.sdk.errors import FrameError, NoAnswer
 from gateway.sdk.streams import ByteStream
 
 MIN_GAP_S = 0.00175  # above 19200 baud the specification fixes 1.75 ms (serial line 2.5.1.1)
+CLOCK_STEP_S = 1e-6  # what is nearer than this is now
 MAX_REPLY_BYTES = 1024  # more than this for one request is noise
 MAX_NOISE_S = 0.5  # a line that is never quiet is spoken to all the same
 
@@ -68,6 +69,8 @@ class Bus:
         self._number = 0
         self._free_at_s = 0.0
         self._barred_until_s: dict[int, float] = {}
+        self._begun = b""
+        self.out_of_step = False  # only a new connection helps
         self.silent = 0  # requests in a row without any answer from anybody
         self._answered_at_s = context.monotonic_s()
 
@@ -95,13 +98,13 @@ class Bus:
         while True:
             await self._until(self.free_at_s(ask.unit))
             async with self._lock:
-                if self.free_at_s(ask.unit) > self._context.monotonic_s():
+                if self.free_at_s(ask.unit) - self._context.monotonic_s() > CLOCK_STEP_S:
                     continue  # another request to the unit failed while this one waited
                 await self._rest()
                 return await self._transact(ask, timeout_s, rest_s)
 
     async def _until(self, at_s: float) -> None:
-        while (left_s := at_s - self._context.monotonic_s()) > 0:
+        while (left_s := at_s - self._context.monotonic_s()) > CLOCK_STEP_S:
             await self._context.sleep(left_s)
 
     async def _rest(self) -> None:
@@ -122,7 +125,8 @@ class Bus:
         try:
             await self._stream.write(frame)
             return await self._reply(ask, frame, sent_at_s, timeout_s)
-        except (NoAnswer, FrameError):
+        except (NoAnswer, FrameError) as error:
+            self.out_of_step = self.out_of_step or isinstance(error, OutOfStep)
             if not self._framing.tells_requests_apart:
                 self._barred_until_s[ask.unit] = sent_at_s + self._wire_s(ask) + self._timing.quiet_s
             raise
@@ -136,23 +140,26 @@ class Bus:
         return (sizes + self._framing.wire_bytes(ask.reply_size)) * self._timing.character_s
 
     async def _reply(self, ask: Ask, frame: bytes, sent_at_s: float, timeout_s: float) -> Answered:
-        received = b""
-        echoed = 0
+        received, self._begun = self._begun, b""
+        skip = 0
         deadline_s = sent_at_s + self._wire_s(ask) + timeout_s
-        while (left_s := deadline_s - self._context.monotonic_s()) > 0 and len(received) < MAX_REPLY_BYTES:
-            chunk = await self._stream.read_within(left_s)
-            if not chunk:
-                continue
-            received += chunk
-            if not echoed and self._is_echo(ask, frame, received):
-                echoed = len(frame)
-            pdu = self._framing.find(ask, self._number, received[echoed:], last=False)
-            if pdu is not None:
+        last = False
+        while not last:
+            left_s = deadline_s - self._context.monotonic_s()
+            last = left_s <= 0 or len(received) >= MAX_REPLY_BYTES
+            if not last:
+                chunk = await self._stream.read_within(left_s)
+                received += chunk
+                last = not chunk
+            if not skip and self._is_echo(ask, frame, received):
+                skip = len(frame)
+            found = self._framing.find(ask, self._number, received[skip:], last=last)
+            if found is not None:
+                pdu, end = found
+                if self._framing.tells_requests_apart:
+                    self._begun = received[skip + end :]  # the beginning of a frame to be stepped over
                 return self._answered(ask, frame, received, pdu, sent_at_s)
-        pdu = self._framing.find(ask, self._number, received[echoed:], last=True)
-        if pdu is not None:
-            return self._answered(ask, frame, received, pdu, sent_at_s)
-        raise self._failure(ask, received[echoed:], timeout_s)
+        raise self._failure(ask, received[skip:], timeout_s)
 
     def _is_echo(self, ask: Ask, frame: bytes, received: bytes) -> bool:
         """Our own request came back. No reply to a read looks like its request, but for one of 24 coils (see README):

@@ -80,7 +80,8 @@ class MemoryLine:
     Attributes:
         answer: called with each frame the master writes; returns (seconds from now, bytes) pieces that come back.
         written: (when, frame) the master sent.
-        closed: from now on the port is gone; reads and writes raise what `gone` makes.
+        closed_at_s: from then on the port is gone; reads and writes raise what `gone` makes.
+        most: how many bytes the next read hands over at most; the rest stays for the one after.
     """
 
     clock: MovableClock
@@ -88,6 +89,7 @@ class MemoryLine:
     gone: Callable[[], Exception]
     written: list[tuple[float, bytes]] = field(default_factory=list)
     closed_at_s: float | None = None
+    most: Callable[[], int] = lambda: 1 << 20
     _coming: list[tuple[float, int, bytes]] = field(default_factory=list)
     _count: int = 0
 
@@ -117,7 +119,11 @@ class MemoryLine:
             self._move_to(until_s)
             return b""
         self._move_to(comes_s)
-        return self.discard()
+        data = self.discard()
+        most = self.most()
+        if data[most:]:
+            heapq.heappush(self._coming, (self.clock.monotonic_s(), 0, data[most:]))
+        return data[:most]
 
     def discard(self) -> bytes:
         data = b""

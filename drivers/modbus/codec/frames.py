@@ -73,6 +73,10 @@ class DeviceException(CitygateError):
         super().__init__(f"unit {ask.unit} answers exception {code} ({self.meaning}) to {ask.what}")
 
 
+class OutOfStep(FrameError):
+    """No frame can be found in a TCP stream any more: only a new connection helps."""
+
+
 def read_request(unit: int, table: Table, address: int, count: int) -> Ask:
     """Ask for `count` registers or bits from 0-based wire address `address`."""
     function = READ_FUNCTIONS[table]
@@ -148,8 +152,8 @@ class Framing(Protocol):
     def frame(self, ask: Ask, number: int) -> bytes:
         """The bytes to send; `number` is the request's transaction id, where there is one."""
 
-    def find(self, ask: Ask, number: int, data: bytes, *, last: bool) -> bytes | None:
-        """The reply PDU in `data`; None when it is not there yet.
+    def find(self, ask: Ask, number: int, data: bytes, *, last: bool) -> tuple[bytes, int] | None:
+        """The reply PDU in `data` and where its frame ends; None when it is not there yet.
 
         Args:
             last: nothing more will come; a candidate that is not complete is given up.
@@ -172,7 +176,7 @@ class RtuFraming:
         body = bytes((ask.unit,)) + ask.pdu
         return body + crc16_modbus(body).to_bytes(2, "little")
 
-    def find(self, ask: Ask, number: int, data: bytes, *, last: bool) -> bytes | None:
+    def find(self, ask: Ask, number: int, data: bytes, *, last: bool) -> tuple[bytes, int] | None:
         good = bytes((ask.unit,)) + ask.reply_head
         refusal = bytes((ask.unit, ask.function | 0x80))
         start = data.find(ask.unit)
@@ -182,7 +186,7 @@ class RtuFraming:
                 if not candidate.startswith(head[: len(candidate)]):
                     continue
                 if len(candidate) == size and rtu_sound(candidate):
-                    return candidate[1:-2]
+                    return candidate[1:-2], start + size
                 if len(candidate) < size and not last:
                     return None  # a later match inside it could be chance
             start = data.find(ask.unit, start + 1)
@@ -208,25 +212,28 @@ class TcpFraming:
     def frame(self, ask: Ask, number: int) -> bytes:
         return _MBAP.pack(number, 0, len(ask.pdu) + 1, ask.unit) + ask.pdu
 
-    def find(self, ask: Ask, number: int, data: bytes, *, last: bool) -> bytes | None:
+    def find(self, ask: Ask, number: int, data: bytes, *, last: bool) -> tuple[bytes, int] | None:
         """As in the protocol; replies to earlier requests are stepped over.
 
         Raises:
-            FrameError: the stream is out of step, no frame can be found in it any more.
+            OutOfStep: no frame can be found in the stream any more.
+            FrameError: another unit answers under this request's number.
         """
         start = 0
         while len(data) - start >= _MBAP.size:
             came, protocol, length, unit = _MBAP.unpack_from(data, start)
             if protocol != 0 or not 2 <= length <= 254:
-                raise FrameError("no Modbus TCP header", frame=data, offset=start)
+                raise OutOfStep("no Modbus TCP header", frame=data, offset=start)
             end = start + 6 + length
             if end > len(data):
-                return None
+                break
             if came == number:
                 if unit != ask.unit:
                     raise FrameError(f"unit {unit} answers for unit {ask.unit}", frame=data, offset=start + 6)
-                return data[start + 7 : end]
+                return data[start + 7 : end], end
             start = end
+        if last and start < len(data):
+            raise OutOfStep("a frame was cut off", frame=data, offset=start)  # whatever comes next is out of step
         return None
 
     def wire_bytes(self, pdu_size: int) -> int:
@@ -245,7 +252,7 @@ class AsciiFraming:
         body = bytes((ask.unit,)) + ask.pdu
         return b":" + (body + bytes((lrc(body),))).hex().upper().encode() + b"\r\n"
 
-    def find(self, ask: Ask, number: int, data: bytes, *, last: bool) -> bytes | None:
+    def find(self, ask: Ask, number: int, data: bytes, *, last: bool) -> tuple[bytes, int] | None:
         for line in data.split(b":")[1:]:
             text, end, _ = line.partition(b"\r\n")
             body = ascii_body(text) if end else b""
@@ -255,7 +262,7 @@ class AsciiFraming:
             if (pdu.startswith(ask.reply_head) and len(pdu) == ask.reply_size) or (
                 len(pdu) == 2 and pdu[0] == ask.function | 0x80
             ):
-                return pdu
+                return pdu, len(data)
         return None
 
     def wire_bytes(self, pdu_size: int) -> int:

@@ -70,10 +70,11 @@ def test_we_read_replies_of_another_implementation(framing: Framing, ask, number
     their = THEIRS[type(framing)](DecodePDU(is_server=True))
     wire = their.encode(reply(ask.function, payload), ask.unit, number)
 
-    pdu = framing.find(ask, number, wire, last=False)
+    found = framing.find(ask, number, wire, last=False)
 
-    assert pdu is not None
-    assert reply_data(ask, pdu) == payload
+    assert found is not None
+    assert found[1] == len(wire)
+    assert reply_data(ask, found[0]) == payload
 
 
 @framings
@@ -92,8 +93,8 @@ def test_a_damaged_reply_gives_no_data(framing: Framing, ask, payload: bytes, cu
         return  # TCP has no checksum of its own: the payload is TCP's to protect
 
     try:
-        pdu = framing.find(ask, 9, bytes(wire), last=True)
-        read = None if pdu is None else reply_data(ask, pdu)
+        found = framing.find(ask, 9, bytes(wire), last=True)
+        read = None if found is None else reply_data(ask, found[0])
     except (FrameError, DeviceException):
         return
     assert read in (None, payload)  # an ASCII digit's case may change nothing
@@ -104,9 +105,9 @@ def test_a_damaged_reply_gives_no_data(framing: Framing, ask, payload: bytes, cu
 def test_any_bytes_are_a_reply_or_refused(framing: Framing, ask, noise: bytes) -> None:  # type: ignore[no-untyped-def]
     for last in (False, True):
         try:
-            pdu = framing.find(ask, 7, noise, last=last)
-            if pdu is not None:
-                reply_data(ask, pdu)
+            found = framing.find(ask, 7, noise, last=last)
+            if found is not None:
+                reply_data(ask, found[0])
         except (FrameError, DeviceException):
             pass
 
@@ -116,20 +117,20 @@ def test_noise_before_an_rtu_reply_is_stepped_over(ask, junk: bytes, data) -> No
     payload = data.draw(st.binary(min_size=ask.reply_size - 2, max_size=ask.reply_size - 2))
     wire = FramerRTU(DecodePDU(is_server=True)).encode(reply(ask.function, payload), ask.unit, 0)
 
-    pdu = RtuFraming().find(ask, 0, junk + wire, last=True)
+    found = RtuFraming().find(ask, 0, junk + wire, last=True)
 
-    assert pdu is not None
-    assert reply_data(ask, pdu) == payload
+    assert found is not None
+    assert reply_data(ask, found[0]) == payload
 
 
 def test_an_exception_is_told_with_its_meaning() -> None:
     ask = read_request(1, "input", 0, 2)
 
-    pdu = RtuFraming().find(ask, 0, bytes.fromhex("018402c2c1"), last=False)
+    found = RtuFraming().find(ask, 0, bytes.fromhex("018402c2c1"), last=False)
 
-    assert pdu is not None
+    assert found is not None
     with pytest.raises(DeviceException, match=r"exception 2 \(illegal data address\) to input 0-1"):
-        reply_data(ask, pdu)
+        reply_data(ask, found[0])
 
 
 def test_a_reply_to_another_transaction_is_stepped_over() -> None:
@@ -137,7 +138,7 @@ def test_a_reply_to_another_transaction_is_stepped_over() -> None:
     late, ours = bytes.fromhex("000100000005010402aaaa"), bytes.fromhex("000200000005010402bbbb")
 
     assert TcpFraming().find(ask, 2, late, last=False) is None
-    assert TcpFraming().find(ask, 2, late + ours, last=False) == bytes.fromhex("0402bbbb")
+    assert TcpFraming().find(ask, 2, late + ours, last=False) == (bytes.fromhex("0402bbbb"), 22)
 
 
 @pytest.mark.parametrize(
