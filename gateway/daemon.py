@@ -13,19 +13,20 @@ from typing import Any
 
 from gateway.backoff import Backoff
 from gateway.clock import SystemClock
+from gateway.config.explain import as_json
 from gateway.forward.forwarder import Forwarder, ForwardSettings
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
-from gateway.harmonise.dialects import ngsi_ld
 from gateway.harmonise.entity import Entity, harmonise
 from gateway.health import Health, notify, watchdog_every_s
 from gateway.http.outcome import UnknownName
+from gateway.http.preview import Good, entities, remarks, sample_values
 from gateway.http.server import Server
 from gateway.http.shapes import reading_rows, socket_path, utc
 from gateway.http.view import Verb
 from gateway.journal import bind, event
 from gateway.link import LinkService
 from gateway.log.log import Consumer, Log, LogSettings
-from gateway.plan import BrokerPlan, DevicePlan, LinkPlan, Plan, make_plan
+from gateway.plan import BrokerPlan, DevicePlan, LinkPlan, Plan, difference, make_plan
 from gateway.registry import Registry
 from gateway.sdk.errors import CitygateError, ConfigError
 from gateway.sdk.quantities import units
@@ -35,7 +36,6 @@ from gateway.supervisor import LagMonitor, Service, supervise
 STOP_WITHIN_S = 5.0
 HOUSEKEEPING_S = 2.0
 WRITER_STUCK_S = 60.0  # a card may take long; longer than this systemd may restart us
-ONCE_WITHIN_S = 30.0
 LINK_RETRY_FIRST_S, LINK_RETRY_CAP_S = 1.0, 60.0
 
 
@@ -155,6 +155,8 @@ class Daemon:
         """Feed the watchdog while loop and writer live, and keep log and clock in the health records."""
         every_s = min(HOUSEKEEPING_S, (watchdog_every_s() or 60.0) / 3)
         while True:
+            for link in self._links.values():
+                link.end_pauses()
             self._health.log = self._log.status()
             self._health.clock = _clock_status(self._clock)
             if self._health.log.get("writer_busy_s", 0) < WRITER_STUCK_S:
@@ -182,27 +184,30 @@ class Daemon:
             except ConfigError:
                 event("reload_refused")
                 raise
-            links = _changed(self.plan.links, new.links)
-            brokers = _changed(self.plan.brokers, new.brokers)
-            for name in links:
+            change = difference(self.plan, new)
+            for name in change.links:
                 await self._end(f"link {name}")
                 self._links.pop(name, None)
                 if name not in new.links:
                     self._health.links.pop(name, None)
-            for name in brokers:
+            for name in change.brokers:
                 await self._end(f"broker {name}")
                 if name not in new.brokers:
                     self._health.brokers.pop(name, None)
             await self._log.set_consumers([_consumer(b) for b in new.brokers.values()])
             self.plan = new
-            for name in links:
+            for name in change.links:
                 if name in new.links:
                     self._start_link(new.links[name])
-            for name in brokers:
+            for name in change.brokers:
                 if name in new.brokers:
                     self._start_broker(new.brokers[name])
-            event("reloaded", links=links, brokers=brokers)
-            return {"links": links, "brokers": brokers}
+            event("reloaded", links=list(change.links), brokers=list(change.brokers), restart=list(change.restart))
+            return {
+                "changed": list(change.said),
+                "restarted": [*change.links, *change.brokers],
+                "warnings": [as_json(problem) for problem in new.warnings],
+            }
 
     # --- what page, metrics and verbs ask ----------------------------------------------------------------------------
 
@@ -309,28 +314,12 @@ class Daemon:
 
     async def pause(self, device: str, seconds: float) -> dict[str, Any]:
         """See `GatewayView.pause`."""
-        self._service(self._device(device)).pause(device, seconds)
-        return {"device": device, "until": utc(self._clock.now() + timedelta(seconds=seconds))}
+        return {"device": device, "until": utc(self._service(self._device(device)).pause(device, seconds))}
 
     async def once(self) -> dict[str, Any]:
-        """See `GatewayView.once`."""
-        started_at = self._clock.now()
-        accepted = {name: record.accepted for name, record in self._health.brokers.items()}
+        """See `GatewayView.once`. Sending goes on by itself; who asks watches the backlog."""
         devices = {name: await self._once(plan) for name, plan in self.plan.devices.items()}
-        deadline_s = self._clock.monotonic_s() + ONCE_WITHIN_S
-        while self._owing(started_at) and self._clock.monotonic_s() < deadline_s:
-            await self._clock.sleep(0.2)
-        owing = self._owing(self._clock.now())
-        brokers = {
-            name: {
-                "state": record.state,
-                "reason": record.reason,
-                "accepted": record.accepted - accepted.get(name, 0),
-                "sent": name not in owing,
-            }
-            for name, record in self._health.brokers.items()
-        }
-        return {"devices": devices, "brokers": brokers}
+        return {"devices": devices, "brokers": {name: _plain(record) for name, record in self._health.brokers.items()}}
 
     async def _once(self, device: DevicePlan) -> dict[str, Any]:
         try:
@@ -342,26 +331,22 @@ class Daemon:
         good = sum(1 for reading in exchange.readings if reading.quality is Quality.GOOD)
         return {"readings": good, "error": "" if good else "no good reading"}
 
-    def _owing(self, before: datetime) -> list[str]:
-        """Brokers that have not settled something taken before then."""
-        oldest = {name: self._log.backlog(name)[1] for name in self.plan.brokers}
-        return [name for name, at in oldest.items() if at is not None and at < before]
-
     async def preview(self, device: str) -> dict[str, Any]:
         """See `GatewayView.preview`."""
-        self._device(device)
-        good = self._good(device)
-        brokers: dict[str, Any] = {}
-        for name, broker in self.plan.brokers.items():
-            brokers[name] = [ngsi_ld(harmonise(mapping, good)) for mapping in broker.mappings.get(device, ())]
-        if not self.plan.brokers:
-            brokers["read API"] = [ngsi_ld(harmonise(mapping, good)) for mapping in self.plan.read_api.get(device, ())]
-        return {"source": "last values", "brokers": brokers}
-
-
-def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Names that came, went or are not the same any more."""
-    return sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+        plan = self._device(device)
+        driver = self.plan.links[plan.link].driver
+        good: Good = self._good(device)
+        source = "last values"
+        if not good and driver is not None:
+            good = sample_values(driver, plan.template, now=self._clock.now())
+            source = f"sample frames of template {plan.template.name}"
+        tables = {name: (its.config.kind, its.mappings.get(device, ())) for name, its in self.plan.brokers.items()}
+        tables = tables or {"read API": ("ngsi-ld", self.plan.read_api.get(device, ()))}
+        return {
+            "source": source,
+            "remarks": [remark for _, its in tables.values() for remark in remarks(its, good)],
+            "brokers": {name: entities(its, good, kind=kind) for name, (kind, its) in tables.items()},
+        }
 
 
 def _clock_status(clock: SystemClock) -> dict[str, Any]:

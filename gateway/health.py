@@ -18,12 +18,14 @@ class DeviceHealth:
 
     Attributes:
         state: waiting (nothing yet) | ok | bad | paused.
+        paused_until: end of the pause; None when it is not paused.
         undeclared: fields that came but that the template does not declare, with how often.
     """
 
     state: str = "waiting"
     reason: str = ""
     remedy: str = ""
+    paused_until: datetime | None = None
     last_good_at: datetime | None = None
     last_set_at: datetime | None = None
     sets: int = 0

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from gateway.health import DeviceHealth, Health, LinkHealth
@@ -117,14 +117,21 @@ class LinkService:
         except TimeoutError:
             raise LinkError(f"link {self._link} did not come to the request within {timeout_s:g} s") from None
 
-    def pause(self, device: str, seconds: float) -> None:
-        """What this device says for the next `seconds` reaches neither log nor city; 0 ends a pause."""
+    def pause(self, device: str, seconds: float) -> datetime:
+        """What this device says for the next `seconds` reaches neither log nor city; 0 ends a pause. When it ends."""
+        until = self._clock.now() + timedelta(seconds=seconds)
         self._paused_until_s[device] = self._clock.monotonic_s() + seconds
         record = self._devices[device]
-        record.state, record.reason, record.remedy = ("paused", f"for {seconds:g} s", "it ends by itself")
-        if seconds <= 0:
-            record.state, record.reason, record.remedy = ("waiting", "", "")
+        record.state, record.reason, record.remedy = "paused", "maintenance", "it ends by itself"
+        record.paused_until = until
         event("device_paused", device=device, seconds=seconds)
+        self._is_paused(device)
+        return until
+
+    def end_pauses(self) -> None:
+        """End the pauses that are over, also of devices that say nothing."""
+        for device in tuple(self._paused_until_s):
+            self._is_paused(device)
 
     def _context(self) -> Context:
         return Context(
@@ -193,7 +200,8 @@ class LinkService:
         if self._clock.monotonic_s() < until_s:
             return True
         del self._paused_until_s[device]
-        self._devices[device].state = "waiting"
+        record = self._devices[device]
+        record.state, record.reason, record.remedy, record.paused_until = "waiting", "", "", None
         event("device_resumed", device=device)
         return False
 
