@@ -10,7 +10,8 @@ from gateway.config.advice import advise
 from gateway.config.explain import in_order, locate
 from gateway.config.loader import Loaded, LoadedLink, NoDriver, load
 from gateway.config.model import NAME, BrokerConfig, CityProfile, Config
-from gateway.config.tree import find
+from gateway.config.templates import LoadedTemplate, Templates, check_samples
+from gateway.config.tree import Place, Scalar, Source, find
 from gateway.harmonise.compile import Mapping as EntityTable
 from gateway.harmonise.compile import compile_device, joined
 from gateway.registry import DriverUnavailable
@@ -141,12 +142,16 @@ def _link_plan(link: LoadedLink, location: tuple[float, float] | None) -> LinkPl
 
 
 def _device_plan(name: str, link: LoadedLink, config: DeviceConfig, location: tuple[float, float] | None) -> DevicePlan:
-    points = {
-        point: Point(point, its.quantity, its.unit or quantities()[its.quantity].unit)
-        for point, its in config.template.points.items()
+    template, file = config.template, link.templates[name].file
+    return DevicePlan(name, link.name, config, template, _points(template), config.location or location, file)
+
+
+def _points(template: Template) -> dict[str, Point]:
+    """Its points, in the quantity's canonical unit where the template names none."""
+    return {
+        name: Point(name, point.quantity, point.unit or quantities()[point.quantity].unit)
+        for name, point in template.points.items()
     }
-    file = link.templates[name].file
-    return DevicePlan(name, link.name, config, config.template, points, config.location or location, file)
 
 
 def _compile(
@@ -182,6 +187,25 @@ def _with_path(problem: Problem, path: tuple[str | int, ...]) -> Problem:
 
 def _sent(config: BrokerConfig, tables: Tables) -> dict[str, tuple[EntityTable, ...]]:
     return {device: table for device, table in tables.items() if any(fnmatchcase(device, glob) for glob in config.send)}
+
+
+def check_template(driver: Driver[Any], name: str, beside: Path) -> tuple[LoadedTemplate, tuple[Problem, ...]]:
+    """A template with all that is wrong with it: its file, its sample frames, its default mapping.
+
+    Args:
+        beside: the folder of own templates, which come first.
+    """
+    problems: list[Problem] = []
+    asked = Scalar(name, Place(Source("", ()), 0, 0))
+    loaded = Templates(beside, problems).find(driver, asked, ())
+    if loaded.template is None:
+        return loaded, in_order(problems)
+    problems += check_samples(driver, loaded)
+    config = DeviceConfig.model_construct(template=loaded.template)
+    device = DevicePlan("device", "link", config, loaded.template, _points(loaded.template), (0.0, 0.0), loaded.file)
+    _, found = compile_device(device, gateway_id="gateway", city="city", profile=CityProfile())
+    problems += [locate(_with_path(problem, problem.path[4:]), loaded.tree) for problem in found]
+    return loaded, in_order(problems)
 
 
 @dataclass(frozen=True)

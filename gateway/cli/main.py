@@ -5,14 +5,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from gateway.cli import configure, demo, devices, operate, simulate
+from gateway.cli import configure, demo, devices, extend, operate, simulate
 from gateway.cli.terminal import colour, complain, say_json
 from gateway.cli.verbs import EXIT_CODES, Verbs
-from gateway.config import explain
 from gateway.http.outcome import Refused, exit_code
 from gateway.sdk.errors import CitygateError, ConfigError
 
-GROUPS = (demo, simulate, configure, devices, operate)
+GROUPS = (demo, simulate, configure, devices, operate, extend)
 INTERRUPTED = 130  # as a shell reports SIGINT
 
 ABOUT = """\
@@ -56,22 +55,20 @@ def parser() -> argparse.ArgumentParser:
 
 def _explain(error: CitygateError, *, as_json: bool) -> None:
     """What went wrong and what now; never a traceback for an error we raise on purpose."""
-    problems = [explain.as_json(problem) for problem in error.problems] if isinstance(error, ConfigError) else []
-    if isinstance(error, Refused):
-        problems = list(error.body.get("problems", ()))
-    remedy = str(getattr(error, "remedy", "") or (error.body.get("remedy", "") if isinstance(error, Refused) else ""))
-    if as_json:
-        body = (
-            {"error": str(error)}
-            | ({"remedy": remedy} if remedy else {})
-            | ({"problems": problems} if problems else {})
-        )
-        say_json(body)
-        return
+    said = error.body if isinstance(error, Refused) else {}
     if isinstance(error, ConfigError):
-        for problem in explain.in_order(error.problems):
-            complain(explain.text(problem))
+        from gateway.config import explain
+
+        problems = explain.in_order(error.problems)
+        said = {
+            "problems": [explain.as_json(problem) for problem in problems],
+            "text": "\n".join(explain.text(problem) for problem in problems),
+        }
+    remedy = str(getattr(error, "remedy", "") or said.get("remedy", ""))
+    if as_json:
+        body = {"error": str(error), "remedy": remedy, "problems": said.get("problems")}
+        say_json({key: value for key, value in body.items() if value})
         return
-    complain(f"{colour('error', 'red', sys.stderr)}: {error}")
+    complain(said.get("text") or f"{colour('error', 'red', sys.stderr)}: {error}")
     if remedy:
         complain(f"    → {remedy}")

@@ -193,7 +193,7 @@ def _written(child: Schema) -> Schema:
         for table in (DURATIONS_S, SIZES_BYTES, RATES_PER_S):
             if re.fullmatch(patterns[0], f"1 {next(iter(table))}".replace(" /", "/")):
                 child["default"] = in_words(default, table)
-    if default is None:
+    if default is None or isinstance(default, dict):
         child.pop("default", None)
     for option in options:
         if option.get("type") == "string":

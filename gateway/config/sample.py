@@ -1,0 +1,239 @@
+"""The commented config that `init` writes: made from the schema, so that it knows every key there is on this box."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Schema = Mapping[str, Any]
+
+SCHEMA_FILE = "citygate.schema.json"
+_EXAMPLES: Mapping[str, Any] = {"location": [9.159, 45.503], "baud_rate": 9600}
+MAX_LINE = 130
+_HEAD = f"""\
+# yaml-language-server: $schema=./{SCHEMA_FILE}
+##
+## The config of this box. `citygate check` finds every mistake in it, `citygate run` runs it.
+## Lines with one # are settings as they are anyway, or examples: remove the # to use them.
+## Parts of it may live in files of their own in conf.d/; maps are merged by name.
+## Secrets stay out of it: `!secret NAME` takes the text of the file secrets/NAME.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is plugged into this box.
+
+    Attributes:
+        ports: paths of serial ports that stay the same after a replug.
+        adapters: Bluetooth adapters, e.g. hci0.
+    """
+
+    ports: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
+
+
+def look_around(root: Path = Path("/")) -> Found:
+    """Serial ports and Bluetooth adapters of this box; nothing is opened."""
+    by_id = sorted(str(path) for path in _listed(root / "dev/serial/by-id"))
+    uarts = sorted(str(path) for pattern in ("ttyAMA[0-9]*", "ttySC[0-9]*") for path in (root / "dev").glob(pattern))
+    adapters = sorted(
+        path.name for path in _listed(root / "sys/class/bluetooth") if re.fullmatch(r"hci[0-9]+", path.name)
+    )
+    strip = len(str(root).rstrip("/"))
+    return Found(tuple(path[strip:] for path in (*by_id, *uarts)), tuple(adapters))
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def commented(schema: Schema, *, gateway_id: str, city: str, found: Found) -> str:
+    """The text of a config for this box.
+
+    Args:
+        schema: of the whole file, see `schema.file_schema`.
+        gateway_id, city: the two values that have no default.
+    """
+    writer = _Writer(schema, found)
+    lines = [*_HEAD.splitlines(), "version: 1", "", "## This box."]
+    lines += [
+        "gateway:",
+        f"  id: {gateway_id}",
+        f"  city: {city}",
+        *writer.keys(("gateway",), 2, without=("id", "city")),
+    ]
+    for part in schema["properties"]:
+        if part not in ("version", "gateway", "links", "brokers"):
+            lines += ["", *writer.part(part)]
+    lines += ["", *writer.links(), "", *writer.brokers()]
+    return "\n".join(lines) + "\n"
+
+
+def uncommented(text: str) -> str:
+    """The text with every setting switched on that is commented out."""
+    return re.sub(r"(?m)^#(?!#| yaml-language-server)", "", text)
+
+
+_NAMES = {"devices": "my-device", "calibrate": "POINT", "report": "POINT", "attributes": "ATTRIBUTE"}
+_AGAIN = {"more": "{}", "previous": "[]"}  # what is in them has the same keys again
+_ORDER = {"driver": -2, "template": -1, "location": 1, "report": 2, "calibrate": 3, "entity": 4, "devices": 5}
+_NO_PORT = "/dev/serial/by-id/usb-NAME"
+
+
+class _Writer:
+    """Lines of YAML from a schema."""
+
+    def __init__(self, schema: Schema, found: Found) -> None:
+        self._definitions: Mapping[str, Schema] = schema.get("definitions", {})
+        self._schema = schema
+        self._found = found
+
+    def part(self, name: str) -> list[str]:
+        """A top-level part, all of it switched off."""
+        return [f"## {self._about(self._schema['properties'][name])}", f"#{name}:", *self.keys((name,), 2)]
+
+    def keys(self, path: tuple[str, ...], indent: int, without: tuple[str, ...] = ()) -> list[str]:
+        """The keys of the map at a path, switched off."""
+        schema: Schema = self._schema
+        for key in path:
+            schema = self._flat(self._flat(schema)["properties"][key])
+        return [f"#{line}" for line in self._map(schema, indent, without, frozenset())]
+
+    def links(self) -> list[str]:
+        """An example link for each driver."""
+        lines = ["## Links: one for each serial line, network device, broker or adapter that devices hang on."]
+        lines += [f"## Found on this box: {port}" for port in (*self._found.ports, *self._found.adapters)]
+        lines.append("#links:")
+        told: set[str] = set()  # what all drivers share is shown once
+        for shape in self._definitions["Link"]["allOf"]:
+            driver = shape["if"]["properties"]["driver"]["const"]
+            link = self._flat(shape["then"])
+            lines += ["##", f"## {link['properties']['driver'].get('description') or driver}", f"#  my-{driver}:"]
+            lines += [f"#{line}" for line in self._map(link, 4, (), frozenset(told))]
+            told |= {"entity", "calibrate", "report"}
+        return lines
+
+    def brokers(self) -> list[str]:
+        """An example broker."""
+        broker = self._flat({"$ref": "#/definitions/BrokerConfig"})
+        lines = [
+            "## Brokers: the cities' context brokers; without one the readings are served locally and kept.",
+            "#brokers:",
+            "#  my-city:",
+        ]
+        return [*lines, *(f"#{line}" for line in self._map(broker, 4, (), frozenset()))]
+
+    def _map(self, schema: Schema, indent: int, without: tuple[str, ...], told: frozenset[str]) -> Iterator[str]:
+        properties = schema.get("properties", {})
+        for key in sorted(properties, key=lambda key: _ORDER.get(key, 0)):
+            if key not in without and key not in told:
+                yield from self._key(key, properties[key], indent, told)
+
+    def _key(self, key: str, child: Schema, indent: int, told: frozenset[str]) -> Iterator[str]:
+        about, flat = self._about(child), self._flat(child)
+        member = flat.get("additionalProperties")
+        inner = self._flat(member) if isinstance(member, dict) else {}
+        if key in _AGAIN:
+            yield _line(indent, f"{key}: {_AGAIN[key]}", about)
+        elif flat.get("properties"):
+            yield _line(indent, f"{key}:", about)
+            yield from self._map(flat, indent + 2, (), told)
+        elif inner.get("properties"):
+            yield _line(indent, f"{key}:", about)
+            yield f"{' ' * (indent + 2)}{_NAMES.get(key, 'NAME')}:"
+            yield from self._map(inner, indent + 4, (), told)
+        else:
+            yield _line(indent, f"{key}: {_flow(self._example(key, child))}", "" if key == "driver" else about)
+
+    def _example(self, key: str, child: Schema) -> Any:
+        schema = self._flat(child)
+        if key in _EXAMPLES:
+            return _EXAMPLES[key]
+        if key == "port" and "serial" in str(schema.get("description", "")):
+            return self._found.ports[0] if self._found.ports else _NO_PORT
+        if key == "adapter" and self._found.adapters:
+            return self._found.adapters[0]
+        if schema.get("default") not in (None, "", [], {}):
+            return schema["default"]
+        if "const" in schema:
+            return schema["const"]
+        if schema.get("examples"):
+            return schema["examples"][0]
+        hinted = re.search(r"e\.g\. ([^\s;,)]+)", str(schema.get("description", "")))
+        if hinted and schema.get("type") != "object" and ("enum" not in schema or hinted[1] in schema["enum"]):
+            return hinted[1]
+        if schema.get("enum"):
+            return next(value for value in schema["enum"] if value != "")
+        return self._of_type(key, schema)
+
+    def _of_type(self, key: str, schema: Schema) -> Any:
+        kind = schema.get("type")
+        kinds = kind if isinstance(kind, list) else [kind]
+        if "integer" in kinds or kinds[0] == "number":
+            low = schema.get("minimum", schema.get("exclusiveMinimum", 0) + 1)
+            return low if "integer" in kinds else float(low)
+        if "boolean" in kinds:
+            return False
+        if "array" in kinds:
+            items = schema.get("items")
+            if isinstance(items, list):
+                return [self._of_type(key, self._flat(item)) for item in items]
+            return [self._example(key, items)] if isinstance(items, dict) and schema.get("minItems") else []
+        if "object" in kinds:
+            return {}
+        if schema.get("format") == "date":
+            return "2026-01-01"
+        if not schema.get("minLength") and _fits("", schema):
+            return ""
+        return next((text for text in (key, *_TEXTS) if _fits(text, schema)), key)
+
+    def _about(self, child: Schema) -> str:
+        own = str(child.get("description", ""))
+        return own or str(self._flat(child).get("description", ""))
+
+    def _flat(self, schema: Schema) -> Schema:
+        """References followed; of alternatives the first that is more than null, long forms before short ones."""
+        merged: dict[str, Any] = dict(schema)
+        for reference in [schema, *schema.get("allOf", ())]:
+            if "$ref" in reference:
+                target = self._flat(self._definitions[str(reference["$ref"]).rpartition("/")[2]])
+                merged = {**target, **{key: value for key, value in merged.items() if key not in ("$ref", "allOf")}}
+        options = [self._flat(option) for option in schema.get("anyOf", ()) if option.get("type") != "null"]
+        options = [option for option in options if "required" not in option or "properties" in option]
+        if options and "properties" not in merged:
+            best = next((option for option in options if option.get("properties")), options[0])
+            merged = {**best, **{key: value for key, value in merged.items() if key != "anyOf"}}
+        return merged
+
+
+_TEXTS = ("0123456789abcdef", "00:11:22:33:44:55", "0" * 32, "1")
+
+
+def _fits(text: str, schema: Schema) -> bool:
+    return "pattern" not in schema or bool(re.search(schema["pattern"], text))
+
+
+def _line(indent: int, setting: str, about: str) -> str:
+    line = f"{' ' * indent}{setting}"
+    about = " ".join(about.split())
+    if not about:
+        return line
+    room = MAX_LINE - len(line) - 4
+    return f"{line}  # {about if len(about) <= room else about[: max(room - 1, 20)] + '…'}"
+
+
+def _flow(value: Any) -> str:
+    """A value on one line, as YAML."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_flow(item) for item in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_flow(item)}' for key, item in value.items())}}}"
+    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z/][\w./+:@ -]*\w|\d+(\.\d+)? ?[A-Za-z/]+", value):
+        return json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value)
