@@ -224,7 +224,7 @@ def _conflicts(table: Mapping, other: Mapping) -> Iterator[Problem]:
 
 
 def _unsupplied(table: Mapping, name: str) -> Problem:
-    what = f"{table.entity_type} needs {name}"
+    what = f"{table.entity_type} needs {'a location' if name == 'location' else name}"
     if name == "location":
         message, remedy = f"{what}, and neither device nor gateway has one", "add location: [lon, lat]"
         return Problem("mapping-location", table.path[:4], message, remedy)
@@ -615,8 +615,8 @@ class _Table:
 
     def _time(self, name: str, spec: AttributeSpec) -> Shape | None:
         period = None if self.entity.period_s is None else timedelta(seconds=self.entity.period_s)
-        if name == "dateObserved" and spec.format != "date-time":
-            return None if period is None else _interval(period)
+        if name == "dateObserved" and spec.format != "date-time" and period is not None:
+            return _interval(period)  # the schema says text, the examples are ISO 8601 intervals
         if name in _INSTANTS:
             return _instant
         if period is None:

@@ -171,7 +171,7 @@ def _digits(value: Value) -> Any:
 def _flag(spec: AttributeSpec, source: Source) -> Converted:
     if not spec.json or "boolean" in spec.json:
         return Converted(lambda value: value if type(value) is bool else None, "", "true or false")
-    if {"number", "integer"} & set(spec.json) and not spec.enum:
+    if {"number", "integer"} & set(spec.json) and set(spec.enum) <= {0, 1}:
         return Converted(lambda value: int(value) if type(value) is bool else None, "", "true or false")
     values = ", ".join(map(str, spec.enum or spec.json))
     remedy = f"say which: {{point: {source.point.name}, translate: {{true: …, false: …}}}}"
