@@ -178,9 +178,13 @@ def _merge_choices(entry: dict[str, Any], choices: list[dict[str, Any]]) -> None
         return
     if all("enum" in choice for choice in choices):
         entry["enum"] = [value for choice in choices for value in choice["enum"]]
+    # `-1 or 0..1` has -1 for "not known", which is never sent: an error is no value
+    ranges = [
+        choice for choice in choices if not (choice.get("min") is not None and choice.get("min") == choice.get("max"))
+    ]
     for key, pick in (("min", min), ("max", max)):
-        bounds = [choice[key] for choice in choices if key in choice]
-        if len(bounds) == len(choices):
+        bounds = [choice[key] for choice in ranges if key in choice]
+        if bounds and len(bounds) == len(ranges):
             entry[key] = pick(bounds)
     items = [choice["items"] for choice in choices if "items" in choice]
     if len(items) == 1:
