@@ -10,9 +10,10 @@ import aiohttp
 import orjson
 from aiohttp import web
 
-from gateway.config.explain import as_json
+from gateway.config.explain import as_json, text
 from gateway.http.outcome import PROBLEM, UNREACHABLE, NoDaemon, Refused, UnknownName, exit_code
 from gateway.http.view import VIEW, GatewayView
+from gateway.journal import fault
 from gateway.sdk.errors import CitygateError, ConfigError
 
 PREFIX = "/control"
@@ -54,6 +55,12 @@ async def _serve(request: web.Request) -> web.Response:
             raise UnknownName(f"this daemon has no verb {name}; it has {known}")
     except CitygateError as error:
         return _json(_error_body(error), status=422)
+    except Exception as error:  # noqa: BLE001 - our bug; the command ends, the daemon and its traceback stay
+        fault("verb_crashed", error, verb=name)
+        said = f"{type(error).__name__}: {error}"
+        return _json(
+            {"error": f"the daemon failed at this ({said}); its journal has more", "exit": PROBLEM}, status=500
+        )
     return _json(result)
 
 
@@ -84,6 +91,7 @@ def _error_body(error: CitygateError) -> dict[str, Any]:
     body: dict[str, Any] = {"error": str(error), "exit": exit_code(error)}
     if isinstance(error, ConfigError):
         body["problems"] = [as_json(problem) for problem in error.problems]
+        body["text"] = "\n".join(text(problem) for problem in error.problems)
     if getattr(error, "remedy", ""):
         body["remedy"] = error.remedy  # type: ignore[attr-defined]  # DriverUnavailable and its like
     return body

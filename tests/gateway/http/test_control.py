@@ -1,5 +1,6 @@
 """Verbs on the control socket: arguments, answers, errors with their exit codes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,20 @@ async def test_a_refused_reload_brings_every_problem_with_its_place(start: Start
     problems = caught.value.body["problems"]
     assert [problem["message"] for problem in problems] == ["one", "two"]
     assert (problems[0]["file"], problems[0]["line"], problems[0]["column"]) == ("citygate.yaml", 3, 5)
+
+
+async def test_a_bug_in_the_daemon_ends_the_verb_and_not_the_daemon(start: Start) -> None:
+    view = FakeView()
+
+    async def broken(_: Mapping[str, Any]) -> Any:
+        raise ZeroDivisionError("oh")
+
+    view.verbs = {"broken": broken}
+    async with start(view) as running:
+        with pytest.raises(Refused, match="ZeroDivisionError: oh") as caught:
+            await ask(running.socket, "broken")
+        assert caught.value.exit_code == 1
+        assert (await ask(running.socket, "status"))["gateway"]["id"] == "gw-1"
 
 
 async def test_without_a_daemon_the_error_says_how_to_start_one(tmp_path: Path) -> None:
