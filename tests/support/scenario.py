@@ -50,6 +50,7 @@ class Stage:
     box: Box
     scenario: Scenario
     broker_url: str = ""
+    in_flight_s: float = IN_FLIGHT_S  # what was served so shortly before a kill may be lost
     deaf: list[tuple[float, float]] = field(default_factory=list)  # no daemon listened from, to; unix seconds
     _daemon: Process | None = None
     _simulators: dict[str, Process] = field(default_factory=dict)
@@ -101,7 +102,7 @@ class Stage:
                 self._behave(fault="")
             case "daemon", "kill":
                 assert self._daemon is not None
-                self.deaf.append((time.time() - IN_FLIGHT_S, 0.0))
+                self.deaf.append((time.time() - self.in_flight_s, 0.0))
                 self._daemon.kill()
             case "daemon", "start":
                 self._daemon = self.box.start_daemon()
