@@ -17,6 +17,10 @@ class InDoubt(BrokerUnavailable):
     """The connection failed after the request may have been received: it may have been carried out."""
 
 
+class ReadRefused(BrokerUnavailable):
+    """The broker works but does not let us read this."""
+
+
 class BatchRefused(Exception):
     """A request refused whole: the culprit is one of several entities, or unknown. `bisect` finds it.
 
@@ -72,13 +76,13 @@ class Probe:
 
     Attributes:
         readable: current entities may be read back.
-        temporal: there is a temporal API that may be read.
+        temporal: there is a temporal API that may be read; None when that shows only after the first write.
         product: broker as it names itself, "" when it does not.
         date: the broker's clock by its `Date` header.
     """
 
     readable: bool
-    temporal: bool
+    temporal: bool | None
     product: str = ""
     date: datetime | None = None
 
@@ -92,8 +96,13 @@ class Traffic:
     received_bytes: int = 0
 
 
+Point = tuple[
+    str, str, datetime
+]  # entity id, attribute key, observedAt: what tells one point of a history from another
+
+
 class Broker(Protocol):
-    """One context broker. No method raises for what the other end does except `BrokerUnavailable`."""
+    """One context broker. Nothing is raised for what the other end does except `BrokerUnavailable`."""
 
     @property
     def traffic(self) -> Traffic:
@@ -103,16 +112,23 @@ class Broker(Protocol):
         """Find out by reads alone what the broker can do. Raises `BrokerUnavailable`."""
 
     async def state(self, entities: Sequence[Entity]) -> Outcome:
-        """Set current values; every id at most once. Requests go one after the other, whole batches at a time."""
+        """Set current values; every id at most once. Requests go one after the other."""
 
     async def history(self, instances: Sequence[Entity]) -> Outcome:
-        """Add past values without touching the current ones; ids may repeat, times ascend per id."""
+        """Add past values of one entity in one request, without touching its current ones."""
 
     async def read_back(self, entities: Sequence[Entity]) -> Mapping[str, Mapping[str, datetime]]:
         """`observedAt` of the current attributes by entity id; an id that is not there has no item.
 
         Raises:
-            BrokerUnavailable: also when reading is not allowed.
+            ReadRefused: reading is not allowed, or not offered.
+            BrokerUnavailable: anything else.
+        """
+
+    async def history_back(self, instances: Sequence[Entity]) -> frozenset[Point]:
+        """Which points the broker's history holds between the oldest and the newest of these; may hold others too.
+
+        Raises: as `read_back`.
         """
 
     async def close(self) -> None:
@@ -140,6 +156,17 @@ class Accepted:
         """A request may have been carried out: ask the broker before the next one."""
         self._times.pop(entity_id, None)
 
+    def holds(self, entity_id: str, key: str, at: datetime) -> bool:
+        """Whether the broker's current value of an attribute is exactly of this time."""
+        return self._times.get(entity_id, {}).get(key) == at
+
+    def sample(self) -> Point | None:
+        """Any point that is a current value at the broker."""
+        for entity_id, times in self._times.items():
+            for key, at in times.items():
+                return entity_id, key, at
+        return None
+
     def newer(self, entity: Entity) -> Entity | None:
         """The entity without what is not newer than the broker's; None when nothing measured is left."""
         known = self._times.get(entity.id)
@@ -163,6 +190,50 @@ class Accepted:
 def observed(entity: Entity) -> dict[str, datetime]:
     """`observedAt` of every attribute that has one."""
     return {name: a.observed_at for name, a in entity.attributes.items() if a.observed_at is not None}
+
+
+SUSPICIOUS = 3  # batches refused whole, without an acceptance between: the config is at fault, not the entities
+
+
+class Streak:
+    """Batches refused whole since something was last accepted.
+
+    Args:
+        entities: how many different entities there are to send; the only one there is may stand for all.
+    """
+
+    def __init__(self, entities: int) -> None:
+        self._entities = entities
+        self._batches = 0
+        self._ids: set[str] = set()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the last batch was refused whole."""
+        return self._batches > 0
+
+    @property
+    def config_fault(self) -> bool:
+        """Three batches refused whole that are not one bad entity among others."""
+        return self._batches >= SUSPICIOUS and len(self._ids) >= min(2, self._entities)
+
+    @property
+    def one_bad(self) -> bool:
+        """Three batches refused whole, all of one entity although there are others."""
+        return self._batches >= SUSPICIOUS and not self.config_fault
+
+    def note(self, outcome: Outcome) -> None:
+        """Count one batch."""
+        if outcome.accepted:
+            self.clear()
+        elif outcome.refused and not outcome.later:
+            self._batches += 1
+            self._ids |= outcome.refused.keys()
+
+    def clear(self) -> None:
+        """Something was accepted, or the verdict was drawn."""
+        self._batches = 0
+        self._ids.clear()
 
 
 Send = Callable[[Sequence[Entity]], Awaitable[Outcome]]

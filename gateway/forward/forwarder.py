@@ -1,15 +1,21 @@
-"""One broker, served for ever: outage, resume, pace. It never ends on a fault of the broker and never waits for another."""
+"""One broker, served for ever: history mode by probe, pace, outage, resume. It never ends on a fault of the broker and
+never waits for another broker."""
 
+import asyncio
+import contextlib
 import random
 from collections.abc import Mapping as MappingOf
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from gateway.backoff import Backoff, Breaker
-from gateway.forward.broker import Accepted, Broker, LoginFailed, Outcome
-from gateway.forward.history_lane import HistoryLane, Source
+from gateway.forward.broker import Accepted, Broker, LoginFailed, Outcome, Probe, ReadRefused, Streak
+from gateway.forward.history_lane import InOrderLane, PastLane, Shared, Source
+from gateway.forward.state_lane import StateLane
+from gateway.forward.updates import Complete, Good, HeldInMemory, Sent, Values, update_of
+from gateway.harmonise.entity import Attribute, Entity
 from gateway.health import BrokerHealth
 from gateway.journal import event
 from gateway.sdk.driver import Clock
@@ -18,10 +24,14 @@ from gateway.sdk.errors import BrokerUnavailable
 if TYPE_CHECKING:
     from gateway.harmonise.compile import Mapping
 
+Mode = Literal["temporal", "in-order", "latest-only"]
 REMEDIES = {
-    "login": "check auth: of this broker and its clock; the secret is read again at reload",
+    "login": "check auth: of this broker and its clock; a changed secret is read at reload",
     "down": "nothing is lost; it is tried again by itself",
+    "config_fault": "the broker refuses every entity: check tenant, types and the city's rules; one entity is tried again by itself",
 }
+HELD_EVERY_S = 1.0
+READINGS_AHEAD = 20_000  # while a config fault lasts, so much is read to find an entity that is accepted
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +39,20 @@ class ForwardSettings:
     """How to forward to one broker.
 
     Attributes:
-        linger_s: wait so long after the first new reading, so that one request carries many.
+        linger_s: wait so long for more, so that one request carries many.
+        history: `auto` asks the broker.
+        rate_per_s: most readings a second; the past waits for the present.
+        records: whether a broker with a temporal API records by itself what becomes current; None = look.
+        records_within_s: how long that takes at most.
         retry_quick_s: while an outage is young, tries are at most this far apart.
         retry_cap_s: later on, at most this far.
     """
 
     linger_s: float = 1.0
     history: str = "auto"
+    rate_per_s: float = 500.0
+    records: bool | None = None
+    records_within_s: float = 10.0
     retry_first_s: float = 0.5
     retry_quick_s: float = 5.0
     retry_quick_for_s: float = 300.0
@@ -44,10 +61,13 @@ class ForwardSettings:
 
 
 class Log(Source, Protocol):
-    """What the forwarder asks of the log beside the lane."""
+    """What the forwarder asks of the log beside the lanes."""
 
+    @property
+    def last_values(self) -> Values: ...
+    @property
+    def first_seq(self) -> int: ...
     async def wait(self, consumer: str, after: int | None = None) -> None: ...
-
     def backlog(self, consumer: str) -> tuple[int, datetime | None]: ...
 
 
@@ -81,8 +101,45 @@ class Forwarder:
                 rng=rng,
             )
         )
-        self._lane = HistoryLane(name, broker, mappings, log, Accepted(), max_readings=settings.max_readings)
-        health.history = "in-order"
+        self._mapping = {(m.entity_id, m.device): m for tables in mappings.values() for m in tables}
+        self._mapping_of_id = {entity_id: mapping for (entity_id, _), mapping in self._mapping.items()}
+        self._of = Shared(
+            name,
+            broker,
+            mappings,
+            log,
+            getattr(log, "held", None) or HeldInMemory(),
+            clock,
+            Accepted(),
+            Sent(),
+            Complete(log.last_values, log.series),
+            Streak(len(self._mapping_of_id)),
+            settings.max_readings,
+        )
+        self._state = StateLane(
+            broker,
+            mappings,
+            log.last_values,
+            log.series,
+            accepted=self._of.accepted,
+            sent=self._of.sent,
+            complete=self._of.complete,
+            first_seq=log.first_seq,
+            clock=clock,
+        )
+        self._mode: Mode | None = None
+        self._greeting: InOrderLane | None = None  # before the tenant exists
+        self._in_order: InOrderLane | None = None
+        self._past: PastLane | None = None
+        self._records = settings.records
+        self._connected_s: float | None = None
+        self._state_due_s = 0.0
+        self._held_due_s = 0.0
+        self._free_at_s = 0.0  # the rate is used up until then
+        self._stuck = False
+        self._tries = 0
+        slots = sum(len(mapping.slots) for mapping in self._mapping.values())
+        self._readings_an_entity = max(1.0, slots / max(1, len(self._mapping)))
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -93,42 +150,239 @@ class Forwarder:
             await self._broker.close()
 
     async def _turn(self) -> None:
-        """One read of the log or one round to the broker."""
-        self._show_backlog()
-        if self._lane.idle:
-            await self._log.wait(self.name)
-            await self._clock.sleep(self._settings.linger_s if self._at_tail() else 0)
-            await self._lane.fill()
-            return
+        """One step; whatever the broker does wrong ends in a wait."""
+        self._show()
         try:
-            outcome = await self._lane.send()
+            if self._mode is None:
+                outcome = await self._choose()
+            elif self._in_order is not None:
+                outcome = await self._turn_in_order(self._in_order)
+            else:
+                outcome = await self._turn_two_lanes()
         except BrokerUnavailable as fault:
             outcome = Outcome(fault=fault)
-        await self._judge(outcome)
+        if outcome is not None:
+            await self._judge(outcome)
+
+    # history mode
+
+    async def _choose(self) -> Outcome | None:
+        """Ask the broker, by reads alone, how the past can be sent."""
+        probe = await self._broker.probe()
+        self._connected_s = self._connected_s or self._clock.monotonic_s()
+        wanted = self._settings.history
+        if wanted == "auto" and probe.temporal is None:
+            return await self._greet()
+        mode = self._mode_of(wanted, probe)
+        if mode == "in-order":
+            self._in_order = self._greeting or InOrderLane(self._of)
+        elif mode == "latest-only":
+            self._past = self._past_lane(records=True, temporal=False)
+        elif self._records is not None:
+            self._past = self._past_lane(records=self._records, temporal=True)
+        self._mode = mode
+        self._health.history = mode
+        event("history_mode", broker=self.name, mode=mode, readable=probe.readable, product=probe.product)
+        return Outcome()
+
+    def _mode_of(self, wanted: str, probe: Probe) -> Mode:
+        if wanted == "auto":
+            return "temporal" if probe.temporal else "in-order"
+        if wanted == "temporal" and not probe.temporal:
+            raise BrokerUnavailable("history: temporal is asked for, but the broker offers no temporal API to read")
+        return "in-order" if wanted == "in-order" else "latest-only" if wanted == "latest-only" else "temporal"
+
+    async def _greet(self) -> Outcome | None:
+        """The tenant is made by its first write: the oldest values, which suit every mode."""
+        self._greeting = lane = self._greeting or InOrderLane(self._of, remember=True)
+        if lane.idle and not await self._fill(lane):
+            return None
+        return await lane.send(most=1)
+
+    def _past_lane(self, *, records: bool, temporal: bool) -> PastLane:
+        return PastLane(
+            self._of, self._state.pending, records=records, temporal=temporal, first_seq=self._log.first_seq
+        )
+
+    async def _learn_records(self) -> Outcome | None:
+        """Whether what became current turns up in the history by itself: looked for until it must have."""
+        sample = self._of.accepted.sample()
+        if sample is None:
+            await self._wait_for_work(None)
+            return None
+        entity_id, key, at = sample
+        mapping = self._mapping_of_id[entity_id]
+        attribute = Attribute("property", 0, "", at)
+        asked = Entity(entity_id, mapping.entity_type, mapping.context, {key: attribute}, mapping.device)
+        until_s = self._clock.monotonic_s() + self._settings.records_within_s
+        while True:
+            try:
+                found = await self._broker.history_back([asked])
+            except ReadRefused:
+                found = frozenset({sample})
+            if sample in found or self._clock.monotonic_s() >= until_s:
+                self._records = sample in found
+                self._past = self._past_lane(records=self._records, temporal=True)
+                event("history_recorded", broker=self.name, by_itself=self._records)
+                return Outcome()
+            await self._clock.sleep(self._settings.records_within_s / 20)
+            if self._sweep_is_due():
+                return await self._sweep()
+
+    # the two ways
+
+    async def _turn_in_order(self, lane: InOrderLane) -> Outcome | None:
+        if lane.idle:
+            if await self._retry_held(lane):
+                return None
+            await self._fill(lane)
+            return None
+        if self._of.streak.config_fault:
+            if lane.waiting_readings < READINGS_AHEAD:
+                await lane.fill()
+            self._tries += 1
+            return await lane.send(most=1, skip=self._tries)
+        if self._ahead_of_rate():
+            await self._rest()
+            return None
+        outcome = await lane.send()
+        self._spend(len(outcome.accepted))
+        return outcome
+
+    async def _fill(self, lane: InOrderLane) -> bool:
+        """Read on; at the tail wait for something, and then for more of it."""
+        if await self._wait_for_work(lane.position):
+            if self._log.backlog(self.name)[0] < self._settings.max_readings:
+                await self._clock.sleep(self._settings.linger_s)
+            return await lane.fill()
+        return False
+
+    async def _turn_two_lanes(self) -> Outcome | None:
+        fault = self._of.streak.config_fault
+        if self._sweep_is_due() and (self._stuck or not self._of.sent.full):
+            return await self._sweep(most=1 if fault else None)
+        lane = self._past
+        if lane is None:
+            return await self._learn_records()
+        if lane.idle and not await self._retry_held(lane):
+            self._stuck = not await lane.fill()
+            if self._stuck:
+                await self._wait_for_work(lane.position)
+            return None
+        if lane.idle:
+            return None
+        if self._ahead_of_rate() or self._too_early(lane):
+            await self._rest()
+            return None
+        outcome = await lane.send()
+        self._spend(len(outcome.accepted))
+        return outcome
+
+    def _sweep_is_due(self) -> bool:
+        return self._clock.monotonic_s() >= self._state_due_s and self._state.changed()
+
+    async def _sweep(self, most: int | None = None) -> Outcome:
+        self._state_due_s = self._clock.monotonic_s() + self._settings.linger_s
+        outcome = await self._state.send(most)
+        self._of.streak.note(outcome)
+        if outcome.refused and not outcome.accepted and not self._of.streak.one_bad:
+            self._state.hurry()  # the verdict is open: no entity is set aside yet
+            self._state_due_s += self._settings.linger_s
+        self._spend(len(outcome.accepted))
+        return outcome
+
+    def _too_early(self, lane: PastLane) -> bool:
+        """What an earlier run sent as current shows in the broker's history only after a while."""
+        since_s = self._clock.monotonic_s() - (self._connected_s or 0.0)
+        return lane.of_earlier_run and bool(self._records) and since_s < self._settings.records_within_s
+
+    async def _retry_held(self, lane: InOrderLane | PastLane) -> bool:
+        """Put held updates whose time has come into a lane; whether there were any."""
+        now_s = self._clock.monotonic_s()
+        if now_s < self._held_due_s:
+            return False
+        self._held_due_s = now_s + HELD_EVERY_S
+        updates = []
+        for item in await self._of.held.due(self.name, self._clock.now()):
+            mapping = self._mapping.get((item.set.entity, item.set.device))
+            points = self._of.complete.points(item.set.device)
+            readings: dict[str, Good] = {
+                point: (value, time_us, points[point])
+                for point, time_us, value in item.set.readings
+                if point in points and mapping is not None and point in mapping.slots
+            }
+            if mapping is None or not readings:
+                await self._of.held.again([item.id], reason="no longer mapped by the config", next_try_at=None)
+            elif self._of.complete.lacks(mapping):
+                next_try_at = self._clock.now() + timedelta(seconds=60.0)
+                await self._of.held.again([item.id], reason="waits for mandatory attributes", next_try_at=next_try_at)
+            else:
+                update = update_of(mapping, readings, 0)
+                update.held = item.id
+                updates.append(update)
+        await lane.put_first(updates)
+        return not lane.idle
+
+    # waiting and pace
+
+    async def _wait_for_work(self, after: int | None) -> bool:
+        """Until the log has something, a sweep is due or a held item may be; whether it was the log."""
+        if self._state.changed() and self._mode != "in-order" and self._mode is not None:
+            await self._clock.sleep(max(0.01, self._state_due_s - self._clock.monotonic_s()))
+            return False
+        waiting = asyncio.ensure_future(self._log.wait(self.name, after))
+        try:
+            done, _ = await asyncio.wait({waiting}, timeout=HELD_EVERY_S if self._stuck else 5 * HELD_EVERY_S)
+        finally:
+            waiting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await waiting
+        if done and self._stuck:
+            await self._clock.sleep(0.01)
+        return bool(done)
+
+    def _ahead_of_rate(self) -> bool:
+        return self._free_at_s > self._clock.monotonic_s() + 1.0
+
+    def _spend(self, entities: int) -> None:
+        readings = entities * self._readings_an_entity
+        start_s = max(self._clock.monotonic_s(), self._free_at_s)
+        self._free_at_s = start_s + readings / self._settings.rate_per_s
+
+    async def _rest(self) -> None:
+        await self._clock.sleep(min(0.2, self._settings.linger_s or 0.2))
+
+    # verdicts
 
     async def _judge(self, outcome: Outcome) -> None:
-        health, traffic = self._health, self._broker.traffic
-        health.requests, health.sent_bytes = traffic.requests, traffic.sent_bytes
+        health = self._health
         health.accepted += len(outcome.accepted)
         health.refused += len(outcome.refused)
         for entity_id, reason in outcome.refused.items():
             event("entity_refused", broker=self.name, entity=entity_id, reason=reason)
         if outcome.accepted:
             health.last_accepted_at = self._clock.now()
-        if outcome.fault is not None or (outcome.later and not outcome.accepted):
-            await self._back_off(outcome.fault or BrokerUnavailable(next(iter(outcome.later.values()))))
+        if outcome.fault is not None:
+            await self._back_off(outcome.fault)
+        elif self._of.streak.config_fault:
+            reason = next(iter(outcome.refused.values()), "every entity is refused")
+            await self._wait(BrokerUnavailable(reason), "config_fault")
         else:
             self._up()
 
     async def _back_off(self, fault: BrokerUnavailable) -> None:
+        await self._wait(fault, "login" if isinstance(fault, LoginFailed) else "down")
+
+    async def _wait(self, fault: BrokerUnavailable, state: str) -> None:
         wait_s = self._breaker.failed(self._clock.monotonic_s(), fault.retry_after_s)
-        state = "login" if isinstance(fault, LoginFailed) else "down"
         self._set_state(state, str(fault), REMEDIES[state])
-        self._show_backlog()
         self._health.next_try_at = self._clock.now() + timedelta(seconds=wait_s)
+        self._show()
         await self._clock.sleep(wait_s)
 
     def _up(self) -> None:
+        if not self._breaker.closed:
+            self._state.hurry()
         self._breaker.worked()
         self._health.next_try_at = None
         self._set_state("ok")
@@ -140,8 +394,8 @@ class Forwarder:
             health.since = self._clock.now()
         health.state, health.reason, health.remedy = state, reason, remedy
 
-    def _at_tail(self) -> bool:
-        return self._log.backlog(self.name)[0] < self._settings.max_readings
-
-    def _show_backlog(self) -> None:
-        self._health.backlog, self._health.oldest_unsent_at = self._log.backlog(self.name)
+    def _show(self) -> None:
+        health, traffic = self._health, self._broker.traffic
+        health.requests, health.sent_bytes = traffic.requests, traffic.sent_bytes
+        health.backlog, health.oldest_unsent_at = self._log.backlog(self.name)
+        health.later, health.dead = self._of.held.counts(self.name)

@@ -1,29 +1,49 @@
-"""The history lane: everything from the cursor, in order; it alone settles.
+"""The history lanes: everything from the cursor, in order; they alone settle.
 
-`in-order`: each set becomes one update of each of its entities; an entity stands once per request, so the updates of
-one entity go one after the other in time order, and those of all entities side by side.
+`InOrderLane`, for a broker whose history is what its current state once was: each set becomes one update of each of its
+entities; an entity stands once per request, so its updates go one after the other in time order. `PastLane`, for a
+broker with a temporal API (or, by option, for none): what the state lane did not send goes to the history alone.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Mapping as MappingOf
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
 
-from gateway.forward.broker import Accepted, Broker, Outcome, observed
-from gateway.harmonise.entity import Entity, harmonise
-from gateway.sdk.reading import Quality, Value
+from gateway.forward.broker import Accepted, Broker, Outcome, Point, ReadRefused, Streak, observed
+from gateway.forward.updates import (
+    Complete,
+    Good,
+    Held,
+    HeldSet,
+    Sent,
+    Update,
+    is_measured,
+    past_only,
+    sets,
+    update_of,
+    updates,
+)
+from gateway.harmonise.entity import Entity
+from gateway.sdk.driver import Clock
 
 if TYPE_CHECKING:
     from gateway.harmonise.compile import Mapping
     from gateway.log.log import Columns, Series
 
-Good = tuple[Value, int]  # value, UTC microseconds
+FUTURE_S = 300.0  # further ahead than this a reading is held until its time comes
+INCOMPLETE_S = 60.0  # how often an entity without its mandatory attributes is looked at again
+LATER_S = (30.0, 120.0, 600.0, 3600.0)  # tries of an entity that the broker puts off; then every hour
+UPDATES_A_REQUEST = 100  # a live request waits behind one such at most
+LATE = "older than what the broker holds, and it has no temporal API"
 
 
 class Source(Protocol):
-    """What the lane asks of the log."""
+    """What a lane asks of the log."""
 
     @property
     def series(self) -> "MappingOf[int, Series]": ...
@@ -35,85 +55,193 @@ class Source(Protocol):
 
 @dataclass(slots=True)
 class LaneCounts:
-    """What the lane did since the start; in entity updates."""
+    """What a lane did since the start, in updates of entities."""
 
     accepted: int = 0
     refused: int = 0
-    known: int = 0  # not sent: the broker held that time or a newer one already
+    known: int = 0  # not sent: the broker held it already
+    late: int = 0  # not sent: the broker holds newer, and has no temporal API
+    skipped: int = 0  # not sent: latest-only
 
 
-class HistoryLane:
-    """Reads a stretch of the log, sends it round by round, settles it when all of it is done.
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the lanes of one broker have in common.
 
-    Args:
+    Attributes:
+        name: the broker's, and so the consumer's.
         mappings: by device; devices that are not there are not sent to this broker, only settled.
-        accepted: shared with whoever else sends to this broker.
     """
 
-    def __init__(
-        self,
-        name: str,
-        broker: Broker,
-        mappings: "MappingOf[str, Sequence[Mapping]]",
-        log: Source,
-        accepted: Accepted,
-        *,
-        max_readings: int = 5000,
-    ) -> None:
-        self._name = name
-        self._broker = broker
-        self._mappings = mappings
-        self._log = log
-        self._accepted = accepted
-        self._max_readings = max_readings
-        self._queues: dict[str, deque[Entity]] = {}  # by entity id, oldest first
-        self._last: int | None = None  # settle up to here once the queues are empty
+    name: str
+    broker: Broker
+    mappings: "MappingOf[str, Sequence[Mapping]]"
+    log: Source
+    held: Held
+    clock: Clock
+    accepted: Accepted
+    sent: Sent
+    complete: Complete
+    streak: Streak
+    max_readings: int = 5000
+
+    def latest_us(self) -> int:
+        """Readings beyond this lie in the future."""
+        return int((self.clock.now().timestamp() + FUTURE_S) * 1e6)
+
+    async def hold(self, update: Update, reason: str, wait_s: float | None) -> None:
+        """Set an update aside, with a next try or without."""
+        next_try_at = None if wait_s is None else self.clock.now() + timedelta(seconds=wait_s)
+        if update.held:
+            await self.held.again([update.held], reason=reason, next_try_at=next_try_at)
+            return
+        mapping = update.mapping
+        readings = tuple((point, time_us, value) for point, (value, time_us, _) in update.readings.items())
+        held = HeldSet(mapping.entity_id, mapping.device, readings)
+        await self.held.add(self.name, [held], reason=reason, next_try_at=next_try_at)
+
+    async def let_go(self, update: Update) -> None:
+        """An update is done; a held one is forgotten."""
+        if update.held:
+            await self.held.accepted([update.held])
+
+    def must_wait(self, update: Update) -> tuple[str, float] | None:
+        """Why an update of the log cannot be sent yet, and for how long; None when it can."""
+        if self.complete.lacks(update.mapping):
+            return f"waits for {', '.join(self.complete.missing[update.mapping.entity_id])}", INCOMPLETE_S
+        ahead_us = update.newest_us - self.latest_us()
+        if ahead_us > 0:
+            return "its time lies in the future", min(ahead_us / 1e6, 86400.0)
+        if update.mapping.entity_id in self.held.waiting(self.name):
+            return "waits for older sets of this entity", 1.0
+        return None
+
+
+class InOrderLane:
+    """Reads a stretch of the log, sends it round by round, settles it when all of it is done."""
+
+    def __init__(self, shared: Shared, *, remember: bool = False) -> None:
+        self._of = shared
+        self._remember = remember  # another lane may follow, which must know what was sent
+        self._queues: dict[str, deque[Update]] = {}  # by entity id, oldest first
+        self._doubted: list[Update] = []  # refused in a batch refused whole: verdict open
+        self._last: int | None = None  # settle up to here once all is done
+        self._sent_seq: dict[str, int] = {}  # entity -> newest set accepted in this run
         self.counts = LaneCounts()
 
     @property
     def idle(self) -> bool:
-        """Nothing read that is not settled."""
-        return self._last is None
+        """Nothing to send."""
+        return not self._queues
+
+    @property
+    def position(self) -> int | None:
+        """All up to here was read; None: as far as the cursor."""
+        return self._last
+
+    @property
+    def waiting_readings(self) -> int:
+        """Readings taken from the log and not yet done."""
+        return sum(len(update.readings) for queue in self._queues.values() for update in queue)
 
     async def fill(self) -> bool:
         """Read the next stretch; False at the tail."""
-        columns = await self._log.read(self._name, max_readings=self._max_readings)
+        of = self._of
+        columns = await of.log.read(of.name, after=self._last, max_readings=of.max_readings)
         if columns is None:
             return False
         self._last = columns.last
-        for entity in updates(columns, self._log.series, self._mappings):
-            self._queues.setdefault(entity.id, deque()).append(entity)
-        for entity_id, queue in self._queues.items():
-            self._queues[entity_id] = deque(sorted(queue, key=_newest))
+        touched = set()
+        for update in updates(columns, of.log.series, of.mappings):
+            why = of.must_wait(update)
+            if why is not None:
+                await of.hold(update, *why)
+                continue
+            self._queues.setdefault(update.entity.id, deque()).append(update)
+            touched.add(update.entity.id)
+        self._sort(touched)
+        if not self._queues:
+            await self._settle()
         return True
 
-    async def send(self) -> Outcome:
+    async def put_first(self, held: Sequence[Update]) -> None:
+        """Held updates whose time has come go before what the log has of their entities."""
+        self._put_first(held)
+
+    def _put_first(self, held: Sequence[Update]) -> None:
+        for update in reversed(held):
+            self._queues.setdefault(update.entity.id, deque()).appendleft(update)
+        self._sort({update.entity.id for update in held})
+
+    def _sort(self, entity_ids: Iterable[str]) -> None:
+        for entity_id in entity_ids:
+            queue = self._queues[entity_id]
+            times = [update.newest_us for update in queue]
+            if times != sorted(times):
+                self._queues[entity_id] = deque(sorted(queue, key=lambda update: update.newest_us))
+
+    async def send(self, most: int | None = None, *, skip: int = 0) -> Outcome:
         """Send one round: the oldest waiting update of every entity. Settles when nothing is left.
+
+        Args:
+            most: at most so many entities, `skip` being left out first (a probe tries them in turn).
 
         Raises:
             BrokerUnavailable: what the broker holds could not be read back.
         """
         await self._read_back()
-        batch = self._round()
-        outcome = await self._broker.state(batch) if batch else Outcome()
-        for entity in batch:
-            self._done(entity, outcome)
-        if not self._queues and self._last is not None:
-            await self._log.settle(self._name, self._last)
-            self._last = None
+        batch = await self._round()
+        if most is not None:
+            batch = [batch[(skip + n) % len(batch)] for n in range(min(most, len(batch)))]
+        outcome = await self._of.broker.state([update.entity for update in batch]) if batch else Outcome()
+        await self._done(batch, outcome)
+        if not self._queues:
+            await self._settle()
         return outcome
 
-    def _done(self, entity: Entity, outcome: Outcome) -> None:
-        if entity.id in outcome.later:
-            if entity.id in outcome.doubtful:
-                self._accepted.doubt(entity.id)
-            return
-        if entity.id in outcome.accepted:
-            self._accepted.note(entity.id, observed(entity))
-            self.counts.accepted += 1
-        else:
-            self.counts.refused += 1
-        self._pop(entity.id)
+    async def _done(self, batch: Sequence[Update], outcome: Outcome) -> None:
+        streak = self._of.streak
+        streak.note(outcome)
+        for update in batch:
+            entity_id = update.entity.id
+            if entity_id in outcome.accepted:
+                self._of.accepted.note(entity_id, observed(update.entity))
+                self._sent_seq[entity_id] = update.seq
+                for _, time_us, number in update.readings.values() if self._remember else ():
+                    self._of.sent.note(entity_id, number, time_us)
+                self.counts.accepted += 1
+                await self._of.let_go(update)
+                self._pop(entity_id)
+            elif entity_id in outcome.refused:
+                self._doubted.append(update)
+                self._pop(entity_id)
+            elif entity_id in outcome.doubtful:
+                self._of.accepted.doubt(entity_id)
+            elif outcome.fault is None:
+                await self._put_off(entity_id, outcome.later[entity_id])
+        await self._judge(outcome)
+
+    async def _judge(self, outcome: Outcome) -> None:
+        """Refused alone among accepted ones: the entity's fault. Refused with all others, again and again: the config's."""
+        streak = self._of.streak
+        if streak.config_fault:
+            back = self._doubted
+            self._doubted = []
+            self._put_first(back)
+        elif self._doubted and (not streak.begun or streak.one_bad):
+            streak.clear()
+            for update in self._doubted:
+                await self._of.hold(update, self._reason(update, outcome), None)
+                self.counts.refused += 1
+            self._doubted = []
+
+    def _reason(self, update: Update, outcome: Outcome) -> str:
+        return outcome.refused.get(update.entity.id, "refused")
+
+    async def _put_off(self, entity_id: str, reason: str) -> None:
+        """The broker works but not for this entity: all its waiting updates step aside, in order."""
+        for update in self._queues.pop(entity_id):
+            await self._of.hold(update, reason, LATER_S[0])
 
     def _pop(self, entity_id: str) -> None:
         queue = self._queues[entity_id]
@@ -121,59 +249,285 @@ class HistoryLane:
         if not queue:
             del self._queues[entity_id]
 
-    def _round(self) -> list[Entity]:
+    async def _round(self) -> list[Update]:
         batch = []
         for entity_id, queue in list(self._queues.items()):
             while queue:
-                entity = self._accepted.newer(queue[0])
-                if entity is not None:
-                    batch.append(entity)
+                update = queue[0]
+                newer = self._of.accepted.newer(update.entity)
+                if newer is not update.entity:
+                    await self._left_out(update, newer)
+                if newer is not None:
+                    update.entity = newer
+                    batch.append(update)
                     break
-                self.counts.known += 1
                 queue.popleft()
             if not queue:
                 del self._queues[entity_id]
         return batch
 
+    async def _left_out(self, update: Update, newer: Entity | None) -> None:
+        """The broker holds that time or a newer one: it had it from an earlier run, or it came too late."""
+        kept = {} if newer is None else newer.attributes
+        slots = update.mapping.slots
+        gone = {p: g for p, g in update.readings.items() if slots[p] and not any(slot.key in kept for slot in slots[p])}
+        late = update.seq > self._sent_seq.get(update.entity.id, update.seq)
+        if gone and late and any(not self._held_by_broker(update, point) for point in gone):
+            self.counts.late += 1
+            await self._of.hold(update_of(update.mapping, gone, update.seq), LATE, None)
+        elif gone:
+            self.counts.known += 1
+        if newer is None:
+            await self._of.let_go(update)
+        update.readings = {p: g for p, g in update.readings.items() if p not in gone}
+
+    def _held_by_broker(self, update: Update, point: str) -> bool:
+        at = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=update.readings[point][1])
+        return any(self._of.accepted.holds(update.entity.id, slot.key, at) for slot in update.mapping.slots[point])
+
     async def _read_back(self) -> None:
         """Ask what the broker holds of entities not yet sent in this run, and of those in doubt."""
-        unknown = [queue[0] for entity_id, queue in self._queues.items() if not self._accepted.knows(entity_id)]
+        accepted = self._of.accepted
+        unknown = [queue[0].entity for entity_id, queue in self._queues.items() if not accepted.knows(entity_id)]
         if not unknown:
             return
-        found = await self._broker.read_back(unknown)
+        try:
+            found = await self._of.broker.read_back(unknown)
+        except ReadRefused:
+            found = {}  # nothing else is to be had: what an earlier run sent is sent again, in order
         for entity in unknown:
-            self._accepted.note(entity.id, found.get(entity.id, {}))
+            accepted.note(entity.id, found.get(entity.id, {}))
+
+    async def _settle(self) -> None:
+        if self._last is not None and not self._doubted:
+            last, self._last = self._last, None
+            await self._of.log.settle(self._of.name, last)
 
 
-def updates(
-    columns: "Columns", series: "MappingOf[int, Series]", mappings: "MappingOf[str, Sequence[Mapping]]"
-) -> Iterator[Entity]:
-    """The entity updates of a stretch, in the order of the log: one per set and entity (more where a point repeats)."""
-    for device, points in _sets(columns, series):
-        for mapping in mappings.get(device, ()):
-            slots = mapping.slots
-            mine = {point: good for point, good in points.items() if point in slots}
-            if mine:
-                yield harmonise(mapping, mine)
+class PastLane:
+    """Sends to the history what the state lane did not and will not send; settles what is done.
+
+    Args:
+        pending: whether a reading is still the state lane's to send.
+        records: the broker records by itself what the state lane sends.
+        temporal: False counts instead of sending (`latest-only`).
+        first_seq: sets below it are of an earlier run, whose points the broker may hold: they are asked for first.
+    """
+
+    def __init__(
+        self,
+        shared: Shared,
+        pending: Callable[[str, int, int], bool],
+        *,
+        records: bool,
+        temporal: bool = True,
+        first_seq: int = 0,
+    ) -> None:
+        self._of = shared
+        self._pending = pending
+        self._records = records
+        self._temporal = temporal
+        self._first_seq = first_seq
+        self._queues: dict[str, deque[Update]] = {}
+        self._doubtful: set[str] = set()
+        self._most: dict[str, int] = {}  # entity -> updates a request, while a bad one among them is searched for
+        self._refused: list[tuple[Update, str]] = []  # verdict open
+        self._last: int | None = None
+        self.counts = LaneCounts()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to send."""
+        return not self._queues
+
+    @property
+    def position(self) -> int | None:
+        """All up to here was read; None: as far as the cursor."""
+        return self._last
+
+    @property
+    def of_earlier_run(self) -> bool:
+        """Whether what is next was read in an earlier run, or is in doubt."""
+        entity_id = next(iter(self._queues), "")
+        return entity_id in self._doubtful or self._queues[entity_id][0].seq < self._first_seq
+
+    async def fill(self) -> bool:
+        """Read the next stretch, as far as it is not the state lane's; False when there is none."""
+        of = self._of
+        columns = await of.log.read(of.name, after=self._last, max_readings=of.max_readings)
+        if columns is None:
+            return False
+        last, complete = self._last, True
+        for seq, parts in groupby(sets(columns, of.log.series), key=itemgetter(0)):
+            taken = [(mapping, points) for _, device, points in parts for mapping in of.mappings.get(device, ())]
+            if any(self._waits(mapping, points) for mapping, points in taken):
+                complete = False  # this set, and all after it, stay in the log for now
+                break
+            for mapping, points in taken:
+                await self._take(mapping, points, seq)
+            last = seq
+        if not complete and last == self._last:
+            return False
+        self._last = columns.last if complete else last
+        if not self._queues:
+            await self._settle()
+        return True
+
+    async def put_first(self, held: Sequence[Update]) -> None:
+        """Held updates whose time has come; what the state lane has sent meanwhile is done, what it will send waits on."""
+        for update in reversed(held):
+            entity_id = update.entity.id
+            if self._waits(update.mapping, update.readings):
+                await self._of.hold(update, "waits for the current value to be taken", INCOMPLETE_S)
+                continue
+            left = self._unsent(update.mapping, update.readings)
+            if left:
+                again = update_of(update.mapping, left, update.seq)
+                again.held = update.held
+                self._queues.setdefault(entity_id, deque()).appendleft(again)
+                self._doubtful.add(entity_id)
+            else:
+                await self._of.let_go(update)
+
+    async def send(self) -> Outcome:
+        """One request: the oldest waiting updates of one entity.
+
+        Raises:
+            BrokerUnavailable: what the history holds could not be read back.
+        """
+        entity_id = next(iter(self._queues))
+        queue = self._queues[entity_id]
+        batch = [queue[n] for n in range(min(len(queue), self._most.get(entity_id, UPDATES_A_REQUEST)))]
+        if not self._temporal:
+            self.counts.skipped += len(batch)
+            await self._finish(entity_id, batch)
+            return Outcome()
+        batch = await self._unknown(entity_id, batch)
+        if not batch:
+            return Outcome()
+        outcome = await self._of.broker.history([past_only(update) for update in batch])
+        await self._done(entity_id, batch, outcome)
+        return outcome
+
+    def _waits(self, mapping: "Mapping", points: MappingOf[str, Good]) -> bool:
+        if not self._records or self._of.complete.lacks(mapping):
+            return False
+        return any(
+            self._pending(mapping.entity_id, number, time_us)
+            for point, (_, time_us, number) in points.items()
+            if mapping.slots.get(point)
+        )
+
+    def _unsent(self, mapping: "Mapping", points: MappingOf[str, Good]) -> dict[str, Good]:
+        """What the state lane did not send; points that are only sub-attributes go along."""
+        sent, left, alone = self._of.sent, {}, True
+        for point, good in points.items():
+            if not mapping.slots[point]:
+                left[point] = good
+            elif not (sent.take(mapping.entity_id, good[2], good[1]) and self._records):
+                left[point] = good
+                alone = False
+        return {} if alone else left
+
+    async def _take(self, mapping: "Mapping", points: MappingOf[str, Good], seq: int) -> None:
+        mine = {point: good for point, good in points.items() if point in mapping.slots}
+        if not mine:
+            return
+        update = Update(mapping, Entity(mapping.entity_id, mapping.entity_type, mapping.context, {}, ""), mine, seq)
+        why = self._of.must_wait(update)
+        if why is not None:
+            await self._of.hold(update, *why)
+            return
+        left = self._unsent(mapping, mine)
+        if left:
+            update = update_of(mapping, left, seq)
+            if is_measured(past_only(update)):
+                self._queues.setdefault(mapping.entity_id, deque()).append(update)
+
+    async def _unknown(self, entity_id: str, batch: list[Update]) -> list[Update]:
+        """The batch without what the broker's history holds: asked when in doubt, and for what an earlier run may have sent."""
+        if entity_id not in self._doubtful and batch[-1].seq >= self._first_seq and batch[0].seq >= self._first_seq:
+            return batch
+        try:
+            points = await self._of.broker.history_back([past_only(update) for update in batch])
+        except ReadRefused:
+            return batch
+        self._doubtful.discard(entity_id)
+        known = [update for update in batch if _points(past_only(update)) <= points]
+        self.counts.known += len(known)
+        await self._finish(entity_id, known)
+        return [_without(update, points) for update in batch if update not in known]
+
+    async def _done(self, entity_id: str, batch: list[Update], outcome: Outcome) -> None:
+        streak = self._of.streak
+        if entity_id in outcome.doubtful:
+            self._doubtful.add(entity_id)
+        elif outcome.fault is not None:
+            return
+        elif entity_id in outcome.accepted:
+            streak.note(outcome)
+            self._most.pop(entity_id, None)
+            self.counts.accepted += len(batch)
+            await self._finish(entity_id, batch)
+        elif len(batch) > 1:
+            self._most[entity_id] = len(batch) // 2  # one of them is to blame
+        elif entity_id in outcome.refused:
+            streak.note(outcome)
+            self._refused.append((batch[0], outcome.refused[entity_id]))
+            self._drop(entity_id, batch)
+        else:
+            for update in list(self._queues[entity_id]):
+                await self._of.hold(update, outcome.later[entity_id], LATER_S[0])
+            self._drop(entity_id, list(self._queues[entity_id]))
+        await self._judge()
+
+    async def _judge(self) -> None:
+        streak = self._of.streak
+        if streak.config_fault:
+            for update, _ in reversed(self._refused):
+                self._queues.setdefault(update.entity.id, deque()).appendleft(update)
+            self._refused = []
+        elif self._refused and (not streak.begun or streak.one_bad):
+            streak.clear()
+            for update, reason in self._refused:
+                await self._of.hold(update, reason, None)
+                self.counts.refused += 1
+            self._refused = []
+            if not self._queues:
+                await self._settle()
+
+    async def _finish(self, entity_id: str, batch: Sequence[Update]) -> None:
+        for update in batch:
+            await self._of.let_go(update)
+        self._drop(entity_id, batch)
+        if not self._queues:
+            await self._settle()
+
+    def _drop(self, entity_id: str, batch: Sequence[Update]) -> None:
+        done = {id(update) for update in batch}
+        left = deque(update for update in self._queues.get(entity_id, ()) if id(update) not in done)
+        if left:
+            self._queues[entity_id] = left
+        else:
+            self._queues.pop(entity_id, None)
+
+    async def _settle(self) -> None:
+        if self._last is not None and not self._refused:
+            last, self._last = self._last, None
+            await self._of.log.settle(self._of.name, last)
 
 
-def _sets(columns: "Columns", series: "MappingOf[int, Series]") -> Iterator[tuple[str, dict[str, Good]]]:
-    """Good readings of each set by point. A point that repeats within a set (a data logger) begins another one."""
-    rows = zip(columns.seq, columns.series, columns.time_us, columns.value, columns.quality, strict=True)
-    device, current = "", -1
-    points: dict[str, Good] = {}
-    for seq, series_id, time_us, value, quality in rows:
-        if value is None or quality is not Quality.GOOD:
-            continue
-        of = series[series_id]
-        if points and (seq != current or of.device != device or of.point in points):
-            yield device, points
-            points = {}
-        device, current = of.device, seq
-        points[of.point] = (value, time_us)
-    if points:
-        yield device, points
+def _points(entity: Entity) -> set[Point]:
+    return {(entity.id, key, at) for key, at in observed(entity).items()}
 
 
-def _newest(entity: Entity) -> datetime:
-    return max(observed(entity).values())
+def _without(update: Update, points: frozenset[Point]) -> Update:
+    """The update without the attributes that the history holds at their times."""
+    entity = update.entity
+    kept = {
+        key: attribute
+        for key, attribute in entity.attributes.items()
+        if attribute.observed_at is None or (entity.id, key, attribute.observed_at) not in points
+    }
+    update.entity = replace(entity, attributes=kept)
+    return update

@@ -7,9 +7,9 @@ sources of Orion-LD and Stellio.
 import asyncio
 import re
 import ssl
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -22,12 +22,15 @@ from gateway.forward.broker import (
     InDoubt,
     LoginFailed,
     Outcome,
+    Point,
     Probe,
+    ReadRefused,
     Traffic,
     bisect,
+    observed,
     unavailable,
 )
-from gateway.harmonise.dialects import ngsi_ld
+from gateway.harmonise.dialects import ngsi_ld, wire_time
 from gateway.harmonise.entity import Entity
 from gateway.sdk.errors import BrokerUnavailable
 
@@ -35,6 +38,8 @@ LINK = '<{}>; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+j
 ANSWER_LIMIT_BYTES = 4 * 2**20  # a 207 for a full batch is far smaller; a captive portal may send anything
 READ_BACK_IDS = 20  # ids in one query: keeps the URL below 2 kB
 SEARCH_AFTER = 2  # identical 5xx in a row before a poison entity is searched for: a 5xx may be permanent
+_UNREADABLE = frozenset({403, 405, 501})  # to a read: the broker works, we may not, or it cannot
+_EVER = {"timerel": "after", "timeAt": "2000-01-01T00:00:00Z"}
 _RETRYABLE = frozenset({401, 403, 408, 409, 425, 429}) | frozenset(range(500, 600))
 
 
@@ -90,13 +95,14 @@ class NgsiLdBroker:
         self._ssl = ssl_context
         self._session: aiohttp.ClientSession | None = None
         self._server_errors = 0
+        self._greeted = False
         self.traffic = Traffic()
 
     async def state(self, entities: Sequence[Entity]) -> Outcome:
         """Upsert current values, `options=update`; one subject context per request."""
         total = Outcome()
         encoded, total = _encode(entities)
-        batches = list(_batches(encoded, self._settings.batch_entities, self._settings.batch_bytes))
+        batches = self._batches(encoded)
         bodies = {entity.id: body for entity, body in encoded}
 
         async def send(batch: Sequence[Entity]) -> Outcome:
@@ -110,17 +116,76 @@ class NgsiLdBroker:
                 break
         return total
 
+    def _batches(self, encoded: Sequence[tuple[Entity, bytes]]) -> list[list[Entity]]:
+        batches = list(_batches(encoded, self._settings.batch_entities, self._settings.batch_bytes))
+        if not self._greeted and batches and len(batches[0]) > 1:
+            # the first write makes the tenant: several entities at once can deadlock (Scorpio issue 653)
+            batches[:1] = [batches[0][:1], batches[0][1:]]
+        return batches
+
     async def history(self, instances: Sequence[Entity]) -> Outcome:
-        """Not offered yet: the lanes use `in-order`."""
-        raise NotImplementedError
+        """`POST /temporal/entities`: every attribute an array of instances (6.18); repeats would be stored again."""
+        entity = instances[0]
+        try:
+            body = _json(_evolution(instances))
+        except (TypeError, ValueError) as error:
+            return Outcome(refused={entity.id: f"cannot be written as JSON: {error}"})
+        try:
+            answer = await self._request("POST", "/temporal/entities", body=body, context=entity.context)
+            if answer.status in (201, 204):
+                return Outcome(accepted=frozenset({entity.id}))
+            if answer.status in (400, 422):
+                return Outcome(refused={entity.id: _reason(answer)})
+            if answer.status == 413:
+                return Outcome(later={entity.id: "413: too large for the broker"})
+            self._raise_for(answer)
+        except BrokerUnavailable as fault:
+            return unavailable([entity], fault)
+        raise AssertionError("unreachable")
 
     async def probe(self) -> Probe:
-        """Reads alone: the type list, which every caller may ask for."""
-        answer = await self._request("GET", "/types?limit=1")
-        readable = answer.status == 200 and answer.json is not None
-        if not readable and answer.status not in (400, 404, 405, 501):
-            self._raise_for(answer)
-        return Probe(readable=readable, temporal=False, product=answer.server, date=answer.date)
+        """Reads alone: may current entities be read, is there a history."""
+        now = await self._request("GET", "/entities", query={"type": "Device", "limit": "1"})
+        past = await self._request("GET", "/temporal/entities", query={"type": "Device", "limit": "1", **_EVER})
+        readable = self._readable(now)
+        return Probe(
+            readable=readable is not False,
+            temporal=None if readable is None else bool(self._readable(past)),
+            product=now.server,
+            date=now.date,
+        )
+
+    def _readable(self, answer: _Answer) -> bool | None:
+        """Whether a read is offered and allowed; None: the tenant is not there yet. Raises when the broker does not work."""
+        if answer.status == 200 and isinstance(answer.json, list):
+            return True
+        if answer.status == 404 and re.search(rb"(?i)tenant", answer.body):
+            return None
+        if answer.status in _UNREADABLE or answer.status in (400, 404, 405):
+            return False
+        self._raise_for(answer)
+        raise AssertionError("unreachable")
+
+    async def history_back(self, instances: Sequence[Entity]) -> frozenset[Point]:
+        """Points held between the oldest and newest of these, asked by type and ids."""
+        times = [at for entity in instances for at in observed(entity).values()]
+        window = {"timerel": "between", "timeAt": wire_time(min(times)), "endTimeAt": wire_time(_after(max(times)))}
+        found: set[Point] = set()
+        for (entity_type, context), ids in _by_type(instances).items():
+            for start in range(0, len(ids), READ_BACK_IDS):
+                some = ids[start : start + READ_BACK_IDS]
+                query = {"type": entity_type, "id": ",".join(some), "limit": str(len(some)), "lastN": "1000", **window}
+                answer = await self._request("GET", "/temporal/entities", query=query, context=context)
+                if answer.status == 404 and "html" not in answer.content_type:
+                    continue  # nothing recorded yet
+                if answer.status in _UNREADABLE:
+                    raise ReadRefused(_reason(answer))
+                if answer.status not in (200, 206) or not isinstance(answer.json, list):
+                    self._raise_for(answer)
+                for item in answer.json:
+                    if isinstance(item, dict) and isinstance(item.get("id"), str):
+                        found.update((item["id"], key, at) for key, at in _points(item))
+        return frozenset(found)
 
     async def read_back(self, entities: Sequence[Entity]) -> Mapping[str, Mapping[str, datetime]]:
         """Current `observedAt` of every attribute, by id; asked by type and ids, as `id` alone is no filter."""
@@ -130,6 +195,10 @@ class NgsiLdBroker:
                 some = ids[start : start + READ_BACK_IDS]
                 query = {"type": entity_type, "id": ",".join(some), "limit": str(len(some))}
                 answer = await self._request("GET", "/entities", query=query, context=context)
+                if answer.status == 404 and "html" not in answer.content_type:
+                    continue  # a tenant that its first write makes
+                if answer.status in _UNREADABLE:
+                    raise ReadRefused(_reason(answer))
                 if answer.status != 200 or not isinstance(answer.json, list):
                     self._raise_for(answer)
                 for item in answer.json:
@@ -150,6 +219,7 @@ class NgsiLdBroker:
         if answer.status < 500:
             self._server_errors = 0
         outcome, unclear = self._outcome(batch, answer)
+        self._greeted = True
         for entity, one in zip(batch, bodies, strict=True):
             if entity.id in unclear:  # an error that names nobody: alone, its answer is unmistakable
                 outcome += await self._upsert([entity], [one])
@@ -400,17 +470,37 @@ def _reason(answer: _Answer) -> str:
 
 def _observed(item: Mapping[str, Any]) -> dict[str, datetime]:
     times: dict[str, datetime] = {}
-    for name, attribute in item.items():
-        instances = attribute if isinstance(attribute, list) else [attribute]
-        for instance in instances:
-            text = instance.get("observedAt") if isinstance(instance, dict) else None
-            if isinstance(text, str):
-                at = _parse_time(text)
-                dataset = instance.get("datasetId")
-                key = f"{name} {dataset}" if dataset else name  # as in `Entity.attributes`
-                if at is not None and (key not in times or at > times[key]):
-                    times[key] = at
+    for key, at in _points(item):
+        if key not in times or at > times[key]:
+            times[key] = at
     return times
+
+
+def _points(item: Mapping[str, Any]) -> Iterator[tuple[str, datetime]]:
+    """Attribute key (as in `Entity.attributes`) and time of every instance; a single one stands without array."""
+    for name, attribute in item.items():
+        for instance in attribute if isinstance(attribute, list) else [attribute]:
+            text = instance.get("observedAt") if isinstance(instance, dict) else None
+            at = _parse_time(text) if isinstance(text, str) else None
+            if at is not None:
+                dataset = instance.get("datasetId")
+                yield f"{name} {dataset}" if dataset else name, at
+
+
+def _evolution(instances: Sequence[Entity]) -> dict[str, Any]:
+    """EntityTemporal (5.2.20): what is measured, each attribute as an array of instances."""
+    whole: dict[str, Any] = {"id": instances[0].id, "type": instances[0].type}
+    for entity in instances:
+        measured = {name: a for name, a in entity.attributes.items() if a.observed_at is not None}
+        for name, attribute in ngsi_ld(replace(entity, attributes=measured)).items():
+            if name not in ("id", "type"):
+                whole.setdefault(name, []).extend(attribute if isinstance(attribute, list) else [attribute])
+    return whole
+
+
+def _after(at: datetime) -> datetime:
+    """The end of an interval is not part of it everywhere (4.11)."""
+    return at + timedelta(milliseconds=1)
 
 
 def _parse_time(text: str) -> datetime | None:

@@ -3,12 +3,12 @@
 import asyncio
 import json
 import time
-from collections.abc import Mapping as MappingOf
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from gateway.harmonise.compile import Mapping, Slot
 from gateway.harmonise.entity import Attribute, Entity
+from gateway.log.last_values import LastValue
 from gateway.log.segment import Columns, Series
 from gateway.sdk.reading import Quality, Reason, TimeSource, Value
 
@@ -17,51 +17,30 @@ START = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
 LOCATION = {"type": "Point", "coordinates": [9.159, 45.503]}
 
 
-@dataclass(frozen=True)
-class Slot:
-    """One point's way into an attribute, as the compiled mapping has it."""
-
-    key: str
-    kind: str = "property"
-    unit: str = "GQ"
-    sub: MappingOf[str, Attribute] = field(default_factory=dict)
-    dataset_id: str = ""
-    member: str = ""
-    allows: str = ""
-
-    def convert(self, raw: Value) -> Value | None:
-        return raw
-
-
-@dataclass(frozen=True)
-class Table:
-    """A compiled mapping of one device."""
-
-    device: str
-    entity_id: str
-    slots: MappingOf[str, tuple[Slot, ...]]
-    entity_type: str = "AirQualityObserved"
-    context: str = AIR
-    mandatory: frozenset[str] = frozenset()
-    times: tuple[Any, ...] = (("dateObserved", lambda at: at),)
-    static: MappingOf[str, Attribute] = field(default_factory=lambda: {"location": Attribute("geo", LOCATION)})
-
-    def missing(self, have: set[str]) -> list[str]:
-        known = {slot.key for point in have for slot in self.slots.get(point, ())} | self.static.keys()
-        known |= {name for name, _ in self.times}
-        return sorted(self.mandatory - known)
+def slot(key: str, unit: str = "GQ") -> Slot:
+    """A point taken as it is."""
+    return Slot(key, "", "property", unit, lambda raw: raw)
 
 
 def entity_id(device: str) -> str:
     return f"urn:ngsi-ld:AirQualityObserved:milano:gw:{device}"
 
 
-def table(device: str, *points: str, **changes: Any) -> Table:
+def table(device: str, *points: str, mandatory: frozenset[str] = frozenset(), entity: str = "") -> Mapping:
     """A mapping that takes each point as the attribute of its name."""
-    return Table(device, entity_id(device), {p: (Slot(p),) for p in points or ("no2", "pm25")}, **changes)
+    return Mapping(
+        device=device,
+        entity_id=entity or entity_id(device),
+        entity_type="AirQualityObserved",
+        context=AIR,
+        mandatory=mandatory,
+        slots={point: (slot(point),) for point in points or ("no2", "pm25")},
+        static={"location": Attribute("geo", LOCATION)},
+        times=(("dateObserved", lambda at: at),),
+    )
 
 
-def tables(*devices: str, points: tuple[str, ...] = ("no2", "pm25")) -> Any:
+def tables(*devices: str, points: tuple[str, ...] = ("no2", "pm25")) -> dict[str, tuple[Mapping, ...]]:
     return {device: (table(device, *points),) for device in devices}
 
 
@@ -98,6 +77,25 @@ class MemoryLog:
             self.rows.append((self._seq, number, time_us, value))
         self._arrival.set()
         return {(entity_id(device), p, wire(at_s), v) for p, v in values.items() if v is not None}
+
+    @property
+    def last_values(self) -> "MemoryLog":
+        return self
+
+    @property
+    def first_seq(self) -> int:
+        return 0
+
+    def since(self, mark: int) -> tuple[int, list[int]]:
+        new = dict.fromkeys(row[1] for row in self.rows[mark:] if row[3] is not None)
+        return len(self.rows), list(new)
+
+    def good(self, series: int) -> LastValue | None:
+        rows = [row for row in self.rows if row[1] == series and row[3] is not None]
+        if not rows:
+            return None
+        seq, _, time_us, value = max(rows, key=lambda row: row[2])
+        return LastValue(time_us, value, Quality.GOOD, Reason.NONE, TimeSource.GATEWAY, seq)
 
     async def read(self, consumer: str, *, after: int | None = None, max_readings: int = 2000) -> Columns | None:
         after = self.cursor if after is None else after

@@ -1,0 +1,236 @@
+"""The state lane: what is true now, every linger, from the last values. It never reads the log and never moves the cursor."""
+
+from collections.abc import Mapping as MappingOf
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from gateway.forward.broker import Accepted, Broker, Outcome, ReadRefused, observed
+from gateway.forward.updates import Complete, Good, Sent, Update, Values, is_measured, update_of
+from gateway.harmonise.entity import Entity
+from gateway.sdk.driver import Clock
+
+if TYPE_CHECKING:
+    from gateway.harmonise.compile import Mapping
+    from gateway.log.log import Series
+
+Key = tuple[str, str]  # entity, device: several devices may feed one entity
+
+FUTURE_S = 300.0  # a reading further ahead never enters a broker's current state
+ENTITY_RETRY_S = 30.0  # an entity that the broker refused, or put off, is tried again with newer values
+
+
+class StateLane:
+    """Sends the newest value of what changed, unless the broker holds a newer one.
+
+    Args:
+        accepted, sent, complete: shared with the history lane.
+        first_seq: sets below it are of an earlier run of this box.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        mappings: "MappingOf[str, Sequence[Mapping]]",
+        values: Values,
+        series: "MappingOf[int, Series]",
+        *,
+        accepted: Accepted,
+        sent: Sent,
+        complete: Complete,
+        first_seq: int,
+        clock: Clock,
+    ) -> None:
+        self._broker = broker
+        self._mappings = mappings
+        self._values = values
+        self._series = series
+        self._accepted = accepted
+        self._sent = sent
+        self._complete = complete
+        self._first_seq = first_seq
+        self._clock = clock
+        self._mark = 0
+        self._dirty: dict[Key, set[int]] = {}  # series whose newest value the broker still lacks
+        self._takers: dict[int, tuple[Mapping, ...]] = {}
+        self._mapping: dict[Key, Mapping] = {}
+        self._ahead: dict[tuple[Key, int], int] = {}  # time of a newest value that lies in the future
+        self._unreadable: set[str] = set()  # entities whose state at the broker cannot be asked
+        self._not_before_s: dict[str, float] = {}  # entity -> monotonic time of its next try
+        self.reasons: dict[str, str] = {}  # entity -> why it waits
+
+    def changed(self) -> bool:
+        """Whether something is to be sent now."""
+        self._mark, new = self._values.since(self._mark)
+        for number in new:
+            for mapping in self._mappings_of(number):
+                self._dirty.setdefault(_key(mapping), set()).add(number)
+        if self._ahead:
+            self._arrived()
+        return any(self._due(key) for key in self._dirty)
+
+    def pending(self, entity_id: str, series: int, time_us: int) -> bool:
+        """Whether this very reading is still the state lane's to send: then the history lane waits for it."""
+        if entity_id in self._not_before_s:
+            return False
+        if (
+            series not in self._dirty.get((entity_id, self._series[series].device), ())
+            and series not in self._values.since(self._mark)[1]
+        ):
+            return False
+        good = self._values.good(series)
+        return good is not None and good.time_us == time_us and time_us <= self._latest_us()
+
+    def hurry(self) -> None:
+        """After an outage nothing waits for its own retry."""
+        self._not_before_s.clear()
+        self.reasons.clear()
+
+    async def send(self, most: int | None = None) -> Outcome:
+        """One sweep over what changed.
+
+        Args:
+            most: send at most this many entities (a probe sends one).
+
+        Raises:
+            BrokerUnavailable: what the broker holds could not be read back.
+        """
+        tried = [self._update(key) for key in list(self._dirty) if self._due(key)]
+        due = [update for update in tried if update is not None][:most]
+        await self._read_back(due)
+        batch = [update for update in map(self._guarded, due) if update is not None]
+        outcome = await self._broker.state(_merged(batch)) if batch else Outcome()
+        for update in batch:
+            self._settle(update, outcome)
+        return outcome
+
+    def _arrived(self) -> None:
+        """Readings that lay in the future and do no longer."""
+        latest_us = self._latest_us()
+        for key, number in [place for place, time_us in self._ahead.items() if time_us <= latest_us]:
+            del self._ahead[key, number]
+            self._dirty.setdefault(key, set()).add(number)
+
+    def _mappings_of(self, number: int) -> "tuple[Mapping, ...]":
+        takers = self._takers.get(number)
+        if takers is None:
+            of = self._series[number]
+            takers = tuple(m for m in self._mappings.get(of.device, ()) if m.slots.get(of.point))
+            self._takers[number] = takers
+            self._mapping.update((_key(mapping), mapping) for mapping in takers)
+        return takers
+
+    def _due(self, key: Key) -> bool:
+        if self._not_before_s.get(key[0], 0.0) > self._clock.monotonic_s():
+            return False
+        return not self._complete.lacks(self._mapping[key])
+
+    def _latest_us(self) -> int:
+        return int((self._clock.now().timestamp() + FUTURE_S) * 1e6)
+
+    def _update(self, key: Key) -> Update | None:
+        mapping = self._mapping[key]
+        dirty = self._dirty[key]
+        everything = not self._accepted.knows(mapping.entity_id)  # the first time: all there is
+        latest_us = self._latest_us()
+        readings: dict[str, Good] = {}
+        for point, number in self._complete.points(mapping.device).items():
+            slots = mapping.slots.get(point)
+            if slots is None or (slots and not everything and number not in dirty):
+                continue  # a point that is only a sub-attribute goes along
+            good = self._values.good(number)
+            if good is None or good.value is None:
+                continue
+            if good.time_us <= latest_us:
+                readings[point] = (good.value, good.time_us, number)
+            elif slots:
+                self._ahead[key, number] = good.time_us
+        for number in [n for (of, n) in self._ahead if of == key]:
+            self._clean(key, number)
+        update = update_of(mapping, readings, 0) if readings else None
+        if update is not None and not is_measured(update.entity):  # the model allows none of it
+            for number in list(dirty):
+                self._clean(key, number)
+            return None
+        return update
+
+    async def _read_back(self, due: Sequence[Update]) -> None:
+        unknown = [update for update in due if not self._accepted.knows(update.entity.id)]
+        if not unknown:
+            return
+        try:
+            found = await self._broker.read_back([update.entity for update in unknown])
+        except ReadRefused:
+            self._unreadable.update(update.entity.id for update in unknown)
+            found = {}
+        for update in unknown:
+            entity, held = update.entity, found.get(update.entity.id, {})
+            self._accepted.note(entity.id, held)
+            for point, (_, time_us, number) in update.readings.items():
+                keys = [slot.key for slot in update.mapping.slots[point]]
+                if any(key in held and held[key] == _time(entity, key) for key in keys):
+                    self._sent.note(entity.id, number, time_us)  # by an earlier run, or by a request in doubt
+
+    def _guarded(self, update: Update) -> Update | None:
+        """The update without what the broker holds newer; None when nothing is left. What is left out is no longer ours."""
+        entity_id = update.entity.id
+        all_of_it = readings = update.readings
+        if entity_id in self._unreadable:  # of an earlier run, it may be older than what the broker holds: history only
+            readings = {p: good for p, good in readings.items() if self._of_this_run(good[2])}
+            update = update_of(update.mapping, readings, 0) if readings else update
+        newer = self._accepted.newer(update.entity) if readings else None
+        kept = {} if newer is None else newer.attributes
+        for point, (_, _, number) in all_of_it.items():
+            if point not in readings or not any(slot.key in kept for slot in update.mapping.slots[point]):
+                self._clean(_key(update.mapping), number)
+        return None if newer is None else replace(update, entity=newer)
+
+    def _of_this_run(self, number: int) -> bool:
+        good = self._values.good(number)
+        return good is not None and good.seq >= self._first_seq
+
+    def _clean(self, key: Key, number: int) -> None:
+        dirty = self._dirty.get(key)
+        if dirty is not None:
+            dirty.discard(number)
+            if not dirty:
+                del self._dirty[key]
+
+    def _settle(self, update: Update, outcome: Outcome) -> None:
+        entity = update.entity
+        if entity.id in outcome.accepted:
+            self._not_before_s.pop(entity.id, None)
+            self.reasons.pop(entity.id, None)
+            self._accepted.note(entity.id, observed(entity))
+            for point, (_, time_us, number) in update.readings.items():
+                if any(slot.key in entity.attributes for slot in update.mapping.slots[point]):
+                    self._sent.note(entity.id, number, time_us)
+                self._clean(_key(update.mapping), number)
+            return
+        if entity.id in outcome.doubtful:
+            self._accepted.doubt(entity.id)
+        if outcome.fault is None:
+            self._not_before_s[entity.id] = self._clock.monotonic_s() + ENTITY_RETRY_S
+            self.reasons[entity.id] = outcome.refused.get(entity.id) or outcome.later.get(entity.id, "")
+
+
+def _key(mapping: "Mapping") -> Key:
+    return mapping.entity_id, mapping.device
+
+
+def _merged(batch: Sequence[Update]) -> list[Entity]:
+    """Every id once, although several devices may feed it; of what both give (its time) the newest."""
+    merged: dict[str, Entity] = {}
+    for update in sorted(batch, key=lambda update: update.newest_us):
+        entity = update.entity
+        known = merged.get(entity.id)
+        merged[entity.id] = (
+            entity if known is None else replace(entity, attributes={**known.attributes, **entity.attributes})
+        )
+    return list(merged.values())
+
+
+def _time(entity: Entity, key: str) -> datetime | None:
+    attribute = entity.attributes.get(key)
+    return None if attribute is None else attribute.observed_at

@@ -1,0 +1,267 @@
+"""Updates: what the readings of a set change in an entity. The one walk that both lanes share."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from collections.abc import Mapping as MappingOf
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Protocol
+
+from gateway.harmonise.entity import Entity, harmonise
+from gateway.sdk.reading import Quality, Value
+
+if TYPE_CHECKING:
+    from gateway.harmonise.compile import Mapping
+    from gateway.log.last_values import LastValue
+    from gateway.log.log import Columns, Series
+
+Good = tuple[Value, int, int]  # value, UTC microseconds, series
+
+
+@dataclass(slots=True)
+class Update:
+    """A change of one entity, with the readings it comes from.
+
+    Attributes:
+        entity: what is sent; the part that a broker already holds may have been taken out of it.
+        readings: by point, as they stand in the log.
+        seq: number of their set.
+        held: id of the held item it comes from; 0 = it comes from the log.
+    """
+
+    mapping: "Mapping"
+    entity: Entity
+    readings: dict[str, Good]
+    seq: int
+    held: int = 0
+
+    @property
+    def newest_us(self) -> int:
+        return max(time_us for _, time_us, _ in self.readings.values())
+
+
+def update_of(mapping: "Mapping", readings: dict[str, Good], seq: int) -> Update:
+    """Walk the table."""
+    return Update(mapping, harmonise(mapping, readings), readings, seq)
+
+
+def sets(columns: "Columns", series: "MappingOf[int, Series]") -> Iterator[tuple[int, str, dict[str, Good]]]:
+    """Number, device and good readings of each set by point. A point that repeats in a set (a data logger's) begins another."""
+    rows = zip(columns.seq, columns.series, columns.time_us, columns.value, columns.quality, strict=True)
+    device, current = "", -1
+    points: dict[str, Good] = {}
+    good = Quality.GOOD
+    for seq, number, time_us, value, quality in rows:
+        if value is None or quality is not good:
+            continue
+        of = series[number]
+        if points and (seq != current or of.point in points):
+            yield current, device, points
+            points = {}
+        device, current = of.device, seq
+        points[of.point] = (value, time_us, number)
+    if points:
+        yield current, device, points
+
+
+def updates(
+    columns: "Columns", series: "MappingOf[int, Series]", mappings: "MappingOf[str, Sequence[Mapping]]"
+) -> Iterator[Update]:
+    """One update per set and entity, in the order of the log."""
+    for seq, device, points in sets(columns, series):
+        for mapping in mappings.get(device, ()):
+            slots = mapping.slots
+            mine = {point: good for point, good in points.items() if point in slots}
+            if mine:
+                update = update_of(mapping, mine, seq)
+                if is_measured(update.entity):  # else the model allows none of it
+                    yield update
+
+
+def is_measured(entity: Entity) -> bool:
+    """Whether anything in it has a time."""
+    return any(attribute.observed_at is not None for attribute in entity.attributes.values())
+
+
+def past_only(update: Update) -> Entity:
+    """The measured part: what is static, or says no more than `observedAt` does, is no history."""
+    derived = {name for name, _ in update.mapping.times}
+    kept = {
+        name: attribute
+        for name, attribute in update.entity.attributes.items()
+        if attribute.observed_at is not None and name not in derived
+    }
+    return replace(update.entity, attributes=kept)
+
+
+class Values(Protocol):
+    """What is asked of the last values."""
+
+    def since(self, mark: int) -> tuple[int, list[int]]: ...
+    def good(self, series: int) -> "LastValue | None": ...
+
+
+class Complete:
+    """Which entities have all their mandatory attributes: an entity is first sent when it has."""
+
+    def __init__(self, values: Values, series: "MappingOf[int, Series]") -> None:
+        self._values = values
+        self._series = series
+        self._complete: set[tuple[str, str]] = set()
+        self._by_device: dict[str, dict[str, int]] = {}
+        self._seen = 0
+        self.missing: dict[str, list[str]] = {}
+
+    def points(self, device: str) -> dict[str, int]:
+        """Series of a device by point."""
+        if len(self._series) != self._seen:
+            self._seen = len(self._series)
+            self._by_device = {}
+            for number, of in self._series.items():
+                self._by_device.setdefault(of.device, {})[of.point] = number
+        return self._by_device.get(device, {})
+
+    def lacks(self, mapping: "Mapping") -> bool:
+        """Whether a mandatory attribute is still unknown; `missing` tells which."""
+        key = (mapping.entity_id, mapping.device)
+        if key in self._complete:
+            return False
+        have = {p for p, number in self.points(mapping.device).items() if self._values.good(number) is not None}
+        missing = mapping.missing(have)
+        if missing:
+            self.missing[mapping.entity_id] = sorted(missing)
+            return True
+        self._complete.add(key)
+        self.missing.pop(mapping.entity_id, None)
+        return False
+
+
+class Sent:
+    """Points that the state lane sent and that the history lane has not passed yet.
+
+    A broker that records history by itself has them already.
+    """
+
+    LIMIT = 200_000  # about 10 MB
+
+    def __init__(self) -> None:
+        self._times: dict[tuple[str, int], deque[int]] = {}
+        self._count = 0
+
+    @property
+    def full(self) -> bool:
+        """The state lane must wait until the history lane has caught up."""
+        return self._count >= self.LIMIT
+
+    def note(self, entity_id: str, series: int, time_us: int) -> None:
+        times = self._times.setdefault((entity_id, series), deque())
+        if not times or times[-1] != time_us:
+            times.append(time_us)
+            self._count += 1
+
+    def has(self, entity_id: str, series: int, time_us: int) -> bool:
+        return time_us in self._times.get((entity_id, series), ())
+
+    def take(self, entity_id: str, series: int, time_us: int) -> bool:
+        """Whether it was sent; then it is forgotten."""
+        times = self._times.get((entity_id, series))
+        if not times or time_us not in times:
+            return False
+        times.remove(time_us)  # nearly always the first
+        self._count -= 1
+        if not times:
+            del self._times[entity_id, series]
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class HeldSet:
+    """The readings of one set for one entity, copied so that the cursor moves on.
+
+    Attributes:
+        readings: point, UTC microseconds, value; good ones only.
+    """
+
+    entity: str
+    device: str
+    readings: tuple[tuple[str, int, Value], ...]
+
+
+class HeldItem(Protocol):
+    """One held set as it stands."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def set(self) -> HeldSet: ...
+    @property
+    def tries(self) -> int: ...
+    @property
+    def reason(self) -> str: ...
+
+
+class Held(Protocol):
+    """What is set aside, per broker: *later* with a next try, *dead letter* without. Durable before the cursor passes it."""
+
+    async def add(self, broker: str, sets: Sequence[HeldSet], *, reason: str, next_try_at: datetime | None) -> None: ...
+    async def due(self, broker: str, now: datetime, limit: int = 200) -> Sequence[HeldItem]: ...
+    async def accepted(self, ids: Sequence[int]) -> None: ...
+    async def again(self, ids: Sequence[int], *, reason: str, next_try_at: datetime | None) -> None: ...
+    def waiting(self, broker: str) -> frozenset[str]: ...
+    def counts(self, broker: str) -> tuple[int, int]: ...
+
+
+@dataclass(slots=True)
+class _Item:
+    id: int
+    set: HeldSet
+    reason: str
+    next_try_at: datetime | None
+    tries: int = 0
+
+
+class HeldInMemory:
+    """Held sets of a log that has no table for them: bounded, gone with the process."""
+
+    LIMIT = 10_000
+
+    def __init__(self) -> None:
+        self._items: dict[str, dict[int, _Item]] = {}
+        self._next = 1
+
+    async def add(self, broker: str, sets: Sequence[HeldSet], *, reason: str, next_try_at: datetime | None) -> None:
+        items = self._items.setdefault(broker, {})
+        for held in sets:
+            items[self._next] = _Item(self._next, held, reason, next_try_at)
+            self._next += 1
+            if len(items) > self.LIMIT:
+                del items[next(iter(items))]
+
+    async def due(self, broker: str, now: datetime, limit: int = 200) -> list[_Item]:
+        items = [item for item in self._items.get(broker, {}).values() if item.next_try_at is not None]
+        oldest: dict[str, _Item] = {}
+        for item in items:
+            oldest.setdefault(item.set.entity, item)
+        ready = {e for e, item in oldest.items() if item.next_try_at is not None and item.next_try_at <= now}
+        return [item for item in items if item.set.entity in ready][:limit]
+
+    async def accepted(self, ids: Sequence[int]) -> None:
+        for items in self._items.values():
+            for number in ids:
+                items.pop(number, None)
+
+    async def again(self, ids: Sequence[int], *, reason: str, next_try_at: datetime | None) -> None:
+        for items in self._items.values():
+            for number in ids:
+                if number in items:
+                    item = items[number]
+                    item.reason, item.next_try_at, item.tries = reason, next_try_at, item.tries + 1
+
+    def waiting(self, broker: str) -> frozenset[str]:
+        items = self._items.get(broker, {}).values()
+        return frozenset(item.set.entity for item in items if item.next_try_at is not None)
+
+    def counts(self, broker: str) -> tuple[int, int]:
+        items = self._items.get(broker, {}).values()
+        later = sum(item.next_try_at is not None for item in items)
+        return later, len(items) - later
