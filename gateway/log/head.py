@@ -30,6 +30,10 @@ class Head:
         self.size_bytes += entry.size_bytes
         self.readings += len(entry.readings)
 
+    def replace(self, entries: list[Entry]) -> None:
+        """The same sets under other numbers."""
+        self.entries = entries
+
     def after(self, seq: int) -> int:
         """Index of the first set above `seq`."""
         return bisect_right(self.entries, seq, key=_seq_of)

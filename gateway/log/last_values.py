@@ -2,18 +2,20 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple
 
-from gateway.log.segment import Entry, Series, Stamp, microseconds
+from gateway.log.boots import Boots
+from gateway.log.segment import Entry, Series, Stamp, TimeState, microseconds
 from gateway.sdk.reading import Quality, Reading, Reason, TimeSource, Value
 
 
 @dataclass(frozen=True, slots=True)
 class LastValue:
-    """One reading as it was taken.
+    """One reading.
 
     Attributes:
-        time_us: UTC, microseconds since the epoch.
+        time_us: UTC, microseconds since the epoch, corrected.
         seq: of its set; 0 when it was not reported, so never logged.
     """
 
@@ -23,6 +25,7 @@ class LastValue:
     reason: Reason
     time_source: TimeSource
     seq: int
+    time_state: TimeState = TimeState.SURE
 
 
 class _Kept(NamedTuple):
@@ -34,39 +37,91 @@ class _Kept(NamedTuple):
 class LastValues:
     """Newest reading by series: the latest of any quality for page and status, the latest good reported one for the cities.
 
-    Newest means by `observed_at`; of two with one time the later set wins.
+    Newest means by corrected time; of two with one time the later set wins. A reading whose time is not sure (the clock
+    is not trusted, or it lies in the future) shows as latest at once, and counts as good when its time is confirmed.
     """
 
-    def __init__(self, series: Mapping[int, Series]) -> None:
-        self._names = series
+    def __init__(self, series: Mapping[int, Series], boots: Boots) -> None:
+        self._series = series
+        self._boots = boots
         self._latest: dict[int, _Kept] = {}
         self._good: dict[int, _Kept] = {}
+        self._unsure: dict[int, _Kept] = {}  # good but for its time
         self._changed: dict[int, int] = {}  # series -> mark, the newest change last
         self._mark = 0
 
-    def note(self, entry: Entry) -> None:
-        """Take over the readings of a set that was appended to the log."""
+    def start(self, boots: Boots) -> None:
+        """Forget what came before the file was open; it is noted again behind what the file holds."""
+        self._boots = boots
+        for table in (self._latest, self._good, self._unsure, self._changed):
+            table.clear()
+
+    def note(self, entry: Entry, future: datetime | None = None) -> list[int]:
+        """Take over the readings of a set; returns the series whose reading is not good.
+
+        Args:
+            future: times from here on are not believed; None: cannot be said.
+        """
         self._mark += 1
         latest, good, changed, mark = self._latest, self._good, self._changed, self._mark
-        quality_good = Quality.GOOD
+        sure = self._boots.resolve(entry.stamp)[1] is TimeState.SURE
+        stamp, quality_good, gateway = entry.stamp, Quality.GOOD, TimeSource.GATEWAY
+        bad = []
         for series, reading in zip(entry.series, entry.readings, strict=True):
-            kept = _Kept(reading, entry.seq, entry.stamp)
-            at = reading.observed_at
+            kept = _Kept(reading, entry.seq, stamp)
             old = latest.get(series)
-            if old is None or old.reading.observed_at <= at:
+            if old is None or self._newer(kept, old):
                 latest[series] = kept
-            if reading.quality is quality_good:
+            if reading.quality is not quality_good:
+                bad.append(series)
+            elif (sure or reading.time_source is not gateway) and (future is None or reading.observed_at < future):
                 old = good.get(series)
-                if old is None or old.reading.observed_at <= at:
+                if old is None or self._newer(kept, old):
                     good[series] = kept
                     changed.pop(series, None)
                     changed[series] = mark
+            else:
+                old = self._unsure.get(series)
+                if old is None or self._newer(kept, old):
+                    self._unsure[series] = kept
+        return bad
 
     def note_unreported(self, series: int, reading: Reading, stamp: Stamp) -> None:
         """A reading that thinning keeps from the log: seen on the page, never sent."""
+        kept = _Kept(reading, 0, stamp)
         old = self._latest.get(series)
-        if old is None or old.reading.observed_at <= reading.observed_at:
-            self._latest[series] = _Kept(reading, 0, stamp)
+        if old is None or self._newer(kept, old):
+            self._latest[series] = kept
+
+    def _newer(self, new: _Kept, old: _Kept) -> bool:
+        if new.stamp is old.stamp and new.reading.time_source is old.reading.time_source:
+            return new.reading.observed_at >= old.reading.observed_at
+        new_us, new_state = self._true(new)
+        old_us, old_state = self._true(old)
+        if TimeState.UNCONFIRMED in (new_state, old_state):  # two clocks that cannot be compared: the later set
+            return new.seq >= old.seq or not new.seq
+        return new_us >= old_us
+
+    def _true(self, kept: _Kept) -> tuple[int, TimeState]:
+        time_us = microseconds(kept.reading.observed_at)
+        if kept.reading.time_source is not TimeSource.GATEWAY:
+            return time_us, TimeState.SURE
+        shift_us, state = self._boots.resolve(kept.stamp)
+        return time_us + shift_us, state
+
+    def confirm(self, future: datetime | None = None) -> None:
+        """The clock has become trusted, or time has passed: what was unsure may count as good now."""
+        self._mark += 1
+        for series, kept in list(self._unsure.items()):
+            time_us, state = self._true(kept)
+            if state is not TimeState.SURE or (future is not None and time_us >= microseconds(future)):
+                continue
+            del self._unsure[series]
+            old = self._good.get(series)
+            if old is None or self._newer(kept, old):
+                self._good[series] = kept
+                self._changed.pop(series, None)
+                self._changed[series] = self._mark
 
     def since(self, mark: int) -> tuple[int, list[int]]:
         """New mark, and the series whose latest good reported reading changed after `mark`; 0 asks for all."""
@@ -79,46 +134,43 @@ class LastValues:
         return self._mark, found
 
     def good(self, series: int) -> LastValue | None:
-        """The latest good reported reading."""
+        """The latest good reported reading with a sure time."""
         kept = self._good.get(series)
-        return kept and _last_value(kept)
+        return kept and self._last_value(kept)
 
     def latest(self, series: int) -> LastValue | None:
         """The latest reading of any quality, reported or not."""
         kept = self._latest.get(series)
-        return kept and _last_value(kept)
+        return kept and self._last_value(kept)
 
     def device(self, name: str) -> dict[str, LastValue]:
         """Latest reading of any quality, by point."""
         return {
-            series.point: _last_value(self._latest[number])
-            for number, series in self._names.items()
+            series.point: self._last_value(self._latest[number])
+            for number, series in self._series.items()
             if series.device == name and number in self._latest
         }
 
-    def saved(self) -> Iterator[Entry]:
+    def _last_value(self, kept: _Kept) -> LastValue:
+        reading = kept.reading
+        time_us, state = self._true(kept)
+        return LastValue(time_us, reading.value, reading.quality, reading.reason, reading.time_source, kept.seq, state)
+
+    def saved(self) -> list[Entry]:
         """The latest reported readings as sets, in order, for the housekeeping commit."""
         sets: dict[tuple[int, Stamp], dict[int, Reading]] = {}
-        for table in (self._good, self._latest):
+        for table in (self._good, self._unsure, self._latest):
             for series, kept in table.items():
                 if kept.seq:
                     sets.setdefault((kept.seq, kept.stamp), {})[series] = kept.reading
-        for (seq, stamp), readings in sorted(sets.items(), key=lambda item: item[0][0]):
-            yield Entry(seq, tuple(readings), tuple(readings.values()), stamp, 0.0, 0)
+        return list(_entries(sets))
 
     def restore(self, entries: Iterable[Entry]) -> None:
-        """Take back what `saved` gave."""
+        """Take back what `saved` gave, and the sets stored after it."""
         for entry in entries:
             self.note(entry)
 
 
-def _last_value(kept: _Kept) -> LastValue:
-    reading = kept.reading
-    return LastValue(
-        microseconds(reading.observed_at),
-        reading.value,
-        reading.quality,
-        reading.reason,
-        reading.time_source,
-        kept.seq,
-    )
+def _entries(sets: dict[tuple[int, Stamp], dict[int, Reading]]) -> Iterator[Entry]:
+    for (seq, stamp), readings in sorted(sets.items(), key=lambda item: item[0][0]):
+        yield Entry(seq, tuple(readings), tuple(readings.values()), stamp, 0.0, 0)

@@ -4,43 +4,58 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import secrets
 import sqlite3
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import structlog
 
 from gateway.clock import BoxClock
+from gateway.log.boots import STEP_US, Boot, Boots
 from gateway.log.head import Head
+from gateway.log.held import Held
 from gateway.log.last_values import LastValues
+from gateway.log.retention import Retention
+from gateway.log.salvage import Report, remove_leftovers, salvage
 from gateway.log.segment import Columns as Columns
-from gateway.log.segment import Entry, Stamp, columns_of, microseconds, wall_time
+from gateway.log.segment import Entry, Stamp, entries_of, microseconds, put_entries, wall_time
 from gateway.log.segment import Series as Series
-from gateway.log.store import Batch, Loaded, Store
+from gateway.log.segment import TimeState as TimeState
+from gateway.log.stats import HOUR_US, Statistics
+from gateway.log.store import Batch, Committed, Connection, Gap, Loaded, Store
 from gateway.log.writer import Writer
 from gateway.sdk.driver import Clock
 from gateway.sdk.errors import LogError
-from gateway.sdk.reading import Reading, ReadingSet
+from gateway.sdk.reading import Reading, ReadingSet, TimeSource
 
+T = TypeVar("T")
 _READING_BYTES: Final = 250  # what one reading costs in the head, as measured with tracemalloc
 _HOUSEKEEPING_S: Final = 3600.0
 _STATE_S: Final = 300.0
-_DRAIN_S: Final = 60.0
-_STEP_US: Final = 1_000_000  # a wall clock that moved further than this against boot time was set, not disciplined
+_DRAIN_S: Final = 60.0  # a cursor that moved over stored segments is written within this
+_RETRY_S: Final = 5.0
+_FUTURE: Final = timedelta(minutes=5)
+_STEP_GRACE_S: Final = 600.0  # how long after a step a reading may still carry a time of before
+_DAMAGE: Final = (11, 26)  # SQLITE_CORRUPT, SQLITE_NOTADB
+_LATE_SERIES: Final = 1 << 30  # series made while the file could not be read get numbers from here on
+_NO_BOOT: Final = Boot(1, "")
 _events = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class LogSettings:
-    """The `buffer:` part of the operator's file.
+    """The `buffer:` part of the operator's file, and `clock: unconfirmed`.
 
     Attributes:
         commit_every_s: declared loss window; 0: `append` returns when the set is on the card.
+        max_size_bytes: bound of the file; the oldest readings go first.
         keep_s: settled readings are kept that long.
+        unconfirmed: `hold` readings back until their time is known, or hand them out marked.
         head_bytes: bound of the part in memory; at half of it a commit starts early.
     """
 
@@ -49,15 +64,22 @@ class LogSettings:
     max_size_bytes: int = 1_000_000_000
     max_age_s: float = 90 * 86_400.0
     keep_s: float = 0.0
+    unconfirmed: Literal["hold", "mark"] = "hold"
     head_bytes: int = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """Someone who reads the log to its end and settles what is done; every consumer sees every set."""
+    """Someone who reads the log to its end and settles what is done; every consumer sees every set.
+
+    Attributes:
+        start: where one begins that the file does not know.
+        was: name it had before; takes over that cursor.
+    """
 
     name: str
     start: Literal["oldest", "now"] | datetime = "oldest"
+    was: str = ""
 
 
 @dataclass(slots=True)
@@ -69,12 +91,15 @@ class _Lane:
         empty_upto: nothing is stored between the cursor and here.
         stored: readings owed that are in the file.
         oldest_us: time of the oldest of those, as far as known.
+        held_back: the next set waits for its time to be confirmed, since this time epoch.
     """
 
+    consumer: Consumer
     cursor: int
     empty_upto: int = 0
     stored: int = 0
     oldest_us: int | None = None
+    held_back: int = -1
 
 
 class SetReceipt:
@@ -88,6 +113,7 @@ class SetReceipt:
 
     @property
     def durable(self) -> Awaitable[None]:
+        """Resolves when committed or settled by all; `LogError` when the set had to be given up before."""
         return self._log._when_durable(self._seq)
 
 
@@ -97,8 +123,14 @@ class _Pending:
 
     series: dict[int, tuple[str, str]] = field(default_factory=dict)
     cursors: set[str] = field(default_factory=set)
+    forget: list[str] = field(default_factory=list)
     states: dict[tuple[str, str], bytes] = field(default_factory=dict)
     states_since_s: float = 0.0
+    boots: list[Boot] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
+
+    def urgent(self, now_s: float) -> bool:
+        return bool(self.boots) or (bool(self.states) and now_s - self.states_since_s >= _STATE_S)
 
 
 class Log:
@@ -107,101 +139,265 @@ class Log:
     Attributes:
         series: every point ever logged, by id; grows.
         last_values: newest readings by series.
+        held: what one broker will not take now.
+        statistics: expected, got, bad, latency per point and hour.
         first_seq: numbers from here on are of this run.
     """
 
-    def __init__(self, settings: LogSettings, clock: Clock, store: Store, writer: Writer, loaded: Loaded, lock: int):
+    def __init__(self, settings: LogSettings, clock: Clock, lock: int, connect: Callable[[Path], Connection] | None):
         self.settings = settings
-        self.series: dict[int, Series] = {i: Series(i, *name) for i, name in loaded.series.items()}
-        self.last_values = LastValues(self.series)
-        self.first_seq = loaded.start << 32
         self._clock = clock
-        self._store = store
-        self._writer = writer
         self._lock = lock
+        self._connect = connect
         self._loop = asyncio.get_running_loop()
-        self._boot = loaded.boot
+        self._writer = Writer()
+        self._store: Store | None = None
+        now_s, now_us = clock.monotonic_s(), microseconds(clock.now())
+        self.series: dict[int, Series] = {}
+        self.boots = Boots([_NO_BOOT], _NO_BOOT.id)
+        self.last_values = LastValues(self.series, self.boots)
+        self.held = Held([], self._job, self.series, lambda: self._stamp)
+        self.statistics = Statistics(self.series, {}, hour=now_us // HOUR_US, up_s=now_s)
+        self.first_seq = 0
         self._ids: dict[str, dict[str, int]] = {}
-        for series in self.series.values():
-            self._ids.setdefault(series.device, {})[series.point] = series.id
-        self._next_series = max(self.series, default=0) + 1
-        self._next_seq = self.first_seq + 1
-        self._stored_last = loaded.last
-        self._durable_upto = self.first_seq
+        self._next_series = _LATE_SERIES + secrets.randbelow(2**20) * 1000
+        self._next_seq = 1
+        self._stored_last = 0
+        self._durable_upto = 0
         self._head = Head(settings.head_bytes)
         self._lanes: dict[str, _Lane] = {}
-        self._known_cursors = loaded.cursors
+        self._cursors: dict[str, int] = {}  # of all that the file knows, removed ones too
         self._states: dict[str, dict[str, bytes]] = {}
-        for (device, key), value in loaded.states.items():
-            self._states.setdefault(device, {})[key] = value
         self._pending = _Pending()
         self._stamp = self._stamp_now()
+        self._before_step: tuple[Stamp, float] | None = None
+        self._time_epoch = 0  # counts what was learned about time
         self._committing: asyncio.Task[None] | None = None
         self._again = False
         self._timer: asyncio.TimerHandle | None = None
-        self._housekeeping_at_s = clock.monotonic_s() + _HOUSEKEEPING_S
+        self._housekeeping_at_s = now_s + _HOUSEKEEPING_S
         self._drained_since_s: float | None = None
         self._arrival = self._loop.create_future()
         self._room = self._loop.create_future()
         self._receipts: list[tuple[int, asyncio.Future[None]]] = []
         self._failure = ""
+        self._failed_s = 0.0
+        self._dropping = ""
+        self._gaps: list[Gap] = []
+        self._salvaged: Report | None = None
+        self._size_bytes = 0
         self._commits = 0
         self._appended = 0
         self._closed = False
-        self._restore(loaded)
 
     @classmethod
-    async def open(cls, settings: LogSettings, *, clock: Clock, consumers: Sequence[Consumer]) -> "Log":
+    async def open(
+        cls,
+        settings: LogSettings,
+        *,
+        clock: Clock,
+        consumers: Sequence[Consumer],
+        connect: Callable[[Path], Connection] | None = None,
+    ) -> "Log":
         """Open or make the file, take over cursors, restore the last values.
 
+        A card that is full, read-only or absent does not stop it: the newest readings are kept in memory and the file
+        is tried again. A damaged file is set aside and what is sound in it is taken over.
+
+        Args:
+            connect: opens the database, for tests.
+
         Raises:
-            LogError: another daemon has the file, or it is not ours.
+            LogError: another daemon has the file, it is not ours, or a newer citygate wrote it.
         """
-        lock = _lock(settings.path)
-        writer = Writer()
+        log = cls(settings, clock, _lock(settings.path), connect)
+        log._lanes = {consumer.name: _Lane(consumer, 0) for consumer in consumers}
         try:
-            store, loaded = await writer.submit(partial(_open_store, settings, clock))
-            log = cls(settings, clock, store, writer, loaded, lock)
-            for consumer in consumers:
-                await log._join(consumer)
-        except BaseException as error:
-            await writer.close()
-            os.close(lock)
-            if isinstance(error, sqlite3.Error):
-                raise LogError(f"{settings.path} cannot be opened: {error}") from error
+            await log._open_file()
+        except BaseException:
+            await log._writer.close()
+            if log._lock >= 0:
+                os.close(log._lock)
             raise
         log._arm()
         return log
 
-    def _restore(self, loaded: Loaded) -> None:
-        for columns in loaded.last_values:
-            for seq, number, time_us, value, quality, reason, source in zip(
-                columns.seq,
-                columns.series,
-                columns.time_us,
-                columns.value,
-                columns.quality,
-                columns.reason,
-                columns.time_source,
-                strict=True,
-            ):
-                reading = Reading(self.series[number].point, value, wall_time(time_us), quality, reason, source)
-                self.last_values.note(Entry(seq, (number,), (reading,), self._stamp, 0.0, 0))
+    # The file
 
-    async def _join(self, consumer: Consumer) -> None:
-        cursor = self._known_cursors.get(consumer.name)
+    async def _open_file(self) -> None:
+        """Try to open the file and take over what it holds; a failure is noted and tried again with the next commit."""
+        name = self._clock.boot_id if isinstance(self._clock, BoxClock) else "unknown"
+        at = self._clock.now()
+        try:
+            store, loaded, report = await self._writer.submit(lambda: self._open_store(name, at))
+        except (sqlite3.Error, OSError) as error:
+            self._fail(error)
+            return
+        self._store = store
+        try:
+            await self._take_over(loaded, report)
+        except sqlite3.Error as error:
+            self._store = None
+            await self._writer.submit(store.close)
+            self._fail(error)
+
+    def _open_store(self, boot_name: str, at: datetime) -> tuple[Store, Loaded, Report | None]:
+        """In the writer thread: open, after salvage when the file is damaged."""
+        path, size = self.settings.path, self.settings.max_size_bytes
+        report = None
+        remove_leftovers(path)
+        try:
+            store = Store(path, size, self._connect)
+            loaded = _load(store, boot_name, at)
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+            report = salvage(path, size, at)
+            store = Store(path, size, self._connect)
+            loaded = _load(store, boot_name, at)
+        return store, loaded, report
+
+    async def _take_over(self, loaded: Loaded, report: Report | None) -> None:
+        """The file is open: number the sets that were waiting for it, join the consumers."""
+        assert self._store is not None
+        if loaded.newest_us and isinstance(self._clock, BoxClock):
+            self._clock.raise_floor(wall_time(loaded.newest_us))
+        self.boots = Boots(loaded.boots, loaded.boot)
+        self._store.boots = self.boots
+        self._store.now_us = self._trusted_now_us
+        self._stamp = self._stamp_now()
+        entries = [entry._replace(stamp=self._stamp) for entry in self._head.entries]
+        self._take_series(loaded)
+        self._take_last_values(loaded, entries)
+        self.held.take(loaded.held)
+        now_us = microseconds(self._clock.now())
+        self.statistics = Statistics(
+            self.series, loaded.statistics, hour=now_us // HOUR_US, up_s=self._clock.monotonic_s()
+        )
+        for (device, key), value in loaded.states.items():
+            self._states.setdefault(device, {}).setdefault(key, value)
+        self._gaps = loaded.gaps
+        self._cursors = dict(loaded.cursors)
+        self._stored_last = loaded.last
+        self._renumber(loaded.start << 32, entries)
+        for lane in self._lanes.values():
+            await self._join(lane, salvaged=report is not None)
+        self._failure = ""
+        self._time_learned()
+        if report is not None:
+            self._note_salvage(report)
+        await self._commit(housekeeping=False)
+
+    def _take_series(self, loaded: Loaded) -> None:
+        self.series.update((number, Series(number, *name)) for number, name in loaded.series.items())
+        for series in self.series.values():
+            if series.id in loaded.series:
+                self._ids.setdefault(series.device, {})[series.point] = series.id
+        self._next_series = max(self._next_series if self._head.entries else 0, *self.series, 0) + 1
+
+    def _take_last_values(self, loaded: Loaded, waiting: Sequence[Entry]) -> None:
+        points = {number: series.point for number, series in self.series.items()}
+        self.last_values.start(self.boots)
+        for stamp, columns in loaded.last_values:
+            self.last_values.restore(entries_of(columns, stamp, points))
+        for entry in waiting:
+            self.last_values.note(entry, self._future())
+
+    def _renumber(self, first_seq: int, entries: Sequence[Entry]) -> None:
+        """Numbers given before the file could be read were provisional, below all that a file can hold."""
+        old = self.first_seq
+        self.first_seq = first_seq
+        self._next_seq += first_seq - old
+        self._durable_upto = first_seq
+        self._head.replace([entry._replace(seq=entry.seq + first_seq - old) for entry in entries])
+        self._receipts = [(seq + first_seq - old, future) for seq, future in self._receipts]
+        for lane in self._lanes.values():
+            lane.cursor = lane.cursor + first_seq - old if lane.cursor else 0
+
+    async def _join(self, lane: _Lane, *, salvaged: bool) -> None:
+        """Give a consumer its place: where it was, else where the operator lets it start."""
+        consumer, sent_upto = lane.consumer, lane.cursor
+        cursor = self._cursors.get(consumer.name)
+        if cursor is None and consumer.was in self._cursors:
+            cursor = self._cursors.pop(consumer.was)
+            self._pending.forget.append(consumer.was)
         if cursor is None:
-            self._pending.cursors.add(consumer.name)
-            cursor = await self._start_of(consumer)
-        lane = self._lanes[consumer.name] = _Lane(cursor)
-        lane.stored, lane.oldest_us = await self._writer.submit(partial(self._store.owed, cursor))
+            cursor = 0 if salvaged else await self._start_of(consumer)
+        self._cursors[consumer.name] = lane.cursor = cursor
+        self._pending.cursors.add(consumer.name)
+        lane.stored, lane.oldest_us = await self._job(lambda store: store.owed(cursor))
+        if not lane.stored:
+            lane.cursor = max(cursor, sent_upto)
 
     async def _start_of(self, consumer: Consumer) -> int:
         if consumer.start == "oldest":
             return 0
         if consumer.start == "now":
-            return max(self._stored_last, self._next_seq - 1)
-        return await self._writer.submit(partial(self._store.before, microseconds(consumer.start)))
+            return max(self._stored_last, self.first_seq)
+        time_us = microseconds(consumer.start)
+        return await self._job(lambda store: store.before(time_us))
+
+    async def _job(self, work: Callable[[Store], T]) -> T:
+        """Run work with the store in the writer thread; a damaged file is salvaged, then the work is done again.
+
+        Raises:
+            LogError: the file cannot be used now.
+        """
+        if self._store is None:
+            raise LogError(self._failure or f"{self.settings.path} is not open")
+        try:
+            result, report = await self._writer.submit(lambda: self._run(work))
+        except sqlite3.Error as error:
+            raise LogError(f"{self.settings.path}: {error}") from error
+        if report is not None:
+            await self._after_salvage(report)
+        if self._store.damaged:
+            await self._after_damage()
+        return result
+
+    def _run(self, work: Callable[[Store], T]) -> tuple[T, Report | None]:
+        """In the writer thread."""
+        store = self._store
+        assert store is not None
+        try:
+            return work(store), None
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+        with contextlib.suppress(sqlite3.Error):
+            store.close()
+        name = self._clock.boot_id if isinstance(self._clock, BoxClock) else "unknown"
+        report = salvage(self.settings.path, self.settings.max_size_bytes, self._clock.now())
+        fresh = Store(self.settings.path, self.settings.max_size_bytes, self._connect)
+        _load(fresh, name, self._clock.now())
+        fresh.boots, fresh.now_us = self.boots, self._trusted_now_us
+        self._store = fresh
+        return work(fresh), report
+
+    async def _after_salvage(self, report: Report) -> None:
+        """The file was made anew while running: what memory knows better goes into it with the next commit."""
+        self._pending.series.update((s.id, (s.device, s.point)) for s in self.series.values())
+        self._pending.cursors.update(self._lanes)
+        self._pending.boots += list(self.boots.rows())
+        self._note_salvage(report)
+        await self._recount()
+
+    async def _after_damage(self) -> None:
+        assert self._store is not None
+        damaged, self._store.damaged = self._store.damaged, []
+        for text in damaged:
+            _events.error("log_segment_damaged", path=str(self.settings.path), damage=text)
+        self._gaps = await self._writer.submit(self._store.gaps)
+        await self._recount()
+
+    def _note_salvage(self, report: Report) -> None:
+        self._salvaged = report
+        _events.error("log_salvaged", path=str(self.settings.path), report=str(report))
+
+    async def _recount(self) -> None:
+        for lane in self._lanes.values():
+            cursor = lane.cursor
+            lane.stored, lane.oldest_us = await self._job(partial(_owed, after=cursor))
 
     # Appending
 
@@ -209,8 +405,7 @@ class Log:
         """Put a set into the head; waits only while the head is full, or for the card when `commit_every_s` is 0."""
         head = self._head
         while head.full:
-            self._start_commit()
-            await asyncio.shield(self._room)
+            await self._wait_for_room()
         if readings.state:
             self._note_state(readings.device, readings.state)
         items = readings.readings
@@ -220,23 +415,59 @@ class Log:
         self._next_seq = seq + 1
         ids = self._ids.get(readings.device)
         try:
-            series = tuple([ids[reading.point] for reading in items])  # type: ignore[index]  # None is the rare new device
+            series = tuple([ids[reading.point] for reading in items])  # type: ignore[index]  # None: a new device
         except (KeyError, TypeError):
             series = self._new_series(readings)
-        now_s = self._clock.monotonic_s()
-        entry = Entry(seq, series, items, self._stamp_of(items[0]), now_s, _READING_BYTES * len(items))
+        now, now_s = self._clock.now(), self._clock.monotonic_s()
+        stamp = self._stamp_of(items[0], now, now_s)
+        size_bytes = _READING_BYTES * len(items)
+        for reading in items:
+            if isinstance(reading.value, str):
+                size_bytes += 2 * len(reading.value)
+        entry = Entry(seq, series, items, stamp, now_s, size_bytes)
         head.append(entry)
         self._appended += len(items)
-        self.last_values.note(entry)
+        bad = self.last_values.note(entry, now + _FUTURE if stamp.source > 1 else None)
+        late = now - items[0].observed_at
+        self.statistics.note(series, (late.days * 86_400 + late.seconds) * 1_000_000 + late.microseconds, bad)
         if not self._arrival.done():
             self._arrival.set_result(None)
-        if self.settings.commit_every_s == 0:
+        if self.settings.commit_every_s == 0 and not self._failure:
             await self._when_durable(seq)
         elif self._due(now_s):
             self._start_commit()
         elif self._timer is None:
             self._arm()
         return SetReceipt(self, seq)
+
+    async def _wait_for_room(self) -> None:
+        """A slow card slows polling; a card that refuses costs the oldest sets in memory, counted."""
+        if self._failure and self._committing is None:
+            self._give_up(self._head.drop_oldest(self._head.max_bytes * 9 // 10))
+            return
+        self._start_commit()
+        await asyncio.shield(self._room)
+
+    def _give_up(self, entries: Sequence[Entry]) -> None:
+        upto = entries[-1].seq if entries else 0
+        owed = {
+            name: sum(len(entry.readings) for entry in entries if entry.seq > lane.cursor)
+            for name, lane in self._lanes.items()
+        }
+        readings = sum(len(entry.readings) for entry in entries)
+        first, last = entries[0].readings[0].observed_at, entries[-1].readings[0].observed_at
+        gap = Gap(microseconds(self._clock.now()), microseconds(first), microseconds(last), readings, "memory", owed)
+        newest = self._pending.gaps[-1] if self._pending.gaps else None
+        if newest is not None and newest.reason == gap.reason:
+            self._pending.gaps[-1] = _joined(newest, gap)
+        else:
+            self._pending.gaps.append(gap)
+        self._note_gaps([gap])
+        for seq, future in self._receipts:
+            if seq <= upto and not future.done():
+                future.set_exception(LogError(f"{self.settings.path} refused the set and memory is full"))
+                future.exception()  # whoever awaits it gets it; nobody has to
+        self._receipts = [(seq, future) for seq, future in self._receipts if seq > upto]
 
     def _new_series(self, readings: ReadingSet) -> tuple[int, ...]:
         ids = self._ids.setdefault(readings.device, {})
@@ -262,129 +493,225 @@ class Log:
             [number] = self._new_series(ReadingSet(device, (reading,)))
         self.last_values.note_unreported(number, reading, self._stamp)
 
+    # Time
+
     def _stamp_now(self) -> Stamp:
         offset_us = microseconds(self._clock.now()) - int(self._clock.monotonic_s() * 1e6)
-        trusted = self._clock.trust.trusted if isinstance(self._clock, BoxClock) else True
-        return Stamp(self._boot, offset_us, trusted)
+        return Stamp(self.boots.current, offset_us, self._source())
 
-    def _stamp_of(self, reading: Reading) -> Stamp:
-        now, old = self._stamp_now(), self._stamp
-        if abs(now.offset_us - old.offset_us) > _STEP_US or now.trusted != old.trusted:
+    def _source(self) -> int:
+        return int(self._clock.trust.source) if isinstance(self._clock, BoxClock) else 7
+
+    def _stamp_of(self, reading: Reading, now: datetime, now_s: float) -> Stamp:
+        """The stamp a set belongs under; a new one when the clock was set or is worth something else."""
+        stamp, source = self._stamp, self._source()
+        offset_us = microseconds(now) - int(now_s * 1e6)
+        if source != stamp.source or abs(offset_us - stamp.offset_us) > STEP_US:
+            self._before_step = (stamp, now_s) if abs(offset_us - stamp.offset_us) > STEP_US else None
+            stamp = self._stamp = Stamp(self.boots.current, offset_us, source)
+            self._time_learned()
+        if self._before_step is not None and reading.time_source is TimeSource.GATEWAY:
+            return self._stamp_by_time(reading, now, now_s)
+        return stamp
+
+    def _stamp_by_time(self, reading: Reading, now: datetime, now_s: float) -> Stamp:
+        """Just after a step a reading may still carry a time of the clock before: whichever now it is nearer to."""
+        assert self._before_step is not None
+        old, stepped_s = self._before_step
+        if now_s - stepped_s > _STEP_GRACE_S:
+            self._before_step = None
+            return self._stamp
+        then = now + timedelta(microseconds=old.offset_us - self._stamp.offset_us)
+        nearer_now = abs(reading.observed_at - now) <= abs(reading.observed_at - then)
+        return self._stamp if nearer_now else old
+
+    def _look_at_clock(self) -> None:
+        """The clock may have become trusted while nothing was appended."""
+        now = self._stamp_now()
+        if now.source != self._stamp.source or abs(now.offset_us - self._stamp.offset_us) > STEP_US:
+            self._before_step = (self._stamp, self._clock.monotonic_s())
             self._stamp = now
-        return self._stamp
+            self._time_learned()
+
+    def _time_learned(self) -> None:
+        """Persist what the present stamp says of this boot's true time; used from that commit on."""
+        self._pending.boots += self.boots.learned(self._stamp)
+        if self._pending.boots:
+            self._start_commit()
+
+    def _use_boots(self, boots: Sequence[Boot]) -> None:
+        if not boots:
+            return
+        self.boots.take(boots)
+        self._time_epoch += 1
+        self.last_values.confirm(self._future())
+        self._wake()
+
+    def _trusted_now_us(self) -> int | None:
+        return microseconds(self._clock.now()) if self._source() > 1 else None
+
+    def _future(self) -> datetime | None:
+        return self._clock.now() + _FUTURE if self._source() > 1 else None
 
     # Reading and settling
 
     async def read(self, consumer: str, *, after: int | None = None, max_readings: int = 2000) -> Columns | None:
-        """Sets after the consumer's cursor, or after a number; about `max_readings`, whole sets. None at the tail."""
+        """Sets after the consumer's cursor, or after a number; about `max_readings`, whole sets. None at the tail.
+
+        Raises:
+            LogError: the file cannot be read now.
+        """
         lane = self._lanes[consumer]
         after = max(lane.cursor if after is None else after, lane.empty_upto)
-        stored_last = self._stored_last
+        hold = self.settings.unconfirmed == "hold"
+        stored_last, epoch = self._stored_last, self._time_epoch
         if after < stored_last:
-            columns = await self._writer.submit(partial(self._store.read, after, max_readings))
+            place = after
+            columns = await self._job(lambda store: store.read(place, max_readings, hold=hold))
             if columns is not None:
                 if after == lane.cursor:
                     lane.oldest_us = min(columns.time_us)
                 return columns
+            if hold and not self.boots.confirmed and (await self._job(partial(_owed, after=place)))[0]:
+                lane.held_back = epoch
+                return None
             lane.empty_upto = max(lane.empty_upto, stored_last)
             after = max(after, stored_last)
-        return self._read_head(after, max_readings)
+        return self._read_head(lane, after, max_readings)
 
-    def _read_head(self, after: int, max_readings: int) -> Columns | None:
+    def _read_head(self, lane: _Lane, after: int, max_readings: int) -> Columns | None:
+        columns = Columns(after)
+        now_us = self._trusted_now_us()
         entries = self._head.entries
-        start = end = self._head.after(after)
-        count = 0
-        while end < len(entries) and count < max_readings:
-            count += len(entries[end].readings)
-            end += 1
-        return columns_of(entries[start:end], after) if count else None
+        i = self._head.after(after)
+        while i < len(entries) and len(columns.seq) < max_readings:
+            start, j, stamp = len(columns.seq), i, entries[i].stamp
+            if self.settings.unconfirmed == "hold" and self.boots.resolve(stamp)[1] is TimeState.UNCONFIRMED:
+                lane.held_back = self._time_epoch
+                break
+            count = start
+            while j < len(entries) and entries[j].stamp is stamp and count < max_readings:
+                count += len(entries[j].readings)
+                j += 1
+            put_entries(entries[i:j], columns)
+            self.boots.correct(columns, start, stamp, now_us)
+            i = j
+        return columns if columns.seq else None
 
     async def settle(self, consumer: str, upto: int) -> None:
         """All up to and including `upto` is done with: accepted, refused or held."""
         lane = self._lanes[consumer]
         if upto <= lane.cursor:
             return
+        if upto >= self._next_seq:
+            raise LogError(f"{consumer} settles number {upto}, the newest is {self._next_seq - 1}")
         self._pending.cursors.add(consumer)
         before, lane.cursor = lane.cursor, upto
-        if before < self._stored_last:
+        self._cursors[consumer] = upto
+        if lane.stored and before < self._stored_last:
             if self._drained_since_s is None:
                 self._drained_since_s = self._clock.monotonic_s()
             if upto >= self._stored_last:
                 lane.stored, lane.oldest_us = 0, None
             else:
-                lane.stored, lane.oldest_us = await self._writer.submit(partial(self._store.owed, lane.cursor))
+                await self._count_stored(lane)
         self._settled_by_all()
 
+    async def _count_stored(self, lane: _Lane) -> None:
+        cursor = lane.cursor
+        with contextlib.suppress(LogError):  # shown elsewhere; the count is corrected with the next one
+            stored, oldest_us = await self._job(lambda store: store.owed(cursor))
+            if lane.cursor == cursor:
+                lane.stored, lane.oldest_us = stored, oldest_us
+
     def _settled_by_all(self) -> None:
-        if not self._lanes:
-            return
-        upto = self._settled()
         if self.settings.keep_s == 0:
-            self._head.drop(upto)
+            self._head.drop(self._settled())
             self._make_room()
         self._resolve_receipts()
 
     def _settled(self) -> int:
+        """Up to here every consumer is done; without consumers nothing is."""
         return min((lane.cursor for lane in self._lanes.values()), default=0)
 
     async def wait(self, consumer: str, after: int | None = None) -> None:
-        """Until something is there after the cursor, or after a number."""
+        """Until something can be read after the cursor, or after a number."""
         while True:
             lane = self._lanes[consumer]
             place = max(lane.cursor if after is None else after, lane.empty_upto)
             entries = self._head.entries
-            if self._stored_last > place or (entries and entries[-1].seq > place):
+            there = self._stored_last > place or (entries and entries[-1].seq > place)
+            if there and lane.held_back != self._time_epoch:
                 return
             if self._arrival.done():
                 self._arrival = self._loop.create_future()
             await asyncio.shield(self._arrival)
 
+    def _wake(self) -> None:
+        if not self._arrival.done():
+            self._arrival.set_result(None)
+
     def backlog(self, consumer: str) -> tuple[int, datetime | None]:
         """Readings owed, and the time of the oldest of them."""
         lane = self._lanes[consumer]
-        place = max(lane.cursor, self._stored_last)
-        index = self._head.after(place)
-        in_head = sum(len(entry.readings) for entry in self._head.entries[index:])
+        entries = self._head.entries[self._head.after(max(lane.cursor, self._stored_last)) :]
+        in_head = sum(len(entry.readings) for entry in entries)
         if lane.stored and lane.oldest_us is not None:
             return lane.stored + in_head, wall_time(lane.oldest_us)
-        entries = self._head.entries
-        return lane.stored + in_head, entries[index].readings[0].observed_at if in_head else None
+        return lane.stored + in_head, entries[0].readings[0].observed_at if in_head else None
 
     def driver_state(self, device: str) -> Mapping[str, bytes]:
         """The newest driver state of a device, by key."""
         return self._states.get(device, {})
 
+    async def forget(self, consumer: str) -> bool:
+        """Forget the cursor of a consumer that is no longer configured; False when there is none.
+
+        Raises:
+            LogError: it is still configured.
+        """
+        if consumer in self._lanes:
+            raise LogError(f"{consumer} is in the config; remove the broker first")
+        if self._cursors.pop(consumer, None) is None:
+            return False
+        self._pending.forget.append(consumer)
+        await self.commit()
+        return True
+
     # Committing
 
     def _due(self, now_s: float) -> bool:
         """Whether a commit is due: by the age of the oldest set that is still owed, by size, by the hour."""
-        entries, pending = self._head.entries, self._pending
+        entries = self._head.entries
         if entries and (
             now_s - entries[0].appended_s >= self.settings.commit_every_s
             or self._head.size_bytes >= self._head.max_bytes // 2
         ):
-            return True
+            return not self._failure or now_s - self._failed_s >= _RETRY_S
         return (
             now_s >= self._housekeeping_at_s
-            or (bool(pending.states) and now_s - pending.states_since_s >= _STATE_S)
+            or self._pending.urgent(now_s)
             or (self._drained_since_s is not None and now_s - self._drained_since_s >= _DRAIN_S)
         )
 
     def _arm(self) -> None:
-        """Look again when the oldest set in the head comes of age, at the latest in a second's multiple of the window."""
+        """Look again when the oldest set in the head comes of age."""
         if self._closed:
             return
         if self._timer is not None:
             self._timer.cancel()
         wait_s = self.settings.commit_every_s or 1.0
         entries = self._head.entries
-        if entries:
+        if self._failure:
+            wait_s = _RETRY_S
+        elif entries:
             wait_s -= max(0.0, self._clock.monotonic_s() - entries[0].appended_s)
         self._timer = self._loop.call_later(max(wait_s, 0.05), self._tick)
 
     def _tick(self) -> None:
         self._timer = None
-        if self._due(self._clock.monotonic_s()):
+        self._look_at_clock()
+        if self._failure or self._due(self._clock.monotonic_s()):
             self._start_commit()
         else:
             self._arm()
@@ -392,8 +719,8 @@ class Log:
     def _start_commit(self) -> None:
         if self._committing is not None:
             self._again = True
-            return
-        self._committing = self._loop.create_task(self._commit_loop(), name="log-commit")
+        elif not self._closed:
+            self._committing = self._loop.create_task(self._commit_loop(), name="log-commit")
 
     async def _commit_loop(self) -> None:
         try:
@@ -404,6 +731,7 @@ class Log:
                     return
         finally:
             self._committing = None
+            self._make_room()
             self._arm()
 
     async def commit(self) -> None:
@@ -419,64 +747,113 @@ class Log:
             raise LogError(self._failure)
 
     async def _commit(self, *, housekeeping: bool) -> None:
-        settled = self._settled()
+        if self._store is None:
+            await self._open_file()
+            if self._store is None:
+                return
         entries = list(self._head.entries)
         pending, self._pending = self._pending, _Pending()
-        batch = Batch(
-            entries=entries,
-            series=pending.series,
-            cursors={name: self._lanes[name].cursor for name in pending.cursors},
-            states=pending.states,
-            last_values=list(self.last_values.saved()) if housekeeping else None,
-            settled=settled if self.settings.keep_s == 0 else 0,
-        )
+        batch = self._batch(entries, pending, housekeeping)
+        cursors = {name: lane.cursor for name, lane in self._lanes.items()}
+        retention = Retention(self.settings.max_age_s, self.settings.keep_s, cursors)
         try:
-            await self._writer.submit(partial(self._store.commit, batch))
-        except sqlite3.Error as error:
+            done = await self._job(lambda store: store.commit(batch, retention))
+        except (LogError, OSError) as error:
             self._take_back(pending)
             self._fail(error)
             return
+        if self._failure:
+            _events.info("log_writes_again", path=str(self.settings.path))
         self._failure = ""
         self._commits += 1
-        self._drained_since_s = None
+        self._size_bytes = done.size_bytes
+        self._drained_since_s = self._clock.monotonic_s() - _DRAIN_S if done.more else None
+        self._again |= done.more
         if housekeeping:
             self._housekeeping_at_s = self._clock.monotonic_s() + _HOUSEKEEPING_S
-        if entries:
-            self._stored(entries)
+        await self._stored(entries, done)
+        self._use_boots(pending.boots)
 
-    def _stored(self, entries: list[Entry]) -> None:
-        last = entries[-1].seq
-        for lane in self._lanes.values():
-            owed = sum(len(entry.readings) for entry in entries if entry.seq > lane.cursor)
-            if owed and not lane.stored:
-                first = next(entry for entry in entries if entry.seq > lane.cursor)
-                lane.oldest_us = microseconds(first.readings[0].observed_at)
-            lane.stored += owed
-        self._stored_last = self._durable_upto = last
-        self._head.drop(last)
-        self._make_room()
-        self._resolve_receipts()
+    def _batch(self, entries: Sequence[Entry], pending: _Pending, housekeeping: bool) -> Batch:
+        now_s, now_us = self._clock.monotonic_s(), microseconds(self._clock.now())
+        batch = Batch(
+            entries=entries,
+            series=pending.series,
+            cursors={name: self._lanes[name].cursor for name in pending.cursors if name in self._lanes},
+            forget=pending.forget,
+            states=pending.states,
+            boots=pending.boots,
+            gaps=pending.gaps,
+            settled=self._settled(),
+            prune=self.settings.keep_s == 0,
+            now_us=now_us,
+        )
+        if housekeeping:
+            self.last_values.confirm(self._future())
+            self.statistics.turn(now_us // HOUR_US, now_s)
+            batch.last_values = self.last_values.saved()
+            batch.statistics = self.statistics.to_save()
+            batch.statistics_from = (now_us - int(self.settings.max_age_s * 1e6)) // HOUR_US
+            batch.up_us = int(now_s * 1e6)
+        return batch
+
+    async def _stored(self, entries: list[Entry], done: Committed) -> None:
+        if entries:
+            last = entries[-1].seq
+            for lane in self._lanes.values():
+                owed = [entry for entry in entries if entry.seq > lane.cursor]
+                if owed and not lane.stored:
+                    lane.oldest_us = microseconds(owed[0].readings[0].observed_at)
+                lane.stored += sum(len(entry.readings) for entry in owed)
+            self._stored_last = self._durable_upto = last
+            self._head.drop(last)
+            self._make_room()
+            self._resolve_receipts()
+        if done.gaps:
+            self._note_gaps(done.gaps)
+            with contextlib.suppress(LogError):
+                await self._recount()
+        elif self._dropping and not self._failure:
+            self._dropping = ""
+            _events.info("log_keeps_everything_again", path=str(self.settings.path))
+
+    def _note_gaps(self, gaps: Sequence[Gap]) -> None:
+        self._gaps += gaps
+        del self._gaps[:-1000]
+        reason = gaps[-1].reason
+        if reason != self._dropping:
+            self._dropping = reason
+            _events.warning("log_drops_the_oldest", path=str(self.settings.path), reason=reason)
 
     def _take_back(self, pending: _Pending) -> None:
         """A commit failed: what it carried is for the next one."""
         newer, self._pending = self._pending, pending
         self._pending.series.update(newer.series)
         self._pending.cursors |= newer.cursors
+        self._pending.forget += newer.forget
         self._pending.states.update(newer.states)
+        self._pending.boots += newer.boots
+        self._pending.gaps += newer.gaps
 
-    def _fail(self, error: sqlite3.Error) -> None:
+    def _fail(self, error: Exception) -> None:
+        self._failed_s = self._clock.monotonic_s()
         if not self._failure:
             _events.error("log_write_failed", path=str(self.settings.path), error=str(error))
         self._failure = f"{self.settings.path} cannot be written: {error}"
+        for _, future in self._receipts if self.settings.commit_every_s == 0 else ():
+            if not future.done():  # the newest stay in the head; waiting for the card would stop the driver
+                future.set_exception(LogError(self._failure))
+                future.exception()
 
     def _make_room(self) -> None:
-        if not self._head.full and not self._room.done():
+        if not self._room.done() and (not self._head.full or self._failure):
             self._room.set_result(None)
+        if self._room.done():
             self._room = self._loop.create_future()
 
     def _when_durable(self, seq: int) -> Awaitable[None]:
         future: asyncio.Future[None] = self._loop.create_future()
-        if seq <= self._durable_upto or (self._lanes and seq <= self._settled()):
+        if seq <= self._durable_upto or seq <= self._settled():
             future.set_result(None)
             return future
         self._receipts.append((seq, future))
@@ -496,20 +873,54 @@ class Log:
                 future.set_result(None)
         self._receipts = waiting
 
+    # Showing
+
+    @property
+    def gaps(self) -> Sequence[Gap]:
+        """What was given up, oldest first; the newest thousand."""
+        return self._gaps
+
     def status(self) -> dict[str, Any]:
         """What `status`, page and metrics show of the log."""
+        state, reason, remedy = self._state()
         return {
-            "state": "bad" if self._failure else "ok",
-            "reason": self._failure,
-            "remedy": "free space or replace the card; the newest readings are kept in memory" if self._failure else "",
+            "state": state,
+            "reason": reason,
+            "remedy": remedy,
             "path": str(self.settings.path),
+            "size_bytes": self._size_bytes,
+            "max_size_bytes": self.settings.max_size_bytes,
             "head_readings": self._head.readings,
             "head_bytes": self._head.size_bytes,
             "appended": self._appended,
             "commits": self._commits,
             "series": len(self.series),
+            "gaps": len(self._gaps),
+            "dropped": sum(gap.readings for gap in self._gaps),
+            "salvaged": str(self._salvaged) if self._salvaged else "",
+            "time_confirmed": self.boots.confirmed,
+            "consumers": {
+                name: {"backlog": self.backlog(name)[0], "oldest_unsent_at": self.backlog(name)[1]}
+                for name in self._lanes
+            },
+            "removed_consumers": sorted(set(self._cursors) - set(self._lanes)),
             "writer_busy_s": round(self._writer.busy_s(), 3),
         }
+
+    def _state(self) -> tuple[str, str, str]:
+        if self._failure:
+            return "bad", self._failure, "free space, or check and replace the card; the newest readings are in memory"
+        if self._dropping:
+            return (
+                "bad",
+                f"gives up the oldest readings ({self._dropping})",
+                "reach the brokers, or raise buffer.max_size",
+            )
+        if self._salvaged:
+            return "bad", str(self._salvaged), "check the card; delete the old file when it is no longer needed"
+        if not self.boots.confirmed and self.settings.unconfirmed == "hold":
+            return "bad", "the clock is not confirmed: readings are held back", "connect a time source"
+        return "ok", "", ""
 
     async def close(self) -> None:
         """Commit everything, close the file, let the next daemon in.
@@ -527,30 +938,55 @@ class Log:
                 self._timer.cancel()
             for _, future in self._receipts:
                 future.cancel()
-            with contextlib.suppress(sqlite3.Error):
-                await self._writer.submit(self._store.close)
+            if self._store is not None:
+                with contextlib.suppress(sqlite3.Error):
+                    await self._writer.submit(self._store.close)
             await self._writer.close()
-            os.close(self._lock)
+            if self._lock >= 0:
+                os.close(self._lock)
 
 
-def _open_store(settings: LogSettings, clock: Clock) -> tuple[Store, Loaded]:
-    store = Store(settings.path, settings.max_size_bytes)
-    boot_id = clock.boot_id if isinstance(clock, BoxClock) else "unknown"
-    return store, store.load(boot_id, microseconds(clock.now()))
+def _owed(store: Store, after: int) -> tuple[int, int | None]:
+    return store.owed(after)
+
+
+def _joined(one: Gap, two: Gap) -> Gap:
+    owed = {name: one.owed.get(name, 0) + two.owed.get(name, 0) for name in {**one.owed, **two.owed}}
+    return Gap(two.at_us, one.from_us, two.to_us, one.readings + two.readings, one.reason, owed)
+
+
+def _load(store: Store, boot_name: str, at: datetime) -> Loaded:
+    try:
+        return store.load(boot_name, microseconds(at))
+    except BaseException:
+        store.close()
+        raise
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
 
 
 def _lock(path: Path) -> int:
-    """One daemon per file. A file beside the database, since closing a second descriptor of that would drop SQLite's locks."""
-    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    """One daemon per file. A file beside the database, since closing a second descriptor of that would drop SQLite's locks.
+
+    Returns -1 on a card that does not even take the lock file: nobody else can use it either.
+    """
+    try:
+        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        _events.error("log_lock_failed", path=str(path), error=str(error))
+        return -1
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         owner = os.pread(handle, 20, 0).decode(errors="replace").strip() or "unknown"
         os.close(handle)
         raise LogError(
-            f"{path} is in use by another citygate (process {owner}); stop that one, or give this one a buffer.path of its own"
+            f"{path} is in use by another citygate (process {owner}); stop that one, or give this one its own buffer.path"
         ) from None
-    os.truncate(handle, 0)
-    os.pwrite(handle, str(os.getpid()).encode(), 0)
+    with contextlib.suppress(OSError):  # a full card; who holds the lock is a courtesy
+        os.truncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
     return handle

@@ -11,10 +11,11 @@ few shapes for years; a rare shape is spelled out in its segment.
 import math
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple
+from enum import StrEnum
+from typing import Any, Final, Literal, NamedTuple
 
 from gateway.sdk.errors import LogError
 from gateway.sdk.reading import Quality, Reading, Reason, TimeSource, Value
@@ -59,6 +60,15 @@ _SOURCE_SHIFT, _MIXED_SOURCES = 3, 3
 _LAYOUTS_PER_SHAPE: Final = 16  # a device whose points fail in turn would otherwise fill the dictionary
 
 
+class TimeState(StrEnum):
+    """How far a time can be trusted when it is read."""
+
+    SURE = "sure"  # true, or corrected since
+    ESTIMATED = "estimated"  # its boot never learned the time: placed between its neighbours
+    UNCONFIRMED = "unconfirmed"  # the clock of its boot is not trusted yet
+    FUTURE = "future"  # more than 5 minutes ahead of a trusted clock
+
+
 class DamagedSegment(LogError):
     """These bytes are not a segment as it was written."""
 
@@ -79,12 +89,16 @@ class Stamp:
     Attributes:
         boot: number of the boot in the boot table.
         offset_us: wall time minus boot time, microseconds.
-        trusted: the wall time was known to be true.
+        source: rank of who vouched for the wall time; 0 and 1: nobody.
     """
 
     boot: int
     offset_us: int
-    trusted: bool
+    source: int
+
+    @property
+    def trusted(self) -> bool:
+        return self.source > 1
 
 
 class Entry(NamedTuple):
@@ -110,6 +124,7 @@ class Columns:
     Attributes:
         last: sequence number up to which this goes; `settle(consumer, last)` when all of it is done.
         time_us: UTC, microseconds since the epoch.
+        time_state: only SURE may enter a broker's current state.
     """
 
     last: int
@@ -120,6 +135,22 @@ class Columns:
     quality: list[Quality] = field(default_factory=list)
     reason: list[Reason] = field(default_factory=list)
     time_source: list[TimeSource] = field(default_factory=list)
+    time_state: list[TimeState] = field(default_factory=list)
+
+    def cut(self, length: int) -> None:
+        """Forget the readings from index `length` on."""
+        lists: tuple[list[Any], ...] = (
+            self.seq,
+            self.series,
+            self.time_us,
+            self.value,
+            self.quality,
+            self.reason,
+            self.time_source,
+            self.time_state,
+        )
+        for column in lists:
+            del column[length:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +200,23 @@ class Layouts:
         return layout
 
 
+Kind = Literal[0, 1, 2]
+LOG: Final = 0
+LAST_VALUES: Final = 1
+HELD: Final = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a segment says of itself; `size_bytes` is the length of the blob."""
+    """What a segment says of itself.
+
+    Attributes:
+        oldest_us: time of its oldest reading, as stamped.
+        sealed_us: wall time when it was written, as stamped.
+        settled: every consumer was done with all up to here.
+        size_bytes: length of the blob.
+        kind: whether it is part of the log, of the last values, or of a held piece.
+    """
 
     first: int
     last: int
@@ -179,10 +224,15 @@ class Header:
     readings: int
     stamp: Stamp
     oldest_us: int
+    sealed_us: int
+    settled: int
     size_bytes: int
+    kind: int
 
 
-def encode(entries: Sequence[Entry], layouts: Layouts) -> bytes:
+def encode(
+    entries: Sequence[Entry], layouts: Layouts, *, kind: Kind = 0, sealed_us: int = 0, settled: int = 0
+) -> bytes:
     """One blob of many sets, all with the stamp of the first, sequence numbers ascending; at least one reading each."""
     times = [_times_us(entry.readings) for entry in entries]
     unit_us = 1 if any(t % 1000 for ts in times for t in ts) else 1000
@@ -215,7 +265,7 @@ def encode(entries: Sequence[Entry], layouts: Layouts) -> bytes:
     _put(
         header,
         [
-            (unit_us == 1000) | stamp.trusted << 1,
+            (unit_us == 1000) | stamp.source << 1 | kind << 4,
             first,
             expected - 1 - first,
             len(entries),
@@ -224,6 +274,8 @@ def encode(entries: Sequence[Entry], layouts: Layouts) -> bytes:
             _zigzag(stamp.offset_us),
             _zigzag(base),
             base - min(map(min, times)) // unit_us,
+            _zigzag(sealed_us // unit_us - base),
+            max(0, first - settled),
             len(numbers),
             len(floats),
             len(text),
@@ -401,7 +453,7 @@ def _varints(data: bytes) -> list[int]:
     return out
 
 
-_HEADER_NUMBERS: Final = 12
+_HEADER_NUMBERS: Final = 14
 _MAX_HEADER_BYTES: Final = 160
 
 
@@ -433,21 +485,24 @@ def _open(blob: bytes) -> tuple[Header, int, int, int, list[int]]:
                 break
     else:
         raise DamagedSegment("the segment's header is cut short")
-    flags, first, span, sets, readings, boot, offset, base, below, n_numbers, n_floats, n_text = fields
+    flags, first, span, sets, readings, boot, offset, base, below, sealed, owed, n_numbers, n_floats, n_text = fields
     end = start + n_numbers + n_floats + n_text
     if end > len(blob):
         raise DamagedSegment(f"{len(blob)} bytes, the segment says {end}")
     if zlib.crc32(memoryview(blob)[7:end]).to_bytes(4, "little") != blob[3:7]:
         raise DamagedSegment(f"CRC of segment {first} does not match")
     unit_us = 1000 if flags & 1 else 1
-    stamp = Stamp(boot, _unzigzag(offset), bool(flags & 2))
-    oldest_us = (_unzigzag(base) - below) * unit_us
-    header = Header(first, first + span, sets, readings, stamp, oldest_us, end)
+    stamp = Stamp(boot, _unzigzag(offset), flags >> 1 & 7)
+    base = _unzigzag(base)
+    sealed_us = (base + _unzigzag(sealed)) * unit_us
+    header = Header(
+        first, first + span, sets, readings, stamp, (base - below) * unit_us, sealed_us, first - owed, end, flags >> 4
+    )
     return header, start, start + n_numbers, start + n_numbers + n_floats, fields
 
 
 def decode(blob: bytes, layouts: Layouts, columns: Columns, *, after: int = -1) -> Header:
-    """Append the sets with a sequence number above `after` to `columns`, times as stamped.
+    """Append the sets with a sequence number above `after` to `columns`, times as stamped, `time_state` left alone.
 
     Raises:
         DamagedSegment: the bytes are not as they were written, or name a layout that is not in the dictionary.
@@ -548,9 +603,8 @@ def _decode(
         seq += 1
 
 
-def columns_of(entries: Iterable[Entry], last: int) -> Columns:
-    """Sets of the head as columns, times as stamped."""
-    columns = Columns(last)
+def put_entries(entries: Iterable[Entry], columns: Columns) -> None:
+    """Append sets of the head to `columns`, times as stamped, `time_state` left alone."""
     for entry in entries:
         count = len(entry.readings)
         columns.seq += [entry.seq] * count
@@ -562,4 +616,32 @@ def columns_of(entries: Iterable[Entry], last: int) -> Columns:
         columns.reason += [r.reason for r in entry.readings]
         columns.time_source += [r.time_source for r in entry.readings]
         columns.last = entry.seq
-    return columns
+
+
+def entries_of(columns: Columns, stamp: Stamp, points: Mapping[int, str] | None = None) -> list[Entry]:
+    """Columns as sets again, times as they are in the columns.
+
+    Args:
+        points: series id -> point name; "" when it does not matter, as in a segment.
+    """
+    entries = []
+    start = 0
+    for end in range(1, len(columns.seq) + 1):
+        if end < len(columns.seq) and columns.seq[end] == columns.seq[start]:
+            continue
+        part = slice(start, end)
+        readings = tuple(
+            Reading(points[number] if points else "", value, wall_time(time_us), quality, reason, source)
+            for number, value, time_us, quality, reason, source in zip(
+                columns.series[part],
+                columns.value[part],
+                columns.time_us[part],
+                columns.quality[part],
+                columns.reason[part],
+                columns.time_source[part],
+                strict=True,
+            )
+        )
+        entries.append(Entry(columns.seq[start], tuple(columns.series[part]), readings, stamp, 0.0, 0))
+        start = end
+    return entries

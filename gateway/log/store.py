@@ -1,32 +1,113 @@
 """The file: every line of SQL. Lives in the writer thread; docs/log.md describes the tables."""
 
+import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Protocol
 from urllib.parse import quote
 
-from gateway.log.segment import Columns, Entry, Layout, Layouts, Stamp, decode, encode
+from gateway.log.boots import Boot, Boots
+from gateway.log.segment import (
+    HELD,
+    LAST_VALUES,
+    Columns,
+    DamagedSegment,
+    Entry,
+    Header,
+    Layout,
+    Layouts,
+    Stamp,
+    TimeState,
+    decode,
+    encode,
+    read_header,
+)
 from gateway.sdk.errors import LogError
 
 PAGE_BYTES: Final = 4096
-USER_VERSION: Final = 1
+APPLICATION_ID: Final = 0x63697479  # "city"
+RECORD_MAGIC: Final = b"CD\x01"
 _SEGMENT_READINGS: Final = 250  # about 1 kB: stays within a page, fills it well, is decoded in a fraction of a ms
-_PRUNE_CHUNK: Final = 50
+_PRUNE_CHUNK: Final = 200  # segments deleted in one transaction: the WAL stays small
+_RECORD_BYTES: Final = 2000  # stays within a page, so that salvage finds it without the tree
+_STARTS_KEPT: Final = 1000
+_BOOTS_KEPT: Final = 1000
+_GAPS_KEPT: Final = 1000
+_GAP_US: Final = 3_600_000_000
+_RESERVE_PAGES: Final = 24  # for what one transaction may need beside the sets
 
-_SCHEMA: Final = """
-CREATE TABLE start(id INTEGER PRIMARY KEY, boot TEXT NOT NULL, at_us INTEGER NOT NULL);
-CREATE TABLE series(id INTEGER PRIMARY KEY, device TEXT NOT NULL, point TEXT NOT NULL, UNIQUE(device, point));
-CREATE TABLE layout(id INTEGER PRIMARY KEY, body BLOB NOT NULL);
-CREATE TABLE boot(id INTEGER PRIMARY KEY, boot TEXT NOT NULL UNIQUE, offset_us INTEGER, source INTEGER NOT NULL);
-CREATE TABLE segment(id INTEGER PRIMARY KEY, span INTEGER NOT NULL, total INTEGER NOT NULL, body BLOB NOT NULL);
-CREATE TABLE cursor(consumer TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE last_value(id INTEGER PRIMARY KEY, body BLOB NOT NULL);
-CREATE TABLE state(device TEXT, key TEXT, value BLOB NOT NULL, PRIMARY KEY(device, key)) WITHOUT ROWID;
-"""
+# One step per version of the format; a step runs in one transaction with its `user_version`.
+MIGRATIONS: Final = (
+    """
+    CREATE TABLE start(id INTEGER PRIMARY KEY, boot INTEGER NOT NULL, at_us INTEGER NOT NULL);
+    CREATE TABLE record(id INTEGER PRIMARY KEY, body BLOB NOT NULL);
+    CREATE TABLE record_copy(id INTEGER PRIMARY KEY, body BLOB NOT NULL);
+    CREATE TABLE boot(id INTEGER PRIMARY KEY, name TEXT NOT NULL, offset_us INTEGER, source INTEGER NOT NULL,
+        up_us INTEGER NOT NULL, estimate_us INTEGER, margin_us INTEGER NOT NULL);
+    CREATE TABLE segment(id INTEGER PRIMARY KEY, span INTEGER NOT NULL, total INTEGER NOT NULL, body BLOB NOT NULL);
+    CREATE TABLE cursor(consumer TEXT PRIMARY KEY, seq INTEGER NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE last_value(id INTEGER PRIMARY KEY, body BLOB NOT NULL);
+    CREATE TABLE state(device TEXT, key TEXT, value BLOB NOT NULL, PRIMARY KEY(device, key)) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE held(id INTEGER PRIMARY KEY, broker TEXT NOT NULL, entity TEXT NOT NULL, device TEXT NOT NULL,
+        reason TEXT NOT NULL, first_us INTEGER NOT NULL, last_us INTEGER NOT NULL, tries INTEGER NOT NULL,
+        next_us INTEGER, readings INTEGER NOT NULL, body BLOB NOT NULL);
+    CREATE TABLE gap(id INTEGER PRIMARY KEY, at_us INTEGER NOT NULL, from_us INTEGER, to_us INTEGER,
+        readings INTEGER NOT NULL, reason TEXT NOT NULL, owed TEXT NOT NULL);
+    CREATE TABLE statistic(hour INTEGER PRIMARY KEY, body BLOB NOT NULL)
+    """,
+)
+
+
+class Connection(Protocol):
+    """The part of a database connection that the store uses."""
+
+    @property
+    def in_transaction(self) -> bool: ...
+    def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> Any: ...
+    def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Any: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Readings that were given up.
+
+    Attributes:
+        from_us, to_us: times of the oldest and newest of them, as far as known.
+        reason: size, age, memory (card refused), damage, held.
+        owed: consumer -> how many of them it had not settled.
+    """
+
+    at_us: int
+    from_us: int | None
+    to_us: int | None
+    readings: int
+    reason: str
+    owed: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRow:
+    """A held piece as it is stored, but for its readings."""
+
+    id: int
+    broker: str
+    entity: str
+    device: str
+    reason: str
+    first_us: int
+    last_us: int
+    tries: int
+    next_us: int | None
+    readings: int
+    size_bytes: int
 
 
 @dataclass(slots=True)
@@ -37,17 +118,42 @@ class Batch:
         entries: sets, ascending.
         series: new names, as id -> (device, point).
         cursors: consumer -> settled up to.
+        forget: consumers whose cursors go.
         states: (device, key) -> value of driver state.
+        boots: rows that were learned.
+        up_us: boot time now, for the present boot's row; None leaves it.
         last_values: the whole table, or None to leave it as it is.
-        settled: every consumer is done with all up to here; those segments may go.
+        statistics: hour number -> blob.
+        statistics_from: hours before this one go.
+        settled: every consumer is done with all up to here.
+        prune: those segments may go.
+        now_us: wall time.
     """
 
     entries: Sequence[Entry] = ()
     series: Mapping[int, tuple[str, str]] = field(default_factory=dict)
     cursors: Mapping[str, int] = field(default_factory=dict)
+    forget: Sequence[str] = ()
     states: Mapping[tuple[str, str], bytes] = field(default_factory=dict)
+    boots: Sequence[Boot] = ()
+    up_us: int | None = None
     last_values: Sequence[Entry] | None = None
+    statistics: Mapping[int, bytes] = field(default_factory=dict)
+    statistics_from: int = 0
+    gaps: Sequence[Gap] = ()
     settled: int = 0
+    prune: bool = False
+    now_us: int = 0
+
+
+@dataclass(slots=True)
+class Committed:
+    """What a commit did: readings ever stored, whether more can be pruned, what retention gave up, bytes now in use."""
+
+    total: int
+    more: bool = False
+    size_bytes: int = 0
+    gaps: list[Gap] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -56,119 +162,400 @@ class Loaded:
 
     Attributes:
         last: sequence number of the newest stored set, 0 when there is none.
-        total: readings ever committed.
-        last_values: saved readings and those of newer segments, ascending.
+        newest_us: newest true time in the file: it cannot be earlier now; 0 when there is none.
+        last_values: saved readings and those of newer segments, with the stamp they were taken under.
     """
 
     start: int
+    boots: list[Boot]
     boot: int
     series: dict[int, tuple[str, str]]
     cursors: dict[str, int]
     states: dict[tuple[str, str], bytes]
     last: int
-    total: int
-    last_values: list[Columns]
+    newest_us: int
+    last_values: list[tuple[Stamp, Columns]]
+    held: list[HeldRow]
+    gaps: list[Gap]
+    statistics: dict[int, bytes]
 
 
 class Store:
     """The open file. One connection for life: closing the last one would delete the WAL, and it regrows.
 
     Args:
-        path: the database; made when absent, its folder too.
         max_size_bytes: bound of the file, kept by SQLite itself.
+        connect: opens the database; a test's power-cut simulator puts its own here.
+
+    Raises:
+        LogError: the file is a database of somebody else, or of a newer citygate.
+        sqlite3.Error: it cannot be opened now.
     """
 
-    def __init__(self, path: Path, max_size_bytes: int) -> None:
+    def __init__(self, path: Path, max_size_bytes: int, connect: "Callable[[Path], Connection] | None" = None) -> None:
         self.path = path
-        self._max_pages = max(64, max_size_bytes // PAGE_BYTES)
-        self._db = _connect(path, self._max_pages)
-        self._layouts = Layouts()
+        self.max_pages = max(128, max_size_bytes // PAGE_BYTES)
+        self._db = (connect or connect_file)(path)
+        self.layouts = Layouts()
+        self.boots = Boots((), 0)
+        self.now_us: Callable[[], int | None] = lambda: None
         self.total = 0
+        self.damaged: list[str] = []
+        try:
+            self._prepare()
+        except BaseException:
+            self._db.close()
+            raise
 
-    def load(self, boot_id: str, now_us: int) -> Loaded:
-        """Read what a start needs, and take a new start number: no sequence number is ever used twice."""
+    def _prepare(self) -> None:
         db = self._db
-        with _Transaction(db):
-            [(start,)] = db.execute(
-                "INSERT INTO start(boot, at_us) VALUES(?, ?) RETURNING id", (boot_id, now_us)
-            ).fetchall()
-            db.execute("DELETE FROM start WHERE id < ?", (start - 100,))
-            db.execute("INSERT OR IGNORE INTO boot(boot, source) VALUES(?, 0)", (boot_id,))
-        [(boot,)] = db.execute("SELECT id FROM boot WHERE boot = ?", (boot_id,)).fetchall()
-        self._layouts = Layouts(
-            _layout_from(number, body) for number, body in db.execute("SELECT id, body FROM layout ORDER BY id")
-        )
-        newest = db.execute("SELECT id + span, total FROM segment ORDER BY id DESC LIMIT 1").fetchone()
-        last, self.total = newest or (0, 0)
+        db.execute(f"PRAGMA page_size={PAGE_BYTES}")
+        [(mode,)] = db.execute("PRAGMA journal_mode=WAL").fetchall()
+        if mode != "wal":
+            raise LogError(
+                f"{self.path}: journal mode is {mode}, it must be wal; is this file system made for a database?"
+            )
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA wal_autocheckpoint=100")
+        db.execute("PRAGMA busy_timeout=2000")
+        db.execute(f"PRAGMA max_page_count={self.max_pages}")
+        [(version,)] = db.execute("PRAGMA user_version").fetchall()
+        [(application,)] = db.execute("PRAGMA application_id").fetchall()
+        [(tables,)] = db.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        if application != APPLICATION_ID and (tables or version):
+            raise LogError(f"{self.path} is a database of another program; give buffer.path a name of its own")
+        if version > len(MIGRATIONS):
+            raise LogError(
+                f"{self.path} was written by a newer citygate (format {version}, this one knows {len(MIGRATIONS)}); "
+                "install that version again, or move the file away"
+            )
+        for number, step in enumerate(MIGRATIONS[version:], version + 1):
+            with self.transaction():
+                for statement in step.split(";"):
+                    db.execute(statement)
+                db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+                db.execute(f"PRAGMA user_version={number}")
+
+    def transaction(self) -> "_Transaction":
+        return _Transaction(self._db)
+
+    # Opening
+
+    def load(self, boot_name: str, at_us: int) -> Loaded:
+        """Read what a start needs, and take a new start number: no sequence number is ever used twice."""
+        series = self._load_dictionary()
+        cursors = self._load_cursors()
+        boots = self._load_boots()
+        boot = next((boot for boot in boots if boot.name == boot_name), None)
+        if boot is None:
+            boot = Boot(max((b.id for b in boots), default=0) + 1, boot_name)
+            boots.append(boot)
+        newest = self._db.execute("SELECT id, span, total, body FROM segment ORDER BY id DESC LIMIT 1").fetchone()
+        last = newest[0] + newest[1] if newest else 0
+        self.total = newest[2] if newest else 0
+        start = self._take_start(boot, max([last, *cursors.values()]) >> 32, at_us)
+        saved = self._load_last_values()
+        newest_us = max((b.offset_us + b.up_us for b in boots if b.offset_us is not None), default=0)
         return Loaded(
             start=start,
-            boot=boot,
-            series={i: (device, point) for i, device, point in db.execute("SELECT id, device, point FROM series")},
-            cursors=dict(db.execute("SELECT consumer, seq FROM cursor")),
-            states={(device, key): value for device, key, value in db.execute("SELECT device, key, value FROM state")},
+            boots=boots,
+            boot=boot.id,
+            series=series,
+            cursors=cursors,
+            states={(d, k): value for d, k, value in self._db.execute("SELECT device, key, value FROM state")},
             last=last,
-            total=self.total,
-            last_values=self._last_values(),
+            newest_us=newest_us,
+            last_values=saved,
+            held=self._load_held(),
+            gaps=self.gaps(),
+            statistics=dict(
+                self._db.execute("SELECT hour, body FROM statistic ORDER BY hour DESC LIMIT 48").fetchall()
+            ),
         )
 
-    def _last_values(self) -> list[Columns]:
+    def _take_start(self, boot: Boot, used: int, at_us: int) -> int:
+        db = self._db
+        with self.transaction():
+            [(known,)] = db.execute("SELECT coalesce(max(id), 0) FROM start").fetchall()
+            start = int(max(known, used)) + 1
+            db.execute("INSERT INTO start VALUES(?, ?, ?)", (start, boot.id, at_us))
+            db.execute("DELETE FROM start WHERE id <= ?", (start - _STARTS_KEPT,))
+            self._put_boots([boot])
+            db.execute("DELETE FROM boot WHERE id <= ?", (boot.id - _BOOTS_KEPT,))
+        return start
+
+    def _load_dictionary(self) -> dict[int, tuple[str, str]]:
+        """Series and layouts, from whichever copy of each record is sound."""
+        series: dict[int, tuple[str, str]] = {}
+        layouts: dict[int, Layout] = {}
+        rows = self._db.execute("SELECT body FROM record UNION ALL SELECT body FROM record_copy")
+        for (body,) in rows:
+            read_record(body, series, layouts)
+        self.layouts = Layouts(layouts[number] for number in sorted(layouts))
+        return series
+
+    def _load_cursors(self) -> dict[str, int]:
+        """Sound cursors; a damaged one is left out, so that its consumer gets everything again rather than too little."""
+        return {
+            name: seq
+            for name, seq, crc in self._db.execute("SELECT consumer, seq, crc FROM cursor")
+            if crc == _cursor_crc(name, seq)
+        }
+
+    def _load_boots(self) -> list[Boot]:
+        boots = [Boot(*row) for row in self._db.execute("SELECT * FROM boot ORDER BY id")]
+        return [self._seen_alive(boot) for boot in boots]
+
+    def _seen_alive(self, boot: Boot) -> Boot:
+        """The boot with `up_us` from its last segment, which is newer than the hourly note in its row."""
+        later = self._db.execute(
+            "SELECT min(id) FROM start WHERE boot > ? AND id > (SELECT max(id) FROM start WHERE boot = ?)",
+            (boot.id, boot.id),
+        ).fetchone()[0]
+        below = (later << 32) if later else 1 << 62
+        row = self._db.execute("SELECT body FROM segment WHERE id < ? ORDER BY id DESC LIMIT 1", (below,)).fetchone()
+        try:
+            header = read_header(row[0]) if row else None
+        except DamagedSegment:
+            header = None
+        if header is None or header.stamp.boot != boot.id:
+            return boot
+        up_us = header.sealed_us - header.stamp.offset_us
+        return Boot(
+            boot.id, boot.name, boot.offset_us, boot.source, max(boot.up_us, up_us), boot.estimate_us, boot.margin_us
+        )
+
+    def _load_last_values(self) -> list[tuple[Stamp, Columns]]:
         mark, found = 0, []
         for (body,) in self._db.execute("SELECT body FROM last_value ORDER BY id"):
             columns = Columns(0)
-            mark = decode(body, self._layouts, columns).last
-            found.append(columns)
-        while (newer := self.read(mark, _SEGMENT_READINGS)) is not None:
-            mark = newer.last
-            found.append(newer)
+            try:
+                header = decode(body, self.layouts, columns)
+            except DamagedSegment:
+                continue
+            mark = max(mark, header.last)
+            found.append((header.stamp, columns))
+        for _, body in self.bodies(mark):
+            columns = Columns(0)
+            try:
+                header = decode(body, self.layouts, columns, after=mark)
+            except DamagedSegment:
+                continue
+            found.append((header.stamp, columns))
         return found
 
-    def commit(self, batch: Batch) -> int:
-        """Write a batch; returns readings ever committed. On any error nothing of it is in the file."""
-        db, total = self._db, self.total
-        with _Transaction(db):
-            bodies = [(group, encode(group, self._layouts)) for group in _groups(batch.entries)]
-            saved = [encode(group, self._layouts) for group in _groups(batch.last_values or ())]
-            db.executemany(
-                "INSERT OR IGNORE INTO series VALUES(?, ?, ?)", [(i, *name) for i, name in batch.series.items()]
+    def _load_held(self) -> list[HeldRow]:
+        return [
+            HeldRow(*row)
+            for row in self._db.execute(
+                "SELECT id, broker, entity, device, reason, first_us, last_us, tries, next_us, readings, length(body)"
+                " FROM held ORDER BY id"
             )
-            db.executemany(
-                "INSERT OR REPLACE INTO layout VALUES(?, ?)",
-                [(layout.id, _layout_body(layout)) for layout in self._layouts.unsaved],
-            )
+        ]
+
+    # Writing
+
+    def commit(self, batch: Batch, retain: "Callable[[Store, Batch, int], list[Gap]] | None" = None) -> Committed:
+        """Write a batch; on any error nothing of it is in the file.
+
+        Args:
+            retain: gives up what exceeds size and age so that so many bytes fit, in the same transaction.
+        """
+        db, done = self._db, Committed(self.total)
+        with self.transaction():
+            if batch.prune:
+                done.more = self._prune(batch.settled)
+            bodies = [
+                (group, encode(group, self.layouts, sealed_us=batch.now_us, settled=batch.settled))
+                for group in _groups(batch.entries)
+            ]
+            saved = [
+                encode(group, self.layouts, kind=LAST_VALUES, sealed_us=batch.now_us)
+                for group in _groups(batch.last_values or ())
+            ]
+            if retain is not None:
+                done.gaps = retain(self, batch, sum(map(len, saved)) + sum(len(body) for _, body in bodies))
+            self._put_records(batch.series, self.layouts.unsaved)
             for group, body in bodies:
-                total += sum(len(entry.readings) for entry in group)
+                done.total += sum(len(entry.readings) for entry in group)
                 first = group[0].seq
-                db.execute("INSERT INTO segment VALUES(?, ?, ?, ?)", (first, group[-1].seq - first, total, body))
-            db.executemany("INSERT OR REPLACE INTO cursor VALUES(?, ?)", batch.cursors.items())
+                db.execute("INSERT INTO segment VALUES(?, ?, ?, ?)", (first, group[-1].seq - first, done.total, body))
+            self._put_cursors(batch)
             db.executemany(
                 "INSERT OR REPLACE INTO state VALUES(?, ?, ?)", [(*key, value) for key, value in batch.states.items()]
             )
+            self._put_boots(batch.boots)
+            if batch.up_us is not None:
+                db.execute("UPDATE boot SET up_us = ? WHERE id = ?", (batch.up_us, self.boots.current))
             if batch.last_values is not None:
                 db.execute("DELETE FROM last_value")
                 db.executemany("INSERT INTO last_value(body) VALUES(?)", [(body,) for body in saved])
-            if batch.settled:
-                self._prune(batch.settled)
-        self._layouts.unsaved.clear()
-        self.total = total
-        return total
+            db.executemany("INSERT OR REPLACE INTO statistic VALUES(?, ?)", batch.statistics.items())
+            if batch.statistics:
+                db.execute("DELETE FROM statistic WHERE hour < ?", (batch.statistics_from,))
+            self._put_gaps([*batch.gaps, *done.gaps])
+            done.size_bytes = self.used_pages() * PAGE_BYTES
+        self.layouts.unsaved.clear()
+        self.total = done.total
+        return done
 
-    def _prune(self, settled: int) -> None:
-        """Delete segments that everybody is done with, the oldest first, not too many in one transaction."""
-        self._db.execute(
-            "DELETE FROM segment WHERE id IN (SELECT id FROM segment WHERE id <= ? AND id + span <= ? ORDER BY id LIMIT ?)",
-            (settled, settled, _PRUNE_CHUNK * 4),
+    def _put_records(self, series: Mapping[int, tuple[str, str]], layouts: Sequence[Layout]) -> None:
+        for body in records(series, layouts):
+            for table in ("record", "record_copy"):
+                self._db.execute(f"INSERT INTO {table}(body) VALUES(?)", (body,))
+
+    def _put_cursors(self, batch: Batch) -> None:
+        self._db.executemany(
+            "INSERT OR REPLACE INTO cursor VALUES(?, ?, ?)",
+            [(name, seq, _cursor_crc(name, seq)) for name, seq in batch.cursors.items()],
+        )
+        self._db.executemany("DELETE FROM cursor WHERE consumer = ?", [(name,) for name in batch.forget])
+
+    def _put_boots(self, boots: Sequence[Boot]) -> None:
+        self._db.executemany(
+            "INSERT OR REPLACE INTO boot VALUES(?, ?, ?, ?, ?, ?, ?)",
+            [(b.id, b.name, b.offset_us, b.source, b.up_us, b.estimate_us, b.margin_us) for b in boots],
         )
 
-    def read(self, after: int, max_readings: int) -> Columns | None:
-        """Sets above `after`, at least one and about `max_readings`; None when there are none."""
+    def _put_gaps(self, gaps: Sequence[Gap]) -> None:
+        for gap in gaps:
+            if self._widen_gap(gap):
+                continue
+            self._db.execute(
+                "INSERT INTO gap(at_us, from_us, to_us, readings, reason, owed) VALUES(?, ?, ?, ?, ?, ?)",
+                (gap.at_us, gap.from_us, gap.to_us, gap.readings, gap.reason, json.dumps(dict(gap.owed))),
+            )
+        if gaps:
+            self._db.execute("DELETE FROM gap WHERE id <= (SELECT max(id) FROM gap) - ?", (_GAPS_KEPT,))
+
+    def _widen_gap(self, gap: Gap) -> bool:
+        """Add to the newest record when it is of the same reason and hour: a full card must not write itself full of gaps."""
+        row = self._db.execute(
+            "SELECT id, at_us, to_us, readings, reason, owed FROM gap ORDER BY id DESC LIMIT 1"
+        ).fetchone()
+        if row is None or row[4] != gap.reason or not 0 <= gap.at_us - row[1] < _GAP_US:
+            return False
+        owed = json.loads(row[5])
+        for name, count in gap.owed.items():
+            owed[name] = owed.get(name, 0) + count
+        self._db.execute(
+            "UPDATE gap SET to_us = ?, readings = ?, owed = ? WHERE id = ?",
+            (gap.to_us or row[2], row[3] + gap.readings, json.dumps(owed), row[0]),
+        )
+        return True
+
+    def _prune(self, settled: int) -> bool:
+        """Delete segments that everybody is done with, oldest first; True when there may be more."""
+        deleted = self._db.execute(
+            "DELETE FROM segment WHERE id IN"
+            " (SELECT id FROM segment WHERE id <= ? AND id + span <= ? ORDER BY id LIMIT ?)",
+            (settled, settled, _PRUNE_CHUNK),
+        ).rowcount
+        return bool(deleted == _PRUNE_CHUNK)
+
+    # Retention's tools; to be used within a transaction
+
+    def used_pages(self) -> int:
+        """Pages that hold data; free ones are not counted."""
+        [(pages,)] = self._db.execute("PRAGMA page_count").fetchall()
+        [(free,)] = self._db.execute("PRAGMA freelist_count").fetchall()
+        return int(pages - free)
+
+    def room_pages(self) -> int:
+        """Pages that one more transaction may fill."""
+        return self.max_pages - _RESERVE_PAGES - self.used_pages()
+
+    def oldest(self, limit: int) -> list[tuple[int, int, Header | None]]:
+        """The oldest segments as (last number, readings, header); no header when it is damaged."""
+        rows = self._db.execute("SELECT id, span, total, body FROM segment ORDER BY id LIMIT ?", (limit,)).fetchall()
+        found: list[tuple[int, int, Header | None]] = []
+        before: int | None = None
+        for first, span, total, body in rows:
+            try:
+                header = read_header(body)
+            except DamagedSegment:
+                found.append((first + span, total - before if before is not None else 0, None))
+            else:
+                found.append((header.last, header.readings, header))
+            before = total
+        return found
+
+    def owed_in(self, after: int, upto: int) -> int:
+        """Readings stored above `after`, up to and including `upto`, a segment's end."""
+        return max(0, self._total_at(upto) - self._total_at(after)) if after < upto else 0
+
+    def _total_at(self, seq: int) -> int:
+        """Readings ever stored in sets up to and including `seq`, the lost ones counted too."""
+        row = self._db.execute(
+            "SELECT span, id, total, body FROM segment WHERE id <= ? ORDER BY id DESC LIMIT 1", (seq,)
+        ).fetchone()
+        if row is None:
+            first = self._db.execute("SELECT total, body FROM segment ORDER BY id LIMIT 1").fetchone()
+            return self._before(*first) if first else self.total
+        span, number, total, body = row
+        if number + span <= seq:
+            return int(total)
+        columns = Columns(0)
+        try:
+            decode(body, self.layouts, columns, after=seq)
+        except DamagedSegment:
+            return int(total)
+        return int(total) - len(columns.seq)
+
+    @staticmethod
+    def _before(total: int, body: bytes) -> int:
+        try:
+            return total - read_header(body).readings
+        except DamagedSegment:
+            return total
+
+    def delete_upto(self, last: int) -> None:
+        """Give up the segments up to and including the one that ends with `last`."""
+        self._db.execute("DELETE FROM segment WHERE id <= ?", (last,))
+
+    # Reading
+
+    def read(self, after: int, max_readings: int, *, hold: bool = False) -> Columns | None:
+        """Sets above `after`, times corrected, at least one and about `max_readings`; None when there are none.
+
+        Args:
+            hold: stop before the first set whose time is unconfirmed.
+        """
         columns = Columns(after)
-        for body in self._bodies(after):
-            decode(body, self._layouts, columns, after=after)
+        now_us = self.now_us()
+        for number, body in self.bodies(after):
+            start = len(columns.seq)
+            try:
+                if hold and self.boots.resolve(read_header(body).stamp)[1] is TimeState.UNCONFIRMED:
+                    break
+                header = decode(body, self.layouts, columns, after=after)
+            except DamagedSegment as error:
+                columns.cut(start)
+                self._give_up_damaged(number, error)
+                continue
+            self.boots.correct(columns, start, header.stamp, now_us)
             if len(columns.seq) >= max_readings:
                 break
         return columns if columns.seq else None
 
-    def _bodies(self, after: int) -> Iterator[bytes]:
+    def _give_up_damaged(self, number: int, error: DamagedSegment) -> None:
+        """Take a segment out whose bits have changed: one bad thing stays one bad thing."""
+        lost = self._readings_of(number)
+        gap = Gap(self.now_us() or 0, None, None, lost, "damage", {})
+        with self.transaction():
+            self._db.execute("DELETE FROM segment WHERE id = ?", (number,))
+            self._put_gaps([gap])
+        self.damaged.append(f"{error}; {lost} readings lost")
+
+    def _readings_of(self, number: int) -> int:
+        """Readings of a segment by the running totals; 0 when the one before it is gone too."""
+        rows = self._db.execute(
+            "SELECT total FROM segment WHERE id <= ? ORDER BY id DESC LIMIT 2", (number,)
+        ).fetchall()
+        return rows[0][0] - rows[1][0] if len(rows) == 2 else 0
+
+    def bodies(self, after: int = -1) -> Iterator[tuple[int, bytes]]:
+        """Segments that hold sets above `after`, with their first numbers, ascending."""
         place = self._db.execute(
             "SELECT id FROM segment WHERE id <= ? ORDER BY id DESC LIMIT 1", (after,)
         ).fetchone() or (after,)
@@ -177,16 +564,14 @@ class Store:
         ).fetchone():
             place = (row[0] + row[1] + 1,)
             if row[0] + row[1] > after:
-                yield row[2]
+                yield row[0], row[2]
 
     def owed(self, after: int) -> tuple[int, int | None]:
-        """Readings stored above `after`, and the oldest time among them in microseconds."""
+        """Readings stored above `after`, and the oldest time among the first of them in microseconds."""
         columns = self.read(after, 1)
         if columns is None:
             return 0, None
-        row = self._db.execute("SELECT total FROM segment WHERE id <= ? ORDER BY id DESC LIMIT 1", (columns.seq[0],))
-        [(total_here,)] = row.fetchall()
-        return self.total - total_here + len(columns.seq), min(columns.time_us)
+        return self.total - self._total_at(after), min(columns.time_us)
 
     def before(self, time_us: int) -> int:
         """The number before the first set that has a reading at or after a time."""
@@ -198,11 +583,98 @@ class Store:
             after = columns.last
         return after
 
-    def size_bytes(self) -> int:
-        """Bytes in use by data, free pages not counted."""
-        [(pages,)] = self._db.execute("PRAGMA page_count").fetchall()
-        [(free,)] = self._db.execute("PRAGMA freelist_count").fetchall()
-        return int(pages - free) * PAGE_BYTES
+    def gaps(self) -> list[Gap]:
+        """What was given up, oldest first."""
+        rows = self._db.execute("SELECT at_us, from_us, to_us, readings, reason, owed FROM gap ORDER BY id")
+        return [Gap(at, first, to, n, reason, json.loads(owed)) for at, first, to, n, reason, owed in rows]
+
+    # Held pieces
+
+    def put_held(self, row: HeldRow, entries: Sequence[Entry], drop: Sequence[int], gaps: Sequence[Gap] = ()) -> int:
+        """Insert a held piece (`id` 0), or update its tries; `drop` others to make room. Returns its id."""
+        body = b"".join(encode(group, self.layouts, kind=HELD) for group in _groups(entries))
+        with self.transaction():
+            self._db.executemany("DELETE FROM held WHERE id = ?", [(number,) for number in drop])
+            self._put_gaps(gaps)
+            self._put_records({}, self.layouts.unsaved)
+            if row.id:
+                self._db.execute(
+                    "UPDATE held SET reason=?, last_us=?, tries=?, next_us=? WHERE id=?",
+                    (row.reason, row.last_us, row.tries, row.next_us, row.id),
+                )
+                number = row.id
+            else:
+                [(number,)] = self._db.execute(
+                    "INSERT INTO held(broker, entity, device, reason, first_us, last_us, tries, next_us, readings, body)"
+                    " VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+                    (
+                        row.broker,
+                        row.entity,
+                        row.device,
+                        row.reason,
+                        row.first_us,
+                        row.last_us,
+                        row.tries,
+                        row.next_us,
+                        row.readings,
+                        body,
+                    ),
+                ).fetchall()
+        self.layouts.unsaved.clear()
+        return int(number)
+
+    def drop_held(self, numbers: Sequence[int], gaps: Sequence[Gap] = ()) -> None:
+        with self.transaction():
+            self._db.executemany("DELETE FROM held WHERE id = ?", [(number,) for number in numbers])
+            self._put_gaps(gaps)
+
+    def held_readings(self, number: int) -> Columns:
+        """The readings of a held piece, times as they were when it was held.
+
+        Raises:
+            DamagedSegment: its bits have changed.
+        """
+        columns = Columns(0)
+        row = self._db.execute("SELECT body FROM held WHERE id = ?", (number,)).fetchone()
+        body = row[0] if row else b""
+        while body:
+            header = decode(body, self.layouts, columns)
+            body = body[header.size_bytes :]
+        columns.time_state = [TimeState.SURE] * len(columns.seq)
+        return columns
+
+    def held_size(self, number: int) -> int:
+        row = self._db.execute("SELECT length(body) FROM held WHERE id = ?", (number,)).fetchone()
+        return int(row[0]) if row else 0
+
+    # Statistics, checks
+
+    def statistics(self, from_hour: int) -> dict[int, bytes]:
+        rows = self._db.execute("SELECT hour, body FROM statistic WHERE hour >= ? ORDER BY hour", (from_hour,))
+        return dict(rows.fetchall())
+
+    def quick_check(self) -> list[str]:
+        """What SQLite finds wrong with the trees; empty when nothing."""
+        found = [row[0] for row in self._db.execute("PRAGMA quick_check").fetchall()]
+        return [] if found == ["ok"] else found
+
+    # Salvage's tools; to be used within a transaction
+
+    def save_rows(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Rows of a damaged file, as they are; cursors carry their own CRC."""
+        for row in rows:
+            self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES({','.join('?' * len(row))})", row)
+
+    def save_dictionary(self, series: Mapping[int, tuple[str, str]], layouts: Sequence[Layout]) -> None:
+        self._put_records(series, layouts)
+
+    def save_segment(self, header: Header, body: bytes, total: int) -> None:
+        self._db.execute(
+            "INSERT INTO segment VALUES(?, ?, ?, ?)", (header.first, header.last - header.first, total, body)
+        )
+
+    def checkpoint(self) -> None:
+        self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def close(self) -> None:
         self._db.close()
@@ -211,7 +683,7 @@ class Store:
 class _Transaction:
     """BEGIN IMMEDIATE … COMMIT, or rolled back with everything as it was."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: Connection) -> None:
         self._db = db
 
     def __enter__(self) -> None:
@@ -226,32 +698,56 @@ class _Transaction:
                 self._db.execute("ROLLBACK")
 
 
-def _connect(path: Path, max_pages: int) -> sqlite3.Connection:
+def connect_file(path: Path) -> Connection:
+    """Open the file itself, made when absent, readable by user and group alone."""
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o640))  # SQLite gives -wal and -shm the same mode
+    if not path.exists():  # an open descriptor of an existing file must not be closed: that would drop SQLite's locks
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o640))  # SQLite gives -wal and -shm the same mode
     # psow=0: power loss may garble the whole block being written, so SQLite must not rely on the rest of it
-    db = sqlite3.connect(
-        f"file:{quote(str(path.absolute()))}?psow=0", uri=True, isolation_level=None, check_same_thread=False
-    )
-    try:
-        db.execute(f"PRAGMA page_size={PAGE_BYTES}")
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-        db.execute("PRAGMA wal_autocheckpoint=100")
-        db.execute("PRAGMA busy_timeout=2000")
-        db.execute(f"PRAGMA max_page_count={max_pages}")
-        [(version,)] = db.execute("PRAGMA user_version").fetchall()
-        if version > USER_VERSION:
-            raise LogError(f"{path} was written by a newer citygate (format {version}); this one writes {USER_VERSION}")
-        if version == 0:
-            with _Transaction(db):
-                for statement in _SCHEMA.split(";"):
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version={USER_VERSION}")
-    except BaseException:
-        db.close()
-        raise
-    return db
+    uri = f"file:{quote(str(path.absolute()))}?psow=0"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+
+
+def records(series: Mapping[int, tuple[str, str]], layouts: Sequence[Layout]) -> Iterator[bytes]:
+    """Dictionary entries as blobs that stay within a page, each with its CRC."""
+    items: list[list[Any]] = [["s", number, *name] for number, name in series.items()]
+    items += [["l", layout.id, layout.series, layout.codes] for layout in layouts]
+    part: list[str] = []
+    size = 0
+    for item in items:
+        text = json.dumps(item, separators=(",", ":"), ensure_ascii=False)
+        if part and size + len(text) > _RECORD_BYTES:
+            yield _record(part)
+            part, size = [], 0
+        part.append(text)
+        size += len(text)
+    if part:
+        yield _record(part)
+
+
+def _record(part: list[str]) -> bytes:
+    payload = f"[{','.join(part)}]".encode("utf-8", "surrogatepass")
+    body = len(payload).to_bytes(4, "little") + payload
+    return RECORD_MAGIC + zlib.crc32(body).to_bytes(4, "little") + body
+
+
+def read_record(body: bytes, series: dict[int, tuple[str, str]], layouts: dict[int, Layout]) -> bool:
+    """Take over the dictionary entries of a record; False when it is not sound. `body` may be longer."""
+    if body[:3] != RECORD_MAGIC or len(body) < 11:
+        return False
+    end = 11 + int.from_bytes(body[7:11], "little")
+    if end > len(body) or zlib.crc32(body[7:end]) != int.from_bytes(body[3:7], "little"):
+        return False
+    for kind, number, first, second in json.loads(body[11:end].decode("utf-8", "surrogatepass")):
+        if kind == "s":
+            series[number] = (first, second)
+        else:
+            layouts[number] = Layout(number, tuple(first), tuple(second))
+    return True
+
+
+def _cursor_crc(name: str, seq: int) -> int:
+    return zlib.crc32(f"{name}\0{seq}".encode())
 
 
 def _groups(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
@@ -270,16 +766,3 @@ def _groups(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
 
 def _stamp_of(entry: Entry) -> Stamp:
     return entry.stamp
-
-
-def _layout_body(layout: Layout) -> bytes:
-    return b"".join(n.to_bytes(4, "little") + bytes((c,)) for n, c in zip(layout.series, layout.codes, strict=True))
-
-
-def _layout_from(number: int, body: bytes) -> Layout:
-    starts = range(0, len(body), 5)
-    return Layout(
-        number,
-        tuple(int.from_bytes(body[i : i + 4], "little") for i in starts),
-        tuple(body[i + 4] for i in starts),
-    )

@@ -1,0 +1,215 @@
+"""Held: what one broker will not take now. *Later* with a next try, *dead letter* without; bounded, readings copied."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final, Literal, Protocol, TypeVar
+
+from gateway.log.segment import Columns, Series, Stamp, entries_of, microseconds, wall_time
+from gateway.log.store import Gap, HeldRow, Store
+from gateway.sdk.errors import LogError
+
+MAX_PIECES: Final = 2000
+MAX_BYTES: Final = 16 * 2**20
+_ROW_BYTES: Final = 200  # what a piece costs beside its readings
+T = TypeVar("T")
+
+
+class Job(Protocol):
+    """Runs a function with the store in the writer thread."""
+
+    def __call__(self, work: Callable[[Store], T], /) -> Awaitable[T]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class HeldPiece:
+    """Readings of one device that one broker did not take as part of one entity.
+
+    Attributes:
+        state: `later` has a `next_try_at`, `dead` none.
+        tries: how often it was offered.
+        readings: how many there are; `Held.readings` fetches them.
+    """
+
+    id: int
+    broker: str
+    entity: str
+    device: str
+    state: Literal["later", "dead"]
+    reason: str
+    first_at: datetime
+    last_at: datetime
+    tries: int
+    next_try_at: datetime | None
+    readings: int
+
+
+class Held:
+    """The table of held pieces. A piece is on the card when `hold` returns, so the cursor may move on."""
+
+    def __init__(self, rows: Sequence[HeldRow], job: Job, series: Mapping[int, Series], stamp: Callable[[], Stamp]):
+        self._rows = {row.id: row for row in rows}
+        self._job = job
+        self._series = series
+        self._stamp = stamp
+        self.dropped = 0
+
+    async def hold(
+        self,
+        broker: str,
+        entity: str,
+        device: str,
+        readings: Columns,
+        *,
+        reason: str,
+        at: datetime,
+        next_try_at: datetime | None = None,
+        tries: int = 1,
+    ) -> int:
+        """Set readings aside; without `next_try_at` as a dead letter. Returns the piece's id.
+
+        Raises:
+            LogError: the card refuses; the cursor must not move on.
+        """
+        if not readings.seq:
+            raise LogError(f"nothing to hold for {entity}")
+        entries = entries_of(readings, self._stamp())
+        next_us = None if next_try_at is None else microseconds(next_try_at)
+        at_us = microseconds(at)
+        row = HeldRow(0, broker, entity, device, reason, at_us, at_us, tries, next_us, len(readings.seq), 0)
+        drop = self._surplus(len(readings.seq) * 16 + _ROW_BYTES)
+        row = await self._job(lambda store: _put(store, row, entries, drop, at_us))
+        for gone in drop:
+            self._rows.pop(gone.id, None)
+            self.dropped += gone.readings
+        self._rows[row.id] = row
+        return row.id
+
+    def _surplus(self, need_bytes: int) -> list[HeldRow]:
+        """What must go so that another piece fits: dead letters first, the oldest first."""
+        size = sum(row.size_bytes + _ROW_BYTES for row in self._rows.values()) + need_bytes
+        count = len(self._rows) + 1
+        drop = []
+        for row in sorted(self._rows.values(), key=lambda row: (row.next_us is not None, row.id)):
+            if count <= MAX_PIECES and size <= MAX_BYTES:
+                break
+            drop.append(row)
+            count -= 1
+            size -= row.size_bytes + _ROW_BYTES
+        return drop
+
+    def pieces(
+        self, broker: str | None = None, *, entity: str | None = None, device: str | None = None
+    ) -> list[HeldPiece]:
+        """All pieces that match, oldest first."""
+        return [
+            _piece(row)
+            for row in self._rows.values()
+            if broker in (None, row.broker) and entity in (None, row.entity) and device in (None, row.device)
+        ]
+
+    def count(self, broker: str) -> tuple[int, int]:
+        """How many pieces are held for later, and as dead letters."""
+        rows = [row for row in self._rows.values() if row.broker == broker]
+        later = sum(row.next_us is not None for row in rows)
+        return later, len(rows) - later
+
+    def due(self, broker: str, now: datetime, limit: int = 100) -> list[HeldPiece]:
+        """Pieces whose next try has come, the longest waiting first."""
+        now_us = microseconds(now)
+        rows = [r for r in self._rows.values() if r.broker == broker and r.next_us is not None and r.next_us <= now_us]
+        rows.sort(key=lambda row: row.next_us or 0)
+        return [_piece(row) for row in rows[:limit]]
+
+    def next_try_at(self, broker: str) -> datetime | None:
+        """When the next piece is due."""
+        times = [r.next_us for r in self._rows.values() if r.broker == broker and r.next_us is not None]
+        return wall_time(min(times)) if times else None
+
+    async def readings(self, piece: int) -> Columns:
+        """The readings of a piece, as they were when it was held."""
+        return await self._job(lambda store: store.held_readings(piece))
+
+    async def tried(self, piece: int, *, reason: str, at: datetime, next_try_at: datetime | None) -> None:
+        """Offered again and not taken; without `next_try_at` it becomes a dead letter."""
+        next_us = None if next_try_at is None else microseconds(next_try_at)
+        row = self._rows[piece]
+        row = replace(row, reason=reason, last_us=microseconds(at), tries=row.tries + 1, next_us=next_us)
+        await self._update([row])
+
+    async def requeue(self, pieces: Sequence[int], at: datetime) -> int:
+        """Try these at once, dead letters too; the count of tries starts again. Returns how many there were."""
+        rows = [self._rows[number] for number in pieces if number in self._rows]
+        await self._update([replace(row, tries=0, next_us=microseconds(at)) for row in rows])
+        return len(rows)
+
+    async def _update(self, rows: Sequence[HeldRow]) -> None:
+        def work(store: Store) -> None:
+            for row in rows:
+                store.put_held(row, (), ())
+
+        await self._job(work)
+        self._rows.update((row.id, row) for row in rows)
+
+    async def release(self, pieces: Sequence[int]) -> None:
+        """The broker has taken them."""
+        await self._job(lambda store: store.drop_held(pieces))
+        for number in pieces:
+            self._rows.pop(number, None)
+
+    async def purge(self, pieces: Sequence[int], at: datetime) -> int:
+        """Give them up, counted in a gap record. Returns how many there were."""
+        rows = [self._rows[number] for number in pieces if number in self._rows]
+        gaps = [_gap(row, microseconds(at), "purged") for row in rows]
+        await self._job(lambda store: store.drop_held([row.id for row in rows], gaps))
+        for row in rows:
+            del self._rows[row.id]
+        return len(rows)
+
+    def take(self, rows: Sequence[HeldRow]) -> None:
+        """The file was opened late or anew: what it holds."""
+        self._rows = {row.id: row for row in rows}
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """What `buffer held list` shows."""
+        return [
+            {
+                "id": piece.id,
+                "broker": piece.broker,
+                "entity": piece.entity,
+                "device": piece.device,
+                "state": piece.state,
+                "reason": piece.reason,
+                "first_at": piece.first_at,
+                "last_at": piece.last_at,
+                "tries": piece.tries,
+                "next_try_at": piece.next_try_at,
+                "readings": piece.readings,
+            }
+            for piece in self.pieces()
+        ]
+
+
+def _put(store: Store, row: HeldRow, entries: Sequence[Any], drop: Sequence[HeldRow], at_us: int) -> HeldRow:
+    number = store.put_held(row, entries, [gone.id for gone in drop], [_gap(gone, at_us, "held") for gone in drop])
+    return replace(row, id=number, size_bytes=store.held_size(number))
+
+
+def _gap(row: HeldRow, at_us: int, reason: str) -> Gap:
+    return Gap(at_us, row.first_us, row.last_us, row.readings, reason, {row.broker: row.readings})
+
+
+def _piece(row: HeldRow) -> HeldPiece:
+    return HeldPiece(
+        row.id,
+        row.broker,
+        row.entity,
+        row.device,
+        "dead" if row.next_us is None else "later",
+        row.reason,
+        wall_time(row.first_us),
+        wall_time(row.last_us),
+        row.tries,
+        None if row.next_us is None else wall_time(row.next_us),
+        row.readings,
+    )

@@ -1,0 +1,240 @@
+"""Salvage: a damaged file is set aside with a dated name, every sound segment is taken over into a new one."""
+
+import mmap
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from gateway.log.boots import Boot
+from gateway.log.segment import (
+    LOG,
+    MAGIC,
+    VERSION,
+    Columns,
+    DamagedSegment,
+    Header,
+    Layout,
+    Layouts,
+    decode,
+    encode,
+    entries_of,
+    read_header,
+)
+from gateway.log.store import RECORD_MAGIC, Store, read_record
+from gateway.sdk.errors import LogError
+
+_SQLITE: Final = b"SQLite format 3\0"
+_ASIDE_KEPT: Final = 2
+_CHUNK: Final = 200
+
+
+@dataclass(slots=True)
+class Report:
+    """What salvage found.
+
+    Attributes:
+        aside: where the damaged file is now.
+        lost: what could not be read, in words.
+    """
+
+    aside: Path
+    segments: int = 0
+    readings: int = 0
+    lost: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lost = "; ".join(self.lost) or "nothing known to be missing"
+        return (
+            f"{self.segments} segments with {self.readings} readings taken over; {lost}; the old file is {self.aside}"
+        )
+
+
+@dataclass(slots=True)
+class _Found:
+    series: dict[int, tuple[str, str]] = field(default_factory=dict)
+    layouts: dict[int, Layout] = field(default_factory=dict)
+    segments: dict[int, tuple[Header, bytes]] = field(default_factory=dict)
+    rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
+
+
+def ours(path: Path) -> bool:
+    """Whether a file that SQLite refuses is a damaged log, and not something else that must not be touched."""
+    with path.open("rb") as file:
+        start = file.read(4096)
+    if start.startswith(_SQLITE) or not start.strip(b"\0"):
+        return True
+    found = _Found()
+    _carve(path, found)
+    return bool(found.segments or found.series)
+
+
+def salvage(path: Path, max_size_bytes: int, at: datetime) -> Report:
+    """Set the file aside, save what is sound into a new one at `path`; the caller opens that.
+
+    Raises:
+        LogError: the file is no log of ours; it was left where it is.
+        OSError, sqlite3.Error: the card does not take the new file; what was found stays in the old one.
+    """
+    if not ours(path):
+        raise LogError(f"{path} is not a citygate log; move it away, or give buffer.path a name of its own")
+    report = Report(_set_aside(path, at))
+    found = _read(report.aside, report)
+    store = Store(path, max_size_bytes)
+    try:
+        _write(store, found, report)
+    finally:
+        store.close()
+    _forget_old(path, report.aside)
+    return report
+
+
+def _set_aside(path: Path, at: datetime) -> Path:
+    aside = path.with_name(f"{path.name}.damaged-{at:%Y%m%dT%H%M%S%f}")
+    path.with_name(path.name + "-shm").unlink(missing_ok=True)
+    wal = path.with_name(path.name + "-wal")
+    if wal.exists():
+        wal.rename(aside.with_name(aside.name + "-wal"))
+    path.rename(aside)
+    return aside
+
+
+def _forget_old(path: Path, newest: Path) -> None:
+    """Keep the newest files set aside, and room for the log itself: a card that goes bad must not fill itself."""
+    files = sorted(p for p in path.parent.glob(f"{path.name}.damaged-*") if not p.name.endswith(("-wal", "-shm")))
+    free = shutil.disk_usage(path.parent).free
+    for file in files[:-_ASIDE_KEPT] + (files[-_ASIDE_KEPT:-1] if free < newest.stat().st_size else []):
+        for name in (file.name, f"{file.name}-wal", f"{file.name}-shm"):
+            file.with_name(name).unlink(missing_ok=True)
+
+
+def _read(aside: Path, report: Report) -> _Found:
+    found = _Found()
+    _read_tables(aside, found, report)
+    for file in (aside, aside.with_name(aside.name + "-wal")):
+        if file.exists():
+            _carve(file, found)
+    return found
+
+
+def _read_tables(aside: Path, found: _Found, report: Report) -> None:
+    """The small tables by SQL, as far as each can be read, and segments too long to be found page by page."""
+    try:
+        db = sqlite3.connect(f"file:{quote(str(aside.absolute()))}?mode=rw", uri=True, isolation_level=None)
+    except sqlite3.Error as error:
+        report.lost.append(f"tables: {error}")
+        return
+    try:
+        for table in ("start", "boot", "cursor", "state", "held", "gap", "statistic", "record", "record_copy"):
+            found.rows[table] = _rows(db, f"SELECT * FROM {table}", table, report)
+        for (body,) in _rows(db, "SELECT body FROM segment", "segment", None):
+            _take_segment(body, found)
+        for table in ("record", "record_copy"):
+            for _, body in found.rows[table]:
+                read_record(body, found.series, found.layouts)
+    finally:
+        db.close()
+
+
+def _rows(db: sqlite3.Connection, sql: str, table: str, report: Report | None) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = []
+    try:
+        for row in db.execute(sql):
+            rows.append(row)
+    except sqlite3.Error as error:
+        if report is not None:
+            report.lost.append(f"table {table} after {len(rows)} rows: {error}")
+    return rows
+
+
+def _take_segment(body: bytes, found: _Found) -> None:
+    try:
+        header = read_header(body)
+    except DamagedSegment:
+        return
+    known = found.segments.get(header.first)
+    if header.kind == LOG and (known is None or known[0].last < header.last):
+        found.segments[header.first] = header, bytes(body[: header.size_bytes])
+
+
+def _carve(file: Path, found: _Found) -> None:
+    """Find segments and dictionary records by their magic, whatever has become of the trees around them."""
+    if not file.stat().st_size:
+        return
+    with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for start in _places(data, MAGIC + bytes((VERSION,))):
+            _take_segment(data[start : start + 8192], found)
+        for start in _places(data, RECORD_MAGIC):
+            read_record(data[start : start + 8192], found.series, found.layouts)
+
+
+def _places(data: mmap.mmap, magic: bytes) -> Iterator[int]:
+    start = data.find(magic)
+    while start >= 0:
+        yield start
+        start = data.find(magic, start + 1)
+
+
+def _write(store: Store, found: _Found, report: Report) -> None:
+    layouts = Layouts(found.layouts[number] for number in sorted(found.layouts))
+    segments = [found.segments[number] for number in sorted(found.segments)]
+    settled = segments[-1][0].settled if segments else 0
+    starts = [row for row in found.rows.get("start", []) if _are_ints(row)]
+    boots = [boot for row in found.rows.get("boot", []) if (boot := _boot(row)) is not None]
+    last = max([segments[-1][0].last if segments else 0, settled])
+    with store.transaction():
+        store.save_rows("start", [*starts, *([] if starts else [((last >> 32) + 1, 0, 0)])])
+        store.save_rows("boot", [tuple(getattr(b, name) for name in Boot.__slots__) for b in boots])
+        for table in ("cursor", "state", "held", "gap", "statistic"):
+            store.save_rows(table, found.rows.get(table, []))
+        store.save_dictionary(found.series, list(found.layouts.values()))
+    kept = list(_in_order(segments, settled, layouts, report))
+    for i in range(0, len(kept), _CHUNK):
+        with store.transaction():
+            for header, body in kept[i : i + _CHUNK]:
+                report.segments += 1
+                report.readings += header.readings
+                store.save_segment(header, body, report.readings)
+            store.save_dictionary({}, layouts.unsaved)
+        layouts.unsaved.clear()
+
+
+def _in_order(
+    segments: list[tuple[Header, bytes]], settled: int, layouts: Layouts, report: Report
+) -> Iterator[tuple[Header, bytes]]:
+    """Segments without overlap: a commit that failed may have left its pages beside those of the one that followed."""
+    upto = settled
+    for header, body in segments:
+        if header.last <= upto:
+            continue
+        columns = Columns(0)
+        try:
+            decode(body, layouts, columns, after=upto)
+        except DamagedSegment as error:
+            report.lost.append(str(error))
+            continue
+        if header.first <= upto:
+            entries = entries_of(columns, header.stamp)
+            body = encode(entries, layouts, sealed_us=header.sealed_us, settled=header.settled)
+            header = read_header(body)
+        upto = header.last
+        yield header, body
+
+
+def _are_ints(row: tuple[Any, ...]) -> bool:
+    return all(isinstance(value, int) for value in row)
+
+
+def _boot(row: tuple[Any, ...]) -> Boot | None:
+    return Boot(*row) if isinstance(row[0], int) and isinstance(row[1], str) else None
+
+
+def remove_leftovers(path: Path) -> None:
+    """Journal files that belong to a database file that is gone: SQLite would play them into the new one."""
+    if not path.exists():
+        for end in ("-wal", "-shm"):
+            path.with_name(path.name + end).unlink(missing_ok=True)
