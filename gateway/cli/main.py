@@ -1,24 +1,34 @@
 """`citygate`: arguments, exit codes, `--json`. Each group of verbs is a module with `add_verbs`: a new one is one line."""
 
 import argparse
+import difflib
 import os
+import re
 import sys
+import textwrap
 from collections.abc import Sequence
+from typing import NoReturn
 
 from gateway.cli import configure, demo, devices, extend, operate, simulate
-from gateway.cli.terminal import colour, complain, say_json
+from gateway.cli.terminal import colour, complain, say_json, width
 from gateway.cli.verbs import EXIT_CODES, Verbs
-from gateway.http.outcome import Refused, exit_code
+from gateway.http.outcome import USAGE, Refused, exit_code
 from gateway.sdk.errors import CitygateError, ConfigError
 
-GROUPS = (demo, simulate, configure, devices, operate, extend)
+GROUPS = (
+    ("try it without hardware", (demo, simulate)),
+    ("set up a box", (configure,)),
+    ("look at a device", (devices,)),
+    ("run the box", (operate,)),
+    ("add what is missing", (extend,)),
+)
 INTERRUPTED = 130  # as a shell reports SIGINT
 
-ABOUT = """\
-Edge gateway for city sensors: any sensor in, harmonised NGSI entities out, nothing lost in between.
-
-The first minute: `citygate demo`. A new box: `citygate check`, then `citygate run`; `citygate status` shows how it is.
-"""
+ABOUT = "Edge gateway for city sensors: any sensor in, harmonised NGSI entities out, nothing lost in between."
+FIRST_STEPS = (
+    "The first minute: `citygate demo`. A new box: `citygate init`, `check`, `run`; then `status` says how it is. "
+    "`citygate VERB --help` has examples."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,18 +48,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+class _Top(argparse.ArgumentParser):
+    """The parser whose help is the map of all verbs."""
+
+    sections: Sequence[tuple[str, Verbs]] = ()
+
+    def format_help(self) -> str:
+        columns = min(width(), 110)
+        lines = ["usage: citygate VERB …", "", *textwrap.wrap(ABOUT, columns)]
+        longest = max(len(name) for _, verbs in self.sections for name in verbs.texts)
+        for title, verbs in self.sections:
+            lines += ["", f"{title}:"]
+            for name, text in verbs.texts.items():
+                first, *more = textwrap.wrap(text, max(columns - longest - 4, 20))
+                lines += [f"  {name.ljust(longest)}  {first}", *(" " * (longest + 4) + line for line in more)]
+        lines += [
+            "",
+            *textwrap.wrap(FIRST_STEPS, columns),
+            "",
+            *textwrap.wrap(EXIT_CODES, columns, break_on_hyphens=False),
+        ]
+        return "\n".join(lines) + "\n"
+
+    def error(self, message: str) -> NoReturn:
+        """Wrong use: which verb was probably meant, where to look."""
+        word = re.search(r"invalid choice: '([^']*)'", message)
+        if word is not None:
+            known = [name for _, verbs in self.sections for name in verbs.texts]
+            near = difflib.get_close_matches(word[1], known, n=1, cutoff=0.5)
+            message = f"no verb {word[1]}{f'; did you mean {near[0]}?' if near else ''}"
+        self.exit(USAGE, f"usage: citygate VERB …\ncitygate: {message}\n`citygate --help` lists the verbs\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """All verbs with their help."""
-    top = argparse.ArgumentParser(
-        prog="citygate",
-        description=ABOUT,
-        epilog=f"`citygate VERB --help` has examples. {EXIT_CODES[0].upper()}{EXIT_CODES[1:]}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    verbs = Verbs(top)
-    for group in GROUPS:
-        group.add_verbs(verbs)
+    top = _Top(prog="citygate", allow_abbrev=False)
+    subparsers = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=argparse.ArgumentParser)
+    sections = []
+    for title, modules in GROUPS:
+        verbs = Verbs(subparsers)
+        for module in modules:
+            module.add_verbs(verbs)
+        sections.append((title, verbs))
+    top.sections = sections
     return top
 
 

@@ -3,10 +3,11 @@
 import argparse
 import os
 import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-from gateway.sdk.config import parse_duration_s
+from gateway.cli.terminal import width
 
 Run = Callable[[argparse.Namespace], int]
 DEFAULT_CONFIG = "/etc/citygate"
@@ -15,11 +16,19 @@ EXIT_CODES = (
 )
 
 
-class Verbs:
-    """The verbs of the command, in the order they are added."""
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Argument names in one column, as far as they fit."""
 
-    def __init__(self, parser: argparse.ArgumentParser, dest: str = "verb") -> None:
-        self._subparsers = parser.add_subparsers(dest=dest, metavar="VERB", title="verbs", required=True)
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=min(width(), 100))
+
+
+class Verbs:
+    """Some verbs of the command, in the order they are added; `texts` has their one line of help."""
+
+    def __init__(self, subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+        self._subparsers = subparsers
+        self.texts: dict[str, str] = {}
 
     def add(
         self, name: str, run: Run, *, help: str, about: str = "", examples: tuple[str, ...] = (), config: bool = True
@@ -32,13 +41,16 @@ class Verbs:
             about: what somebody wants to know before using it.
             examples: complete command lines, tested.
         """
-        shown = "\n".join(f"  {example}" for example in examples)
+        self.texts[name] = help
+        columns = min(width(), 100)
+        ends = textwrap.fill(EXIT_CODES, columns, break_on_hyphens=False)
+        shown = "".join(f"  {example}\n" for example in examples)
         verb = self._subparsers.add_parser(
             name,
             help=help,
-            description=about or f"{help[0].upper()}{help[1:]}.",
-            epilog=(f"examples:\n{shown}\n\n" if examples else "") + EXIT_CODES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            description=textwrap.fill(about or f"{help[0].upper()}{help[1:]}.", columns, break_on_hyphens=False),
+            epilog=f"examples:\n{shown}\n{ends}" if examples else ends,
+            formatter_class=_Help,
             allow_abbrev=False,
         )
         if config:
@@ -56,14 +68,16 @@ class Verbs:
 
     def group(self, name: str, *, help: str) -> "Verbs":
         """Verbs under a word of their own, as in `buffer status`."""
-        parser = self._subparsers.add_parser(
-            name, help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False
-        )
-        return Verbs(parser, f"{name}_verb")
+        self.texts[name] = help
+        about = f"{help[0].upper()}{help[1:]}."
+        parser = self._subparsers.add_parser(name, help=help, description=about, allow_abbrev=False)
+        return Verbs(parser.add_subparsers(dest=f"{name}_verb", metavar="VERB", title="verbs", required=True))
 
 
 def duration(text: str) -> float:
     """Seconds of `20s`, `30m`, `2h`, `15 min`; for arguments, where `m` means minutes."""
+    from gateway.sdk.config import parse_duration_s
+
     try:
         return parse_duration_s(re.sub(r"(?<=[0-9 ])m$", "min", text.strip()))
     except ValueError as error:
