@@ -23,7 +23,7 @@ def test_help_lists_every_verb_with_what_it_does(citygate: Command) -> None:
     ended = citygate("--help")
     assert ended.code == 0
     for name in verbs():
-        assert re.search(rf"^    {name}\s", ended.out, re.MULTILINE), name
+        assert re.search(rf"^  {name}\s", ended.out, re.MULTILINE), name
 
 
 @pytest.mark.parametrize("verb", [name for name, text in verbs().items() if "VERB" not in text])
