@@ -20,6 +20,7 @@ class DeviceHealth:
         state: waiting (nothing yet) | ok | bad | paused.
         paused_until: end of the pause; None when it is not paused.
         undeclared: fields that came but that the template does not declare, with how often.
+        counters: what the driver counts for this device (`timeouts`, `latency_ms`).
     """
 
     state: str = "waiting"
@@ -32,6 +33,7 @@ class DeviceHealth:
     readings: int = 0
     bad: int = 0
     undeclared: dict[str, int] = field(default_factory=dict)
+    counters: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(slots=True)

@@ -212,8 +212,9 @@ class LinkService:
             self._rejected_event_s = now_s
             event("frame_rejected", link=self._link, reason=str(error))
 
-    def _count(self, name: str, n: int = 1) -> None:
-        self._record.counters[name] += n
+    def _count(self, name: str, n: int = 1, device: str = "") -> None:
+        record: DeviceHealth | LinkHealth = self._devices[device] if device else self._record
+        record.counters[name] += n
 
     def _progress(self) -> None:
         self.progress_at_s = self._clock.monotonic_s()

@@ -54,10 +54,11 @@ class _Status(Collector):
         yield from _gateway(self._status)
         yield _up("citygate_link", "1 while the link works", ("link",), link_rows)
         yield from _counters("citygate_link", ("link",), LINK_COUNTERS, link_rows)
-        yield _link_counts(link_rows)
+        yield _events("citygate_link", ("link",), link_rows)
         yield _up("citygate_device", "1 while the device's last set was good", ("link", "device"), device_rows)
         yield from _times("citygate_device", ("link", "device"), DEVICE_TIMES, device_rows)
         yield from _counters("citygate_device", ("link", "device"), DEVICE_COUNTERS, device_rows)
+        yield _events("citygate_device", ("link", "device"), device_rows)
         yield _up("citygate_broker", "1 while the broker takes what it is sent", ("broker",), broker_rows)
         yield from _gauges("citygate_broker", ("broker",), BROKER_GAUGES, broker_rows)
         yield from _times("citygate_broker", ("broker",), BROKER_TIMES, broker_rows)
@@ -114,12 +115,12 @@ def _counters(prefix: str, labels: tuple[str, ...], texts: Mapping[str, str], ro
         yield family
 
 
-def _link_counts(rows: Iterable[Row]) -> Metric:
+def _events(prefix: str, labels: tuple[str, ...], rows: Iterable[Row]) -> Metric:
     """What drivers count by their own names (`crc_errors`) goes into a label, so that the metric's name stays ours."""
-    family = CounterMetricFamily("citygate_link_events", "Events counted by the driver", labels=("link", "event"))
-    for (name,), link in rows:
-        for event, count in link.get("counters", {}).items():
-            family.add_metric((name, str(event)), float(count))
+    family = CounterMetricFamily(f"{prefix}_events", "Events counted by the driver", labels=(*labels, "event"))
+    for names, record in rows:
+        for event, count in record.get("counters", {}).items():
+            family.add_metric((*names, str(event)), float(count))
     return family
 
 

@@ -97,7 +97,8 @@ class Context:
     Attributes:
         emit: hand over a set; waits only while the log's head is full.
         reject: a frame could not be decoded: counted, reported sparingly.
-        count: add to a counter of this link, shown in status and metrics (`frames`, `crc_errors`).
+        count: add to a counter of this link, shown in status and metrics (`frames`, `crc_errors`); with `device=` to
+            one of that device.
         now, monotonic_s, sleep: the clock.
         progress: the loop is alive (call it each turn, also when the wire is quiet); without it the link is restarted.
         open_serial, open_tcp: streams; they raise `LinkError` when the port is absent, taken or refuses.

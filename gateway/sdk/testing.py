@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -90,7 +90,7 @@ class RecordedRequests:
 
 
 class RecordingContext:
-    """Builds a `Context` whose effects are kept: `sets`, `rejected`, `counts`, `notes`. Pass `.context` to a driver."""
+    """Builds a `Context` whose effects are kept: `sets`, `rejected`, `counts`, `device_counts`, `notes`. Pass `.context` to a driver."""
 
     def __init__(self, port: ByteStream | None = None, clock: ManualClock | None = None) -> None:
         self.port = port
@@ -98,6 +98,7 @@ class RecordingContext:
         self.sets: list[ReadingSet] = []
         self.rejected: list[FrameError] = []
         self.counts: Counter[str] = Counter()
+        self.device_counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.notes: dict[str, tuple[str, str]] = {}
         self.times: list[tuple[datetime, float]] = []
         self.requests = RecordedRequests()
@@ -129,8 +130,11 @@ class RecordingContext:
         await asyncio.sleep(0)
         return _Done()
 
-    def _count(self, name: str, n: int = 1) -> None:
-        self.counts[name] += n
+    def _count(self, name: str, n: int = 1, device: str = "") -> None:
+        if device:
+            self.device_counts[device][name] += n
+        else:
+            self.counts[name] += n
 
     def _progress(self) -> None:
         self.progressed += 1
