@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from drivers.lora.layout import Codec, LayoutCodec, layout_points
 from gateway.sdk.config import ConfigModel, DeviceConfig, Duration, LinkConfig
@@ -68,8 +68,40 @@ class LoraTemplate(Template):
         return self
 
 
+_LENGTHS_M = {"mm": 0.001, "cm": 0.01, "m": 1.0}
+
+
+def _parse_length_m(value: Any) -> float:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(mm|cm|m)", value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"{value!r} is not a length; write a number and one of mm, cm, m, as in 1.8 m")
+    return float(match[1]) * _LENGTHS_M[match[2]]
+
+
+Length = Annotated[
+    float,
+    BeforeValidator(_parse_length_m),
+    WithJsonSchema({"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?(mm|cm|m)$", "examples": ["1.8 m", "300 mm"]}),
+]
+
+
+class Container(ConfigModel):
+    """Where the sensor of a container sits; it makes `fill_level` of `distance`."""
+
+    empty_m: Length = Field(alias="empty", description="distance to the bottom of the empty container")
+    full_m: Length = Field(0.0, alias="full", description="distance to the surface when it counts as full")
+
+    @model_validator(mode="after")
+    def _has_depth(self) -> Self:
+        if self.empty_m <= self.full_m:
+            raise ValueError("empty must be further away than full")
+        return self
+
+
 class LoraDevice(DeviceConfig):
     """What every LoRa device has."""
+
+    container: Container | None = Field(None, description="for level sensors: geometry of the container")
 
     every_s: Annotated[Duration, Field(ge=10)] | None = Field(
         None, alias="every", description="how often it should speak; silent for three times as long is reported"

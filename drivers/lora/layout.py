@@ -74,6 +74,7 @@ class Step(Meaning):
     time: Literal["unix", "y2000", "y2013", "gps"] | None = Field(
         None, description="the number is a time in seconds; it dates what follows in this group"
     )
+    at: int | None = Field(None, description="read at this place (negative: from the end) without moving on")
     skip: int | None = Field(None, ge=1)
     tlv: Tlv | None = None
     mask: Mask | None = None

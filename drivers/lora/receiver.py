@@ -9,13 +9,14 @@ from time import perf_counter
 from drivers.lora.codec import cayenne
 from drivers.lora.codec.payload import Decoded, Received, decode_layout, flatten, readings_of
 from drivers.lora.codec.uplink import TEST_PORT, Status, Uplink
-from drivers.lora.config import LoraDevice, LoraTemplate
+from drivers.lora.config import Container, LoraDevice, LoraTemplate
 from drivers.lora.heard import Heard
 from drivers.lora.layout import CayenneCodec, JavaScriptCodec, LayoutCodec, ObjectCodec
 from drivers.lora.memory import STATE, Memory, unpack
 from drivers.lora.worker import Program, ProgramFault, Worker
 from gateway.sdk.driver import Context, Exchange, Receipt
 from gateway.sdk.errors import CitygateError, FrameError
+from gateway.sdk.quantities import conversion
 from gateway.sdk.reading import Reading, ReadingSet, Reason, TimeSource, Value, no_values
 
 SILENT_AFTER = 3  # expected intervals without an uplink
@@ -78,7 +79,7 @@ class Receiver:
         decoded = await self._payload(device, uplink, received)
         memory.remember(uplink)
         self._context.count("uplinks")
-        readings = (*decoded.readings, *radio)
+        readings = (*decoded.readings, *_fill_levels(self._devices[device], decoded.readings), *radio)
         self._last[device] = Exchange(b"", uplink.payload, readings)
         self._heard_from(device)
         receipt = await self._context.emit(ReadingSet(device, readings, {STATE: memory.pack(), **(state or {})}))
@@ -200,6 +201,24 @@ class Receiver:
         self._context.note(
             device, f"no uplink for {SILENT_AFTER * (its.every_s or 0):g} s", "battery, range, or the server"
         )
+
+
+def _fill_levels(device: LoraDevice, readings: tuple[Reading, ...]) -> tuple[Reading, ...]:
+    """How full the container is, for each distance; bounded to 0 and 100 %."""
+    container, point = device.container, device.template.points.get("distance")
+    if container is None or point is None:
+        return ()
+    scale, offset = conversion(point.unit or "MTR", "MTR")
+    return tuple(
+        replace(reading, point="fill_level", value=_percent_full(container, float(reading.value) * scale + offset))
+        for reading in readings
+        if reading.point == "distance" and reading.value is not None
+    )
+
+
+def _percent_full(container: Container, distance_m: float) -> float:
+    share = (container.empty_m - distance_m) / (container.empty_m - container.full_m)
+    return round(100 * min(max(share, 0.0), 1.0), 1)
 
 
 def decode_plain(

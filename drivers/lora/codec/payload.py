@@ -103,6 +103,12 @@ class _Reader:
         self.offset += count
         return self.payload[self.offset - count : self.offset]
 
+    def peek(self, at: int, count: int) -> bytes:
+        start = at if at >= 0 else len(self.payload) + at
+        if start < 0 or start + count > len(self.payload):
+            raise self.refuse(f"{len(self.payload)} bytes, no {count} at {at}")
+        return self.payload[start : start + count]
+
     def walk(self, steps: tuple[Step, ...]) -> None:
         for step in steps:
             if step.optional and self.offset >= self.end:
@@ -113,7 +119,9 @@ class _Reader:
 
     def step(self, step: Step) -> None:
         if step.type is not None:
-            self.number(step, _number(step.type, self.take(SIZES[step.type]), self._big(step)))
+            size = SIZES[step.type]
+            data = self.take(size) if step.at is None else self.peek(step.at, size)
+            self.number(step, _number(step.type, data, self._big(step)))
         elif step.skip is not None:
             self.take(step.skip)
         elif step.tlv is not None:
