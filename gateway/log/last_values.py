@@ -56,6 +56,10 @@ class LastValues:
         for table in (self._latest, self._good, self._unsure, self._changed):
             table.clear()
 
+    def unchanged(self) -> None:
+        """What is known so far is of an earlier run; whoever asks `since` has other news."""
+        self._changed.clear()
+
     def note(self, entry: Entry, future: datetime | None = None) -> list[int]:
         """Take over the readings of a set; returns the series whose reading is not good.
 

@@ -156,7 +156,7 @@ class Log:
         self.series: dict[int, Series] = {}
         self.boots = Boots([_NO_BOOT], _NO_BOOT.id)
         self.last_values = LastValues(self.series, self.boots)
-        self.held = Held([], self._job, self.series, lambda: self._stamp)
+        self.held = Held(self._job, clock.now)
         self.statistics = Statistics(self.series, {}, hour=now_us // HOUR_US, up_s=now_s)
         self.first_seq = 0
         self._ids: dict[str, dict[str, int]] = {}
@@ -266,9 +266,10 @@ class Log:
         self._store.boots = self.boots
         self._store.now_us = self._trusted_now_us
         self._stamp = self._stamp_now()
-        entries = [entry._replace(stamp=self._stamp) for entry in self._head.entries]
+        late = self.first_seq == 0 and self._next_seq > 1
         self._take_series(loaded)
-        self._take_last_values(loaded, entries)
+        self._renumber(loaded.start << 32)
+        self._take_last_values(loaded, late=late)
         self.held.take(loaded.held)
         now_us = microseconds(self._clock.now())
         self.statistics = Statistics(
@@ -279,7 +280,6 @@ class Log:
         self._gaps = loaded.gaps
         self._cursors = dict(loaded.cursors)
         self._stored_last = loaded.last
-        self._renumber(loaded.start << 32, entries)
         for lane in self._lanes.values():
             await self._join(lane, salvaged=report is not None)
         self._failure = ""
@@ -295,21 +295,23 @@ class Log:
                 self._ids.setdefault(series.device, {})[series.point] = series.id
         self._next_series = max(self._next_series if self._head.entries else 0, *self.series, 0) + 1
 
-    def _take_last_values(self, loaded: Loaded, waiting: Sequence[Entry]) -> None:
+    def _take_last_values(self, loaded: Loaded, *, late: bool) -> None:
         points = {number: series.point for number, series in self.series.items()}
         self.last_values.start(self.boots)
         for stamp, columns in loaded.last_values:
             self.last_values.restore(entries_of(columns, stamp, points))
-        for entry in waiting:
+        if late:
+            self.last_values.unchanged()
+        for entry in self._head.entries:
             self.last_values.note(entry, self._future())
 
-    def _renumber(self, first_seq: int, entries: Sequence[Entry]) -> None:
+    def _renumber(self, first_seq: int) -> None:
         """Numbers given before the file could be read were provisional, below all that a file can hold."""
         old = self.first_seq
         self.first_seq = first_seq
         self._next_seq += first_seq - old
         self._durable_upto = first_seq
-        self._head.replace([entry._replace(seq=entry.seq + first_seq - old) for entry in entries])
+        self._head.replace([e._replace(seq=e.seq + first_seq - old, stamp=self._stamp) for e in self._head.entries])
         self._receipts = [(seq + first_seq - old, future) for seq, future in self._receipts]
         for lane in self._lanes.values():
             lane.cursor = lane.cursor + first_seq - old if lane.cursor else 0
@@ -328,6 +330,19 @@ class Log:
         lane.stored, lane.oldest_us = await self._job(lambda store: store.owed(cursor))
         if not lane.stored:
             lane.cursor = max(cursor, sent_upto)
+
+    async def set_consumers(self, consumers: Sequence[Consumer]) -> None:
+        """The config has changed: who reads from now on. One that is gone holds nothing back and keeps its cursor."""
+        lanes = {}
+        for consumer in consumers:
+            lane = lanes[consumer.name] = self._lanes.get(consumer.name) or _Lane(consumer, 0)
+            lane.consumer = consumer
+            if consumer.name not in self._lanes and self._store is not None:
+                await self._join(lane, salvaged=False)
+        self._lanes = lanes
+        self._settled_by_all()
+        self._wake()
+        self._start_commit()
 
     async def _start_of(self, consumer: Consumer) -> int:
         if consumer.start == "oldest":
@@ -779,7 +794,7 @@ class Log:
         batch = Batch(
             entries=entries,
             series=pending.series,
-            cursors={name: self._lanes[name].cursor for name in pending.cursors if name in self._lanes},
+            cursors={name: self._cursors[name] for name in pending.cursors if name in self._cursors},
             forget=pending.forget,
             states=pending.states,
             boots=pending.boots,
