@@ -5,7 +5,8 @@ import contextlib
 import dataclasses
 import os
 import signal
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -58,6 +59,7 @@ class Daemon:
         self._links: dict[str, LinkService] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stop = asyncio.Event()
+        self._reload_asked = asyncio.Event()
         self._reload_lock = asyncio.Lock()
         self._log: Log
         self._group: asyncio.TaskGroup
@@ -82,8 +84,9 @@ class Daemon:
                 )
                 self._handle_signals()
                 self._start("http", self.server)
-                self._spawn("lag-monitor", LagMonitor(self._blocked).run())
-                self._spawn("housekeeping", self._housekeep())
+                self._start("lag-monitor", Chore("lag-monitor", lambda: LagMonitor(self._blocked).run()))
+                self._start("reload", Chore("reload", self._reload_when_asked))
+                self._start("housekeeping", Chore("housekeeping", self._housekeep))
                 for link in self.plan.links.values():
                     self._start_link(link)
                 for broker in self.plan.brokers.values():
@@ -105,7 +108,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn("reload", self._reload_by_signal()))
+        loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
 
     def _spawn(self, name: str, work: Any) -> None:
         self._tasks[name] = self._group.create_task(work, name=name)
@@ -140,10 +143,20 @@ class Daemon:
 
     def _start_broker(self, plan: BrokerPlan) -> None:
         record = self._health.broker(plan.name, plan.config.kind)
-        broker = NgsiLdBroker(NgsiLdSettings(url=plan.config.url, tenant=plan.config.tenant or ""))
-        settings = ForwardSettings(linger_s=plan.config.linger_s, history=plan.config.history)
-        forwarder = Forwarder(plan.name, broker, plan.mappings, self._log, record, self._clock, settings)
-        self._spawn(f"broker {plan.name}", _named(forwarder.run(), broker=plan.name))
+
+        async def forward() -> None:
+            bind(broker=plan.name)
+            broker = NgsiLdBroker(NgsiLdSettings(url=plan.config.url, tenant=plan.config.tenant or ""))
+            settings = ForwardSettings(
+                linger_s=plan.config.linger_s, history=plan.config.history, rate_per_s=plan.config.rate_per_s
+            )
+            await Forwarder(plan.name, broker, plan.mappings, self._log, record, self._clock, settings).run()
+
+        def failed(error: Exception) -> None:
+            self._health.set_state(record, plan.name, "down", f"internal: {error}", "please report it with the journal")
+
+        name = f"broker {plan.name}"
+        self._start(name, Chore(name, forward, failed))
 
     def _blocked(self, task: str, seconds: float) -> None:
         name = task.removeprefix("link ")
@@ -167,14 +180,20 @@ class Daemon:
 
     # --- reload ----------------------------------------------------------------------------------------------------
 
-    async def _reload_by_signal(self) -> None:
-        notify(f"RELOADING=1\nMONOTONIC_USEC={int(self._clock.monotonic_s() * 1e6)}")
-        try:
-            await self.reload()
-        except ConfigError as error:
-            for problem in error.problems:
-                event("config_problem", where=f"{problem.file}:{problem.line}:{problem.column}", reason=problem.message)
-        notify("READY=1")
+    async def _reload_when_asked(self) -> None:
+        """SIGHUP reloads; systemd is told when it begins and ends."""
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
+            notify(f"RELOADING=1\nMONOTONIC_USEC={int(time.clock_gettime(time.CLOCK_MONOTONIC) * 1e6)}")
+            try:
+                await self.reload()
+            except ConfigError as error:
+                for problem in error.problems:
+                    where = f"{problem.file}:{problem.line}:{problem.column}"
+                    event("config_problem", where=where, reason=problem.message, remedy=problem.remedy)
+            finally:
+                notify("READY=1")
 
     async def reload(self) -> dict[str, Any]:
         """Validate, then restart only what changed. See `GatewayView.reload`."""
@@ -359,9 +378,32 @@ def _clock_status(clock: SystemClock) -> dict[str, Any]:
     }
 
 
-async def _named(work: Any, **fields: str) -> None:
-    bind(**fields)
-    await work
+class Chore:
+    """Work that is restarted when it fails, so that no fault of ours ends the daemon."""
+
+    silent_after_s: float | None = None
+    progress_at_s = 0.0
+
+    def __init__(
+        self, name: str, work: Callable[[], Awaitable[None]], failed: Callable[[Exception], None] | None = None
+    ) -> None:
+        self.name = name
+        self._work = work
+        self._failed = failed
+
+    async def run(self) -> None:
+        """Do the work."""
+        await self._work()
+
+    def failed(self, error: Exception) -> None:
+        """It will be done again."""
+        event("chore_failed", name=self.name, reason=str(error))
+        if self._failed is not None:
+            self._failed(error)
+
+    def stopped(self, error: Exception) -> None:
+        """Only a config can cure it."""
+        self.failed(error)
 
 
 def _plain(record: Any) -> dict[str, Any]:
