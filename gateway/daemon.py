@@ -397,7 +397,7 @@ class Chore:
 
     def failed(self, error: Exception) -> None:
         """It will be done again."""
-        event("chore_failed", name=self.name, reason=str(error))
+        event("chore_failed", chore=self.name, reason=str(error))
         if self._failed is not None:
             self._failed(error)
 
