@@ -28,12 +28,15 @@ _LOGIN = re.compile(r"(?<=://)[^/\s@\"']+(?=@)")
 class Secrets:
     """Looks names up: the service manager's credentials, then the folder `secrets/` beside the config, then the environment
     (`CITYGATE_SECRET_<NAME>`, upper case, `-` and `.` as `_`). What was handed out is known, to be hidden.
+
+    Attributes:
+        open: names whose file every user of the box can read.
     """
 
     beside: Path
     environment: Mapping[str, str]
     known: set[str] = field(default_factory=set)
-    warnings: list[tuple[str, str]] = field(default_factory=list)
+    open: set[str] = field(default_factory=set)
 
     def places(self, name: str) -> tuple[str, ...]:
         """Where a name is looked for, for the message when it is nowhere."""
@@ -52,7 +55,7 @@ class Secrets:
         if text is None:
             text = _from_file(self.beside / name)
             if text is not None and _readable_by_others(self.beside / name):
-                self.warnings.append((name, f"{self.beside / name} can be read by every user of this box"))
+                self.open.add(name)
         if text is None:
             text = self.environment.get(_variable(name))
         if not text:
@@ -135,6 +138,9 @@ def resolve(
             except LookupError as error:
                 remedy = "put it there, or use --no-secrets to check without"
                 problem = Problem("missing-secret", path, str(error.args[0]), remedy)
+            if node.text in secrets.open:
+                message = f"{secrets.beside / node.text} can be read by every user of this box"
+                problem = Problem("open-secret", path, message, "chmod 640, and the group of the daemon", "warning")
         if problem is not None:
             problems.append(place_problem(problem, node.place))
         if not text:
