@@ -1,0 +1,179 @@
+"""Every template against the examples of its vendor's codec, its own samples, the quantities and the models."""
+
+import contextlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drivers.lora.codec.payload import MAX_FIELDS, Received, decode_layout
+from drivers.lora.config import RADIO_POINTS, LoraTemplate
+from drivers.lora.driver import CHIRPSTACK
+from drivers.lora.layout import JavaScriptCodec, LayoutCodec
+from drivers.lora.scan import load_templates
+from gateway.sdk.errors import FrameError
+from gateway.sdk.quantities import conversion, quantities
+from gateway.sdk.reading import Quality, TimeSource
+from gateway.sdk.testing import NOON
+
+CASES = Path(__file__).parent / "cases" / "lorawan_codecs"
+TEMPLATES = load_templates(CHIRPSTACK.templates)
+NAMES: dict[str, dict[str, Any]] = yaml.safe_load((CASES / "names.yaml").read_text())
+TRUE = {"true", "trigger", "occupied", "tilt", "open", "y", "opened", "alarm", "pushed"}
+FALSE = {"false", "idle", "vacant", "normal", "close", "closed", "n", "not pushed"}
+
+
+def examples() -> list[Any]:
+    return [
+        pytest.param(file.stem, case, id=f"{file.stem}: {case['name']}")
+        for file in sorted(CASES.glob("*.json"))
+        for case in json.loads(file.read_text())["cases"]
+        if "template" in NAMES[file.stem]
+        and case["context"].get("fport") in NAMES[file.stem].get("ports", [case["context"].get("fport")])
+    ]
+
+
+def same(got: Any, want: Any) -> bool:
+    """Equal as the vectors' README says: relative 1e-6, or half of the last printed digit."""
+    if isinstance(want, str) and want.lower() in TRUE | FALSE:
+        return got is (want.lower() in TRUE)
+    if isinstance(want, str):
+        want = float(want.rstrip(","))
+    if isinstance(got, bool):
+        return got is bool(want)
+    digits = len(repr(float(want)).partition(".")[2])
+    return bool(abs(got - want) <= max(1e-6 * abs(want), 0.5 * 10**-digits))
+
+
+def flat(expect: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name, said in expect.items():
+        value = said["value"]
+        if isinstance(value, list):
+            found |= {f"{name}[{n}]": item for n, item in enumerate(value)} or {name: None}
+        else:
+            found[name] = value
+    return found
+
+
+@pytest.mark.parametrize(("name", "case"), examples())
+def test_examples_of_the_vendors_codec_give_their_values(name: str, case: dict[str, Any]) -> None:
+    rules = NAMES[name]
+    template = TEMPLATES[rules["template"]]
+    context = {"received_at": NOON, "f_port": case["context"].get("fport")}
+    if "expect_error" in case:
+        with pytest.raises(FrameError):
+            CHIRPSTACK.decode(template, bytes.fromhex(case["input_hex"]), context)
+        return
+    readings = {r.point: r for r in CHIRPSTACK.decode(template, bytes.fromhex(case["input_hex"]), context)}
+    left, prefixes = rules.get("left", {}), tuple(rules.get("left_prefixes", ()))
+    for field, want in flat(case["expect"]).items():
+        if field in left or field.partition("[")[0] in left or (prefixes and field.startswith(prefixes)):
+            continue
+        reading = readings[rules["names"][field]]
+        if want == "No Sensor":
+            assert reading.quality is Quality.BAD
+            continue
+        assert reading.value is not None, field
+        want = (not want) if field in rules.get("inverted", ()) else want
+        scale = rules.get("scale", {}).get(field)
+        assert same(reading.value, want * scale if scale else want), f"{field}: {reading.value}, expected {want}"
+
+
+def test_every_file_of_examples_has_a_template_or_a_reason() -> None:
+    assert {file.stem for file in CASES.glob("*.json")} == set(NAMES)
+    assert sum("none" in rules for rules in NAMES.values()) <= 8
+    assert len(TEMPLATES) >= 50
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=lambda template: template.name)
+def test_samples_hold(template: LoraTemplate) -> None:
+    assert template.samples, "a template has at least one sample"
+    for sample in template.samples:
+        readings = CHIRPSTACK.decode(template, bytes.fromhex(sample.hex), {**sample.context, "received_at": NOON})
+        assert {r.point: r.value for r in readings} == sample.expect
+        assert {r.point for r in readings} <= set(template.points)
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=lambda template: template.name)
+def test_points_are_in_the_closed_list_in_units_that_convert(template: LoraTemplate) -> None:
+    for name, point in template.points.items():
+        quantity = quantities()[point.quantity]
+        if point.unit:
+            conversion(point.unit, quantity.unit)
+        assert bool(point.unit) == bool(quantity.unit) or not quantity.unit, name
+    for point_name in template.entity.attributes.values():
+        assert point_name in template.points
+
+
+@given(st.sampled_from(sorted(TEMPLATES)), st.binary(max_size=64), st.integers(0, 255))
+def test_any_payload_is_decoded_or_refused_within_bounds(name: str, payload: bytes, port: int) -> None:
+    template = TEMPLATES[name]
+    if isinstance(template.codec, LayoutCodec):
+        with contextlib.suppress(FrameError):
+            assert len(decode_layout(template.codec, payload, port, Received(NOON)).readings) <= MAX_FIELDS
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=lambda template: template.name)
+def test_one_byte_less_never_gives_a_wrong_value(template: LoraTemplate) -> None:
+    """A cut payload gives fewer values, the same values, or is refused: never other values."""
+    for sample in template.samples:
+        if not isinstance(template.codec, LayoutCodec) or template.name in FIXED_FROM_THE_END:
+            continue
+        whole = bytes.fromhex(sample.hex)
+        for cut in range(len(whole)):
+            with contextlib.suppress(FrameError):
+                readings = CHIRPSTACK.decode(template, whole[:cut], {**sample.context, "received_at": NOON})
+                for r in readings:
+                    if r.value is not None and r.point != "people":  # people is a sum that may lack its second part
+                        assert r.value == sample.expect[r.point], (sample.name, cut, r.point)
+
+
+FIXED_FROM_THE_END = {"smartrural/grain-probe", "adeunis/pulse", "emu/professional-ii", "dragino/ldds75"}
+
+
+def test_device_time_dates_the_readings() -> None:
+    probe = CHIRPSTACK.decode(
+        TEMPLATES["smartrural/grain-probe"], bytes.fromhex("0e55010862086760e43cc6"), {"f_port": 2}
+    )
+    assert {(r.observed_at, r.time_source) for r in probe[1:]} == {
+        (datetime.fromtimestamp(1625570502, UTC), TimeSource.DEVICE)
+    }
+    [meter] = [r for r in CHIRPSTACK.decode(TEMPLATES["adeunis/pulse"], bytes.fromhex("5a6700000127000100020003000414aba3e9"), {})
+               if r.point == "counter"]  # fmt: skip
+    assert meter.observed_at == datetime(2023, 12, 28, 19, 22, 17, tzinfo=UTC)
+    energy = CHIRPSTACK.decode(
+        TEMPLATES["emu/professional-ii"], bytes.fromhex("b4d77b6101b4d77b61031207000039"), {"f_port": 1}
+    )
+    assert energy[0].observed_at == datetime.fromtimestamp(1635506100, UTC)
+
+
+def test_datalogger_records_carry_their_own_time_and_the_rest_that_of_the_uplink() -> None:
+    record = "20ce" + "00fee265" + "3401" + "6500" + "01" + "02" + "e704" + "0700" + "3f27"
+    readings = CHIRPSTACK.decode(
+        TEMPLATES["milesight/am307"], bytes.fromhex("01755c" + record + "03670001"), {"f_port": 85, "received_at": NOON}
+    )
+    times = {r.point: (r.observed_at, r.time_source) for r in readings}
+    old = datetime.fromtimestamp(0x65E2FE00, UTC)
+    assert times["co2"] == (old, TimeSource.DEVICE)
+    assert times["battery_level"] == (NOON, TimeSource.GATEWAY)
+    assert [(r.value, r.observed_at) for r in readings if r.point == "air_temperature"] == [(30.8, old), (25.6, NOON)]
+
+
+def test_radio_points_are_there_without_being_declared() -> None:
+    for template in TEMPLATES.values():
+        assert set(RADIO_POINTS) <= set(template.points)
+        assert not isinstance(template.codec, JavaScriptCodec)
+
+
+def test_a_codec_that_fills_undeclared_points_is_refused() -> None:
+    with pytest.raises(ValueError, match="not declared: humdity"):
+        LoraTemplate.model_validate(
+            {"vendor": "x", "model": "y", "points": {"humidity": {"quantity": "humidity"}},
+             "codec": {"kind": "layout", "frames": [{"read": [{"type": "u8", "point": "humdity"}]}]}}
+        )  # fmt: skip
