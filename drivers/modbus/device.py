@@ -13,6 +13,40 @@ from gateway.sdk.reading import Reading
 
 SILENT_CYCLES = 3  # then the unit is only probed
 MIN_PROBE_S, MAX_PROBE_S = 5.0, 60.0
+MIN_TIMEOUT_S = 0.2  # slower than most devices ever are; the learned timeout is never shorter
+
+
+class Patience:
+    """How long to wait for one unit: learned from its answers, within bounds.
+
+    Args:
+        full_s: the configured timeout, the upper bound.
+    """
+
+    def __init__(self, full_s: float) -> None:
+        self.full_s = full_s
+        self._slowest_s: float | None = None
+
+    def answered(self, latency_s: float) -> None:
+        """It took so long; slower counts at once, faster only slowly."""
+        self._slowest_s = max(latency_s, 0.98 * self._slowest_s if self._slowest_s is not None else 0.0)
+
+    def timeout_s(self, failures: int, *, again: bool = False) -> float:
+        """What to wait now.
+
+        A second try gets the full time, lest a slow day be taken for death. A unit that is only probed gets it now and
+        then, so that dead units cost their neighbours little.
+
+        Args:
+            failures: polls in vain so far.
+            again: this is the second try of one poll.
+        """
+        if self._slowest_s is None:
+            short = failures >= SILENT_CYCLES and failures % 4
+            return min(self.full_s, MIN_TIMEOUT_S) if short else self.full_s
+        if again or failures % 8 == 7:
+            return self.full_s
+        return min(self.full_s, 4 * self._slowest_s + MIN_TIMEOUT_S)
 
 
 class Unit:
@@ -25,11 +59,11 @@ class Unit:
         failures: polls in a row that brought nothing.
     """
 
-    def __init__(self, name: str, device: ModbusDevice, due_s: float) -> None:
+    def __init__(self, name: str, device: ModbusDevice, *, timeout_s: float, due_s: float) -> None:
         self.name = name
         self.unit_id = device.unit_id
         self.every_s = device.every_s
-        self.timeout_s = device.timeout_s
+        self.patience = Patience(device.timeout_s or timeout_s)
         self.rest_s = device.template.read.gap_s
         self.points = tuple(device.template.points)
         self.due_s = self.again_s = due_s

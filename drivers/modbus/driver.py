@@ -9,6 +9,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
 
+from drivers.modbus import diagnosis
 from drivers.modbus.codec.frames import (
     ABSENT_EXCEPTIONS,
     BUSY_EXCEPTIONS,
@@ -26,6 +27,7 @@ from drivers.modbus.codec.frames import (
 )
 from drivers.modbus.config import ModbusConfig, ModbusTemplate
 from drivers.modbus.device import Unit, plan_of, readings_of
+from drivers.modbus.diagnosis import Evidence
 from drivers.modbus.transaction import CLOCK_STEP_S, Answered, Bus, Timing
 from gateway.sdk.driver import SDK_VERSION, Context, Exchange, Request
 from gateway.sdk.errors import Busy, CitygateError, FrameError, LinkError, NoAnswer
@@ -58,9 +60,11 @@ class _Link:
         now_s = context.monotonic_s()
         count = len(config.devices)
         self._units = {
-            name: Unit(name, device, now_s + device.every_s * place / count)  # spread over the period
+            name: Unit(name, device, timeout_s=config.timeout_s, due_s=now_s + device.every_s * place / count)
             for place, (name, device) in enumerate(config.devices.items())
         }
+        self._evidence = Evidence()
+        self._noted: dict[str, tuple[str, str]] = {}
         self._bus: Bus
 
     def open(self) -> AbstractAsyncContextManager[ByteStream]:
@@ -72,7 +76,7 @@ class _Link:
 
     async def serve(self, stream: ByteStream) -> None:
         """Poll and answer requests until the stream is of no use any more. Raises LinkError when it is gone."""
-        self._bus = Bus(stream, FRAMINGS[self._config.wire](), self._timing, self._context)
+        self._bus = Bus(stream, FRAMINGS[self._config.wire](), self._timing, self._context, self._evidence)
         lost: Exception | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -119,9 +123,26 @@ class _Link:
         unit.retried = False
         unit.failures = unit.failures + 1 if polled.silent else 0
         await self._context.emit(ReadingSet(unit.name, unit.in_order(polled.readings)))
+        self._diagnose(unit, polled)
         missed = unit.plan_next(self._context.monotonic_s())
         if missed:
-            self._context.count("missed_polls", missed)
+            self._context.count("missed_polls", missed, device=unit.name)
+
+    def _diagnose(self, unit: Unit, polled: "_Polled") -> None:
+        """Tell status in words what is wrong, once it is known."""
+        its = self._config
+        self._note("", diagnosis.of_link(self._evidence, baud_rate=0 if its.host else its.baud_rate, echo=its.echo))
+        if polled.silent or self._evidence.twice[unit.unit_id]:
+            words = diagnosis.of_unit(self._evidence, unit.unit_id, timeout_s=unit.patience.full_s)
+            if words[0]:  # after the set, which has put its reasons there
+                self._context.note(unit.name, *words)
+        elif polled.refusal:
+            self._context.note(unit.name, polled.refusal, "is it the model that the template is for? see its manual")
+
+    def _note(self, device: str, words: tuple[str, str]) -> None:
+        if words != self._noted.get(device, ("", "")):
+            self._noted[device] = words
+            self._context.note(device, *words)
 
     def _is_dead(self) -> bool:
         """A connection on which nobody has answered for long: cut without our hearing of it."""
@@ -167,16 +188,18 @@ class _Link:
                     self._context.count("split_blocks")
                     todo = [pair for pair in unit.asks if pair[1] not in polled.done and pair[1] != block]
                     continue
-                self._context.count(f"exception_{refusal.code}")
-                self._context.note(unit.name, str(refusal), "check the template against the device's manual")
+                self._context.count(f"exception_{refusal.code}", device=unit.name)
+                polled.refusal = str(refusal)
                 reason = Reason.REFUSED
             except Busy:
                 polled.silent = False
                 reason = Reason.BUSY
             except FrameError as error:
                 self._context.reject(error)
+                self._context.count("bad_frames", device=unit.name)
                 reason = Reason.BAD_FRAME
             except NoAnswer:
+                self._context.count("timeouts", device=unit.name)
                 reason = Reason.TIMEOUT
             polled.done.append(block)
             if reason:
@@ -193,17 +216,20 @@ class _Link:
         Raises:
             NoAnswer, Busy, FrameError, DeviceException, LinkError.
         """
-        timeout_s = unit.timeout_s or self._config.timeout_s
+        timeout_s = unit.patience.timeout_s(unit.failures, again=unit.retried)
         for left in range(BUSY_TRIES - 1, -1, -1):
             try:
-                return await self._bus.exchange(ask, timeout_s=timeout_s, rest_s=unit.rest_s)
+                answered = await self._bus.exchange(ask, timeout_s=timeout_s, rest_s=unit.rest_s)
+                unit.patience.answered(answered.latency_s)
+                self._context.count("answers", device=unit.name)
+                self._context.count("latency_ms", round(answered.latency_s * 1000), device=unit.name)
+                return answered
             except DeviceException as answer:
                 if answer.code in ABSENT_EXCEPTIONS:
-                    self._context.count("timeouts")
                     raise NoAnswer(str(answer)) from answer
                 if answer.code not in BUSY_EXCEPTIONS:
                     raise
-                self._context.count("busy")
+                self._context.count("busy", device=unit.name)
                 if not left:
                     raise Busy(str(answer)) from answer
             await self._context.sleep(BUSY_PAUSE_S)
@@ -215,12 +241,14 @@ class _Polled:
 
     Attributes:
         silent: the unit gave no sound answer to anything.
+        refusal: what the unit refused, in words.
     """
 
     def __init__(self) -> None:
         self.readings: list[Reading] = []
         self.done: list[Any] = []
         self.silent = True
+        self.refusal = ""
         self.sent = b""
         self.received = b""
 

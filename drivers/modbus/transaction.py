@@ -9,7 +9,8 @@ transaction id tells replies apart and nobody has to wait.
 import asyncio
 from dataclasses import dataclass
 
-from drivers.modbus.codec.frames import TABLES, Ask, Framing, OutOfStep, reply_data
+from drivers.modbus.codec.frames import TABLES, Ask, Framing, OutOfStep, reply_data, rtu_sound
+from drivers.modbus.diagnosis import Evidence
 from gateway.sdk.driver import Context
 from gateway.sdk.errors import FrameError, NoAnswer
 from gateway.sdk.streams import ByteStream
@@ -51,25 +52,29 @@ class Answered:
     Attributes:
         data: payload of the reply.
         sent, received: bytes on the wire.
-        took_s: from the last byte sent to the reply's end.
+        latency_s: what the device took to answer, time on the wire not counted.
     """
 
     data: bytes
     sent: bytes
     received: bytes
-    took_s: float
+    latency_s: float
 
 
 class Bus:
     """Owns the stream of one link while it is open."""
 
-    def __init__(self, stream: ByteStream, framing: Framing, timing: Timing, context: Context) -> None:
+    def __init__(
+        self, stream: ByteStream, framing: Framing, timing: Timing, context: Context, evidence: Evidence
+    ) -> None:
         self._stream, self._framing, self._timing, self._context = stream, framing, timing, context
         self._lock = asyncio.Lock()  # fair: a one-shot request waits for one transaction at most
         self._number = 0
         self._free_at_s = 0.0
         self._barred_until_s: dict[int, float] = {}
         self._begun = b""
+        self._asked: set[int] = set()
+        self.evidence = evidence
         self.out_of_step = False  # only a new connection helps
         self.silent = 0  # requests in a row without any answer from anybody
         self._answered_at_s = context.monotonic_s()
@@ -114,24 +119,30 @@ class Bus:
         give_up_s = self._context.monotonic_s() + MAX_NOISE_S + self._timing.gap_s
         await self._until(self._free_at_s)
         while (stray := self._stream.discard()) and self._context.monotonic_s() < give_up_s:
-            self._context.count("stray_bytes", len(stray))
+            self._stray(stray)
             await self._until(self._context.monotonic_s() + self._timing.gap_s)
 
     async def _transact(self, ask: Ask, timeout_s: float, rest_s: float) -> Answered:
         self._number = self._number % 0xFFFF + 1
         frame = self._framing.frame(ask, self._number)
         sent_at_s = self._context.monotonic_s()
+        self._asked.add(ask.unit)
         self._context.count("requests")
+        how = "answered"
         try:
             await self._stream.write(frame)
             return await self._reply(ask, frame, sent_at_s, timeout_s)
         except (NoAnswer, FrameError) as error:
+            how = "silent" if isinstance(error, NoAnswer) else "damaged"
             self.out_of_step = self.out_of_step or isinstance(error, OutOfStep)
             if not self._framing.tells_requests_apart:
                 self._barred_until_s[ask.unit] = sent_at_s + self._wire_s(ask) + self._timing.quiet_s
             raise
         finally:
-            self._free_at_s = self._context.monotonic_s() + self._timing.gap_s + rest_s
+            now_s = self._context.monotonic_s()
+            self._free_at_s = now_s + self._timing.gap_s + rest_s
+            self.evidence.note(ask.unit, how)
+            self._context.count("busy_ms", round((now_s - sent_at_s) * 1000))
 
     def _wire_s(self, ask: Ask) -> float:
         if not self._timing.character_s:
@@ -158,6 +169,8 @@ class Bus:
                 pdu, end = found
                 if self._framing.tells_requests_apart:
                     self._begun = received[skip + end :]  # the beginning of a frame to be stepped over
+                elif before := received[skip : skip + end - self._framing.wire_bytes(len(pdu))]:
+                    self._heard(before, ask.unit)
                 return self._answered(ask, frame, received, pdu, sent_at_s)
         raise self._failure(ask, received[skip:], timeout_s)
 
@@ -169,13 +182,15 @@ class Bus:
         if not self._timing.echo and ask.function not in TABLES:
             return False
         self._context.count("echoes")
+        self.evidence.echoes += 1
         return True
 
     def _answered(self, ask: Ask, frame: bytes, received: bytes, pdu: bytes, sent_at_s: float) -> Answered:
         self.silent = 0
         self._answered_at_s = self._context.monotonic_s()
         data = reply_data(ask, pdu)  # an exception is an answer too
-        return Answered(data, frame, received, self._answered_at_s - sent_at_s)
+        latency_s = max(0.0, self._answered_at_s - sent_at_s - self._wire_s(ask))
+        return Answered(data, frame, received, latency_s)
 
     def _failure(self, ask: Ask, received: bytes, timeout_s: float) -> NoAnswer | FrameError:
         if not received:
@@ -184,6 +199,28 @@ class Bus:
             return NoAnswer(f"unit {ask.unit} did not answer {ask.what} within {timeout_s:g} s")
         if self._framing.looks_cut(received):
             self._context.count("crc_errors")
+            self._heard(received, ask.unit)
             return FrameError(f"no sound answer of unit {ask.unit} to {ask.what}", frame=received)
         self._context.count("foreign_frames")
+        self._heard(received, ask.unit)
         return FrameError(f"a frame that does not answer {ask.what} of unit {ask.unit}", frame=received)
+
+    def _stray(self, data: bytes) -> None:
+        """Bytes that came while nobody was asked."""
+        self._context.count("stray_bytes", len(data))
+        self._heard(data, 0)
+
+    def _heard(self, data: bytes, asked: int) -> None:
+        """Evidence in bytes that answered nothing: a late reply, a second one, or noise."""
+        if not rtu_sound(data):
+            self.evidence.junk_bytes += len(data)
+            return
+        unit = data[0]
+        if unit == asked or unit not in self._asked:
+            return
+        if unit in self._barred_until_s:
+            self.evidence.late.add(unit)
+            self._context.count("late_answers")
+        else:
+            self.evidence.twice[unit] += 1
+            self._context.count("second_answers")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from drivers.modbus.codec.frames import MAX_READ_BITS, MAX_READ_WORDS, Table
-from drivers.modbus.codec.registers import Encoding
+from drivers.modbus.codec.registers import Encoding, shortest
 from gateway.sdk.reading import Quality, Reading, Reason, Value
 
 
@@ -89,7 +89,8 @@ class Block:
         readings = []
         for f, raw in zip(self.fields, self.unpack(data), strict=True):
             if f.encoding.plain and finite(raw) and not f.encoding.invalid:  # type: ignore[arg-type]  # plain: a float
-                readings.append(Reading(f.point, raw, observed_at))  # type: ignore[arg-type]  # plain: a float
+                value = shortest(raw) if f.encoding.type == "float32" else raw  # type: ignore[arg-type]  # plain: a float
+                readings.append(Reading(f.point, value, observed_at))  # type: ignore[arg-type]  # plain: a float
                 continue
             value, reason = f.encoding.value(raw)
             quality = Quality.GOOD if value is not None else Quality.BAD
