@@ -9,13 +9,13 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gateway.cli.status_text import age, mark, shown_value, time_of
-from gateway.cli.terminal import colour, complain, say, say_json, table
+from gateway.cli.terminal import colour, complain, printable, say, say_json, table, width
 from gateway.cli.verbs import Verbs, duration
 from gateway.http.outcome import FINE, PROBLEM, NoDaemon, Refused
 from gateway.http.shapes import socket_path
@@ -261,12 +261,19 @@ def value_lines(status: dict[str, Any]) -> list[str]:
     lines = []
     for link in status["links"].values():
         for name, device in link["devices"].items():
-            values = [f"{point} {shown_value(row)}" for point, row in list(device["points"].items())[:4]]
             heard = age(time_of(device.get("last_good_at")), now)
-            why = device["reason"] or (link["reason"] if link["state"] != "ok" else "")
-            shown = f"{name:10} {heard:>6}  {'   '.join(values)}"
-            lines.append(f"{mark(device['state'])} {shown}  {colour(why, 'red') if why else ''}".rstrip())
+            said = f"{name:10} {heard:>6}  {printable(_said(link, device))}"
+            lines.append(f"{mark(device['state'])} {said[: width() - 3]}")  # a line that wraps cannot be drawn over
     return lines
+
+
+def _said(link: Mapping[str, Any], device: Mapping[str, Any]) -> str:
+    """The first values of a device, or why there are none."""
+    why = device["reason"] if link["state"] == "ok" else link["reason"]
+    if device["state"] == "bad":
+        return str(why).replace("_", " ")
+    values = [f"{point} {shown_value(row)}" for point, row in list(device["points"].items())[:4]]
+    return "   ".join(values)
 
 
 async def _summary(demo: Demo) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The status as text for a technician's terminal: what is wrong first in colour, what to do beside it. Pure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -11,17 +11,17 @@ BAD = ("✗", "red")
 
 
 def status_text(status: Mapping[str, Any]) -> str:
-    """Several lines; see `GatewayView.status` for the shape."""
+    """Several lines; see `GatewayView.status` for the shape. What needs somebody is said last, where one looks first."""
     now = time_of(status.get("gateway", {}).get("now"))
-    lines = [*_gateway(status.get("gateway", {}))]
+    lines = [_title(status.get("gateway", {}))]
     for name, link in status.get("links", {}).items():
         lines += ["", *_link(name, link, now)]
     if status.get("brokers"):
         lines += [""]
     for name, broker in status.get("brokers", {}).items():
         lines += [*_broker(name, broker, now)]
-    lines += ["", *_flat("log", status.get("log", {})), *_flat("clock", status.get("clock", {}))]
-    return "\n".join(lines)
+    lines += ["", *_flat("log", status.get("log", {})), *_flat("clock", status.get("clock", {})), ""]
+    return "\n".join([*lines, *_verdict(status.get("gateway", {}).get("ready") or ())])
 
 
 def time_of(text: str | None) -> datetime | None:
@@ -67,11 +67,16 @@ def mark(state: str) -> str:
     return colour(sign, name)
 
 
-def _gateway(gateway: Mapping[str, Any]) -> Iterator[str]:
+def _title(gateway: Mapping[str, Any]) -> str:
     title = f"{gateway.get('id', '')}  {gateway.get('name', '')}".rstrip()
-    yield f"{colour(printable(title), 'bold')}  citygate {gateway.get('version', '')}".rstrip()
-    for reason in gateway.get("ready") or ():
-        yield f"{colour('!', 'red')} {printable(reason)}"
+    return f"{colour(printable(title), 'bold')}  citygate {gateway.get('version', '')}".rstrip()
+
+
+def _verdict(reasons: Sequence[str]) -> Iterator[str]:
+    if not reasons:
+        yield colour("all is well", "green")
+    for reason in reasons:
+        yield f"{colour('✗', 'red')} {printable(reason)}"
 
 
 def _why(record: Mapping[str, Any]) -> str:
@@ -102,6 +107,7 @@ def _device(name: str, device: Mapping[str, Any], now: datetime | None) -> Itera
     rows = [
         (point, shown_value(record), age(time_of(record.get("observed_at")), now), record.get("reason", ""))
         for point, record in device.get("points", {}).items()
+        if record.get("value") is not None or device.get("state") != "bad"  # the device's own line says why
     ]
     yield from table(rows, indent="      ", right=frozenset((1, 2)))
     for field, count in device.get("undeclared", {}).items():

@@ -31,7 +31,7 @@ USUAL: Mapping[str, tuple[float, float]] = {
 
 def wave(n: int, pace: int) -> float:
     """The nth value of a slow wave with some noise, within -1 and 1."""
-    return 0.85 * math.sin(2 * math.pi * n * pace / (5 * STEPS)) + 0.15 * math.sin(n * GOLDEN_ANGLE + pace)
+    return 0.94 * math.sin(2 * math.pi * n * pace / (5 * STEPS)) + 0.06 * math.sin(n * GOLDEN_ANGLE + pace)
 
 
 def value(quantity: str, pace: int, n: int) -> float | None:

@@ -99,7 +99,7 @@ function state(name) {
 function why(record) {
   if (!record.reason && !record.remedy) return null;
   const kind = rank(record.state) === "bad" ? "why" : "why wait";
-  return make("p", { class: kind }, record.reason ? make("b", {}, record.reason) : "", record.remedy || "");
+  return make("p", { class: kind }, record.reason ? make("b", {}, words(record.reason)) : "", record.remedy || "");
 }
 
 /* The last minute or two of a point, as far as this page has seen it. */
@@ -125,25 +125,37 @@ function trace(key, point) {
   return cell;
 }
 
+/* A point's name as people say it: pm2_5 is PM 2.5 to nobody's harm, soil_temp is two words. */
+const spoken = (name) => name.replace(/(\d)_(?=\d)/g, "$1.").replaceAll("_", " ");
+
+/* A reason from the closed list as words; a sentence stays as it is. */
+const words = (reason) => (/^[a-z_, ]+$/.test(reason) ? reason.replaceAll("_", " ") : reason);
+
 function pointRow(device, name, point) {
-  const none = point.value === null || point.value === undefined;
-  const label = make("th", { scope: "row" }, name.replaceAll("_", " "));
-  const value = make("td", { class: "value" });
-  if (none) value.append(point.reason ? point.reason.replaceAll("_", " ") : "—");
-  else value.append(number(point.value), make("span", { class: "unit" }, unit(point)));
-  return make("tr", { class: none ? (point.reason ? "none" : "") : point.quality === "good" ? "" : "old" },
-    label, trace(`${device} ${name}`, point), value);
+  const label = make("th", { scope: "row" }, spoken(name));
+  if (point.value === null || point.value === undefined)
+    return make("tr", { class: point.reason ? "none" : "" }, label,
+      make("td", { class: "value words", colspan: "2" }, point.reason ? words(point.reason) : "—"));
+  if (typeof point.value !== "number")
+    return make("tr", {}, label, make("td", { class: "value words", colspan: "2" }, number(point.value)));
+  return make("tr", { class: point.quality === "good" ? "" : "doubt" }, label, trace(`${device} ${name}`, point),
+    make("td", { class: "value" }, number(point.value), make("span", { class: "unit" }, unit(point))));
+}
+
+function pointTable(device, points) {
+  const rows = Object.entries(points ?? {}).map(([name, point]) => pointRow(device, name, point));
+  const columns = make("colgroup", {}, make("col"), make("col", { class: "trace" }), make("col", { class: "value" }));
+  return rows.length ? make("table", { class: "points" }, columns, make("tbody", {}, rows)) : null;
 }
 
 function deviceCard(name, device) {
   const heard = device.last_good_at ? ["good ", since(device.last_good_at)] : ["no value yet"];
-  const rows = Object.entries(device.points ?? {}).map(([point, its]) => pointRow(name, point, its));
   const undeclared = Object.keys(device.undeclared ?? {});
   return make("article", { class: `card ${rank(device.state)}`, id: `device-${name}` },
     make("header", {}, make("h3", {}, name), state(device.state)),
     make("p", { class: "meta" }, make("span", {}, device.template || ""), make("span", {}, heard)),
     why(device),
-    make("table", { class: "points" }, make("tbody", {}, rows)),
+    pointTable(name, device.points),
     undeclared.length ? make("p", { class: "quiet small" }, `Not in the template, dropped: ${undeclared.join(", ")}`) : null);
 }
 
@@ -187,8 +199,9 @@ function brokerCard(name, broker) {
 function factCard(title, record) {
   const rows = Object.entries(record).flatMap(([key, value]) => {
     const name = TITLES[key] ?? key.replace(/_(at|bytes|s)$/, "").replaceAll("_", " ");
-    if (value === null || value === "" || typeof value === "object") return [];
+    if (value === null || value === undefined || value === "" || typeof value === "object") return [];
     if (/_at$|^since$/.test(key)) return fact(name, since(value));
+    if (key === "now") return fact("UTC", value.replace("T", " ").replace(/(\.\d+)?Z$/, ""));
     if (/_bytes$/.test(key)) return fact(name, bytes(value));
     if (/_s$/.test(key)) return fact(name, `${number(value)} s`);
     return fact(name, typeof value === "boolean" ? (value ? "yes" : "no") : number(value));
@@ -196,13 +209,13 @@ function factCard(title, record) {
   return rows.length ? make("article", { class: "card" }, make("header", {}, make("h3", {}, title)), make("dl", { class: "facts" }, rows)) : null;
 }
 
-/* What needs somebody, each with a way to its place. */
+/* What needs somebody, each with a way to its place. A link that is down explains its devices. */
 function alarms() {
   const found = [];
   for (const [name, link] of Object.entries(status.links ?? {})) {
+    const bad = Object.entries(link.devices ?? {}).filter(([, device]) => rank(device.state) === "bad");
     if (rank(link.state) === "bad") found.push([`link-${name}`, name, link]);
-    for (const [device, its] of Object.entries(link.devices ?? {}))
-      if (rank(its.state) === "bad") found.push([`device-${device}`, device, its]);
+    else for (const [device, its] of bad) found.push([`device-${device}`, device, its]);
   }
   for (const [name, broker] of Object.entries(status.brokers ?? {}))
     if (rank(broker.state) === "bad") found.push([`broker-${name}`, name, broker]);
@@ -214,7 +227,7 @@ function alarmPart(found) {
   return make("section", { class: "alarms" },
     make("h2", {}, found.length === 1 ? "One thing needs somebody" : `${found.length} things need somebody`),
     make("ul", {}, found.slice(0, 20).map(([place, name, record]) =>
-      make("li", {}, make("a", { href: `#${encodeURIComponent(place)}` }, name), `: ${record.state.replaceAll("_", " ")}${record.reason ? `, ${record.reason}` : ""}`))));
+      make("li", {}, make("a", { href: `#${encodeURIComponent(place)}` }, name), `: ${record.state.replaceAll("_", " ")}${record.reason ? `, ${words(record.reason)}` : ""}`))));
 }
 
 function show() {
@@ -242,7 +255,7 @@ function part(title, cards) {
 }
 
 function boxFacts(gateway) {
-  return { id: gateway.id, started_at: gateway.started_at, config: gateway.config, pid: gateway.pid && String(gateway.pid) };
+  return { id: gateway.id, started_at: gateway.started_at, config: gateway.config, pid: gateway.pid ? String(gateway.pid) : "" };
 }
 
 function filterBox() {
