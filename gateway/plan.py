@@ -8,12 +8,14 @@ from typing import Any, Protocol
 
 from gateway.config.advice import advise
 from gateway.config.explain import in_order, locate
-from gateway.config.loader import Loaded, LoadedLink, NoDriver, load
+from gateway.config.loader import Loaded, LoadedLink, NoDriver, config_files, load
 from gateway.config.model import NAME, BrokerConfig, CityProfile, Config
 from gateway.config.templates import LoadedTemplate, Templates, check_samples
 from gateway.config.tree import Place, Scalar, Source, find
 from gateway.harmonise.compile import Mapping as EntityTable
 from gateway.harmonise.compile import compile_device, joined
+from gateway.models.catalogue import Catalogue
+from gateway.models.extension import extended
 from gateway.registry import DriverUnavailable
 from gateway.sdk.config import DeviceConfig, LinkConfig
 from gateway.sdk.driver import Driver
@@ -110,8 +112,12 @@ def make_plan(path: Path, registry: Drivers, *, with_secrets: bool = True) -> Pl
     location = loaded.config.gateway.location if loaded.config else None
     links = {name: _link_plan(link, location) for name, link in loaded.links.items()}
     devices = {name: device for link in links.values() for name, device in link.devices.items()}
-    tables = {broker: _compile(devices, loaded, profile, problems) for broker, (profile, _) in loaded.profiles.items()}
-    read_api = _compile(devices, loaded, CityProfile(), problems)
+    models, found = extended(config_files(path)[0].parent / "models")
+    problems += found
+    tables = {
+        broker: _compile(devices, loaded, profile, models, problems) for broker, (profile, _) in loaded.profiles.items()
+    }
+    read_api = _compile(devices, loaded, CityProfile(), models, problems)
     ordered = in_order(problems)
     if loaded.config is None or any(problem.severity == "error" for problem in ordered):
         raise ConfigError(ordered)
@@ -155,14 +161,20 @@ def _points(template: Template) -> dict[str, Point]:
 
 
 def _compile(
-    devices: Mapping[str, DevicePlan], loaded: Loaded, profile: CityProfile, problems: list[Problem]
+    devices: Mapping[str, DevicePlan],
+    loaded: Loaded,
+    profile: CityProfile,
+    models: Catalogue,
+    problems: list[Problem],
 ) -> dict[str, tuple[EntityTable, ...]]:
     """The tables of all devices for one profile; what is wrong with a mapping goes to `problems`."""
     gateway = loaded.config.gateway if loaded.config else None
     gateway_id, city = (gateway.id, gateway.city) if gateway else ("gateway", "city")
     tables: dict[str, tuple[EntityTable, ...]] = {}
     for name, device in devices.items():
-        tables[name], found = compile_device(device, gateway_id=gateway_id, city=profile.city or city, profile=profile)
+        tables[name], found = compile_device(
+            device, gateway_id=gateway_id, city=profile.city or city, profile=profile, models=models
+        )
         problems += [_place(problem, device, loaded) for problem in found]
     tables, found = joined(tables)
     problems += [_place(problem, devices[str(problem.path[3])], loaded) for problem in found]

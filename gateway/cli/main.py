@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import NoReturn
 
-from gateway.cli import configure, demo, devices, extend, operate, simulate
+from gateway.cli import configure, demo, devices, extend, models, operate, simulate
 from gateway.cli.terminal import colour, complain, say_json, width
 from gateway.cli.verbs import EXIT_CODES, Verbs
 from gateway.http.outcome import USAGE, Refused, exit_code
@@ -20,7 +20,7 @@ GROUPS = (
     ("set up a box", (configure,)),
     ("look at a device", (devices,)),
     ("run the box", (operate,)),
-    ("add what is missing", (extend,)),
+    ("add what is missing", (extend, models)),
 )
 INTERRUPTED = 130  # as a shell reports SIGINT
 

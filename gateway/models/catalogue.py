@@ -112,6 +112,15 @@ class Catalogue:
         iri: str = self._index["terms"].get(context, {}).get(term, DEFAULT_VOCABULARY + term)
         return iri
 
+    def is_core(self, term: str) -> bool:
+        """Whether the core context defines the term, so that no other context can."""
+        return term in self._core
+
+    def with_index(self, index: Mapping[str, Any]) -> "Catalogue":
+        """A catalogue that also has the types and terms of another index; a type of the same name is replaced."""
+        both = {part: {**self._index[part], **index[part]} for part in ("types", "terms")}
+        return Catalogue(both, self._units, self._core)
+
     def knows_context(self, context: str) -> bool:
         """Whether the terms of this context are known offline."""
         return context in self._index["terms"]
@@ -146,7 +155,7 @@ def _entity_type(name: str, entry: Mapping[str, Any], units: Mapping[str, str]) 
         context=entry["context"],
         licence=entry["licence"],
         mandatory=frozenset(entry["required"]),
-        origin="standard" if subject.startswith("dataModel.") else subject,
+        origin=entry.get("origin") or ("standard" if subject.startswith("dataModel.") else subject),
         _entries=entry["attributes"],
         _units=units,
     )
@@ -163,7 +172,7 @@ def _attribute(name: str, entry: Mapping[str, Any], unit: str = "") -> Attribute
         maximum=entry.get("max"),
         items=None if items is None else _attribute("", items),
         members={n: _attribute(n, member, unit) for n, member in entry.get("members", {}).items()},
-        unit=unit,
+        unit=entry.get("unit") or unit,
         units_text=entry.get("units", ""),
         format=entry.get("format", ""),
         pattern=entry.get("pattern", ""),

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
+from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
 
@@ -14,8 +15,12 @@ _SYNCHRONICITY_CONTEXT = "https://uri.synchronicity-iot.eu/ns/data-models"
 _COMMON = ("id", "type")
 
 
-def index_folder(folder: Traversable) -> dict[str, Any]:
+def index_folder(folder: Traversable, *, contexts: Mapping[str, str] | None = None, origin: str = "") -> dict[str, Any]:
     """Index every `<subject>/<Type>/schema.json` below a folder.
+
+    Args:
+        contexts: URL of the context by subject, where it is not that of the published models.
+        origin: where the types come from, kept with them; "" = the published models.
 
     Returns:
         `{"types": {name: entry}, "terms": {context: {term: IRI}}}`; entry has subject, version, context, licence, required,
@@ -26,13 +31,15 @@ def index_folder(folder: Traversable) -> dict[str, Any]:
     types: dict[str, Any] = {}
     terms: dict[str, dict[str, str]] = {}
     for subject in sorted((f for f in folder.iterdir() if f.is_dir()), key=_standard_first):
-        context = context_of(subject.name)
+        context = (contexts or {}).get(subject.name) or context_of(subject.name)
         terms[context] = _terms(subject / "context.jsonld")
         for model in sorted((f for f in subject.iterdir() if f.is_dir()), key=lambda f: f.name):
             entry = _index_schema(model / "schema.json", folder)
             if entry is not None:
                 name = model.name if model.name not in types else f"{subject.name}/{model.name}"
                 types[name] = {"subject": subject.name, "context": context, **entry}
+                if origin:
+                    types[name]["origin"] = origin
     return {"types": types, "terms": terms}
 
 
@@ -130,6 +137,8 @@ class _Flat:
             entry["kind"] = _KINDS.get(match[1].lower(), "")
         if match := _UNITS.search(text):
             entry["units"] = match[1].strip()
+        if code := spec.get("x-unitCode"):
+            entry["unit"] = code
         choices = [self.attribute(doc, part) for key in ("anyOf", "oneOf", "allOf") for part in spec.get(key, ())]
         if any("coordinates" in str(part) for part in spec.get("oneOf", ())):
             return {**entry, "kind": "geo", "json": ["object"]}
@@ -165,9 +174,15 @@ class _Flat:
         if url not in self._files:
             parts = [part for part in url.split("/") if part != "master"]
             name, subject = parts[-1], parts[-2]
-            file = self._folder / subject / name if subject.startswith("dataModel.") else self._folder / name
-            if url.startswith("https://fiware.github.io/") or not file.is_file():
-                file = self._folder / "synchronicity" / name
+            places = [
+                root / subject / name if subject.startswith("dataModel.") else root / name
+                for root in (self._folder, files("gateway.models") / "schemas")
+            ]
+            if url.startswith("https://fiware.github.io/"):
+                places = [files("gateway.models") / "schemas" / "synchronicity" / name]
+            file = next((place for place in places if place.is_file()), None)
+            if file is None:
+                raise ValueError(f"{url} is in none of the schema folders")
             self._files[url] = json.loads(file.read_text(encoding="utf-8"))
         return self._files[url]
 
