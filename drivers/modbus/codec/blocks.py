@@ -89,8 +89,8 @@ class Block:
         readings = []
         for f, raw in zip(self.fields, self.unpack(data), strict=True):
             if f.encoding.plain and finite(raw) and not f.encoding.invalid:  # type: ignore[arg-type]  # plain: a float
-                value = shortest(raw) if f.encoding.type == "float32" else raw  # type: ignore[arg-type]  # plain: a float
-                readings.append(Reading(f.point, value, observed_at))  # type: ignore[arg-type]  # plain: a float
+                decimal = shortest(raw) if f.encoding.type == "float32" else raw  # type: ignore[arg-type]  # plain: a float
+                readings.append(Reading(f.point, decimal, observed_at))  # type: ignore[arg-type]  # plain: a float
                 continue
             value, reason = f.encoding.value(raw)
             quality = Quality.GOOD if value is not None else Quality.BAD

@@ -38,7 +38,17 @@ def test_integers_read_back_as_written_in_every_order(data, kind: Type, word_ord
 def test_floats_read_back_as_written_in_every_order(value: float, word_order, byte_order) -> None:  # type: ignore[no-untyped-def]
     for kind in ("float32", "float64"):
         encoding = Encoding(kind, word_order=word_order, byte_order=byte_order)
-        assert read(encoding, encoding.encode(value)) == value
+        got = read(encoding, encoding.encode(value))
+        assert isinstance(got, float)
+        assert struct.unpack(">f", struct.pack(">f", got)) == (value,)
+    assert got == value  # a float64 to the bit
+
+
+@pytest.mark.parametrize("text", ["230.2", "0.9570000", "657.506", "1e-05", "16777216", "0.1", "-1234.5"])
+def test_a_float32_reads_as_the_shortest_decimal_that_it_is(text: str) -> None:
+    encoding = Encoding("float32")
+
+    assert read(encoding, struct.pack(">f", float(text))) == float(text)
 
 
 @given(st.integers(0, 65535))
