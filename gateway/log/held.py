@@ -1,17 +1,15 @@
 """Held: what one broker will not take now. *Later* with a next try, *dead letter* without; bounded, readings copied."""
 
-import json
-import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
-from gateway.log.segment import microseconds, wall_time
+from gateway.log.segment import Columns, Stamp, entries_of, microseconds, wall_time
 from gateway.log.store import Gap, HeldRow, Store
-from gateway.sdk.reading import Value
+from gateway.sdk.errors import LogError
 
-MAX_SETS: Final = 10_000
+MAX_PIECES: Final = 2000
 MAX_BYTES: Final = 16 * 2**20
 _ROW_BYTES: Final = 200  # what a piece costs beside its readings
 T = TypeVar("T")
@@ -24,233 +22,193 @@ class Job(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class HeldSet:
-    """The readings of one set for one entity, copied so that the cursor moves on.
+class HeldPiece:
+    """Readings of one device that one broker did not take as part of one entity.
 
     Attributes:
-        readings: point, UTC microseconds, value; good ones only.
-    """
-
-    entity: str
-    device: str
-    readings: tuple[tuple[str, int, Value], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class HeldItem:
-    """One held set as it stands.
-
-    Attributes:
+        state: `later` has a `next_try_at`, `dead` none.
         tries: how often it was offered.
-        next_try_at: None for a dead letter.
+        readings: how many there are; `Held.readings` fetches them.
     """
 
     id: int
     broker: str
-    set: HeldSet
+    entity: str
+    device: str
+    state: Literal["later", "dead"]
     reason: str
     first_at: datetime
     last_at: datetime
     tries: int
     next_try_at: datetime | None
-
-    @property
-    def state(self) -> Literal["later", "dead"]:
-        return "dead" if self.next_try_at is None else "later"
+    readings: int
 
 
 class Held:
-    """The table of held sets, bounded. What `add` was given is on the card when it returns, so the cursor may move on.
+    """The table of held pieces. A piece is on the card when `hold` returns, so the cursor may move on."""
 
-    Args:
-        job: runs work in the writer thread.
-        now: wall time.
-    """
-
-    def __init__(self, job: Job, now: Callable[[], datetime]) -> None:
-        self._job = job
-        self._now = now
+    def __init__(self, job: Job, stamp: Callable[[], Stamp]) -> None:
         self._rows: dict[int, HeldRow] = {}
-        self._waiting: dict[str, frozenset[str]] = {}
-        self._size_bytes = 0
+        self._job = job
+        self._stamp = stamp
+        self.dropped = 0
 
-    def take(self, rows: Sequence[HeldRow]) -> None:
-        """The file was opened: what it holds."""
-        self._rows = {row.id: row for row in rows}
-        self._changed()
-
-    def _changed(self) -> None:
-        self._waiting.clear()
-        self._size_bytes = sum(row.size_bytes + _ROW_BYTES for row in self._rows.values())
-
-    async def add(self, broker: str, sets: Sequence[HeldSet], *, reason: str, next_try_at: datetime | None) -> None:
-        """Set readings aside; without `next_try_at` as dead letters.
+    async def hold(
+        self,
+        broker: str,
+        entity: str,
+        device: str,
+        readings: Columns,
+        *,
+        reason: str,
+        at: datetime,
+        next_try_at: datetime | None = None,
+        tries: int = 1,
+    ) -> int:
+        """Set readings aside; without `next_try_at` as a dead letter. Returns the piece's id.
 
         Raises:
             LogError: the card refuses; the cursor must not move on.
         """
-        now_us, next_us = microseconds(self._now()), _optional_us(next_try_at)
-        new = [
-            (
-                HeldRow(0, broker, held.entity, held.device, reason, now_us, now_us, 0, next_us, len(held.readings), 0),
-                _pack(held),
-            )
-            for held in sets
-        ]
-        drop = self._surplus(len(new), sum(len(body) for _, body in new))
-        gaps = [_gap(row, now_us, "held") for row in drop]
-        numbers = await self._job(lambda store: store.add_held(new, [row.id for row in drop], gaps))
-        for row in drop:
-            self._rows.pop(row.id, None)
-        for number, (row, body) in zip(numbers, new, strict=True):
-            self._rows[number] = replace(row, id=number, size_bytes=len(body))
-        self._changed()
+        if not readings.seq:
+            raise LogError(f"nothing to hold for {entity}")
+        entries = entries_of(readings, self._stamp())
+        next_us = None if next_try_at is None else microseconds(next_try_at)
+        at_us = microseconds(at)
+        row = HeldRow(0, broker, entity, device, reason, at_us, at_us, tries, next_us, len(readings.seq), 0)
+        drop = self._surplus(len(readings.seq) * 16 + _ROW_BYTES)
+        row = await self._job(lambda store: _put(store, row, entries, drop, at_us))
+        for gone in drop:
+            self._rows.pop(gone.id, None)
+            self.dropped += gone.readings
+        self._rows[row.id] = row
+        return row.id
 
-    def _surplus(self, more: int, more_bytes: int) -> list[HeldRow]:
-        """What must go so that so much fits: dead letters first, the oldest first."""
-        size = self._size_bytes + more_bytes + more * _ROW_BYTES
-        count = len(self._rows) + more
-        if count <= MAX_SETS and size <= MAX_BYTES:
-            return []
+    def _surplus(self, need_bytes: int) -> list[HeldRow]:
+        """What must go so that another piece fits: dead letters first, the oldest first."""
+        size = sum(row.size_bytes + _ROW_BYTES for row in self._rows.values()) + need_bytes
+        count = len(self._rows) + 1
         drop = []
         for row in sorted(self._rows.values(), key=lambda row: (row.next_us is not None, row.id)):
-            if count <= MAX_SETS and size <= MAX_BYTES:
+            if count <= MAX_PIECES and size <= MAX_BYTES:
                 break
             drop.append(row)
             count -= 1
             size -= row.size_bytes + _ROW_BYTES
         return drop
 
-    async def due(self, broker: str, now: datetime, limit: int = 200) -> list[HeldItem]:
-        """Sets to try again now, oldest first. An entity's sets keep their order: they wait for the oldest of them."""
-        now_us = microseconds(now)
-        oldest: dict[str, HeldRow] = {}
-        for row in self._rows.values():
-            if row.broker == broker and row.next_us is not None:
-                oldest.setdefault(row.entity, row)
-        ready = {entity for entity, row in oldest.items() if (row.next_us or 0) <= now_us}
-        rows = [
-            row
-            for row in self._rows.values()
-            if row.broker == broker and row.next_us is not None and row.entity in ready
-        ]
-        return await self._items(rows[:limit])
-
-    async def items(
-        self, *, broker: str | None = None, entity: str | None = None, ids: Sequence[int] | None = None
-    ) -> list[HeldItem]:
-        """Sets with their readings, oldest first; those that match all that is given."""
-        return await self._items(self._matching(broker, entity, ids))
-
-    def _matching(self, broker: str | None, entity: str | None, ids: Sequence[int] | None) -> list[HeldRow]:
+    def pieces(
+        self, broker: str | None = None, *, entity: str | None = None, device: str | None = None
+    ) -> list[HeldPiece]:
+        """All pieces that match, oldest first."""
         return [
-            row
+            _piece(row)
             for row in self._rows.values()
-            if broker in (None, row.broker) and entity in (None, row.entity) and (ids is None or row.id in ids)
+            if broker in (None, row.broker) and entity in (None, row.entity) and device in (None, row.device)
         ]
 
-    async def _items(self, rows: Sequence[HeldRow]) -> list[HeldItem]:
-        if not rows:
-            return []
-        bodies = await self._job(lambda store: store.held_bodies([row.id for row in rows]))
-        damaged = [row.id for row in rows if _unpack(bodies.get(row.id, b"")) is None]
-        if damaged:
-            await self._give_up(damaged, "damage")
-        return [_item(row, bodies[row.id]) for row in rows if row.id not in damaged]
-
-    async def accepted(self, ids: Sequence[int]) -> None:
-        """The broker has taken them."""
-        await self._job(lambda store: store.drop_held(ids, ()))
-        for number in ids:
-            self._rows.pop(number, None)
-        self._changed()
-
-    async def again(self, ids: Sequence[int], *, reason: str, next_try_at: datetime | None) -> None:
-        """Offered again and not taken; without `next_try_at` they become dead letters."""
-        now_us, next_us = microseconds(self._now()), _optional_us(next_try_at)
-        await self._update(
-            [
-                replace(row, reason=reason, last_us=now_us, tries=row.tries + 1, next_us=next_us)
-                for row in self._matching(None, None, ids)
-            ]
-        )
-
-    async def requeue(
-        self, *, broker: str | None = None, entity: str | None = None, ids: Sequence[int] | None = None
-    ) -> int:
-        """Try these at once, dead letters too; their tries count anew. Returns how many there were."""
-        now_us = microseconds(self._now())
-        rows = [replace(row, tries=0, next_us=now_us) for row in self._matching(broker, entity, ids)]
-        await self._update(rows)
-        return len(rows)
-
-    async def _update(self, rows: Sequence[HeldRow]) -> None:
-        await self._job(lambda store: store.update_held(rows))
-        self._rows.update((row.id, row) for row in rows)
-        self._changed()
-
-    async def purge(
-        self, *, broker: str | None = None, entity: str | None = None, ids: Sequence[int] | None = None
-    ) -> int:
-        """Give these up, counted in a gap record. Returns how many there were."""
-        rows = self._matching(broker, entity, ids)
-        await self._give_up([row.id for row in rows], "purged")
-        return len(rows)
-
-    async def _give_up(self, ids: Sequence[int], reason: str) -> None:
-        now_us = microseconds(self._now())
-        gaps = [_gap(self._rows[number], now_us, reason) for number in ids]
-        await self._job(lambda store: store.drop_held(ids, gaps))
-        for number in ids:
-            self._rows.pop(number, None)
-        self._changed()
-
-    def waiting(self, broker: str) -> frozenset[str]:
-        """Entities with sets that wait for a next try: newer ones must queue behind them."""
-        found = self._waiting.get(broker)
-        if found is None:
-            rows = (row for row in self._rows.values() if row.broker == broker and row.next_us is not None)
-            found = self._waiting[broker] = frozenset(row.entity for row in rows)
-        return found
-
-    def counts(self, broker: str) -> tuple[int, int]:
-        """Sets held for later, and as dead letters."""
+    def count(self, broker: str) -> tuple[int, int]:
+        """How many pieces are held for later, and as dead letters."""
         rows = [row for row in self._rows.values() if row.broker == broker]
         later = sum(row.next_us is not None for row in rows)
         return later, len(rows) - later
 
-    def rows(self) -> list[HeldRow]:
-        """Every held set but for its readings, oldest first."""
-        return list(self._rows.values())
+    def due(self, broker: str, now: datetime, limit: int = 100) -> list[HeldPiece]:
+        """Pieces whose next try has come, the longest waiting first."""
+        now_us = microseconds(now)
+        rows = [r for r in self._rows.values() if r.broker == broker and r.next_us is not None and r.next_us <= now_us]
+        rows.sort(key=lambda row: row.next_us or 0)
+        return [_piece(row) for row in rows[:limit]]
+
+    def next_try_at(self, broker: str) -> datetime | None:
+        """When the next piece is due."""
+        times = [r.next_us for r in self._rows.values() if r.broker == broker and r.next_us is not None]
+        return wall_time(min(times)) if times else None
+
+    async def readings(self, piece: int) -> Columns:
+        """The readings of a piece, as they were when it was held."""
+        return await self._job(lambda store: store.held_readings(piece))
+
+    async def tried(self, piece: int, *, reason: str, at: datetime, next_try_at: datetime | None) -> None:
+        """Offered again and not taken; without `next_try_at` it becomes a dead letter."""
+        next_us = None if next_try_at is None else microseconds(next_try_at)
+        row = self._rows[piece]
+        row = replace(row, reason=reason, last_us=microseconds(at), tries=row.tries + 1, next_us=next_us)
+        await self._update([row])
+
+    async def requeue(self, pieces: Sequence[int], at: datetime) -> int:
+        """Try these at once, dead letters too; the count of tries starts again. Returns how many there were."""
+        rows = [self._rows[number] for number in pieces if number in self._rows]
+        await self._update([replace(row, tries=0, next_us=microseconds(at)) for row in rows])
+        return len(rows)
+
+    async def _update(self, rows: Sequence[HeldRow]) -> None:
+        def work(store: Store) -> None:
+            for row in rows:
+                store.put_held(row, (), ())
+
+        await self._job(work)
+        self._rows.update((row.id, row) for row in rows)
+
+    async def release(self, pieces: Sequence[int]) -> None:
+        """The broker has taken them."""
+        await self._job(lambda store: store.drop_held(pieces))
+        for number in pieces:
+            self._rows.pop(number, None)
+
+    async def purge(self, pieces: Sequence[int], at: datetime) -> int:
+        """Give them up, counted in a gap record. Returns how many there were."""
+        rows = [self._rows[number] for number in pieces if number in self._rows]
+        gaps = [_gap(row, microseconds(at), "purged") for row in rows]
+        await self._job(lambda store: store.drop_held([row.id for row in rows], gaps))
+        for row in rows:
+            del self._rows[row.id]
+        return len(rows)
+
+    def take(self, rows: Sequence[HeldRow]) -> None:
+        """The file was opened late or anew: what it holds."""
+        self._rows = {row.id: row for row in rows}
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """What `buffer held list` shows."""
+        return [
+            {
+                "id": piece.id,
+                "broker": piece.broker,
+                "entity": piece.entity,
+                "device": piece.device,
+                "state": piece.state,
+                "reason": piece.reason,
+                "first_at": piece.first_at,
+                "last_at": piece.last_at,
+                "tries": piece.tries,
+                "next_try_at": piece.next_try_at,
+                "readings": piece.readings,
+            }
+            for piece in self.pieces()
+        ]
 
 
-def _optional_us(at: datetime | None) -> int | None:
-    return None if at is None else microseconds(at)
-
-
-def _pack(held: HeldSet) -> bytes:
-    payload = zlib.compress(json.dumps(held.readings, separators=(",", ":")).encode("utf-8", "surrogatepass"), 6)
-    return zlib.crc32(payload).to_bytes(4, "little") + payload
-
-
-def _unpack(body: bytes) -> tuple[tuple[str, int, Value], ...] | None:
-    if len(body) < 4 or zlib.crc32(body[4:]) != int.from_bytes(body[:4], "little"):
-        return None
-    return tuple((point, time_us, value) for point, time_us, value in json.loads(zlib.decompress(body[4:])))
+def _put(store: Store, row: HeldRow, entries: Sequence[Any], drop: Sequence[HeldRow], at_us: int) -> HeldRow:
+    number = store.put_held(row, entries, [gone.id for gone in drop], [_gap(gone, at_us, "held") for gone in drop])
+    return replace(row, id=number, size_bytes=store.held_size(number))
 
 
 def _gap(row: HeldRow, at_us: int, reason: str) -> Gap:
     return Gap(at_us, row.first_us, row.last_us, row.readings, reason, {row.broker: row.readings})
 
 
-def _item(row: HeldRow, body: bytes) -> HeldItem:
-    return HeldItem(
+def _piece(row: HeldRow) -> HeldPiece:
+    return HeldPiece(
         row.id,
         row.broker,
-        HeldSet(row.entity, row.device, _unpack(body) or ()),
+        row.entity,
+        row.device,
+        "dead" if row.next_us is None else "later",
         row.reason,
         wall_time(row.first_us),
         wall_time(row.last_us),
         row.tries,
         None if row.next_us is None else wall_time(row.next_us),
+        row.readings,
     )

@@ -21,7 +21,7 @@ from gateway.log.head import Head
 from gateway.log.held import Held
 from gateway.log.last_values import LastValues
 from gateway.log.retention import Retention
-from gateway.log.salvage import Report, remove_leftovers, salvage
+from gateway.log.salvage import Report, finish, salvage
 from gateway.log.segment import Columns as Columns
 from gateway.log.segment import Entry, Stamp, entries_of, microseconds, put_entries, wall_time
 from gateway.log.segment import Series as Series
@@ -156,7 +156,7 @@ class Log:
         self.series: dict[int, Series] = {}
         self.boots = Boots([_NO_BOOT], _NO_BOOT.id)
         self.last_values = LastValues(self.series, self.boots)
-        self.held = Held(self._job, clock.now)
+        self.held = Held(self._job, lambda: self._stamp)
         self.statistics = Statistics(self.series, {}, hour=now_us // HOUR_US, up_s=now_s)
         self.first_seq = 0
         self._ids: dict[str, dict[str, int]] = {}
@@ -245,7 +245,7 @@ class Log:
         """In the writer thread: open, after salvage when the file is damaged."""
         path, size = self.settings.path, self.settings.max_size_bytes
         report = None
-        remove_leftovers(path)
+        finish(path)
         try:
             store = Store(path, size, self._connect)
             loaded = _load(store, boot_name, at)

@@ -25,7 +25,7 @@ from gateway.log.segment import (
     entries_of,
     read_header,
 )
-from gateway.log.store import RECORD_MAGIC, Store, read_record
+from gateway.log.store import RECORD_MAGIC, Store, read_record, sync_folder
 from gateway.sdk.errors import LogError
 
 _SQLITE: Final = b"SQLite format 3\0"
@@ -74,57 +74,81 @@ def ours(path: Path) -> bool:
 
 
 def salvage(path: Path, max_size_bytes: int, at: datetime) -> Report:
-    """Set the file aside, save what is sound into a new one at `path`; the caller opens that.
+    """Save what is sound into a new file, then set the old one aside and put the new one in its place.
+
+    A power cut at any moment leaves either the old file in place or the new one beside it; `finish` completes that.
 
     Raises:
         LogError: the file is no log of ours; it was left where it is.
-        OSError, sqlite3.Error: the card does not take the new file; what was found stays in the old one.
+        OSError, sqlite3.Error: the card does not take the new file; the old one is still in place.
     """
     if not ours(path):
         raise LogError(f"{path} is not a citygate log; move it away, or give buffer.path a name of its own")
-    report = Report(_set_aside(path, at))
-    found = _read(report.aside, report)
-    store = Store(path, max_size_bytes)
+    report = Report(path.with_name(f"{path.name}.damaged-{at:%Y%m%dT%H%M%S%f}"))
+    found = _read(path, report)
+    new = _beside(path)
+    _remove(new)
+    store = Store(new, max_size_bytes)
     try:
         _write(store, found, report)
     finally:
-        store.close()
+        store.close()  # the last connection moves all into the file and removes the journal
+    path.rename(report.aside)
+    sync_folder(path.parent)
+    finish(path, report.aside)
     _forget_old(path, report.aside)
     return report
 
 
-def _set_aside(path: Path, at: datetime) -> Path:
-    aside = path.with_name(f"{path.name}.damaged-{at:%Y%m%dT%H%M%S%f}")
-    path.with_name(path.name + "-shm").unlink(missing_ok=True)
+def finish(path: Path, aside: Path | None = None) -> None:
+    """Complete a salvage that was cut short, and remove journals that belong to no file: SQLite would play them in."""
+    if path.exists():
+        return
     wal = path.with_name(path.name + "-wal")
-    if wal.exists():
+    aside = aside or next(iter(sorted(_set_aside(path), reverse=True)), None)
+    if wal.exists() and aside is not None:
         wal.rename(aside.with_name(aside.name + "-wal"))
-    path.rename(aside)
-    return aside
+    for end in ("-wal", "-shm"):
+        path.with_name(path.name + end).unlink(missing_ok=True)
+    if _beside(path).exists():
+        _beside(path).rename(path)
+        sync_folder(path.parent)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".new")
+
+
+def _remove(path: Path) -> None:
+    for end in ("", "-wal", "-shm"):
+        path.with_name(path.name + end).unlink(missing_ok=True)
+
+
+def _set_aside(path: Path) -> list[Path]:
+    return [p for p in path.parent.glob(f"{path.name}.damaged-*") if not p.name.endswith(("-wal", "-shm"))]
 
 
 def _forget_old(path: Path, newest: Path) -> None:
     """Keep the newest files set aside, and room for the log itself: a card that goes bad must not fill itself."""
-    files = sorted(p for p in path.parent.glob(f"{path.name}.damaged-*") if not p.name.endswith(("-wal", "-shm")))
+    files = sorted(_set_aside(path))
     free = shutil.disk_usage(path.parent).free
     for file in files[:-_ASIDE_KEPT] + (files[-_ASIDE_KEPT:-1] if free < newest.stat().st_size else []):
-        for name in (file.name, f"{file.name}-wal", f"{file.name}-shm"):
-            file.with_name(name).unlink(missing_ok=True)
+        _remove(file)
 
 
-def _read(aside: Path, report: Report) -> _Found:
+def _read(path: Path, report: Report) -> _Found:
     found = _Found()
-    _read_tables(aside, found, report)
-    for file in (aside, aside.with_name(aside.name + "-wal")):
+    _read_tables(path, found, report)
+    for file in (path, path.with_name(path.name + "-wal")):
         if file.exists():
             _carve(file, found)
     return found
 
 
-def _read_tables(aside: Path, found: _Found, report: Report) -> None:
+def _read_tables(path: Path, found: _Found, report: Report) -> None:
     """The small tables by SQL, as far as each can be read, and segments too long to be found page by page."""
     try:
-        db = sqlite3.connect(f"file:{quote(str(aside.absolute()))}?mode=rw", uri=True, isolation_level=None)
+        db = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, isolation_level=None)
     except sqlite3.Error as error:
         report.lost.append(f"tables: {error}")
         return
@@ -145,7 +169,7 @@ def _rows(db: sqlite3.Connection, sql: str, table: str, report: Report | None) -
     try:
         for row in db.execute(sql):
             rows.append(row)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         if report is not None:
             report.lost.append(f"table {table} after {len(rows)} rows: {error}")
     return rows
@@ -231,10 +255,3 @@ def _are_ints(row: tuple[Any, ...]) -> bool:
 
 def _boot(row: tuple[Any, ...]) -> Boot | None:
     return Boot(*row) if isinstance(row[0], int) and isinstance(row[1], str) else None
-
-
-def remove_leftovers(path: Path) -> None:
-    """Journal files that belong to a database file that is gone: SQLite would play them into the new one."""
-    if not path.exists():
-        for end in ("-wal", "-shm"):
-            path.with_name(path.name + end).unlink(missing_ok=True)

@@ -200,9 +200,10 @@ class Layouts:
         return layout
 
 
-Kind = Literal[0, 1]
+Kind = Literal[0, 1, 2]
 LOG: Final = 0
 LAST_VALUES: Final = 1
+HELD: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +215,7 @@ class Header:
         sealed_us: wall time when it was written, as stamped.
         settled: every consumer was done with all up to here.
         size_bytes: length of the blob.
-        kind: whether it is part of the log or of the last values.
+        kind: whether it is part of the log, of the last values, or of a held piece.
     """
 
     first: int

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from gateway.log.boots import Boot, Boots
 from gateway.log.segment import (
+    HELD,
     LAST_VALUES,
     Columns,
     DamagedSegment,
@@ -589,13 +590,20 @@ class Store:
 
     # Held pieces
 
-    def add_held(self, new: Sequence[tuple[HeldRow, bytes]], drop: Sequence[int], gaps: Sequence[Gap]) -> list[int]:
-        """Insert held sets, others dropped to make room; returns their ids."""
-        numbers = []
+    def put_held(self, row: HeldRow, entries: Sequence[Entry], drop: Sequence[int], gaps: Sequence[Gap] = ()) -> int:
+        """Insert a held piece (`id` 0), or update its tries; `drop` others to make room. Returns its id."""
+        body = b"".join(encode(group, self.layouts, kind=HELD) for group in _groups(entries))
         with self.transaction():
             self._db.executemany("DELETE FROM held WHERE id = ?", [(number,) for number in drop])
             self._put_gaps(gaps)
-            for row, body in new:
+            self._put_records({}, self.layouts.unsaved)
+            if row.id:
+                self._db.execute(
+                    "UPDATE held SET reason=?, last_us=?, tries=?, next_us=? WHERE id=?",
+                    (row.reason, row.last_us, row.tries, row.next_us, row.id),
+                )
+                number = row.id
+            else:
                 [(number,)] = self._db.execute(
                     "INSERT INTO held(broker, entity, device, reason, first_us, last_us, tries, next_us, readings, body)"
                     " VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
@@ -612,27 +620,32 @@ class Store:
                         body,
                     ),
                 ).fetchall()
-                numbers.append(int(number))
-        return numbers
+        self.layouts.unsaved.clear()
+        return int(number)
 
-    def update_held(self, rows: Sequence[HeldRow]) -> None:
-        with self.transaction():
-            self._db.executemany(
-                "UPDATE held SET reason = ?, last_us = ?, tries = ?, next_us = ? WHERE id = ?",
-                [(row.reason, row.last_us, row.tries, row.next_us, row.id) for row in rows],
-            )
-
-    def drop_held(self, numbers: Sequence[int], gaps: Sequence[Gap]) -> None:
+    def drop_held(self, numbers: Sequence[int], gaps: Sequence[Gap] = ()) -> None:
         with self.transaction():
             self._db.executemany("DELETE FROM held WHERE id = ?", [(number,) for number in numbers])
             self._put_gaps(gaps)
 
-    def held_bodies(self, numbers: Sequence[int]) -> dict[int, bytes]:
-        bodies = {}
-        for number in numbers:
-            for row in self._db.execute("SELECT body FROM held WHERE id = ?", (number,)):
-                bodies[number] = row[0]
-        return bodies
+    def held_readings(self, number: int) -> Columns:
+        """The readings of a held piece, times as they were when it was held.
+
+        Raises:
+            DamagedSegment: its bits have changed.
+        """
+        columns = Columns(0)
+        row = self._db.execute("SELECT body FROM held WHERE id = ?", (number,)).fetchone()
+        body = row[0] if row else b""
+        while body:
+            header = decode(body, self.layouts, columns)
+            body = body[header.size_bytes :]
+        columns.time_state = [TimeState.SURE] * len(columns.seq)
+        return columns
+
+    def held_size(self, number: int) -> int:
+        row = self._db.execute("SELECT length(body) FROM held WHERE id = ?", (number,)).fetchone()
+        return int(row[0]) if row else 0
 
     # Statistics, checks
 
@@ -690,9 +703,19 @@ def connect_file(path: Path) -> Connection:
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
     if not path.exists():  # an open descriptor of an existing file must not be closed: that would drop SQLite's locks
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o640))  # SQLite gives -wal and -shm the same mode
+        sync_folder(path.parent)  # SQLite does this for its journals, not for the database itself
     # psow=0: power loss may garble the whole block being written, so SQLite must not rely on the rest of it
     uri = f"file:{quote(str(path.absolute()))}?psow=0"
     return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names that were made, renamed or removed in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def records(series: Mapping[int, tuple[str, str]], layouts: Sequence[Layout]) -> Iterator[bytes]:
