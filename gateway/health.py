@@ -62,6 +62,11 @@ class BrokerHealth:
         state: starting | ok | down | login | config_fault | off.
         history: history mode in use.
         backlog: readings owed to it. later, dead: held entities.
+        month_bytes: both ways in this calendar month (UTC), without TCP and TLS.
+        batch: entities a request, as learned.
+        late: updates not sent because the broker holds newer and has no temporal API (dead letters).
+        skipped: updates not sent because `latest-only` is chosen.
+        waiting: entities not sent yet, with the mandatory attributes that are still unknown.
     """
 
     kind: str = ""
@@ -80,6 +85,12 @@ class BrokerHealth:
     refused: int = 0
     requests: int = 0
     sent_bytes: int = 0
+    received_bytes: int = 0
+    month_bytes: int = 0
+    batch: int = 0
+    late: int = 0
+    skipped: int = 0
+    waiting: dict[str, list[str]] = field(default_factory=dict)
 
 
 class Health:

@@ -11,15 +11,16 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from gateway.backoff import Backoff, Breaker
+from gateway.forward.aside import GATHER_S, Aside, Held
 from gateway.forward.broker import Accepted, Broker, LoginFailed, Outcome, Probe, ReadRefused, Streak
-from gateway.forward.history_lane import InOrderLane, PastLane, Shared, Source
+from gateway.forward.history_lane import INCOMPLETE_S, InOrderLane, PastLane, Shared, Source
 from gateway.forward.state_lane import StateLane
-from gateway.forward.updates import Complete, Good, HeldInMemory, Sent, Values, update_of
+from gateway.forward.updates import Complete, Good, Sent, Update, Values, update_of
 from gateway.harmonise.entity import Attribute, Entity
 from gateway.health import BrokerHealth
 from gateway.journal import event
 from gateway.sdk.driver import Clock
-from gateway.sdk.errors import BrokerUnavailable
+from gateway.sdk.errors import BrokerUnavailable, LogError
 
 if TYPE_CHECKING:
     from gateway.harmonise.compile import Mapping
@@ -30,7 +31,6 @@ REMEDIES = {
     "down": "nothing is lost; it is tried again by itself",
     "config_fault": "the broker refuses every entity: check tenant, types and the city's rules; one entity is tried again by itself",
 }
-HELD_EVERY_S = 1.0
 READINGS_AHEAD = 20_000  # while a config fault lasts, so much is read to find an entity that is accepted
 
 
@@ -44,6 +44,8 @@ class ForwardSettings:
         rate_per_s: most readings a second; the past waits for the present.
         records: whether a broker with a temporal API records by itself what becomes current; None = look.
         records_within_s: how long that takes at most.
+        gather_s: what is refused is gathered so long before it is written to the card.
+        held_every_s: how often held pieces are looked at.
         retry_quick_s: while an outage is young, tries are at most this far apart.
         retry_cap_s: later on, at most this far.
     """
@@ -53,6 +55,8 @@ class ForwardSettings:
     rate_per_s: float = 500.0
     records: bool | None = None
     records_within_s: float = 10.0
+    gather_s: float = GATHER_S
+    held_every_s: float = 1.0
     retry_first_s: float = 0.5
     retry_quick_s: float = 5.0
     retry_quick_for_s: float = 300.0
@@ -67,6 +71,8 @@ class Log(Source, Protocol):
     def last_values(self) -> Values: ...
     @property
     def first_seq(self) -> int: ...
+    @property
+    def held(self) -> Held: ...
     async def wait(self, consumer: str, after: int | None = None) -> None: ...
     def backlog(self, consumer: str) -> tuple[int, datetime | None]: ...
 
@@ -103,12 +109,13 @@ class Forwarder:
         )
         self._mapping = {(m.entity_id, m.device): m for tables in mappings.values() for m in tables}
         self._mapping_of_id = {entity_id: mapping for (entity_id, _), mapping in self._mapping.items()}
+        self._aside = Aside(name, log.held, clock, every_s=settings.gather_s)
         self._of = Shared(
             name,
             broker,
             mappings,
             log,
-            getattr(log, "held", None) or HeldInMemory(),
+            self._aside,
             clock,
             Accepted(),
             Sent(),
@@ -161,6 +168,10 @@ class Forwarder:
                 outcome = await self._turn_two_lanes()
         except BrokerUnavailable as fault:
             outcome = Outcome(fault=fault)
+        except LogError as error:  # shown by the log's own status; what it holds is tried again
+            event("forward_waits_for_log", broker=self.name, reason=str(error))
+            await self._clock.sleep(self._settings.held_every_s)
+            return
         if outcome is not None:
             await self._judge(outcome)
 
@@ -233,6 +244,7 @@ class Forwarder:
 
     async def _turn_in_order(self, lane: InOrderLane) -> Outcome | None:
         if lane.idle:
+            await lane.settle()
             if await self._retry_held(lane):
                 return None
             await self._fill(lane)
@@ -267,6 +279,7 @@ class Forwarder:
         if lane.idle and not await self._retry_held(lane):
             self._stuck = not await lane.fill()
             if self._stuck:
+                await lane.settle()
                 await self._wait_for_work(lane.position)
             return None
         if lane.idle:
@@ -301,9 +314,9 @@ class Forwarder:
         now_s = self._clock.monotonic_s()
         if now_s < self._held_due_s:
             return False
-        self._held_due_s = now_s + HELD_EVERY_S
-        updates = []
-        for item in await self._of.held.due(self.name, self._clock.now()):
+        self._held_due_s = now_s + self._settings.held_every_s
+        updates: list[Update] = []
+        for item in await self._aside.due():
             mapping = self._mapping.get((item.set.entity, item.set.device))
             points = self._of.complete.points(item.set.device)
             readings: dict[str, Good] = {
@@ -312,14 +325,14 @@ class Forwarder:
                 if point in points and mapping is not None and point in mapping.slots
             }
             if mapping is None or not readings:
-                await self._of.held.again([item.id], reason="no longer mapped by the config", next_try_at=None)
+                self._aside.give_up(item, "no longer sent to this broker")
             elif self._of.complete.lacks(mapping):
-                next_try_at = self._clock.now() + timedelta(seconds=60.0)
-                await self._of.held.again([item.id], reason="waits for mandatory attributes", next_try_at=next_try_at)
+                self._aside.put_off(item, "waits for mandatory attributes", INCOMPLETE_S)
             else:
                 update = update_of(mapping, readings, 0)
                 update.held = item.id
                 updates.append(update)
+        await self._aside.write()
         await lane.put_first(updates)
         return not lane.idle
 
@@ -330,9 +343,10 @@ class Forwarder:
         if self._state.changed() and self._mode != "in-order" and self._mode is not None:
             await self._clock.sleep(max(0.01, self._state_due_s - self._clock.monotonic_s()))
             return False
+        soon = self._stuck or not self._aside.empty
         waiting = asyncio.ensure_future(self._log.wait(self.name, after))
         try:
-            done, _ = await asyncio.wait({waiting}, timeout=HELD_EVERY_S if self._stuck else 5 * HELD_EVERY_S)
+            done, _ = await asyncio.wait({waiting}, timeout=self._settings.held_every_s * (1 if soon else 5))
         finally:
             waiting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -398,4 +412,8 @@ class Forwarder:
         health, traffic = self._health, self._broker.traffic
         health.requests, health.sent_bytes = traffic.requests, traffic.sent_bytes
         health.backlog, health.oldest_unsent_at = self._log.backlog(self.name)
-        health.later, health.dead = self._of.held.counts(self.name)
+        health.later, health.dead = self._aside.counts()
+        health.waiting = dict(self._of.complete.missing)
+        lane = self._in_order or self._past
+        if lane is not None:
+            health.late, health.skipped = lane.counts.late, lane.counts.skipped

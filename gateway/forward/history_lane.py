@@ -14,12 +14,11 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
 
+from gateway.forward.aside import LATER_S, Aside
 from gateway.forward.broker import Accepted, Broker, Outcome, Point, ReadRefused, Streak, observed
 from gateway.forward.updates import (
     Complete,
     Good,
-    Held,
-    HeldSet,
     Sent,
     Update,
     is_measured,
@@ -29,6 +28,7 @@ from gateway.forward.updates import (
     updates,
 )
 from gateway.harmonise.entity import Entity
+from gateway.log.segment import TimeState
 from gateway.sdk.driver import Clock
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 FUTURE_S = 300.0  # further ahead than this a reading is held until its time comes
 INCOMPLETE_S = 60.0  # how often an entity without its mandatory attributes is looked at again
-LATER_S = (30.0, 120.0, 600.0, 3600.0)  # tries of an entity that the broker puts off; then every hour
 UPDATES_A_REQUEST = 100  # a live request waits behind one such at most
 LATE = "older than what the broker holds, and it has no temporal API"
 
@@ -77,7 +76,7 @@ class Shared:
     broker: Broker
     mappings: "MappingOf[str, Sequence[Mapping]]"
     log: Source
-    held: Held
+    aside: Aside
     clock: Clock
     accepted: Accepted
     sent: Sent
@@ -89,21 +88,13 @@ class Shared:
         """Readings beyond this lie in the future."""
         return int((self.clock.now().timestamp() + FUTURE_S) * 1e6)
 
-    async def hold(self, update: Update, reason: str, wait_s: float | None) -> None:
-        """Set an update aside, with a next try or without."""
-        next_try_at = None if wait_s is None else self.clock.now() + timedelta(seconds=wait_s)
-        if update.held:
-            await self.held.again([update.held], reason=reason, next_try_at=next_try_at)
-            return
-        mapping = update.mapping
-        readings = tuple((point, time_us, value) for point, (value, time_us, _) in update.readings.items())
-        held = HeldSet(mapping.entity_id, mapping.device, readings)
-        await self.held.add(self.name, [held], reason=reason, next_try_at=next_try_at)
-
-    async def let_go(self, update: Update) -> None:
-        """An update is done; a held one is forgotten."""
-        if update.held:
-            await self.held.accepted([update.held])
+    async def settle(self, last: int | None) -> int | None:
+        """Settle up to `last`, unless something is still gathered to be set aside; returns what is left to settle."""
+        await self.aside.write()
+        if last is None or not self.aside.empty:
+            return last
+        await self.log.settle(self.name, last)
+        return None
 
     def must_wait(self, update: Update) -> tuple[str, float] | None:
         """Why an update of the log cannot be sent yet, and for how long; None when it can."""
@@ -112,7 +103,7 @@ class Shared:
         ahead_us = update.newest_us - self.latest_us()
         if ahead_us > 0:
             return "its time lies in the future", min(ahead_us / 1e6, 86400.0)
-        if update.mapping.entity_id in self.held.waiting(self.name):
+        if self.aside.waiting(update.mapping.entity_id):
             return "waits for older sets of this entity", 1.0
         return None
 
@@ -150,18 +141,20 @@ class InOrderLane:
         columns = await of.log.read(of.name, after=self._last, max_readings=of.max_readings)
         if columns is None:
             return False
+        columns = confirmed(columns)
+        if columns is None:
+            return False
         self._last = columns.last
         touched = set()
         for update in updates(columns, of.log.series, of.mappings):
             why = of.must_wait(update)
             if why is not None:
-                await of.hold(update, *why)
+                of.aside.put(update, *why)
                 continue
             self._queues.setdefault(update.entity.id, deque()).append(update)
             touched.add(update.entity.id)
         self._sort(touched)
-        if not self._queues:
-            await self._settle()
+        await self.settle()
         return True
 
     async def put_first(self, held: Sequence[Update]) -> None:
@@ -195,8 +188,7 @@ class InOrderLane:
             batch = [batch[(skip + n) % len(batch)] for n in range(min(most, len(batch)))]
         outcome = await self._of.broker.state([update.entity for update in batch]) if batch else Outcome()
         await self._done(batch, outcome)
-        if not self._queues:
-            await self._settle()
+        await self.settle()
         return outcome
 
     async def _done(self, batch: Sequence[Update], outcome: Outcome) -> None:
@@ -210,7 +202,7 @@ class InOrderLane:
                 for _, time_us, number in update.readings.values() if self._remember else ():
                     self._of.sent.note(entity_id, number, time_us)
                 self.counts.accepted += 1
-                await self._of.let_go(update)
+                self._of.aside.done(update)
                 self._pop(entity_id)
             elif entity_id in outcome.refused:
                 self._doubted.append(update)
@@ -231,7 +223,7 @@ class InOrderLane:
         elif self._doubted and (not streak.begun or streak.one_bad):
             streak.clear()
             for update in self._doubted:
-                await self._of.hold(update, self._reason(update, outcome), None)
+                self._of.aside.put(update, self._reason(update, outcome), None)
                 self.counts.refused += 1
             self._doubted = []
 
@@ -241,7 +233,7 @@ class InOrderLane:
     async def _put_off(self, entity_id: str, reason: str) -> None:
         """The broker works but not for this entity: all its waiting updates step aside, in order."""
         for update in self._queues.pop(entity_id):
-            await self._of.hold(update, reason, LATER_S[0])
+            self._of.aside.put(update, reason, LATER_S[0])
 
     def _pop(self, entity_id: str) -> None:
         queue = self._queues[entity_id]
@@ -271,14 +263,16 @@ class InOrderLane:
         kept = {} if newer is None else newer.attributes
         slots = update.mapping.slots
         gone = {p: g for p, g in update.readings.items() if slots[p] and not any(slot.key in kept for slot in slots[p])}
-        late = update.seq > self._sent_seq.get(update.entity.id, update.seq)
+        late = bool(update.held) or update.seq > self._sent_seq.get(update.entity.id, update.seq)
         if gone and late and any(not self._held_by_broker(update, point) for point in gone):
             self.counts.late += 1
-            await self._of.hold(update_of(update.mapping, gone, update.seq), LATE, None)
-        elif gone:
-            self.counts.known += 1
-        if newer is None:
-            await self._of.let_go(update)
+            part = update_of(update.mapping, gone, update.seq)
+            part.held = update.held if newer is None else 0
+            self._of.aside.put(part, LATE, None)
+        else:
+            self.counts.known += bool(gone)
+            if newer is None:
+                self._of.aside.done(update)
         update.readings = {p: g for p, g in update.readings.items() if p not in gone}
 
     def _held_by_broker(self, update: Update, point: str) -> bool:
@@ -298,10 +292,10 @@ class InOrderLane:
         for entity in unknown:
             accepted.note(entity.id, found.get(entity.id, {}))
 
-    async def _settle(self) -> None:
-        if self._last is not None and not self._doubted:
-            last, self._last = self._last, None
-            await self._of.log.settle(self._of.name, last)
+    async def settle(self) -> None:
+        """Settle what was read when all of it is done, and what was set aside is on the card."""
+        if not self._queues and not self._doubted:
+            self._last = await self._of.settle(self._last)
 
 
 class PastLane:
@@ -369,8 +363,7 @@ class PastLane:
         if not complete and last == self._last:
             return False
         self._last = columns.last if complete else last
-        if not self._queues:
-            await self._settle()
+        await self.settle()
         return True
 
     async def put_first(self, held: Sequence[Update]) -> None:
@@ -378,7 +371,7 @@ class PastLane:
         for update in reversed(held):
             entity_id = update.entity.id
             if self._waits(update.mapping, update.readings):
-                await self._of.hold(update, "waits for the current value to be taken", INCOMPLETE_S)
+                self._of.aside.put(update, "waits for the current value to be taken", INCOMPLETE_S)
                 continue
             left = self._unsent(update.mapping, update.readings)
             if left:
@@ -387,7 +380,7 @@ class PastLane:
                 self._queues.setdefault(entity_id, deque()).appendleft(again)
                 self._doubtful.add(entity_id)
             else:
-                await self._of.let_go(update)
+                self._of.aside.done(update)
 
     async def send(self) -> Outcome:
         """One request: the oldest waiting updates of one entity.
@@ -436,7 +429,7 @@ class PastLane:
         update = Update(mapping, Entity(mapping.entity_id, mapping.entity_type, mapping.context, {}, ""), mine, seq)
         why = self._of.must_wait(update)
         if why is not None:
-            await self._of.hold(update, *why)
+            self._of.aside.put(update, *why)
             return
         left = self._unsent(mapping, mine)
         if left:
@@ -477,7 +470,7 @@ class PastLane:
             self._drop(entity_id, batch)
         else:
             for update in list(self._queues[entity_id]):
-                await self._of.hold(update, outcome.later[entity_id], LATER_S[0])
+                self._of.aside.put(update, outcome.later[entity_id], LATER_S[0])
             self._drop(entity_id, list(self._queues[entity_id]))
         await self._judge()
 
@@ -490,18 +483,16 @@ class PastLane:
         elif self._refused and (not streak.begun or streak.one_bad):
             streak.clear()
             for update, reason in self._refused:
-                await self._of.hold(update, reason, None)
+                self._of.aside.put(update, reason, None)
                 self.counts.refused += 1
             self._refused = []
-            if not self._queues:
-                await self._settle()
+            await self.settle()
 
     async def _finish(self, entity_id: str, batch: Sequence[Update]) -> None:
         for update in batch:
-            await self._of.let_go(update)
+            self._of.aside.done(update)
         self._drop(entity_id, batch)
-        if not self._queues:
-            await self._settle()
+        await self.settle()
 
     def _drop(self, entity_id: str, batch: Sequence[Update]) -> None:
         done = {id(update) for update in batch}
@@ -511,10 +502,21 @@ class PastLane:
         else:
             self._queues.pop(entity_id, None)
 
-    async def _settle(self) -> None:
-        if self._last is not None and not self._refused:
-            last, self._last = self._last, None
-            await self._of.log.settle(self._of.name, last)
+    async def settle(self) -> None:
+        """Settle what was read when all of it is done, and what was set aside is on the card."""
+        if not self._queues and not self._refused:
+            self._last = await self._of.settle(self._last)
+
+
+def confirmed(columns: "Columns") -> "Columns | None":
+    """What comes before the first set whose time is not confirmed: such a set may not become current."""
+    if TimeState.UNCONFIRMED in columns.time_state:
+        first = columns.seq[columns.time_state.index(TimeState.UNCONFIRMED)]
+        columns.cut(columns.seq.index(first))
+        if not columns.seq:
+            return None
+        columns.last = columns.seq[-1]
+    return columns
 
 
 def _points(entity: Entity) -> set[Point]:

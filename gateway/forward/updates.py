@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as MappingOf
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.harmonise.entity import Entity, harmonise
@@ -26,7 +25,7 @@ class Update:
         entity: what is sent; the part that a broker already holds may have been taken out of it.
         readings: by point, as they stand in the log.
         seq: number of their set.
-        held: id of the held item it comes from; 0 = it comes from the log.
+        held: id of the held piece it comes from; 0 = it comes from the log.
     """
 
     mapping: "Mapping"
@@ -172,96 +171,3 @@ class Sent:
         if not times:
             del self._times[entity_id, series]
         return True
-
-
-@dataclass(frozen=True, slots=True)
-class HeldSet:
-    """The readings of one set for one entity, copied so that the cursor moves on.
-
-    Attributes:
-        readings: point, UTC microseconds, value; good ones only.
-    """
-
-    entity: str
-    device: str
-    readings: tuple[tuple[str, int, Value], ...]
-
-
-class HeldItem(Protocol):
-    """One held set as it stands."""
-
-    @property
-    def id(self) -> int: ...
-    @property
-    def set(self) -> HeldSet: ...
-    @property
-    def tries(self) -> int: ...
-    @property
-    def reason(self) -> str: ...
-
-
-class Held(Protocol):
-    """What is set aside, per broker: *later* with a next try, *dead letter* without. Durable before the cursor passes it."""
-
-    async def add(self, broker: str, sets: Sequence[HeldSet], *, reason: str, next_try_at: datetime | None) -> None: ...
-    async def due(self, broker: str, now: datetime, limit: int = 200) -> Sequence[HeldItem]: ...
-    async def accepted(self, ids: Sequence[int]) -> None: ...
-    async def again(self, ids: Sequence[int], *, reason: str, next_try_at: datetime | None) -> None: ...
-    def waiting(self, broker: str) -> frozenset[str]: ...
-    def counts(self, broker: str) -> tuple[int, int]: ...
-
-
-@dataclass(slots=True)
-class _Item:
-    id: int
-    set: HeldSet
-    reason: str
-    next_try_at: datetime | None
-    tries: int = 0
-
-
-class HeldInMemory:
-    """Held sets of a log that has no table for them: bounded, gone with the process."""
-
-    LIMIT = 10_000
-
-    def __init__(self) -> None:
-        self._items: dict[str, dict[int, _Item]] = {}
-        self._next = 1
-
-    async def add(self, broker: str, sets: Sequence[HeldSet], *, reason: str, next_try_at: datetime | None) -> None:
-        items = self._items.setdefault(broker, {})
-        for held in sets:
-            items[self._next] = _Item(self._next, held, reason, next_try_at)
-            self._next += 1
-            if len(items) > self.LIMIT:
-                del items[next(iter(items))]
-
-    async def due(self, broker: str, now: datetime, limit: int = 200) -> list[_Item]:
-        items = [item for item in self._items.get(broker, {}).values() if item.next_try_at is not None]
-        oldest: dict[str, _Item] = {}
-        for item in items:
-            oldest.setdefault(item.set.entity, item)
-        ready = {e for e, item in oldest.items() if item.next_try_at is not None and item.next_try_at <= now}
-        return [item for item in items if item.set.entity in ready][:limit]
-
-    async def accepted(self, ids: Sequence[int]) -> None:
-        for items in self._items.values():
-            for number in ids:
-                items.pop(number, None)
-
-    async def again(self, ids: Sequence[int], *, reason: str, next_try_at: datetime | None) -> None:
-        for items in self._items.values():
-            for number in ids:
-                if number in items:
-                    item = items[number]
-                    item.reason, item.next_try_at, item.tries = reason, next_try_at, item.tries + 1
-
-    def waiting(self, broker: str) -> frozenset[str]:
-        items = self._items.get(broker, {}).values()
-        return frozenset(item.set.entity for item in items if item.next_try_at is not None)
-
-    def counts(self, broker: str) -> tuple[int, int]:
-        items = self._items.get(broker, {}).values()
-        later = sum(item.next_try_at is not None for item in items)
-        return later, len(items) - later

@@ -3,13 +3,16 @@
 import asyncio
 import json
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from gateway.harmonise.compile import Mapping, Slot
 from gateway.harmonise.entity import Attribute, Entity
+from gateway.log.held import HeldItem, HeldSet
 from gateway.log.last_values import LastValue
-from gateway.log.segment import Columns, Series
+from gateway.log.segment import Columns, Series, TimeState
 from gateway.sdk.reading import Quality, Reason, TimeSource, Value
 
 AIR = "https://raw.githubusercontent.com/smart-data-models/dataModel.Environment/master/context.jsonld"
@@ -63,6 +66,7 @@ class MemoryLog:
         self.series: dict[int, Series] = {}
         self.rows: list[tuple[int, int, int, Value | None]] = []
         self.cursor = 0
+        self.held = MemoryHeld()
         self._seq = 1 << 32
         self._arrival = asyncio.Event()
 
@@ -115,6 +119,7 @@ class MemoryLog:
             columns.quality.append(Quality.BAD if value is None else Quality.GOOD)
             columns.reason.append(Reason.TIMEOUT if value is None else Reason.NONE)
             columns.time_source.append(TimeSource.GATEWAY)
+            columns.time_state.append(TimeState.SURE)
         return columns
 
     async def settle(self, consumer: str, upto: int) -> None:
@@ -134,6 +139,42 @@ class MemoryLog:
     @property
     def settled(self) -> bool:
         return not self.rows or self.cursor >= self.rows[-1][0]
+
+
+class MemoryHeld:
+    """The table of held sets, in memory."""
+
+    def __init__(self) -> None:
+        self.table: dict[int, HeldItem] = {}
+
+    async def add(self, broker: str, sets: Sequence[HeldSet], *, reason: str, next_try_at: datetime | None) -> None:
+        for held in sets:
+            number = max(self.table, default=0) + 1
+            self.table[number] = HeldItem(number, broker, held, reason, START, START, 0, next_try_at)
+
+    async def due(self, broker: str, now: datetime, limit: int = 200) -> list[HeldItem]:
+        later = [item for item in self.table.values() if item.next_try_at is not None]
+        oldest: dict[str, HeldItem] = {}
+        for item in later:
+            oldest.setdefault(item.set.entity, item)
+        ready = {entity for entity, item in oldest.items() if item.next_try_at is not None and item.next_try_at <= now}
+        return [item for item in later if item.set.entity in ready][:limit]
+
+    async def accepted(self, ids: Sequence[int]) -> None:
+        for number in ids:
+            del self.table[number]
+
+    async def again(self, ids: Sequence[int], *, reason: str, next_try_at: datetime | None) -> None:
+        for number in ids:
+            old = self.table[number]
+            self.table[number] = replace(old, reason=reason, next_try_at=next_try_at, tries=old.tries + 1)
+
+    def waiting(self, broker: str) -> frozenset[str]:
+        return frozenset(item.set.entity for item in self.table.values() if item.next_try_at is not None)
+
+    def counts(self, broker: str) -> tuple[int, int]:
+        later = sum(item.next_try_at is not None for item in self.table.values())
+        return later, len(self.table) - later
 
 
 class RealClock:

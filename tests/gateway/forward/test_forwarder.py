@@ -10,7 +10,15 @@ from gateway.health import BrokerHealth
 from tests.gateway.forward.scene import MemoryLog, RealClock, entity_id, measured_only, tables
 from tests.support.strict_broker import StrictBroker
 
-FAST = ForwardSettings(linger_s=0.02, history="in-order", retry_first_s=0.05, retry_quick_s=0.1, retry_cap_s=0.1)
+FAST = ForwardSettings(
+    linger_s=0.02,
+    gather_s=0.05,
+    held_every_s=0.05,
+    history="in-order",
+    retry_first_s=0.05,
+    retry_quick_s=0.1,
+    retry_cap_s=0.1,
+)
 SHORT = Timeouts(connect_s=0.5, read_s=0.5, total_s=2.0)
 
 

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from gateway.forward.aside import Aside
 from gateway.forward.broker import Accepted, Streak
 from gateway.forward.history_lane import InOrderLane, Shared
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
-from gateway.forward.updates import Complete, HeldInMemory, Sent, updates
+from gateway.forward.updates import Complete, Sent, updates
 from tests.gateway.forward.scene import MemoryLog, RealClock, entity_id, measured_only, tables
 from tests.support.strict_broker import StrictBroker
 
@@ -33,7 +34,7 @@ class Lane:
                 self._broker,
                 tables(*self.devices),
                 self.log,
-                HeldInMemory(),
+                Aside("city", self.log.held, RealClock(), every_s=0.0),
                 RealClock(),
                 Accepted(),
                 Sent(),

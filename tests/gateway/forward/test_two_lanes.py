@@ -1,0 +1,248 @@
+"""State lane and history lane at work on one broker, with the real log: nothing missing, nothing twice, never back."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.forward.forwarder import Forwarder, ForwardSettings
+from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings, Timeouts
+from gateway.health import BrokerHealth
+from gateway.log.log import Consumer, Log, LogSettings
+from gateway.sdk.reading import Reading, ReadingSet
+from tests.gateway.forward.scene import START, RealClock, entity_id, measured_only, tables, wire
+from tests.support.strict_broker import StrictBroker
+
+FAST = ForwardSettings(
+    linger_s=0.05,
+    gather_s=0.05,
+    held_every_s=0.05,
+    rate_per_s=1e6,
+    records_within_s=0.6,
+    retry_first_s=0.05,
+    retry_quick_s=0.1,
+    retry_cap_s=0.1,
+)
+SHORT = Timeouts(connect_s=0.5, read_s=0.5, total_s=2.0)
+DEVICES = tuple(f"air-{n}" for n in range(6))
+
+
+class Box:
+    """A log and forwarders on one file; `stop` is a clean stop of the forwarder, `kill` loses what is only in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = LogSettings(folder / "buffer.db", commit_every_s=3600.0)
+        self.log: Log | None = None
+        self.expected: set[tuple[str, str, str, Any]] = set()
+
+    @contextlib.asynccontextmanager
+    async def running(self, url: str, settings: ForwardSettings = FAST) -> AsyncIterator[BrokerHealth]:
+        """The box from its start to its stop."""
+        self.log = await Log.open(self.settings, clock=RealClock(), consumers=[Consumer("city")])
+        health = BrokerHealth()
+        broker = NgsiLdBroker(NgsiLdSettings(url=url, timeouts=SHORT))
+        forwarder = Forwarder("city", broker, tables(*DEVICES), self.log, health, RealClock(), settings)
+        task = asyncio.create_task(forwarder.run())
+        try:
+            yield health
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            await self.log.close()
+
+    async def put(self, device: str, at_s: float, **values: float) -> None:
+        assert self.log is not None
+        at = START + timedelta(seconds=at_s)
+        await self.log.append(ReadingSet(device, tuple(Reading(p, v, at) for p, v in values.items())))
+        self.expected |= {(entity_id(device), p, wire(at_s), v) for p, v in values.items()}
+
+    @property
+    def settled(self) -> bool:
+        return self.log is not None and self.log.backlog("city")[0] == 0
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Box:
+    return Box(tmp_path)
+
+
+def assert_exact(strict: StrictBroker, box: Box) -> None:
+    """The broker's history is exactly what was put: no point twice, none missing; state never went back."""
+    found = Counter(measured_only(strict.temporal_history()))
+    assert {point for point, n in found.items() if n > 1} == set()
+    assert box.expected - found.keys() == set()
+    assert found.keys() - box.expected == set()
+    assert strict.backwards == []
+    assert strict.refusals == []
+
+
+async def test_live_data_is_one_request_and_no_point_goes_twice(box: Box) -> None:
+    strict = StrictBroker()
+    async with strict.serve() as url, box.running(url) as health:
+        for n in range(10):
+            for device in DEVICES:
+                await box.put(device, n, no2=n + 0.25, pm25=n)
+            await strict.until(lambda: box.settled)
+        assert health.history == "temporal"
+        assert health.state == "ok"
+    assert_exact(strict, box)
+    assert not [path for _, method, path, _ in strict.requests if method == "POST" and "temporal" in path]
+
+
+async def test_older_values_of_one_linger_go_to_the_history(box: Box) -> None:
+    strict = StrictBroker()
+    async with strict.serve() as url, box.running(url):
+        for n in range(40):
+            await box.put("air-0", n, no2=n)
+        await strict.until(lambda: box.settled)
+    assert_exact(strict, box)
+    assert strict.current(entity_id("air-0"), "no2") == 39
+
+
+async def live(box: Box, first: int, last: int, pause_s: float = 0.01) -> None:
+    for n in range(first, last):
+        for device in DEVICES:
+            await box.put(device, n, no2=n, pm25=n + 0.5)
+        await asyncio.sleep(pause_s)  # the sensors' own pace, not a wait for a condition
+
+
+@pytest.mark.parametrize("records", [True, False])
+async def test_an_outage_with_live_data_on_a_broker_that_records_by_itself_or_not(box: Box, records: bool) -> None:
+    strict = StrictBroker()
+    strict.behaviour.records, strict.behaviour.records_after_s = records, 0.15
+    async with strict.serve() as url, box.running(url) as health:
+        await live(box, 0, 20)
+        await strict.until(lambda: box.settled)
+        strict.behaviour.fault = "503"
+        await live(box, 20, 60)
+        await strict.until(lambda: health.state == "down")
+        strict.behaviour.fault = ""
+        await live(box, 60, 100)
+        await strict.until(lambda: box.settled)
+        await strict.until(lambda: len(measured_only(strict.temporal_history())) >= len(box.expected))
+    assert_exact(strict, box)
+    assert strict.current(entity_id("air-3"), "no2") == 99
+
+
+async def test_after_an_outage_the_present_comes_before_the_past(box: Box) -> None:
+    strict = StrictBroker()
+    strict.behaviour.fault = "503"
+    async with strict.serve() as url, box.running(url, replace(FAST, records=True)) as health:
+        await live(box, 0, 50, pause_s=0)
+        await strict.until(lambda: health.state == "down")
+        strict.behaviour.fault = ""
+        await strict.until(lambda: box.settled)
+    first = next(value for value in strict.stored if value.attribute == "no2")
+    assert (first.via, first.observed_at) == ("state", wire(49))
+    assert_exact(strict, box)
+
+
+async def test_a_restart_in_a_backlog_repeats_nothing(box: Box) -> None:
+    strict = StrictBroker()
+    strict.behaviour.records_after_s = 0.15
+    async with strict.serve() as url:
+        for n in range(4):
+            async with box.running(url) as health:
+                strict.behaviour.fault = "503" if n == 0 else ""
+                await live(box, 30 * n, 30 * n + 30, pause_s=0.005)
+                if n == 0:
+                    await strict.until(lambda: health.state == "down")
+        async with box.running(url):
+            await strict.until(lambda: box.settled)
+        await strict.until(lambda: len(measured_only(strict.temporal_history())) >= len(box.expected))
+    assert_exact(strict, box)
+
+
+async def test_state_is_not_overwritten_by_an_earlier_run(box: Box) -> None:
+    """The broker got newer values meanwhile (another way of the same box); what is older goes to the history alone."""
+    strict = StrictBroker()
+    async with strict.serve() as url:
+        async with box.running(url):
+            await box.put("air-0", 100, no2=1.0)
+            await strict.until(lambda: box.settled)
+        async with box.running(url):
+            await box.put("air-0", 50, no2=0.5)
+            await strict.until(lambda: box.settled)
+    assert strict.current(entity_id("air-0"), "no2") == 1.0
+    assert_exact(strict, box)
+
+
+async def test_without_leave_to_read_an_earlier_run_goes_to_the_history_only(box: Box) -> None:
+    strict = StrictBroker()
+    strict.behaviour.fault = "503"
+    async with strict.serve() as url:
+        async with box.running(url, replace(FAST, history="temporal")):
+            await box.put("air-0", 1, no2=1.0)
+        strict.behaviour.fault = ""
+        async with box.running(url, replace(FAST, records=True)):
+            await strict.until(lambda: box.settled)
+            strict.behaviour.readable = False
+    assert [value.via for value in strict.stored if value.attribute == "no2"] == [
+        "state"
+    ]  # it may be read: it is current
+
+    strict.behaviour.fault = "503"
+    async with strict.serve() as url:
+        async with box.running(url):
+            await box.put("air-1", 2, no2=2.0)
+        strict.behaviour.fault = ""
+        refusing = replace(FAST, records=True)
+        strict.behaviour.readable = False
+        async with box.running(url, replace(refusing, history="in-order")):
+            await strict.until(lambda: box.settled)
+    assert strict.backwards == []
+
+
+async def test_latest_only_is_opt_in_and_counts_what_it_skips(box: Box) -> None:
+    strict = StrictBroker()
+    strict.behaviour.fault = "503"
+    async with strict.serve() as url, box.running(url, replace(FAST, history="latest-only")) as health:
+        await live(box, 0, 10, pause_s=0)
+        await strict.until(lambda: health.state == "down")
+        strict.behaviour.fault = ""
+        await strict.until(lambda: box.settled)
+        assert health.history == "latest-only"
+        await strict.until(lambda: health.skipped == 9 * len(DEVICES))
+    assert strict.current(entity_id("air-1"), "pm25") == 9.5
+    assert {point[2] for point in measured_only(strict.history())} == {wire(9)}
+
+
+async def test_without_a_temporal_api_the_backlog_goes_in_order(box: Box) -> None:
+    strict = StrictBroker()
+    strict.behaviour.temporal = False
+    strict.behaviour.fault = "503"
+    async with strict.serve() as url, box.running(url) as health:
+        await live(box, 0, 20, pause_s=0)
+        await strict.until(lambda: health.state == "down")
+        strict.behaviour.fault = ""
+        await live(box, 20, 40)
+        await strict.until(lambda: box.settled)
+        assert health.history == "in-order"
+    assert_exact(strict, box)
+
+
+async def test_a_tenant_that_its_first_write_makes(box: Box) -> None:
+    strict = StrictBroker()
+    async with strict.serve() as url:
+        box_log = await Log.open(box.settings, clock=RealClock(), consumers=[Consumer("city")])
+        box.log = box_log
+        broker = NgsiLdBroker(NgsiLdSettings(url=url, tenant="milano", timeouts=SHORT))
+        health = BrokerHealth()
+        forwarder = Forwarder("city", broker, tables(*DEVICES), box_log, health, RealClock(), FAST)
+        task = asyncio.create_task(forwarder.run())
+        await live(box, 0, 20)
+        await strict.until(lambda: box.settled)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await box_log.close()
+    found = Counter(measured_only(strict.temporal_history("milano")))
+    assert found == Counter(box.expected)
+    assert health.history == "temporal"
+    assert strict.backwards == []
