@@ -12,6 +12,37 @@ TCP_PORT = 502
 MAX_READ_WORDS, MAX_READ_BITS = 125, 2000  # application protocol 6.1-6.4
 
 
+class WriteRule(TemplateModel):
+    """What may be written to a point."""
+
+    range: tuple[float, float] | None = Field(None, description="smallest and largest value, in the point's unit")
+    multiple: bool = Field(False, description="with function 16 also for one register; some devices know only that")
+
+
+class Setting(TemplateModel):
+    """A register that holds how the device is addressed; written by `provision` only."""
+
+    address: Address
+    type: Literal["uint16", "uint32", "float32"] = "uint16"
+    codes: dict[int, int] = Field(default={}, description="for a baud rate: rate: code; empty = the rate itself")
+    multiple: bool = Field(False, description="with function 16 also for one register")
+
+
+class Settings(TemplateModel):
+    """Address and speed of the device, for `provision`."""
+
+    unit_id: Setting | None = None
+    baud_rate: Setting | None = None
+    restart: bool = Field(False, description="takes effect only after the device was switched off and on")
+
+
+class Status(TemplateModel):
+    """A point that says whether the others can be trusted."""
+
+    point: str
+    healthy: float = Field(0, description="any other value: the other points are without value, reason device_fault")
+
+
 class RegisterPoint(TemplatePoint):
     """A point and where it stands in the device. value = raw * scale + offset."""
 
@@ -30,6 +61,14 @@ class RegisterPoint(TemplatePoint):
     enum: dict[int, str] = Field(default={}, description="raw value: text")
     invalid: tuple[float, ...] = Field(default=(), description="raw values that mean: no value")
     alone: bool = Field(False, description="read with a request of its own")
+    factor: Address | None = Field(
+        None, description="register of the same table that holds a power of ten to multiply with"
+    )
+    model: int | None = Field(None, description="SunSpec model; address and factor then count from its ID register")
+    rollover: float | None = Field(
+        None, gt=0, description="the counter restarts from 0 at this value; the total goes on"
+    )
+    write: WriteRule | None = Field(None, description="may be written, where a device's config allows it")
 
     @model_validator(mode="after")
     def _consistent(self) -> "RegisterPoint":
@@ -37,6 +76,8 @@ class RegisterPoint(TemplatePoint):
             raise ValueError("type bit belongs to the tables coil and discrete, and they hold nothing else")
         if (self.type == "string") != (self.words > 0):
             raise ValueError("words is the length of a string, and a string needs it")
+        if self.write is not None and (self.table not in ("holding", "coil") or self.bits or self.factor is not None):
+            raise ValueError("only whole holding registers and coils with a fixed scale can be written")
         if self.scale == 0:
             raise ValueError("scale 0 makes every value the same")
         if self.bits is not None and not (self.bits[0] >= 0 and 1 <= self.bits[1] <= 64 - self.bits[0]):
@@ -69,6 +110,19 @@ class ModbusTemplate(Template):
     points: dict[str, RegisterPoint] = Field(min_length=1)  # type: ignore[assignment]
     serial: FactorySerial = FactorySerial()
     read: ReadRules = ReadRules()
+    status: Status | None = None
+    settings: Settings = Settings()
+
+    @property
+    def models(self) -> frozenset[int]:
+        """SunSpec models that its points stand in."""
+        return frozenset(point.model for point in self.points.values() if point.model is not None)
+
+    @model_validator(mode="after")
+    def _points_exist(self) -> "ModbusTemplate":
+        if self.status is not None and self.status.point not in self.points:
+            raise ValueError(f"status.point: {self.status.point} is none of the points")
+        return self
 
 
 class ModbusDevice(DeviceConfig):
@@ -78,6 +132,17 @@ class ModbusDevice(DeviceConfig):
     unit_id: int = Field(ge=0, le=255, description="address on the line, 1-247; behind TCP also 0 and 255")
     every_s: Duration = Field(60.0, alias="every", description="poll period")
     timeout_s: Duration | None = Field(None, alias="timeout", description="how long to wait for this unit's answer")
+    writes: tuple[str, ...] = Field((), description="points that `citygate write` may change; none unless named here")
+
+    @model_validator(mode="after")
+    def _writable(self) -> "ModbusDevice":
+        for point in self.writes:
+            if point not in self.template.points or self.template.points[point].write is None:
+                can = [name for name, its in self.template.points.items() if its.write is not None]
+                raise ValueError(
+                    f"writes: {point} cannot be written; {', '.join(can) or 'no point of this device'} can"
+                )
+        return self
 
 
 def _text(value: Any) -> Any:
@@ -100,9 +165,9 @@ class ModbusConfig(LinkConfig):
     framing: Literal["rtu", "ascii", "tcp"] | None = Field(
         None, description="default: rtu on a serial line, tcp with host"
     )
-    baud_rate: int = Field(9600, ge=300, le=4_000_000)
-    parity: Literal["N", "E", "O"] = "N"
-    stop_bits: Literal[1, 2] = 1
+    baud_rate: int = Field(9600, ge=300, le=4_000_000, description="bits per second; all units of a line have the same")
+    parity: Literal["N", "E", "O"] = Field("N", description="N none, E even, O odd")
+    stop_bits: Literal[1, 2] = Field(1, description="1 or 2")
     timeout_s: Duration = Field(
         1.0, alias="timeout", description="how long to wait for an answer, time on the wire not counted"
     )
@@ -110,8 +175,9 @@ class ModbusConfig(LinkConfig):
         None, alias="quiet", description="a unit that did not answer is asked nothing for so long; default 3 x timeout"
     )
     gap_s: Duration = Field(0.0, alias="gap", description="rest after each answer, beyond the 3.5 characters of RTU")
+    align: bool = Field(False, description="polls at full multiples of their period by the clock, instead of spread")
     echo: bool = Field(False, description="the adapter sends back what we send")
-    devices: dict[str, ModbusDevice] = Field(min_length=1)
+    devices: dict[str, ModbusDevice] = Field(min_length=1, description="units on the line, by name")
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModbusConfig":

@@ -69,6 +69,11 @@ def template_schema(driver: Driver[Any]) -> Schema:
             properties["unit"]["enum"] = ["", *sorted(units())]
     required = schema.pop("required", [])
     schema["properties"].pop("name", None)
+    points = schema["properties"]["points"]
+    points["additionalProperties"] = {
+        "anyOf": [points["additionalProperties"], {"type": "null"}]
+    }  # a variant drops one
+    points.pop("minProperties", None)
     schema["properties"]["extends"] = {
         "type": "string",
         "description": "vendor/model of the template this one is a variant of: only the differences are written",
@@ -204,25 +209,26 @@ def _written(child: Schema) -> Schema:
 
 def in_words(value: float, table: Mapping[str, float]) -> str:
     """A duration, size or rate as one writes it, with the largest unit that keeps it whole: 900.0 -> `15 min`."""
-    best = next(iter(table))
-    for unit, factor in table.items():
-        times = value / factor
-        if abs(times - round(times)) < 1e-9 and (times >= 1 or value == 0) and factor >= table[best]:
-            best = unit
-    if value == 0:
-        best = "s" if "s" in table else best
+    whole = [unit for unit, factor in table.items() if abs(value / factor - round(value / factor)) < 1e-9]
+    best = max(
+        (unit for unit in whole if value >= table[unit]), key=lambda unit: table[unit], default=next(iter(table))
+    )
+    if value == 0 and "s" in table:
+        best = "s"
     number = f"{value / table[best]:g}"
     return f"{number}{best}" if best.startswith("/") else f"{number} {best}"
 
 
 def _loosened(node: Schema) -> Schema:
-    """A text may look like a number (it is taken as written); an attribute may be a point's name alone."""
-    if node.get("type") == "string" and not {"enum", "const", "pattern", "format"} & set(node):
-        node["type"] = ["string", "number"]
-    references = [option.get("$ref", "") for option in node.get("anyOf", ())]
-    if any(str(reference).endswith("AttributeMapping") for reference in references):
-        node["anyOf"] = [{"type": "string"}, *node["anyOf"]]
+    """A text may look like a number or a flag, as it is taken as written; an attribute may be a point's name alone."""
+    if node.get("type") == "string" and not {"enum", "const", "format"} & set(node) and _may_be_digits(node):
+        node["type"] = ["string", "number", "boolean"]
     return node
+
+
+def _may_be_digits(node: Schema) -> bool:
+    pattern = node.get("pattern")
+    return pattern is None or any(re.search(pattern, "1" * length) for length in range(1, 65))
 
 
 def _without(schema: Schema, key: str) -> Schema:

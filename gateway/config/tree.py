@@ -208,7 +208,7 @@ class _Builder:
             line, column = max(len(lines), 1), (len(lines[-1]) + 1 if lines else 1)
         place = Place(self._source, line, column)
         if "\t" in (lines[line - 1] if lines else "")[: column + 1] and "cannot start any token" in str(error.problem):
-            return self._problem("tab", "a tab where YAML wants spaces", place, "indent with spaces")
+            return self._problem("tab-character", "a tab where YAML wants spaces", place, "indent with spaces")
         context = f" {error.context}" if error.context else ""
         return self._problem(
             "yaml-syntax", f"{error.problem or 'not YAML'}{context}", place, _syntax_remedy(str(error.problem))

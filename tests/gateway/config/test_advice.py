@@ -16,9 +16,7 @@ def warnings_of(tmp_path: Path, text: str) -> dict[str, Problem]:
     return {problem.code: problem for problem in make_plan(tmp_path, BenchRegistry()).warnings}
 
 
-def test_the_stable_path_of_a_port_that_is_plugged_in_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_stable_path_of_a_port_that_is_plugged_in_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     by_id = tmp_path / "by-id"
     by_id.mkdir()
     (by_id / "usb-FTDI_A50285BI-if00-port0").symlink_to("/dev/ttyUSB96")

@@ -6,7 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config.tree import MAX_FILE_BYTES, Items, Map, Node, Place, Scalar, Source, find, override, plain_value, read_tree
+from gateway.config.tree import (
+    MAX_FILE_BYTES,
+    Items,
+    Map,
+    Node,
+    Place,
+    Scalar,
+    Source,
+    find,
+    override,
+    plain_value,
+    read_tree,
+)
 from gateway.sdk.errors import Problem
 
 NOWHERE = Place(Source("", ()), 1, 1)
@@ -51,7 +63,9 @@ def plain(node: Node) -> object:
         ("1.2.3", "1.2.3"),
     ],
 )
-def test_a_plain_scalar_means_what_both_yaml_versions_agree_on_and_is_a_text_otherwise(written: str, meant: object) -> None:
+def test_a_plain_scalar_means_what_both_yaml_versions_agree_on_and_is_a_text_otherwise(
+    written: str, meant: object
+) -> None:
     value = plain_value(Scalar(written, NOWHERE))
     assert value == meant
     assert type(value) is type(meant)
@@ -104,7 +118,9 @@ def test_an_unreadable_file_says_so(tmp_path: Path) -> None:
 def test_an_override_finds_a_key_whatever_its_case_and_dashes(tmp_path: Path) -> None:
     tree, _ = read(tmp_path, "links: {roof-rs485.a: {port: /dev/a}}\n")
 
-    changed = override(tree, {"CITYGATE__LINKS__ROOF_RS485_A__PORT": "/dev/b", "CITYGATE__HTTP__LISTEN": "[::1]:1", "PATH": "x"})
+    changed = override(
+        tree, {"CITYGATE__LINKS__ROOF_RS485_A__PORT": "/dev/b", "CITYGATE__HTTP__LISTEN": "[::1]:1", "PATH": "x"}
+    )
 
     assert plain(changed) == {"links": {"roof-rs485.a": {"port": "/dev/b"}}, "http": {"listen": "[::1]:1"}}
     assert str(find(changed, ("http", "listen")).node.place) == "environment CITYGATE__HTTP__LISTEN"
@@ -121,7 +137,9 @@ YAMLISH = st.text(alphabet="ab:-[]{}&*!<>|#'\"\n\t ,?%@0", max_size=60)
 
 
 @given(YAMLISH)
-def test_any_yaml_like_text_gives_a_tree_or_placed_problems(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_any_yaml_like_text_gives_a_tree_or_placed_problems(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
     tree, problems = read(tmp_path_factory.getbasetemp(), text)
     assert isinstance(tree, Map)
     lines = text.count("\n") + 1
