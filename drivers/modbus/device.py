@@ -2,17 +2,22 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 
 from drivers.modbus.codec.blocks import Block, Field, Limits, plan
 from drivers.modbus.codec.frames import TABLES, Ask, Table, read_request
+from drivers.modbus.codec.points import Counter, Rules, factor_name, finish, in_order
 from drivers.modbus.codec.registers import Encoding
 from drivers.modbus.config import ModbusDevice, ModbusTemplate, RegisterPoint
 from gateway.sdk.reading import Reading
 
 SILENT_CYCLES = 3  # then the unit is only probed
 MIN_PROBE_S, MAX_PROBE_S = 5.0, 60.0
+NOWHERE: Mapping[int, int] = MappingProxyType({})
+FACTOR = Encoding("int16", invalid=(-32768,))
+Saved = Mapping[tuple[str, str], bytes]
 MIN_TIMEOUT_S = 0.2  # slower than most devices ever are; the learned timeout is never shorter
 
 
@@ -59,7 +64,7 @@ class Unit:
         failures: polls in a row that brought nothing.
     """
 
-    def __init__(self, name: str, device: ModbusDevice, *, timeout_s: float, due_s: float) -> None:
+    def __init__(self, name: str, device: ModbusDevice, *, timeout_s: float, due_s: float, saved: Saved) -> None:
         self.name = name
         self.unit_id = device.unit_id
         self.every_s = device.every_s
@@ -69,9 +74,20 @@ class Unit:
         self.due_s = self.again_s = due_s
         self.failures = 0
         self.retried = False
-        self._order = {point: place for place, point in enumerate(self.points)}
+        self.template = device.template
+        self.writes = device.writes
+        self.rules = rules_of(device.template)
+        self.counters = {
+            point: Counter.restored(saved.get((name, f"total.{point}"), b"")) for point in self.rules.rollover
+        }
+        self.found = not device.template.models  # where its SunSpec models stand is known
         self.asks: list[tuple[Ask, Block]] = []
         self.use(plan_of(device.template))
+
+    def place(self, bases: Mapping[int, int]) -> None:
+        """Its SunSpec models stand here."""
+        self.found = True
+        self.use(plan_of(self.template, bases))
 
     def use(self, blocks: Sequence[Block]) -> None:
         """Ask for these blocks from now on."""
@@ -106,9 +122,15 @@ class Unit:
         self.again_s = self.due_s
         return 0
 
-    def in_order(self, readings: Sequence[Reading]) -> tuple[Reading, ...]:
-        """As the template lists the points."""
-        return tuple(sorted(readings, key=lambda reading: self._order[reading.point]))
+    def finished(self, readings: Sequence[Reading]) -> tuple[Reading, ...]:
+        """The set of one poll, as the template lists the points."""
+        if self.rules.plain:
+            return in_order(readings, self.rules.order)
+        return finish(readings, self.rules, self.counters)
+
+    def state(self) -> dict[str, bytes] | None:
+        """What of the counters must survive a restart."""
+        return {f"total.{point}": counter.saved() for point, counter in self.counters.items()} or None
 
 
 def encoding_of(point: RegisterPoint) -> Encoding:
@@ -126,29 +148,58 @@ def encoding_of(point: RegisterPoint) -> Encoding:
     )
 
 
-def fields_of(template: ModbusTemplate) -> tuple[Field, ...]:
-    """Where the template's points stand."""
-    return tuple(
-        Field(name, point.table, point.address, encoding_of(point), point.alone)
-        for name, point in template.points.items()
+def fields_of(template: ModbusTemplate, bases: Mapping[int, int] = NOWHERE) -> tuple[Field, ...]:
+    """Where the template's points and the scale factors they need stand.
+
+    Args:
+        bases: SunSpec model -> address of its ID register; points of models that are not there are left out.
+    """
+    fields = []
+    factors: dict[str, Field] = {}
+    for name, point in template.points.items():
+        if point.model is not None and point.model not in bases:
+            continue
+        base = bases[point.model] if point.model is not None else 0
+        fields.append(Field(name, point.table, base + point.address, encoding_of(point), point.alone, point.model))
+        if point.factor is not None:
+            hidden = _factor_name(point)
+            factors[hidden] = Field(hidden, point.table, base + point.factor, FACTOR, model=point.model)
+    return (*fields, *factors.values())
+
+
+def _factor_name(point: RegisterPoint) -> str:
+    return factor_name(point.factor or 0) + (f" of model {point.model}" if point.model is not None else "")
+
+
+def rules_of(template: ModbusTemplate) -> Rules:
+    """What the template's points need beyond scale and offset."""
+    points = template.points
+    return Rules(
+        order=tuple(points),
+        factors={name: _factor_name(point) for name, point in points.items() if point.factor is not None},
+        rollover={name: point.rollover for name, point in points.items() if point.rollover is not None},
+        status=(template.status.point, template.status.healthy) if template.status else None,
     )
 
 
-def plan_of(template: ModbusTemplate) -> tuple[Block, ...]:
+def plan_of(template: ModbusTemplate, bases: Mapping[int, int] = NOWHERE) -> tuple[Block, ...]:
     """The requests of one poll."""
     rules = template.read
-    return plan(fields_of(template), Limits(rules.max_words, rules.max_bits, rules.max_hole))
+    return plan(fields_of(template, bases), Limits(rules.max_words, rules.max_bits, rules.max_hole))
 
 
-def readings_of(template: ModbusTemplate, ask: Ask, data: bytes, observed_at: datetime) -> list[Reading]:
+def readings_of(
+    template: ModbusTemplate, ask: Ask, data: bytes, observed_at: datetime, bases: Mapping[int, int] = NOWHERE
+) -> tuple[Reading, ...]:
     """Readings of a captured reply: the points that stand whole within what was asked."""
     table, address, count = _asked(ask)
     inside = tuple(
-        f for f in fields_of(template) if f.table == table and address <= f.address and f.end <= address + count
+        f for f in fields_of(template, bases) if f.table == table and address <= f.address and f.end <= address + count
     )
-    return Block(table, address, count, inside).readings(data, observed_at)
+    rules = rules_of(template)
+    counters = {point: Counter() for point in rules.rollover}
+    return finish(Block(table, address, count, inside).readings(data, observed_at), rules, counters)
 
 
 def _asked(ask: Ask) -> tuple[Table, int, int]:
-    table = TABLES[ask.function]
-    return table, int.from_bytes(ask.pdu[1:3], "big"), int.from_bytes(ask.pdu[3:5], "big")
+    return TABLES[ask.function], int.from_bytes(ask.pdu[1:3], "big"), int.from_bytes(ask.pdu[3:5], "big")

@@ -9,7 +9,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
 
-from drivers.modbus import diagnosis
+from drivers.modbus import diagnosis, sunspec
 from drivers.modbus.codec.frames import (
     ABSENT_EXCEPTIONS,
     BUSY_EXCEPTIONS,
@@ -18,6 +18,7 @@ from drivers.modbus.codec.frames import (
     DeviceException,
     Framing,
     RtuFraming,
+    Table,
     TcpFraming,
     ascii_body,
     ask_of,
@@ -57,15 +58,27 @@ class _Link:
             quiet_s=config.quiet_s if config.quiet_s is not None else 3 * config.timeout_s,
             echo=config.echo,
         )
-        now_s = context.monotonic_s()
         count = len(config.devices)
         self._units = {
-            name: Unit(name, device, timeout_s=config.timeout_s, due_s=now_s + device.every_s * place / count)
+            name: Unit(
+                name,
+                device,
+                timeout_s=config.timeout_s,
+                due_s=self._first_s(device.every_s, place / count),
+                saved=context.state,
+            )
             for place, (name, device) in enumerate(config.devices.items())
         }
         self._evidence = Evidence()
         self._noted: dict[str, tuple[str, str]] = {}
         self._bus: Bus
+
+    def _first_s(self, every_s: float, share: float) -> float:
+        """When to poll first: spread over the period, or at its next full multiple by the clock."""
+        now_s = self._context.monotonic_s()
+        if self._config.align:
+            return now_s + every_s - self._context.now().timestamp() % every_s
+        return now_s + every_s * share
 
     def open(self) -> AbstractAsyncContextManager[ByteStream]:
         """The link's stream."""
@@ -122,7 +135,7 @@ class _Link:
             return
         unit.retried = False
         unit.failures = unit.failures + 1 if polled.silent else 0
-        await self._context.emit(ReadingSet(unit.name, unit.in_order(polled.readings)))
+        await self._context.emit(ReadingSet(unit.name, unit.finished(polled.readings), unit.state()))
         self._diagnose(unit, polled)
         missed = unit.plan_next(self._context.monotonic_s())
         if missed:
@@ -169,10 +182,12 @@ class _Link:
             raise CitygateError(f"{request.device}.{request.point} cannot be written: its template allows no writes")
         unit = self._units[request.device]
         polled = await self._read(unit)
-        return Exchange(polled.sent, polled.received, unit.in_order(polled.readings))
+        return Exchange(polled.sent, polled.received, unit.finished(polled.readings))
 
     async def _read(self, unit: Unit) -> "_Polled":
         polled = _Polled()
+        if not unit.found and not await self._find_models(unit, polled):
+            return polled
         todo = list(unit.asks)
         while todo:
             ask, block = todo.pop(0)
@@ -209,6 +224,29 @@ class _Link:
                     polled.readings += rest.without_values(reason, self._context.now())
                 break
         return polled
+
+    async def _find_models(self, unit: Unit, polled: "_Polled") -> bool:
+        """Find where a SunSpec device keeps its models; False, with readings that say why, when it cannot be told."""
+        now = self._context.now()
+        try:
+            bases = await sunspec.find_models(lambda table, address, count: self._words(unit, table, address, count))
+        except (NoAnswer, FrameError) as error:
+            reason = Reason.TIMEOUT if isinstance(error, NoAnswer) else Reason.BAD_FRAME
+        except (DeviceException, Busy):
+            polled.silent, reason = False, Reason.REFUSED
+        else:
+            polled.silent, reason = False, Reason.NOT_AVAILABLE
+            if bases is not None and not unit.template.models - set(bases):
+                unit.place(bases)
+                return True
+            missing = ", ".join(map(str, sorted(unit.template.models - set(bases or ()))))
+            polled.refusal = f"no SunSpec model {missing}" if bases else "no SunSpec map in this device"
+        polled.readings = list(no_values(unit.name, unit.points, reason, observed_at=now).readings)
+        return False
+
+    async def _words(self, unit: Unit, table: Table, address: int, count: int) -> bytes:
+        answered = await self._ask(unit, read_request(unit.unit_id, table, address, count))
+        return answered.data
 
     async def _ask(self, unit: Unit, ask: Ask) -> Answered:
         """One block; a busy unit is asked again.
@@ -287,21 +325,24 @@ class ModbusDriver:
             context: `request`: the request's frame in hexadecimal, since a reply does not say which registers it
                 holds. Without it the template's own requests are tried, and exactly one must fit.
 
+                `models`: SunSpec model -> address of its ID register.
+
         Raises:
             FrameError: no sound reply, or not to be told which registers it holds.
         """
         assert isinstance(template, ModbusTemplate)
         unit, pdu = unwrap(frame)
         observed_at = context.get("received_at") or datetime.now(UTC)
+        bases = {int(model): int(address) for model, address in context.get("models", {}).items()}
         if "request" in context:
             asked, request = unwrap(bytes.fromhex(context["request"]))
             if asked != unit:
                 raise FrameError(f"unit {unit} answers, asked was {asked}", frame=frame)
             ask = ask_of(unit, request)
         else:
-            ask = _only_fit(template, unit, pdu, frame)
+            ask = _only_fit(template, bases, unit, pdu, frame)
         try:
-            return tuple(readings_of(template, ask, reply_data(ask, pdu), observed_at))
+            return readings_of(template, ask, reply_data(ask, pdu), observed_at, bases)
         except DeviceException as refusal:
             raise FrameError(str(refusal), frame=frame, offset=1) from refusal
 
@@ -320,8 +361,8 @@ def unwrap(frame: bytes) -> tuple[int, bytes]:
     return body[0], body[1:]
 
 
-def _only_fit(template: ModbusTemplate, unit: int, pdu: bytes, frame: bytes) -> Ask:
-    asks = [read_request(unit, block.table, block.address, block.count) for block in plan_of(template)]
+def _only_fit(template: ModbusTemplate, bases: Mapping[int, int], unit: int, pdu: bytes, frame: bytes) -> Ask:
+    asks = [read_request(unit, block.table, block.address, block.count) for block in plan_of(template, bases)]
     fits = [ask for ask in asks if pdu.startswith(ask.reply_head) and len(pdu) == ask.reply_size]
     if len(fits) != 1:
         raise FrameError("the reply alone does not say which registers it holds; give the request too", frame=frame)

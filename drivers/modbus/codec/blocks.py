@@ -18,6 +18,7 @@ class Field:
     Attributes:
         address: 0-based wire address of its first register or bit.
         alone: never merged with others; for devices that answer some registers only by themselves.
+        model: SunSpec model that `address` counts from, until it is placed.
     """
 
     point: str
@@ -25,6 +26,7 @@ class Field:
     address: int
     encoding: Encoding
     alone: bool = False
+    model: int | None = None
 
     @property
     def end(self) -> int:
