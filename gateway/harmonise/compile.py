@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 from gateway.config.model import CityProfile
 from gateway.harmonise.entity import Attribute
-from gateway.harmonise.values import Conversion, Converted, Mismatch, Source, checked_constant, conversion, is_uri
+from gateway.harmonise.values import Conversion, Converted, Mismatch, Source, checked_constant, conversion
 from gateway.models.catalogue import DEFAULT_VOCABULARY, AttributeSpec, Catalogue, EntityType, Kind, catalogue
+from gateway.models.rules import is_uri
 from gateway.sdk.config import Calibration, DeviceConfig
 from gateway.sdk.errors import Problem
 from gateway.sdk.quantities import quantities

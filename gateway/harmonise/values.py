@@ -1,23 +1,18 @@
 """From a point's value to an attribute's: which steps there are, and what makes them impossible, found at load."""
 
-import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from gateway.harmonise.units import Step, convert, decimals
 from gateway.models.catalogue import AttributeSpec, Kind
+from gateway.models.rules import allows, constant_fault, instant_of, is_uri, text_fault
 from gateway.sdk.quantities import Quantity, units
 from gateway.sdk.reading import Point, Value
 from gateway.sdk.template import AttributeMapping, GasState
 
 Conversion = Callable[[Value], Any]  # point value -> attribute value, None when the model does not allow it
 
-MAX_TEXT_CHARACTERS = 2048
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[^\s<>\"{}|\\^`]+")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _NUMBERS = (float, int)  # by type(), because True is an int in Python
 
 
@@ -71,7 +66,7 @@ def conversion(spec: AttributeSpec, kind: Kind, source: Source) -> Converted:
     if source.mapping.pattern:
         return _text(spec, kind, source)
     if source.quantity.kind == "text":
-        return _instant(spec) if spec.format == "date-time" else _text(spec, kind, source)
+        return _instant() if spec.format == "date-time" else _text(spec, kind, source)
     if source.quantity.kind == "boolean":
         return _flag(spec, source)
     return _number(spec, source)
@@ -197,15 +192,8 @@ def _text(spec: AttributeSpec, kind: Kind, source: Source) -> Converted:
     return Converted(text, "", "the id of an entity" if reference else allows(inner))
 
 
-def _instant(spec: AttributeSpec) -> Converted:
-    def instant(value: Value) -> Any:
-        try:
-            time = datetime.fromisoformat(str(value))
-        except ValueError:
-            return None
-        return None if time.tzinfo is None else time.astimezone(UTC)
-
-    return Converted(instant, "", "a time with its zone")
+def _instant() -> Converted:
+    return Converted(lambda value: instant_of(str(value)), "", "a time with its zone")
 
 
 def _translation(spec: AttributeSpec, source: Source) -> Converted:
@@ -237,73 +225,3 @@ def checked_constant(spec: AttributeSpec, value: Any) -> Any:
     if fault:
         raise Mismatch("mapping-value", f"{spec.name}: {fault}")
     return value
-
-
-def constant_fault(spec: AttributeSpec, value: Any) -> str:
-    """Why the model does not allow this constant; "" when it does."""
-    if isinstance(value, list) and (not spec.json or "array" in spec.json):
-        faults = (constant_fault(spec.items, item) if spec.items else _odd(item) for item in value)
-        return next(filter(None, faults), "")
-    if spec.enum and value not in spec.enum:
-        return f"{value!r} is not one of {', '.join(map(str, spec.enum))}"
-    found = _json_type(value)
-    if spec.json and found not in spec.json and not (found == "integer" and "number" in spec.json):
-        return f"{value!r} is {found}, the model wants {' or '.join(spec.json)}"
-    if spec.format == "date-time" and (not isinstance(value, str) or _instant(spec).convert(value) is None):
-        return f"{value!r} is not a time with its zone, as in 2026-06-01T12:00:00Z"
-    if spec.format == "uri" and not is_uri(str(value)):
-        return f"{value!r} is not a URI"
-    return _odd(value) or _outside(spec, value)
-
-
-def _odd(value: Any) -> str:
-    """What no dialect can carry."""
-    if isinstance(value, str):
-        return text_fault(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{value!r} is not a number"
-    if isinstance(value, dict):
-        return next(filter(None, (_odd(part) for pair in value.items() for part in pair)), "")
-    if isinstance(value, list):
-        return next(filter(None, map(_odd, value)), "")
-    return ""
-
-
-def _outside(spec: AttributeSpec, value: Any) -> str:
-    if type(value) not in _NUMBERS:
-        return ""
-    if spec.minimum is not None and value < spec.minimum:
-        return f"{value} is below {spec.minimum}"
-    if spec.maximum is not None and value > spec.maximum:
-        return f"{value} is above {spec.maximum}"
-    return ""
-
-
-def text_fault(text: str) -> str:
-    """Why a text cannot be sent: NUL and other control characters, lone surrogates, too long; "" when it can."""
-    if _CONTROL.search(text):
-        return "the text has control characters"
-    if len(text) > MAX_TEXT_CHARACTERS:
-        return f"the text has {len(text)} characters, at most {MAX_TEXT_CHARACTERS}"
-    return ""
-
-
-def is_uri(text: str) -> bool:
-    """Whether a text can be the target of a relationship."""
-    return bool(_URI.fullmatch(text)) and len(text) <= MAX_TEXT_CHARACTERS
-
-
-def allows(spec: AttributeSpec) -> str:
-    """What the model allows, in words."""
-    if spec.enum:
-        return f"one of {', '.join(map(str, spec.enum))}"
-    if spec.minimum is None and spec.maximum is None:
-        return "a finite number" if {"number", "integer"} & set(spec.json) else "a text"
-    low = "-∞" if spec.minimum is None else f"{spec.minimum:g}"
-    high = "∞" if spec.maximum is None else f"{spec.maximum:g}"
-    return f"{low} to {high}"
-
-
-def _json_type(value: Any) -> str:
-    names = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
-    return names.get(type(value), "null")
