@@ -1,27 +1,63 @@
 """What one broker will not take now, set aside so that the cursor moves on: gathered first, so that the card is written seldom."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from gateway.forward.updates import Update
-from gateway.log.held import HeldItem, HeldSet
+from gateway.log.held import HeldPiece
+from gateway.log.segment import Columns, TimeState
 from gateway.sdk.driver import Clock
+from gateway.sdk.reading import Quality, Reason, TimeSource
 
 GATHER_S = 10.0  # below the usual commit interval: what is settled by then is never written to the card
 GATHER_SETS = 500
-LATER_S = (30.0, 120.0, 600.0, 3600.0)  # waits between the tries of a set; then every hour
+LATER_S = (30.0, 120.0, 600.0, 3600.0)  # waits between the tries of a piece; then every hour
 
 
 class Held(Protocol):
-    """The log's table of held sets."""
+    """The log's table of held pieces."""
 
-    async def add(self, broker: str, sets: Sequence[HeldSet], *, reason: str, next_try_at: datetime | None) -> None: ...
-    async def due(self, broker: str, now: datetime, limit: int = 200) -> list[HeldItem]: ...
-    async def accepted(self, ids: Sequence[int]) -> None: ...
-    async def again(self, ids: Sequence[int], *, reason: str, next_try_at: datetime | None) -> None: ...
-    def waiting(self, broker: str) -> frozenset[str]: ...
-    def counts(self, broker: str) -> tuple[int, int]: ...
+    async def hold(
+        self,
+        broker: str,
+        entity: str,
+        device: str,
+        readings: Columns,
+        *,
+        reason: str,
+        at: datetime,
+        next_try_at: datetime | None = None,
+        tries: int = 1,
+    ) -> int: ...
+    def pieces(
+        self, broker: str | None = None, *, entity: str | None = None, device: str | None = None
+    ) -> list[HeldPiece]: ...
+    def count(self, broker: str) -> tuple[int, int]: ...
+    async def readings(self, piece: int) -> Columns: ...
+    async def tried(self, piece: int, *, reason: str, at: datetime, next_try_at: datetime | None) -> None: ...
+    async def release(self, pieces: Sequence[int]) -> None: ...
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """Updates of one entity from one device that share a verdict."""
+
+    updates: list[Update]
+    reason: str
+    wait_s: float | None
+
+
+@dataclass(slots=True)
+class _Tried:
+    """A piece that is in a lane again: how many of its updates are without verdict, and the worst of the verdicts."""
+
+    left: int
+    tries: int
+    reason: str = ""
+    dead: bool = False
+    wait_s: float = 0.0
 
 
 class Aside:
@@ -36,12 +72,12 @@ class Aside:
         self._held = held
         self._clock = clock
         self._every_s = every_s
-        self._gathered: list[tuple[HeldSet, str, float | None]] = []
-        self._gathered_later: set[str] = set()
+        self._gathered: dict[tuple[str, str, bool], _Gathered] = {}
+        self._sets = 0
         self._since_s: float | None = None
-        self._tries: dict[int, int] = {}  # held sets that are in a lane now: how often they were offered
-        self._taken: list[int] = []
-        self._refused: list[tuple[int, str, float | None]] = []
+        self._tried: dict[int, _Tried] = {}
+        self._waiting: set[str] = set()
+        self._look()
 
     @property
     def empty(self) -> bool:
@@ -50,33 +86,43 @@ class Aside:
 
     def waiting(self, entity_id: str) -> bool:
         """Whether older updates of this entity wait for a later try: then newer ones join them."""
-        return entity_id in self._gathered_later or entity_id in self._held.waiting(self._broker)
+        return entity_id in self._waiting
 
     def counts(self) -> tuple[int, int]:
-        """Sets held for later, and as dead letters; with those about to be written."""
-        later, dead = self._held.counts(self._broker)
-        gathered_dead = sum(wait_s is None for _, _, wait_s in self._gathered)
+        """Pieces held for later, and as dead letters; with those about to be written."""
+        later, dead = self._held.count(self._broker)
+        gathered_dead = sum(is_dead for _, _, is_dead in self._gathered)
         return later + len(self._gathered) - gathered_dead, dead + gathered_dead
 
     def put(self, update: Update, reason: str, wait_s: float | None) -> None:
         """Set an update aside; without `wait_s` as a dead letter."""
         if update.held:
-            tries = self._tries.pop(update.held, 0)
-            longer_s = None if wait_s is None else max(wait_s, LATER_S[min(tries, len(LATER_S) - 1)])
-            self._refused.append((update.held, reason, longer_s))
+            self._verdict(update, reason, wait_s)
             return
-        readings = tuple((point, time_us, value) for point, (value, time_us, _) in update.readings.items())
-        held = HeldSet(update.mapping.entity_id, update.mapping.device, readings)
-        self._gathered.append((held, reason, wait_s))
+        key = (update.mapping.entity_id, update.mapping.device, wait_s is None)
+        gathered = self._gathered.setdefault(key, _Gathered([], reason, wait_s))
+        gathered.updates.append(update)
+        gathered.reason, gathered.wait_s = reason, wait_s
+        self._sets += 1
         if wait_s is not None:
-            self._gathered_later.add(held.entity)
+            self._waiting.add(update.mapping.entity_id)
         if self._since_s is None:
             self._since_s = self._clock.monotonic_s()
 
     def done(self, update: Update) -> None:
         """The broker has it."""
-        if update.held and self._tries.pop(update.held, None) is not None:
-            self._taken.append(update.held)
+        if update.held:
+            self._verdict(update, "", None)
+
+    def _verdict(self, update: Update, reason: str, wait_s: float | None) -> None:
+        piece = self._tried.get(update.held)
+        if piece is None:
+            return
+        piece.left -= 1
+        if reason:
+            piece.reason = reason
+            piece.dead = piece.dead or wait_s is None
+            piece.wait_s = max(piece.wait_s, wait_s or 0.0)
 
     async def write(self) -> None:
         """Write the verdicts on what was tried again, and what is gathered when it is time.
@@ -84,43 +130,86 @@ class Aside:
         Raises:
             LogError: the card refuses; then the cursor must stay.
         """
-        if self._taken:
-            await self._held.accepted(self._taken)
-            self._taken = []
-        while self._refused:
-            number, reason, wait_s = self._refused[0]
-            await self._held.again([number], reason=reason, next_try_at=self._at(wait_s))
-            self._refused.pop(0)
+        if self._tried:
+            await self._write_verdicts()
         if self._since_s is None:
             return
-        if len(self._gathered) >= GATHER_SETS or self._clock.monotonic_s() - self._since_s >= self._every_s:
+        if self._sets >= GATHER_SETS or self._clock.monotonic_s() - self._since_s >= self._every_s:
             await self._flush()
 
+    async def _write_verdicts(self) -> None:
+        now = self._clock.now()
+        there = {piece.id for piece in self._held.pieces(self._broker)}  # one may have been purged meanwhile
+        for number, piece in [item for item in self._tried.items() if item[1].left <= 0]:
+            if number not in there:
+                pass
+            elif not piece.reason:
+                await self._held.release([number])
+            else:
+                wait_s = max(piece.wait_s, LATER_S[min(piece.tries, len(LATER_S) - 1)])
+                next_try_at = None if piece.dead else now + timedelta(seconds=wait_s)
+                await self._held.tried(number, reason=piece.reason, at=now, next_try_at=next_try_at)
+            del self._tried[number]
+        self._look()
+
     async def _flush(self) -> None:
-        while self._gathered:
-            _, reason, wait_s = self._gathered[0]
-            alike = [held for held, why, wait in self._gathered if (why, wait) == (reason, wait_s)]
-            await self._held.add(self._broker, alike, reason=reason, next_try_at=self._at(wait_s))
-            self._gathered = [item for item in self._gathered if item[1:] != (reason, wait_s)]
-        self._gathered_later.clear()
-        self._since_s = None
+        now = self._clock.now()
+        for (entity_id, device, dead), gathered in list(self._gathered.items()):
+            next_try_at = None if gathered.wait_s is None else now + timedelta(seconds=gathered.wait_s)
+            await self._held.hold(
+                self._broker,
+                entity_id,
+                device,
+                _columns(gathered.updates),
+                reason=gathered.reason,
+                at=now,
+                next_try_at=next_try_at,
+            )
+            del self._gathered[entity_id, device, dead]
+        self._sets, self._since_s = 0, None
+        self._look()
 
-    def _at(self, wait_s: float | None) -> datetime | None:
-        return None if wait_s is None else self._clock.now() + timedelta(seconds=wait_s)
+    def _look(self) -> None:
+        later = {piece.entity for piece in self._held.pieces(self._broker) if piece.next_try_at is not None}
+        self._waiting = later | {entity for entity, _, dead in self._gathered if not dead}
 
-    async def due(self) -> list[HeldItem]:
-        """Sets whose time has come, and that are in no lane yet; those of one entity in order."""
-        items = await self._held.due(self._broker, self._clock.now())
-        items = [item for item in items if item.id not in self._tries]
-        self._tries.update((item.id, item.tries) for item in items)
-        return items
+    async def due(self) -> list[tuple[HeldPiece, Columns]]:
+        """The oldest piece of each entity where its time has come: an entity's sets keep their order."""
+        self._look()
+        if not self._waiting:
+            return []
+        oldest: dict[str, HeldPiece] = {}
+        for piece in self._held.pieces(self._broker):
+            if piece.next_try_at is not None:
+                oldest.setdefault(piece.entity, piece)
+        now = self._clock.now()
+        ready = [p for p in oldest.values() if p.next_try_at is not None and p.next_try_at <= now]
+        return [(p, await self._held.readings(p.id)) for p in ready if p.id not in self._tried]
 
-    def give_up(self, item: HeldItem, reason: str) -> None:
-        """A set that cannot be tried any more becomes a dead letter."""
-        self._tries.pop(item.id, None)
-        self._refused.append((item.id, reason, None))
+    def trying(self, piece: HeldPiece, updates: int) -> None:
+        """A piece goes into a lane as so many updates."""
+        self._tried[piece.id] = _Tried(updates, piece.tries)
 
-    def put_off(self, item: HeldItem, reason: str, wait_s: float) -> None:
-        """A set that cannot be tried yet."""
-        self._tries.pop(item.id, None)
-        self._refused.append((item.id, reason, wait_s))
+    def give_up(self, piece: HeldPiece, reason: str) -> None:
+        """A piece that cannot be tried any more becomes a dead letter."""
+        self._tried[piece.id] = _Tried(0, piece.tries, reason, dead=True)
+
+    def put_off(self, piece: HeldPiece, reason: str, wait_s: float) -> None:
+        """A piece that cannot be tried yet."""
+        self._tried[piece.id] = _Tried(0, 0, reason, wait_s=wait_s)
+
+
+def _columns(updates: Sequence[Update]) -> Columns:
+    """Readings as they go into a piece. Their times are true already, so they stand as absolute."""
+    columns = Columns(len(updates))
+    for n, update in enumerate(updates, 1):
+        for value, time_us, number in update.readings.values():
+            columns.seq.append(n)
+            columns.series.append(number)
+            columns.time_us.append(time_us)
+            columns.value.append(value)
+            columns.quality.append(Quality.GOOD)
+            columns.reason.append(Reason.NONE)
+            columns.time_source.append(TimeSource.NETWORK)
+            columns.time_state.append(TimeState.SURE)
+    return columns

@@ -15,7 +15,8 @@ from gateway.forward.aside import GATHER_S, Aside, Held
 from gateway.forward.broker import Accepted, Broker, LoginFailed, Outcome, Probe, ReadRefused, Streak
 from gateway.forward.history_lane import INCOMPLETE_S, InOrderLane, PastLane, Shared, Source
 from gateway.forward.state_lane import StateLane
-from gateway.forward.updates import Complete, Good, Sent, Update, Values, update_of
+from gateway.forward.updates import Complete, Sent, Update, Values
+from gateway.forward.updates import updates as updates_of
 from gateway.harmonise.entity import Attribute, Entity
 from gateway.health import BrokerHealth
 from gateway.journal import event
@@ -316,22 +317,21 @@ class Forwarder:
             return False
         self._held_due_s = now_s + self._settings.held_every_s
         updates: list[Update] = []
-        for item in await self._aside.due():
-            mapping = self._mapping.get((item.set.entity, item.set.device))
-            points = self._of.complete.points(item.set.device)
-            readings: dict[str, Good] = {
-                point: (value, time_us, points[point])
-                for point, time_us, value in item.set.readings
-                if point in points and mapping is not None and point in mapping.slots
-            }
-            if mapping is None or not readings:
-                self._aside.give_up(item, "no longer sent to this broker")
+        for piece, columns in await self._aside.due():
+            mapping = self._mapping.get((piece.entity, piece.device))
+            if mapping is None:
+                self._aside.give_up(piece, "no longer sent to this broker")
             elif self._of.complete.lacks(mapping):
-                self._aside.put_off(item, "waits for mandatory attributes", INCOMPLETE_S)
+                self._aside.put_off(piece, "waits for mandatory attributes", INCOMPLETE_S)
             else:
-                update = update_of(mapping, readings, 0)
-                update.held = item.id
-                updates.append(update)
+                again = list(updates_of(columns, self._log.series, {piece.device: (mapping,)}))
+                for update in again:
+                    update.held, update.seq = piece.id, 0
+                if again:
+                    self._aside.trying(piece, len(again))
+                else:
+                    self._aside.give_up(piece, "the mapping takes none of it")
+                updates += again
         await self._aside.write()
         await lane.put_first(updates)
         return not lane.idle

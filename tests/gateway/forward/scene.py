@@ -6,11 +6,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from gateway.harmonise.compile import Mapping, Slot
 from gateway.harmonise.entity import Attribute, Entity
-from gateway.log.held import HeldItem, HeldSet
+from gateway.log.held import HeldPiece
 from gateway.log.last_values import LastValue
 from gateway.log.segment import Columns, Series, TimeState
 from gateway.sdk.reading import Quality, Reason, TimeSource, Value
@@ -142,39 +142,49 @@ class MemoryLog:
 
 
 class MemoryHeld:
-    """The table of held sets, in memory."""
+    """The table of held pieces, in memory."""
 
     def __init__(self) -> None:
-        self.table: dict[int, HeldItem] = {}
+        self.table: dict[int, tuple[HeldPiece, Columns]] = {}
 
-    async def add(self, broker: str, sets: Sequence[HeldSet], *, reason: str, next_try_at: datetime | None) -> None:
-        for held in sets:
-            number = max(self.table, default=0) + 1
-            self.table[number] = HeldItem(number, broker, held, reason, START, START, 0, next_try_at)
+    async def hold(
+        self,
+        broker: str,
+        entity: str,
+        device: str,
+        readings: Columns,
+        *,
+        reason: str,
+        at: datetime,
+        next_try_at: datetime | None = None,
+        tries: int = 1,
+    ) -> int:
+        number = max(self.table, default=0) + 1
+        state: Literal["dead", "later"] = "dead" if next_try_at is None else "later"
+        count = len(readings.seq)
+        piece = HeldPiece(number, broker, entity, device, state, reason, at, at, tries, next_try_at, count)
+        self.table[number] = (piece, readings)
+        return number
 
-    async def due(self, broker: str, now: datetime, limit: int = 200) -> list[HeldItem]:
-        later = [item for item in self.table.values() if item.next_try_at is not None]
-        oldest: dict[str, HeldItem] = {}
-        for item in later:
-            oldest.setdefault(item.set.entity, item)
-        ready = {entity for entity, item in oldest.items() if item.next_try_at is not None and item.next_try_at <= now}
-        return [item for item in later if item.set.entity in ready][:limit]
+    def pieces(
+        self, broker: str | None = None, *, entity: str | None = None, device: str | None = None
+    ) -> list[HeldPiece]:
+        return [piece for piece, _ in self.table.values()]
 
-    async def accepted(self, ids: Sequence[int]) -> None:
-        for number in ids:
-            del self.table[number]
-
-    async def again(self, ids: Sequence[int], *, reason: str, next_try_at: datetime | None) -> None:
-        for number in ids:
-            old = self.table[number]
-            self.table[number] = replace(old, reason=reason, next_try_at=next_try_at, tries=old.tries + 1)
-
-    def waiting(self, broker: str) -> frozenset[str]:
-        return frozenset(item.set.entity for item in self.table.values() if item.next_try_at is not None)
-
-    def counts(self, broker: str) -> tuple[int, int]:
-        later = sum(item.next_try_at is not None for item in self.table.values())
+    def count(self, broker: str) -> tuple[int, int]:
+        later = sum(piece.next_try_at is not None for piece in self.pieces())
         return later, len(self.table) - later
+
+    async def readings(self, piece: int) -> Columns:
+        return self.table[piece][1]
+
+    async def tried(self, piece: int, *, reason: str, at: datetime, next_try_at: datetime | None) -> None:
+        old, columns = self.table[piece]
+        self.table[piece] = (replace(old, reason=reason, next_try_at=next_try_at, tries=old.tries + 1), columns)
+
+    async def release(self, pieces: Sequence[int]) -> None:
+        for number in pieces:
+            del self.table[number]
 
 
 class RealClock:
