@@ -1,0 +1,441 @@
+"""Verb doctor: what on this box, around its config, would keep the gateway from doing its work; reads only."""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+from gateway.cli import box
+from gateway.cli.status_text import counted
+from gateway.cli.terminal import colour, printable, say, say_json
+from gateway.cli.verbs import Verbs
+from gateway.http.outcome import FINE, PROBLEM, UNREACHABLE, NoDaemon, Refused
+from gateway.sdk.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gateway.config.model import BrokerConfig
+    from gateway.plan import LinkPlan, Plan
+
+REACH_WITHIN_S = 5.0
+CERTIFICATE_WARN_D = 21
+SKEW_WARN_S = 5.0
+FREE_WARN_BYTES = 200_000_000
+SERIAL_GROUP = "dialout"
+
+State = Literal["ok", "warn", "bad", "unreachable"]
+SIGNS: dict[State, tuple[str, str]] = {
+    "ok": ("●", "green"),
+    "warn": ("!", "yellow"),
+    "bad": ("✗", "red"),
+    "unreachable": ("✗", "red"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found: ok, warn (works, but look), bad (on this box), unreachable (elsewhere)."""
+
+    check: str
+    state: State
+    message: str
+    remedy: str = ""
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """doctor."""
+    verbs.add(
+        "doctor",
+        doctor,
+        help="clock, disk, ports, names, certificates, brokers: what would keep the box from working",
+        about="Look at this box and at what its config names, and say what would keep the gateway from working and what to do. "
+        "Reads only: opens no port, sends no reading. Ends with 1 when something on the box is wrong, with 4 when only "
+        "something elsewhere cannot be reached.",
+        examples=("citygate doctor", "citygate doctor --json | jq '.[] | select(.state != \"ok\")'"),
+    )
+
+
+def doctor(given: argparse.Namespace) -> int:
+    """`citygate doctor`."""
+    findings = asyncio.run(_gather(given.config, quiet=given.json))
+    if given.json:
+        say_json([asdict(finding) for finding in findings])
+    states = {finding.state for finding in findings}
+    return PROBLEM if "bad" in states else UNREACHABLE if "unreachable" in states else FINE
+
+
+async def _gather(config: Path, *, quiet: bool) -> list[Finding]:
+    findings = []
+    async for finding in look(config):
+        findings.append(finding)
+        if not quiet:
+            for line in lines_of(finding):
+                say(line)
+    return findings
+
+
+def lines_of(finding: Finding) -> list[str]:
+    """A finding for people."""
+    sign, name = SIGNS[finding.state]
+    lines = [f"{colour(sign, name)} {finding.check:12} {printable(finding.message)}"]
+    return [*lines, f"{'':14} → {printable(finding.remedy)}"] if finding.remedy else lines
+
+
+async def look(config: Path) -> AsyncIterator[Finding]:
+    """All checks, those of the box first."""
+    plan, finding = _config(config)
+    yield finding
+    yield _clock(plan)
+    for finding in _power():
+        yield finding
+    running, finding = await _daemon(config)
+    yield finding
+    if plan is None:
+        return
+    for finding in _disk(Path(plan.config.buffer.path), plan.config.buffer.max_size_bytes):
+        yield finding
+    for link in plan.links.values():
+        async for finding in _link(link, running=running):
+            yield finding
+    for name, broker in plan.brokers.items():
+        async for finding in _broker(name, broker.config):
+            yield finding
+
+
+def _config(config: Path) -> tuple["Plan | None", Finding]:
+    from gateway.plan import make_plan
+    from gateway.registry import Registry
+
+    try:
+        plan = make_plan(config, Registry())
+    except ConfigError as error:
+        errors = counted(sum(problem.severity == "error" for problem in error.problems), "error")
+        return None, Finding("config", "bad", f"{config}: {errors}", "`citygate check` lists each with its place")
+    sizes = ((len(plan.links), "link"), (len(plan.devices), "device"), (len(plan.brokers), "broker"))
+    said = f"{config}: {', '.join(counted(count, noun) for count, noun in sizes)}"
+    if plan.warnings:
+        warnings = counted(len(plan.warnings), "warning")
+        return plan, Finding("config", "warn", f"{said}, {warnings}", "`citygate check` lists them with their places")
+    return plan, Finding("config", "ok", said)
+
+
+async def _daemon(config: Path) -> tuple[bool, Finding]:
+    """Whether it runs, and what it says of itself."""
+    from gateway.http.control import ask
+
+    try:
+        status = await ask(box.control_socket(config), "status", timeout_s=REACH_WITHIN_S)
+    except NoDaemon:
+        start = "`systemctl start citygate`, or `citygate run` by hand"
+        return False, Finding("daemon", "warn", "does not run", start)
+    except Refused as error:
+        return True, Finding("daemon", "bad", str(error))
+    reasons = status["gateway"].get("ready") or []
+    if reasons:
+        return True, Finding("daemon", "warn", f"runs, but: {'; '.join(reasons[:3])}", "`citygate status` has the rest")
+    return True, Finding("daemon", "ok", f"runs, version {status['gateway'].get('version', '')}, all is well")
+
+
+def _clock(plan: "Plan | None") -> Finding:
+    from gateway.clock import BUILT_AT, rtc_s, synchronised
+
+    now = datetime.now(UTC)
+    shown = f"{now:%Y-%m-%d %H:%M:%S} UTC"
+    if now < BUILT_AT:
+        return Finding("clock", "bad", f"{shown} is before this software was made", "set it; start a time service")
+    if plan is not None and plan.config.clock.trust == "system":
+        return Finding("clock", "ok", f"{shown}, taken at the system's word (clock: {{trust: system}})")
+    if synchronised():
+        return Finding("clock", "ok", f"{shown}, kept by the kernel's time service")
+    remedy = "`timedatectl set-ntp true`, a GNSS, or a hardware clock; until then readings are held back"
+    if rtc_s() is not None:
+        return Finding("clock", "warn", f"{shown}, from the hardware clock; no time service", remedy.partition(";")[0])
+    return Finding("clock", "bad", f"{shown}, but nobody confirms it", remedy)
+
+
+def _power(root: Path = Path("/")) -> Iterator[Finding]:
+    """Only where the board tells: bits 0 and 16 of the Raspberry Pi's throttle word are under-voltage now and since boot."""
+    try:
+        word = int((root / "sys/devices/platform/soc/soc:firmware/get_throttled").read_text(), 16)
+    except (OSError, ValueError):
+        return
+    if word & 0x1:
+        yield Finding(
+            "power", "bad", "the supply voltage is too low now", "a stronger supply, a shorter or thicker cable"
+        )
+    elif word & 0x10000:
+        yield Finding(
+            "power", "warn", "the supply voltage was too low since boot", "a stronger supply, a shorter cable"
+        )
+    else:
+        yield Finding("power", "ok", "no under-voltage since boot")
+
+
+def _disk(buffer: Path, max_size_bytes: int, root: Path = Path("/")) -> Iterator[Finding]:
+    folder = buffer.parent
+    if not folder.is_dir():
+        yield Finding(
+            "disk", "bad", f"{folder} does not exist", f"`sudo install -d -o citygate -g citygate -m 750 {folder}`"
+        )
+        return
+    if not os.access(folder, os.W_OK | os.X_OK):
+        yield Finding(
+            "disk", "warn", f"{folder} is not writable for user {_user()}", "fine when the daemon runs as another user"
+        )
+    usage = shutil.disk_usage(folder)
+    have = buffer.stat().st_size if _exists(buffer) else 0
+    said = f"{folder}: {usage.free / 1e9:.1f} GB free"
+    kind, device = _mount(folder, root)
+    if kind in ("tmpfs", "ramfs", "overlay"):
+        yield Finding(
+            "disk",
+            "warn",
+            f"{folder} is on {kind}: its content may not survive a power cut",
+            "put buffer.path on a disk or card",
+        )
+    if usage.free + have < min(max_size_bytes, usage.total):
+        yield Finding(
+            "disk",
+            "warn",
+            f"{said}, less than buffer.max_size ({max_size_bytes / 1e9:.1f} GB)",
+            "lower buffer.max_size or make room",
+        )
+    elif usage.free < FREE_WARN_BYTES:
+        yield Finding("disk", "bad", said, "make room")
+    else:
+        yield Finding("disk", "ok", said)
+    yield from _wear(device, root)
+
+
+def _exists(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return path.exists()
+    return False
+
+
+def _mount(folder: Path, root: Path) -> tuple[str, str]:
+    """(file system, device) that the folder is on, by the longest mount point above it."""
+    best = ("", "", "")
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/mounts").read_text().splitlines():
+            device, point, kind, *_ = line.split()
+            if folder.resolve().is_relative_to(point) and len(point) >= len(best[0]):
+                best = (point, kind, device)
+    return best[1], best[2]
+
+
+def _wear(device: str, root: Path) -> Iterator[Finding]:
+    """eMMC tells how worn it is (JEDEC 84-B51, EXT_CSD 268 and 269, in steps of 10 %); SD cards do not."""
+    name = Path(device).name.partition("p")[0]
+    try:
+        words = (root / "sys/block" / name / "device/life_time").read_text().split()
+        worst = max(int(word, 16) for word in words)
+    except (OSError, ValueError):
+        return
+    if worst >= 0x0A:
+        yield Finding("wear", "bad", f"{name} is past 90 % of its life", "replace it; take its buffer.db along")
+    elif worst >= 0x08:
+        yield Finding(
+            "wear", "warn", f"{name} has used {(worst - 1) * 10} to {worst * 10} % of its life", "plan a replacement"
+        )
+    elif worst:
+        yield Finding("wear", "ok", f"{name} has used at most {worst * 10} % of its life")
+
+
+async def _link(link: "LinkPlan", *, running: bool) -> AsyncIterator[Finding]:
+    if link.config is None:
+        yield Finding(link.name, "bad", link.fault, link.remedy)
+        return
+    host, port = getattr(link.config, "host", None), getattr(link.config, "port", None)
+    url = getattr(link.config, "url", None)
+    if url:
+        parts = urlsplit(str(url))
+        yield await _reach(link.name, parts.hostname or "", parts.port or {"mqtts": 8883}.get(parts.scheme, 1883))
+    elif host:
+        yield await _reach(link.name, str(host), int(port or 502))
+    elif port:
+        for finding in serial_port(link.name, Path(str(port)), running=running):
+            yield finding
+
+
+def serial_port(name: str, port: Path, *, running: bool) -> Iterator[Finding]:
+    """A serial port by its path: there, ours, free."""
+    if not port.exists():
+        there = sorted(str(path) for path in Path("/dev/serial/by-id").glob("*")) or ["none"]
+        yield Finding(
+            name, "bad", f"{port} does not exist", f"plug it in, or correct the path; there are: {', '.join(there)}"
+        )
+        return
+    if not port.is_char_device():
+        yield Finding(name, "bad", f"{port} is not a serial port", "correct the path")
+        return
+    if not os.access(port, os.R_OK | os.W_OK):
+        yield Finding(
+            name,
+            "bad",
+            f"{port}: no permission for user {_user()}",
+            f"`sudo usermod -aG {SERIAL_GROUP} {_user()}`, then log in again",
+        )
+        return
+    holders = sorted({holder for holder in _holders(port) if holder != os.getpid()})
+    if holders and not running:
+        names = ", ".join(f"{_comm(pid)} ({pid})" for pid in holders)
+        yield Finding(
+            name,
+            "bad",
+            f"{port} is held by {names}",
+            "stop it; ModemManager: `sudo systemctl disable --now ModemManager`",
+        )
+    else:
+        yield Finding(name, "ok", f"{port}{' is in use by the daemon' if holders else ' can be opened'}")
+
+
+def _holders(port: Path) -> Iterator[int]:
+    """Processes that have the port open, as far as we may look."""
+    target = os.path.realpath(port)
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if any(os.path.realpath(link) == target for link in (process / "fd").iterdir()):
+                yield int(process.name)
+
+
+def _comm(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return "?"
+
+
+def _user() -> str:
+    import pwd
+
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(os.geteuid()).pw_name
+    return str(os.geteuid())
+
+
+async def _reach(name: str, host: str, port: int) -> Finding:
+    """A name that resolves and a port that takes a connection."""
+    try:
+        async with asyncio.timeout(REACH_WITHIN_S):
+            _, writer = await asyncio.open_connection(host, port)
+    except socket.gaierror as error:
+        return Finding(
+            name, "unreachable", f"{host}: {error.strerror}", "is the name right, does the box have a DNS server?"
+        )
+    except TimeoutError:
+        return Finding(
+            name,
+            "unreachable",
+            f"{host}:{port} does not answer within {REACH_WITHIN_S:g} s",
+            "network, firewall, address?",
+        )
+    except OSError as error:
+        return Finding(
+            name,
+            "unreachable",
+            f"{host}:{port}: {os.strerror(error.errno) if error.errno else error}",
+            "does something listen there?",
+        )
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return Finding(name, "ok", f"{host}:{port} takes connections")
+
+
+async def _broker(name: str, config: "BrokerConfig") -> AsyncIterator[Finding]:
+    parts = urlsplit(config.url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    reached = await _reach(name, parts.hostname or "", port)
+    yield reached
+    if reached.state != "ok":
+        return
+    if parts.scheme == "https":
+        certificate = await _certificate(name, parts.hostname or "", port)
+        yield certificate
+        if certificate.state == "unreachable":
+            return
+    async for finding in _answer(name, config):
+        yield finding
+
+
+async def _certificate(name: str, host: str, port: int) -> Finding:
+    """The broker's certificate as this box sees it: trusted, and for how long."""
+    try:
+        async with asyncio.timeout(REACH_WITHIN_S):
+            _, writer = await asyncio.open_connection(
+                host, port, ssl=ssl.create_default_context(), server_hostname=host
+            )
+    except ssl.SSLCertVerificationError as error:
+        return Finding(
+            name,
+            "unreachable",
+            f"certificate of {host}: {error.verify_message}",
+            "the clock, the CA certificates of this box, or the broker's certificate",
+        )
+    except (OSError, TimeoutError) as error:
+        return Finding(name, "unreachable", f"TLS with {host}: {error}", "is this an https port?")
+    described = writer.get_extra_info("peercert") or {}
+    writer.close()
+    with contextlib.suppress(OSError, ssl.SSLError):
+        await writer.wait_closed()
+    ends = datetime.fromtimestamp(ssl.cert_time_to_seconds(str(described["notAfter"])), UTC)
+    left_d = (ends - datetime.now(UTC)).days
+    state: State = "ok" if left_d >= CERTIFICATE_WARN_D else "warn"
+    return Finding(
+        name,
+        state,
+        f"certificate of {host} is valid until {ends:%Y-%m-%d} ({left_d} days)",
+        "" if state == "ok" else "tell the city",
+    )
+
+
+async def _answer(name: str, config: "BrokerConfig") -> AsyncIterator[Finding]:
+    """What the broker says to a harmless read, and how far its clock is from ours."""
+    import aiohttp
+
+    headers = {"NGSILD-Tenant": config.tenant} if config.tenant else {}
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REACH_WITHIN_S)) as session,
+            session.get(f"{config.url}/ngsi-ld/v1/types?limit=1", headers=headers, allow_redirects=False) as response,
+        ):
+            status, date = response.status, response.headers.get("Date", "")
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        yield Finding(name, "unreachable", f"{config.url} takes connections but does not answer: {error}")
+        return
+    yield _said(name, status)
+    with contextlib.suppress(ValueError, TypeError):
+        skew_s = (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds()
+        if abs(skew_s) > SKEW_WARN_S:
+            yield Finding(
+                name, "warn", f"its clock is {skew_s:+.0f} s from ours", "one of the two is wrong; see clock above"
+            )
+
+
+def _said(name: str, status: int) -> Finding:
+    if status in (200, 204):
+        return Finding(name, "ok", "answers NGSI-LD")
+    if status in (401, 403):
+        return Finding(
+            name,
+            "warn",
+            f"answers {status} without a login",
+            "`citygate status` shows whether the daemon's login works",
+        )
+    if status == 404:
+        return Finding(
+            name,
+            "warn",
+            "answers 404 to /ngsi-ld/v1/types",
+            "is the url right, without /ngsi-ld/…? Some brokers lack this path",
+        )
+    return Finding(name, "unreachable" if status >= 500 else "warn", f"answers {status} to /ngsi-ld/v1/types")

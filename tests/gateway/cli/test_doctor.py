@@ -1,0 +1,195 @@
+"""doctor: what it finds on a box, elsewhere, and how it ends."""
+
+import asyncio
+import os
+import socket
+import ssl
+import tty
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from gateway.cli import doctor
+from tests.gateway.cli.conftest import Command
+from tests.support.box import free_port
+from tests.support.fake_view import FakeView
+
+
+def config(folder: Path, links: str = "{}", brokers: str = "{}") -> Path:
+    (folder / "citygate.yaml").write_text(
+        "version: 1\ngateway: {id: gw-1, city: milano, location: [9.1, 45.5]}\n"
+        f"buffer: {{path: {folder}/buffer.db, max_size: 10 MB}}\nlinks: {links}\nbrokers: {brokers}\nclock: {{trust: system}}\n"
+    )
+    return folder
+
+
+def found(citygate: Command, folder: Path) -> tuple[int, dict[str, list[dict[str, str]]]]:
+    ended = citygate("doctor", "-c", str(folder), "--json")
+    by_check: dict[str, list[dict[str, str]]] = {}
+    for finding in ended.json:
+        assert set(finding) == {"check", "state", "message", "remedy"}
+        by_check.setdefault(finding["check"], []).append(finding)
+    return ended.code, by_check
+
+
+def test_a_box_that_is_well_ends_with_0(citygate: Command, daemon: FakeView, folder: Path) -> None:
+    code, findings = found(citygate, config(folder))
+    assert code == 0, findings
+    assert findings["daemon"][0]["message"].startswith("runs, version 0.1.0")
+    assert findings["clock"][0]["state"] == "ok"
+
+
+def test_a_box_without_its_daemon_is_warned_about(citygate: Command, folder: Path) -> None:
+    _, findings = found(citygate, config(folder))
+    assert findings["daemon"][0]["state"] == "warn"
+    assert "systemctl start" in findings["daemon"][0]["remedy"]
+
+
+def test_a_broken_config_is_bad_and_the_box_is_looked_at_all_the_same(citygate: Command, tmp_path: Path) -> None:
+    (tmp_path / "citygate.yaml").write_text("version: 1\n")
+    code, findings = found(citygate, tmp_path)
+    assert code == 1
+    assert findings["config"][0]["state"] == "bad"
+    assert "clock" in findings
+    assert "daemon" in findings
+
+
+def test_what_is_elsewhere_and_away_ends_with_4(citygate: Command, folder: Path) -> None:
+    links = f"{{plant: {{driver: modbus, host: 127.0.0.1, port: {free_port()}, devices: {{m: {{template: eastron/sdm120, unit_id: 1, every: 1 s}}}}}}}}"
+    brokers = f"{{milano: {{kind: ngsi-ld, url: 'http://127.0.0.1:{free_port()}'}}}}"
+    code, findings = found(citygate, config(folder, links, brokers))
+    assert code == 4
+    for name in ("plant", "milano"):
+        assert findings[name][0]["state"] == "unreachable"
+        assert "refused" in findings[name][0]["message"]
+
+
+def test_what_is_elsewhere_and_there_is_fine(citygate: Command, folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        links = f"{{plant: {{driver: modbus, host: 127.0.0.1, port: {port}, devices: {{m: {{template: eastron/sdm120, unit_id: 1, every: 1 s}}}}}}}}"
+        code, findings = found(citygate, config(folder, links))
+    assert (code, findings["plant"][0]["state"]) == (0, "ok")
+
+
+def test_a_serial_port_that_is_not_there_is_bad(tmp_path: Path) -> None:
+    [finding] = doctor.serial_port("air", tmp_path / "ttyUSB7", running=False)
+    assert finding.state == "bad"
+    assert "does not exist" in finding.message
+    assert "there are" in finding.remedy
+
+
+def test_a_file_is_no_serial_port(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("")
+    [finding] = doctor.serial_port("air", tmp_path / "x", running=False)
+    assert (finding.state, "not a serial port" in finding.message) == ("bad", True)
+
+
+def test_a_free_port_can_be_opened_and_one_held_by_another_names_the_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    master, slave = os.openpty()
+    try:
+        tty.setraw(slave)
+        port = Path(os.ttyname(slave))
+        [finding] = doctor.serial_port("air", port, running=False)
+        assert finding.state == "ok"  # we hold it ourselves
+        monkeypatch.setattr(os, "getpid", lambda: 0)
+        [finding] = doctor.serial_port("air", port, running=False)
+        assert finding.state == "bad"
+        assert "is held by" in finding.message
+        [finding] = doctor.serial_port("air", port, running=True)
+        assert (finding.state, "in use by the daemon" in finding.message) == ("ok", True)
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+@pytest.mark.parametrize(("word", "state"), [("0x0", "ok"), ("0x50000", "warn"), ("0x50005", "bad"), ("50001", "bad")])
+def test_a_weak_supply_is_told_where_the_board_knows(tmp_path: Path, word: str, state: str) -> None:
+    file = tmp_path / "sys/devices/platform/soc/soc:firmware/get_throttled"
+    file.parent.mkdir(parents=True)
+    file.write_text(word + "\n")
+    assert [finding.state for finding in doctor._power(tmp_path)] == [state]
+
+
+def test_a_board_that_says_nothing_of_its_supply_is_not_judged(tmp_path: Path) -> None:
+    assert list(doctor._power(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "state"), [("0x01 0x02", "ok"), ("0x08 0x01", "warn"), ("0x01 0x0b", "bad"), ("0x00 0x00", None)]
+)
+def test_worn_flash_is_told_where_it_knows(tmp_path: Path, words: str, state: str | None) -> None:
+    file = tmp_path / "sys/block/mmcblk0/device/life_time"
+    file.parent.mkdir(parents=True)
+    file.write_text(words + "\n")
+    states = [finding.state for finding in doctor._wear("/dev/mmcblk0p2", tmp_path)]
+    assert states == ([state] if state else [])
+
+
+def test_a_buffer_in_memory_is_warned_about(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/mounts").write_text(f"/dev/mmcblk0p2 / ext4 rw 0 0\ntmpfs {tmp_path} tmpfs rw 0 0\n")
+    findings = list(doctor._disk(tmp_path / "buffer.db", 1000, tmp_path))
+    assert any(f.state == "warn" and "tmpfs" in f.message for f in findings)
+
+
+def test_a_folder_that_is_missing_is_bad_with_the_line_that_makes_it(tmp_path: Path) -> None:
+    [finding] = doctor._disk(tmp_path / "no" / "buffer.db", 1000)
+    assert (finding.state, "install -d" in finding.remedy) == ("bad", True)
+
+
+def test_a_buffer_larger_than_the_disk_is_warned_about(tmp_path: Path) -> None:
+    findings = list(doctor._disk(tmp_path / "buffer.db", 10**18))
+    assert any(f.state == "warn" and "less than buffer.max_size" in f.message for f in findings)
+
+
+def certificate(folder: Path, days: int) -> tuple[Path, Path]:
+    """(certificate, key) of 127.0.0.1, signed by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=days, hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "c.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    (folder / "k.pem").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return folder / "c.pem", folder / "k.pem"
+
+
+@pytest.mark.parametrize(
+    ("days", "trusted", "state"), [(90, True, "ok"), (7, True, "warn"), (90, False, "unreachable")]
+)
+async def test_a_certificate_is_judged_by_its_issuer_and_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int, trusted: bool, state: str
+) -> None:
+    cert, key = certificate(tmp_path, days)
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    async with server:
+        finding = await doctor._certificate("milano", "localhost", server.sockets[0].getsockname()[1])
+    assert finding.state == state, finding
+    assert ("days" in finding.message) == trusted
