@@ -15,6 +15,8 @@ from typing import Any
 from gateway.backoff import Backoff
 from gateway.clock import SystemClock
 from gateway.config.explain import as_json
+from gateway.forward.broker import Broker
+from gateway.forward.checked import SAMPLE_OF, Checked
 from gateway.forward.forwarder import Forwarder, ForwardSettings
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
 from gateway.harmonise.entity import Entity, harmonise
@@ -27,6 +29,7 @@ from gateway.http.view import Verb
 from gateway.journal import bind, event
 from gateway.link import LinkService
 from gateway.log.log import Consumer, Log, LogSettings
+from gateway.models.validator import Validator
 from gateway.plan import BrokerPlan, DevicePlan, LinkPlan, Plan, difference, make_plan
 from gateway.registry import Registry
 from gateway.sdk.errors import CitygateError, ConfigError
@@ -146,7 +149,10 @@ class Daemon:
 
         async def forward() -> None:
             bind(broker=plan.name)
-            broker = NgsiLdBroker(NgsiLdSettings(url=plan.config.url, tenant=plan.config.tenant or ""))
+            broker: Broker = NgsiLdBroker(NgsiLdSettings(url=plan.config.url, tenant=plan.config.tenant or ""))
+            if plan.config.check != "off":
+                every = SAMPLE_OF if plan.config.check == "sampled" else 1
+                broker = Checked(broker, Validator(self.plan.models), every=every)
             settings = ForwardSettings(
                 linger_s=plan.config.linger_s, history=plan.config.history, rate_per_s=plan.config.rate_per_s
             )

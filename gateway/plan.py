@@ -1,7 +1,7 @@
 """Config, templates and models -> one checked Plan, or every problem at once. `run`, `check` and `preview` start here."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from gateway.config.templates import LoadedTemplate, Templates, check_samples
 from gateway.config.tree import Place, Scalar, Source, find
 from gateway.harmonise.compile import Mapping as EntityTable
 from gateway.harmonise.compile import compile_device, joined
-from gateway.models.catalogue import Catalogue
+from gateway.models.catalogue import Catalogue, catalogue
 from gateway.models.extension import extended
 from gateway.registry import DriverUnavailable
 from gateway.sdk.config import DeviceConfig, LinkConfig
@@ -86,6 +86,7 @@ class Plan:
         devices: of all links that have a driver, by name.
         read_api: tables for the embedded read API, without any city's profile.
         files: main file and fragments.
+        models: the catalogue with the operator's extensions.
     """
 
     config: Config
@@ -95,6 +96,7 @@ class Plan:
     read_api: Tables
     warnings: tuple[Problem, ...] = ()
     files: tuple[Path, ...] = ()
+    models: Catalogue = field(default_factory=catalogue)
 
 
 def make_plan(path: Path, registry: Drivers, *, with_secrets: bool = True) -> Plan:
@@ -125,7 +127,7 @@ def make_plan(path: Path, registry: Drivers, *, with_secrets: bool = True) -> Pl
         name: BrokerPlan(name, config, loaded.profiles[name][0], _sent(config, tables[name]))
         for name, config in loaded.config.brokers.items()
     }
-    return Plan(loaded.config, links, devices, brokers, read_api, ordered, loaded.files)
+    return Plan(loaded.config, links, devices, brokers, read_api, ordered, loaded.files, models)
 
 
 def _find_driver(registry: Drivers, name: str) -> Driver[Any] | NoDriver:

@@ -88,6 +88,9 @@ class BrokerConfig(ConfigModel):
         1.0, alias="linger", description="changes are gathered this long before they are sent"
     )
     rate_per_s: Annotated[Rate, Field(gt=0)] = Field(500.0, alias="rate", description="most readings sent, by time")
+    check: Literal["always", "sampled", "off"] = Field(
+        "always", description="check what leaves against the official schema; what does not fit is held, with the reason"
+    )
 
 
 class PublishConfig(ConfigModel):
