@@ -1,9 +1,11 @@
 """The operator's file, except what drivers add: its keys are our API and live long."""
 
+import contextlib
+import ipaddress
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, Field, SerializeAsAny
+from pydantic import AfterValidator, AwareDatetime, Field, SerializeAsAny, model_validator
 
 from gateway.sdk.config import ConfigModel, Duration, LinkConfig, Location, Rate, Size
 
@@ -32,6 +34,13 @@ def parse_listen(listen: str) -> tuple[str, int]:
     if not match or int(match[2]) > 65535:
         raise ValueError(f"{listen!r} is not host:port; write it as in 127.0.0.1:8580")
     return match[1].strip("[]"), int(match[2])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _check_listen(listen: str) -> str:
@@ -89,7 +98,8 @@ class BrokerConfig(ConfigModel):
     )
     rate_per_s: Annotated[Rate, Field(gt=0)] = Field(500.0, alias="rate", description="most readings sent, by time")
     check: Literal["always", "sampled", "off"] = Field(
-        "always", description="check what leaves against the official schema; what does not fit is held, with the reason"
+        "always",
+        description="check what leaves against the official schema; what does not fit is held, with the reason",
     )
 
 
@@ -105,8 +115,19 @@ class HttpConfig(ConfigModel):
     """Local page, read API, metrics and health."""
 
     listen: Annotated[str, AfterValidator(_check_listen)] = Field(
-        "127.0.0.1:8580", description="host:port; port 0 takes a free one"
+        "127.0.0.1:8580", description="host:port; port 0 takes a free one; beyond loopback it needs a token"
     )
+    token: Annotated[str, Field(min_length=8, pattern=r"^[\x21-\x7e]+$")] | None = Field(
+        None, description="who asks by TCP must know it: as bearer token, or as the password of any user; use !secret"
+    )
+
+    @model_validator(mode="after")
+    def _guarded(self) -> "HttpConfig":
+        if self.token is None and not is_loopback(self.host):
+            raise ValueError(
+                f"{self.listen} can be reached from outside: add token: !secret NAME, or listen on 127.0.0.1"
+            )
+        return self
 
     @property
     def host(self) -> str:

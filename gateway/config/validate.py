@@ -1,6 +1,6 @@
 """A tree as an instance of a model, or the problems with their places."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -29,7 +29,6 @@ _TEXT_ERRORS = frozenset(
         "time_type",
     )
 )
-_ROUNDS = 4
 
 
 def validate(
@@ -49,26 +48,40 @@ def validate(
     given = given or {}
     written: set[KeyPath] = set()
     errors: list[ErrorDetails] = []
-    for _ in range(_ROUNDS):
+    while True:  # each round hands over more as text, so it ends; two or three are usual
         doubtful: set[KeyPath] = set()
+        more: set[KeyPath] = set()
         data = _data(node, (), written, given, doubtful)
         try:
             instance = model.model_validate(data)
-            errors = []
             if not doubtful:
                 return instance, []
         except ValidationError as error:
             errors = error.errors(include_url=False, include_input=False)
         except Exception as error:  # noqa: BLE001 - a driver's validator may raise anything on strange input
-            if not doubtful:
+            # it may have expected a text: give it texts, the doubtful ones last, as they would then pass as numbers
+            more = (set(_numbers(node, ())) - written) or doubtful
+            if not more:
                 return None, [_driver_bug(model, error, prefix, entry, node)]
-            written |= doubtful
-            continue
-        more = _as_text(node, errors, doubtful) - written
+        else:
+            more = doubtful
+        more = more or _as_text(node, errors, doubtful) - written
         if not more:
             break
         written |= more
     return None, [_at_key(problem, prefix, entry) for problem in from_pydantic(errors, model, node, prefix)]
+
+
+def _numbers(node: Node, path: KeyPath) -> Iterator[KeyPath]:
+    """Where a scalar is handed over as something else than a text."""
+    if isinstance(node, Map):
+        for key, entry in node.entries.items():
+            yield from _numbers(entry.node, (*path, key))
+    elif isinstance(node, Items):
+        for index, item in enumerate(node.items):
+            yield from _numbers(item, (*path, index))
+    elif not isinstance(plain_value(node), str | None):
+        yield path
 
 
 def _as_text(node: Node, errors: list[ErrorDetails], doubtful: set[KeyPath]) -> set[KeyPath]:

@@ -1,0 +1,76 @@
+"""How to log in at a broker, and whom to trust there."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, model_validator
+
+from gateway.sdk.config import ConfigModel
+
+
+def _check_url(url: str) -> str:
+    if not re.fullmatch(r"https?://([^/?#\s@:]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?(/[^#\s]*)?", url):
+        raise ValueError(f"{url!r} is not an http or https address (a login does not belong into it)")
+    return url
+
+
+Url = Annotated[str, AfterValidator(_check_url)]
+
+
+class BasicAuth(ConfigModel):
+    """HTTP Basic."""
+
+    user: str = Field(description="user name")
+    password: str = Field(description="write !secret NAME")
+
+
+class HeaderAuth(ConfigModel):
+    """Any static header, such as X-Auth-Token or an API key."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9-]+$", description="of the header, e.g. X-Auth-Token")
+    value: str = Field(description="write !secret NAME")
+
+
+class OAuth2(ConfigModel):
+    """A token by OAuth2: client credentials, or with user and password (as Keyrock wants it)."""
+
+    token_url: Url = Field(description="e.g. https://idm.example/oauth2/token")
+    client_id: str
+    client_secret: str = Field(description="write !secret NAME")
+    user: str | None = Field(None, description="with password: the password grant instead of client credentials")
+    password: str | None = Field(None, description="write !secret NAME")
+    scope: str | None = Field(None, description="what the token is to be good for, if the server asks")
+    header: str = Field(
+        "Authorization", pattern=r"^[A-Za-z0-9-]+$", description="Authorization sends Bearer TOKEN, another name TOKEN"
+    )
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> "OAuth2":
+        if (self.user is None) != (self.password is None):
+            raise ValueError("user and password come together")
+        return self
+
+
+class AuthConfig(ConfigModel):
+    """One way to log in; none of them: no login."""
+
+    basic: BasicAuth | None = Field(None, description="user and password")
+    bearer: str | None = Field(None, description="a token that does not change; write !secret NAME")
+    header: HeaderAuth | None = Field(None, description="a static header")
+    oauth2: OAuth2 | None = Field(None, description="tokens from an identity server")
+
+    @model_validator(mode="after")
+    def _one(self) -> "AuthConfig":
+        ways = [name for name in ("basic", "bearer", "header", "oauth2") if getattr(self, name) is not None]
+        if len(ways) > 1:
+            raise ValueError(f"{' and '.join(ways)} are two ways to log in; choose one")
+        return self
+
+
+class TlsConfig(ConfigModel):
+    """Whom we trust, and who we are (mutual TLS)."""
+
+    ca: str | None = Field(None, description="file with the city's own CA certificates (PEM), instead of the system's")
+    certificate: str | None = Field(None, description="file with our certificate (PEM), for mutual TLS")
+    key: str | None = Field(None, description="file with its private key (PEM); default: in the certificate's file")
+    verify: bool = Field(True, description="false trusts anybody; for a trial only: status says so all the time")
