@@ -12,7 +12,7 @@ SIGNIFICANT_STEPS = 6  # a converted value keeps steps a million times finer tha
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """attribute = point * scale + offset, brought into [wrap_from, wrap_from + 360) if `wrap_from` is given.
+    """attribute = point * scale + offset, brought into wrap_from .. wrap_from + 360 if `wrap_from` is given.
 
     Attributes:
         digits: decimals kept, so that 43 % becomes 0.43 and not 0.43000000000000005; None = as it comes.
@@ -32,8 +32,8 @@ class Step:
         """The attribute's value; None when the model does not allow it."""
         if self.scale != 1.0 or self.offset != 0.0:
             value = value * self.scale + self.offset
-        if self.wrap_from is not None and math.isfinite(value):
-            value = (value - self.wrap_from) % 360.0 + self.wrap_from
+        if self.wrap_from is not None and not 0 <= value - self.wrap_from <= 360 and math.isfinite(value):
+            value = round((value - self.wrap_from) % 360.0 + self.wrap_from, SIGNIFICANT_STEPS)
         if not self.low <= value <= self.high:
             return None
         if self.whole:

@@ -69,13 +69,13 @@ def conversion(spec: AttributeSpec, kind: Kind, source: Source) -> Converted:
         return _instant() if spec.format == "date-time" else _text(spec, kind, source)
     if source.quantity.kind == "boolean":
         return _flag(spec, source)
-    return _number(spec, source)
+    return _number(spec, kind, source)
 
 
 # numbers
 
 
-def _number(spec: AttributeSpec, source: Source) -> Converted:
+def _number(spec: AttributeSpec, kind: Kind, source: Source) -> Converted:
     name = source.point.name
     if spec.json and not {"number", "integer"} & set(spec.json):
         if source.quantity.kind == "integer" and "string" in spec.json and not spec.enum:
@@ -83,7 +83,12 @@ def _number(spec: AttributeSpec, source: Source) -> Converted:
         remedy = "translate: {…} gives a text for each value" if "string" in spec.json else ""
         raise Mismatch("mapping-value", f"{name} is a number, {spec.name} wants {' or '.join(spec.json)}", remedy)
     scale, offset, unit = _linear(spec, source)
-    turn = unit in units() and units()[unit].dimension == "angle" and (spec.minimum, spec.maximum) in _TURNS
+    turn = (
+        kind != "geo"
+        and unit in units()
+        and units()[unit].dimension == "angle"
+        and (spec.minimum, spec.maximum) in _TURNS
+    )
     step = Step(
         scale=scale,
         offset=offset,
@@ -108,6 +113,11 @@ def _linear(spec: AttributeSpec, source: Source) -> tuple[float, float, str]:
     gain, shift = source.gain, source.shift
     at = mapping.at or GasState()
     gained = (mapping.gain, mapping.offset) != (1.0, 0.0)
+    if spec.unit and target in units() and not source.quantity.molar_mass and not _alike(target, spec.unit):
+        is_, wanted = units()[target].dimension, units()[spec.unit].dimension
+        raise Mismatch(
+            "mapping-unit", f"{spec.name} is a {wanted} ({spec.unit}), not a {is_} ({target})", f"unit: {spec.unit}"
+        )
     if gained and mapping.unit and mapping.unit in units() and not _alike(mapping.unit, point.unit):
         # a gain with a unit of another dimension makes that unit: the volume of one pulse
         return gain * mapping.gain, shift * mapping.gain + mapping.offset, mapping.unit
@@ -119,9 +129,6 @@ def _linear(spec: AttributeSpec, source: Source) -> tuple[float, float, str]:
     except ValueError as error:
         remedy = "" if mapping.unit else f"{spec.name} is sent in {target}"
         raise Mismatch("mapping-unit", f"{point.name} cannot become {spec.name}: {error}", remedy) from None
-    if spec.unit and not _alike(target, spec.unit):
-        text = f"{spec.name} is a {units()[spec.unit].dimension} ({spec.unit}), not a {units()[target].dimension} ({target})"
-        raise Mismatch("mapping-unit", text, f"unit: {spec.unit}")
     return scale, offset, target
 
 

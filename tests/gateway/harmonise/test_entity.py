@@ -47,7 +47,7 @@ def test_a_reading_becomes_a_property_with_unit_and_time() -> None:
         ({"quantity": "air_temperature", "unit": "FAH"}, "WeatherObserved", "temperature", 212.0, 100.0, "CEL"),
         ({"quantity": "no2", "unit": "61"}, "AirQualityObserved", "no2", 100.0, 191.2, "GQ"),
         ("wind_direction", "AirQualityObserved", "windDirection", 350.0, -10.0, "DD"),
-        ("wind_direction", "AirQualityObserved", "windDirection", 180.0, -180.0, "DD"),
+        ("wind_direction", "AirQualityObserved", "windDirection", 180.0, 180.0, "DD"),
         ("wind_direction", "WeatherObserved", "windDirection", 350.0, 350.0, "DD"),
         ({"quantity": "wind_speed", "unit": "KMH"}, "WeatherObserved", "windSpeed", 36.0, 10.0, "MTS"),
         ("soil_conductivity", "GreenspaceRecord", "soilMoistureEc", 1200.0, 0.12, "D10"),
