@@ -83,7 +83,10 @@ class Daemon:
         try:
             async with asyncio.TaskGroup() as self._group:
                 self.server = Server(
-                    self, listen=config.http.listen, control_socket=socket_path(Path(config.buffer.path))
+                    self,
+                    listen=config.http.listen,
+                    control_socket=socket_path(Path(config.buffer.path)),
+                    token=config.http.token,
                 )
                 self._handle_signals()
                 self._start("http", self.server)

@@ -16,7 +16,7 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from gateway.config.model import parse_listen
+from gateway.config.model import is_loopback, parse_listen
 from gateway.http import control, metrics, page, read_api
 from gateway.http.view import VIEW, GatewayView
 from gateway.journal import event
@@ -57,7 +57,7 @@ class Server:
         self._token = token
         self.url = ""
         self.fault = ""
-        if self._host and not token and not _is_loopback(self._host):
+        if self._host and not token and not is_loopback(self._host):
             raise CitygateError(
                 f"http.listen {listen} can be reached from outside; set http.token, or listen on 127.0.0.1"
             )
@@ -126,12 +126,6 @@ class Server:
                 headers={"WWW-Authenticate": 'Basic realm="citygate", charset="UTF-8"'},
             )
         return await handler(request)
-
-
-def _is_loopback(host: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def _is_ours(host_header: str) -> bool:
