@@ -30,7 +30,10 @@ class Encoding:
         byte_order: within a register; Modbus says big, some devices do not.
         bits: (lowest bit, number of bits) of a bitfield within the unsigned integer.
         enum: raw integer -> text.
-        invalid: raw values that mean "no value" (sentinels); NaN is one for floats when listed.
+        invalid: raw values that mean "no value" (sentinels); NaN always is one.
+        divisor: 1/scale where that is a whole number: 3 / 10 is 0.3, 3 * 0.1 is not.
+        plain: a float that is the value as it stands, if it is finite.
+        whole: scale and offset as integers, where they are.
     """
 
     type: Type
@@ -51,12 +54,11 @@ class Encoding:
             object.__setattr__(self, "words", _WORDS.get(self.type, 1))
         inverse = 1 / self.scale if self.scale else 0.0
         if abs(inverse) > 1 and abs(inverse - round(inverse)) < 1e-9 * abs(inverse):
-            object.__setattr__(self, "divisor", float(round(inverse)))  # 3 / 10 is 0.3, 3 * 0.1 is not
+            object.__setattr__(self, "divisor", float(round(inverse)))
         if float(self.scale).is_integer() and float(self.offset).is_integer():
             object.__setattr__(self, "whole", (int(self.scale), int(self.offset)))  # an integer stays one
-        object.__setattr__(
-            self, "plain", self.type in ("float32", "float64") and self.scale == 1 and not (self.offset or self.enum)
-        )
+        unscaled = self.scale == 1 and not (self.offset or self.enum or self.bits)
+        object.__setattr__(self, "plain", self.type in ("float32", "float64") and unscaled and not self.invalid)
 
     @property
     def code(self) -> str:
@@ -102,7 +104,7 @@ class Encoding:
             return None, Reason.BAD_FRAME
         if isinstance(raw, str):
             return (raw, Reason.NONE) if raw else (None, Reason.NOT_AVAILABLE)
-        if self.invalid and (raw in self.invalid or (raw != raw and any(i != i for i in self.invalid))):
+        if raw in self.invalid or raw != raw:  # NaN is how devices with floats say that there is no value
             return None, Reason.NOT_AVAILABLE
         if self.bits is not None:
             raw = int(raw) >> self.bits[0] & (1 << self.bits[1]) - 1
