@@ -89,7 +89,7 @@ def _as_text(node: Node, errors: list[ErrorDetails], doubtful: set[KeyPath]) -> 
     kinds: dict[KeyPath, set[str]] = {}
     for error in errors:
         found = find(node, error["loc"])
-        if isinstance(found.node, Scalar):
+        if isinstance(found.node, Scalar) and plain_value(found.node) is not None:
             kinds.setdefault(found.path, set()).add(error["type"])
     texts = {path for path, types in kinds.items() if types & _TEXT_ERRORS}
     numbers = {

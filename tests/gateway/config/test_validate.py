@@ -22,7 +22,7 @@ class Fields(ConfigModel):
     flag: bool = False
     anything: Any = None
     mixed: float | int | bool | str | None = None
-    texts: dict[str, str] = {}
+    texts: dict[str, str] = Field(default={})
     listed: tuple[str, ...] = ()
     either: int | str = 0
     lowered: Annotated[str, BeforeValidator(lambda value: value.lower())] = ""
@@ -100,6 +100,12 @@ def test_what_yaml_versions_read_differently_is_no_number_and_no_flag(tmp_path: 
     assert [(problem.code, problem.path) for problem in problems] == [("yaml-surprise", (key,))]
 
 
+@pytest.mark.parametrize("written", ["", "~", "null"])
+def test_nothing_is_no_text(tmp_path: Path, written: str) -> None:
+    _, problems = validate(Fields, tree_of(tmp_path, f"text: {written}\n"))
+    assert [problem.code for problem in problems] == ["wrong-type" if written else "missing-value"]
+
+
 def test_a_number_or_text_stays_a_number(tmp_path: Path) -> None:
     assert read(tmp_path, "either: 12\n").either == 12
     assert read(tmp_path, "either: 0012\n").either == "0012"
@@ -128,7 +134,7 @@ class Broken(BaseModel):
     @field_validator("value")
     @classmethod
     def _check(cls, value: str) -> str:
-        return value + 1  # type: ignore[operator]
+        return str(len(value) + value)  # type: ignore[operator]
 
 
 def test_a_check_that_breaks_is_a_problem_of_the_driver_not_a_traceback(tmp_path: Path) -> None:
