@@ -8,17 +8,18 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from gateway.backoff import Backoff
-from gateway.clock import SystemClock
+from gateway.clock import Source, SystemClock
 from gateway.config.explain import as_json
 from gateway.forward.broker import Broker
 from gateway.forward.checked import SAMPLE_OF, Checked
-from gateway.forward.forwarder import Forwarder, ForwardSettings
-from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
+from gateway.forward.forwarder import Forwarder, settings_of
+from gateway.forward.ngsild import broker_of
 from gateway.harmonise.entity import Entity, harmonise
 from gateway.health import Health, notify, watchdog_every_s
 from gateway.http.outcome import UnknownName
@@ -152,13 +153,11 @@ class Daemon:
 
         async def forward() -> None:
             bind(broker=plan.name)
-            broker: Broker = NgsiLdBroker(NgsiLdSettings(url=plan.config.url, tenant=plan.config.tenant or ""))
+            broker: Broker = broker_of(plan.config, offer_time=partial(self._clock.offer, source=Source.BROKER))
             if plan.config.check != "off":
                 every = SAMPLE_OF if plan.config.check == "sampled" else 1
                 broker = Checked(broker, Validator(self.plan.models), every=every)
-            settings = ForwardSettings(
-                linger_s=plan.config.linger_s, history=plan.config.history, rate_per_s=plan.config.rate_per_s
-            )
+            settings = settings_of(plan.config)
             await Forwarder(plan.name, broker, plan.mappings, self._log, record, self._clock, settings).run()
 
         def failed(error: Exception) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, Field, SerializeAsAny, model_validator
 
+from gateway.config.auth import AuthConfig, TlsConfig, Url
 from gateway.sdk.config import ConfigModel, Duration, LinkConfig, Location, Rate, Size
 
 VERSION = 1
@@ -84,6 +85,15 @@ class BrokerConfig(ConfigModel):
     )
     url: HttpUrl = Field(description="address without /ngsi-ld/…, e.g. https://broker.milano.example")
     tenant: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,50}$", description="sent as NGSILD-Tenant")
+    preset: Literal["auto", "orion-ld", "scorpio", "stellio"] = Field(
+        "auto", description="where to begin with batch sizes and history; the rest is learned"
+    )
+    auth: AuthConfig = Field(AuthConfig(), description="how to log in")
+    tls: TlsConfig = Field(TlsConfig(), description="whom to trust, and our certificate")
+    proxy: Url | None = Field(None, description="HTTP proxy on the way, e.g. http://proxy.example:3128")
+    timeout_s: Annotated[Duration, Field(ge=1, le=600)] = Field(
+        30.0, alias="timeout", description="longest silence within one request"
+    )
     send: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         ("*",), description="devices to send, by name or glob"
     )

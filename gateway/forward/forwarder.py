@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from gateway.backoff import Backoff, Breaker
+from gateway.config.model import BrokerConfig
 from gateway.forward.aside import GATHER_S, Aside, Held
 from gateway.forward.broker import Accepted, Broker, LoginFailed, Outcome, Probe, ReadRefused, Streak
 from gateway.forward.history_lane import INCOMPLETE_S, InOrderLane, PastLane, Shared, Source
@@ -63,6 +64,12 @@ class ForwardSettings:
     retry_quick_for_s: float = 300.0
     retry_cap_s: float = 60.0
     max_readings: int = 5000
+
+
+def settings_of(config: BrokerConfig) -> ForwardSettings:
+    """How to forward to the broker of one entry of the operator's file."""
+    records = True if config.preset in ("scorpio", "stellio") else None
+    return ForwardSettings(config.linger_s, config.history, config.rate_per_s, records)
 
 
 class Log(Source, Protocol):

@@ -6,8 +6,7 @@ sources of Orion-LD and Stellio.
 
 import asyncio
 import re
-import ssl
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -17,6 +16,9 @@ import aiohttp
 import orjson
 
 from gateway.backoff import retry_after_s
+from gateway.config.auth import AuthConfig
+from gateway.config.model import BrokerConfig
+from gateway.forward.auth import Grant, Login, OAuth2, Static, Tls, Way, basic, bearer
 from gateway.forward.broker import (
     BatchRefused,
     InDoubt,
@@ -36,6 +38,7 @@ from gateway.sdk.errors import BrokerUnavailable
 
 LINK = '<{}>; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+json"'
 ANSWER_LIMIT_BYTES = 4 * 2**20  # a 207 for a full batch is far smaller; a captive portal may send anything
+DATE_WITHIN_S = 1.0  # an HTTP date has whole seconds
 READ_BACK_IDS = 20  # ids in one query: keeps the URL below 2 kB
 SEARCH_AFTER = 2  # identical 5xx in a row before a poison entity is searched for: a 5xx may be permanent
 _UNREADABLE = frozenset({403, 405, 501})  # to a read: the broker works, we may not, or it cannot
@@ -44,31 +47,19 @@ _RETRYABLE = frozenset({401, 403, 408, 409, 425, 429}) | frozenset(range(500, 60
 
 
 @dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds. Scorpio's first write of a tenant took 9 s; a large batch may take longer."""
-
-    connect_s: float = 10.0
-    read_s: float = 30.0
-    total_s: float = 90.0
-
-    def client(self) -> aiohttp.ClientTimeout:
-        """As aiohttp wants them."""
-        return aiohttp.ClientTimeout(total=self.total_s, sock_connect=self.connect_s, sock_read=self.read_s)
-
-
-@dataclass(frozen=True, slots=True)
 class NgsiLdSettings:
     """Where and how to speak to one broker.
 
     Attributes:
         url: base URL; `/ngsi-ld/v1` is added unless it ends so.
-        batch_entities, batch_bytes: bounds of one request; 200 kB suits Stellio's default buffer.
+        headers: further ones, sent with each request.
+        batch_entities: entities a request to begin with; learned from there.
+        batch_bytes: bound of one request; 200 kB suits Stellio's default buffer.
     """
 
     url: str
     tenant: str = ""
     headers: Mapping[str, str] | None = None
-    timeouts: Timeouts = Timeouts()
     batch_entities: int = 25
     batch_bytes: int = 200_000
 
@@ -88,12 +79,18 @@ class _Answer:
 class NgsiLdBroker:
     """One NGSI-LD broker. Use from one task: requests go one after the other."""
 
-    def __init__(self, settings: NgsiLdSettings, *, ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        settings: NgsiLdSettings,
+        way: Way | None = None,
+        *,
+        offer_time: Callable[[datetime, float], None] | None = None,
+    ) -> None:
         self._settings = settings
         base = settings.url.rstrip("/")
         self._base = base if base.endswith("/ngsi-ld/v1") else f"{base}/ngsi-ld/v1"
-        self._ssl = ssl_context
-        self._session: aiohttp.ClientSession | None = None
+        self._way = way or Way()
+        self._offer_time = offer_time
         self._server_errors = 0
         self._greeted = False
         self.traffic = Traffic()
@@ -207,9 +204,8 @@ class NgsiLdBroker:
         return found
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        """Give connections back."""
+        await self._way.close()
 
     async def _upsert(self, batch: Sequence[Entity], bodies: Sequence[bytes]) -> Outcome:
         body = b"[" + b",".join(bodies) + b"]"
@@ -274,37 +270,57 @@ class NgsiLdBroker:
             headers["Link"] = LINK.format(context)
         if self._settings.tenant:
             headers["NGSILD-Tenant"] = self._settings.tenant
-        self.traffic.requests += 1
-        self.traffic.sent_bytes += len(body or b"")
+        answer = await self._once(method, self._base + path, query, body, headers)
+        if answer.status == 401 and self._way.login.rejected():  # the token was revoked, or ended early
+            answer = await self._once(method, self._base + path, query, body, headers)
+        if answer.status != 401:
+            self._way.login.worked()
+        from_broker = answer.status == 204 or (answer.status < 300 and answer.json is not None)
+        if self._offer_time is not None and answer.date is not None and from_broker:
+            self._offer_time(answer.date, DATE_WITHIN_S)
+        return answer
+
+    async def _once(
+        self, method: str, url: str, query: Mapping[str, str] | None, body: bytes | None, headers: Mapping[str, str]
+    ) -> _Answer:
+        way = self._way
         try:
-            async with self._open().request(
-                method, self._base + path, params=query, data=body, headers=headers, allow_redirects=False
+            login = await way.login.headers(way.session, way.proxy)
+            self.traffic.requests += 1
+            self.traffic.sent_bytes += len(body or b"") + _size(headers) + _size(login) + len(url) + 80
+            async with way.session.request(
+                method,
+                url,
+                params=query,
+                data=body,
+                headers={**headers, **login},
+                allow_redirects=False,
+                proxy=way.proxy,
             ) as response:
-                content = await response.content.read(ANSWER_LIMIT_BYTES)
-                while chunk := await response.content.read(ANSWER_LIMIT_BYTES):
-                    content += chunk
-                    if len(content) > ANSWER_LIMIT_BYTES:
-                        response.close()
-                        break
-                self.traffic.received_bytes += len(content)
+                content = await _content(response)
+                self.traffic.received_bytes += len(content) + sum(len(k) + len(v) + 4 for k, v in response.raw_headers)
                 return _answer(response, content)
-        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
+        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError) as error:
+            await way.renew()
             raise BrokerUnavailable(_cause(error)) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            await way.renew()  # a half-open connection is not used again
             raise (InDoubt if body is not None else BrokerUnavailable)(_cause(error)) from error
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            connector = aiohttp.TCPConnector(
-                limit=2, ssl=self._ssl or True, keepalive_timeout=10.0, ttl_dns_cache=60, enable_cleanup_closed=False
-            )
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                timeout=self._settings.timeouts.client(),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=True,
-            )
-        return self._session
+
+async def _content(response: aiohttp.ClientResponse) -> bytes:
+    """The body, up to a bound: more than that is no broker's answer."""
+    content = b""
+    while chunk := await response.content.read(65536):
+        content += chunk
+        if len(content) > ANSWER_LIMIT_BYTES:
+            response.close()
+            break
+    return content
+
+
+def _size(headers: Mapping[str, str]) -> int:
+    return sum(len(name) + len(value) + 4 for name, value in headers.items())
 
 
 def _answer(response: aiohttp.ClientResponse, content: bytes) -> _Answer:
@@ -521,3 +537,38 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return "no answer in time"
     return str(error) or type(error).__name__
+
+
+PRESETS: Mapping[str, tuple[int, int]] = {  # entities and bytes a request to begin with
+    "auto": (25, 200_000),
+    "orion-ld": (50, 900_000),  # 1 MB by default
+    "scorpio": (15, 200_000),  # time per batch grows with its square
+    "stellio": (50, 200_000),  # 256 KiB by default
+}
+
+
+def broker_of(config: BrokerConfig, *, offer_time: Callable[[datetime, float], None] | None = None) -> NgsiLdBroker:
+    """The broker of one entry of the operator's file."""
+    entities, size_bytes = PRESETS[config.preset]
+    settings = NgsiLdSettings(config.url, config.tenant or "", batch_entities=entities, batch_bytes=size_bytes)
+    timeout = aiohttp.ClientTimeout(
+        total=3 * config.timeout_s, sock_connect=min(10.0, config.timeout_s), sock_read=config.timeout_s
+    )
+    tls = Tls(config.tls.ca or "", config.tls.certificate or "", config.tls.key or "", config.tls.verify)
+    way = Way(login=_login(config.auth), tls=tls, proxy=config.proxy or "", timeout=timeout)
+    return NgsiLdBroker(settings, way, offer_time=offer_time)
+
+
+def _login(auth: AuthConfig) -> Login:
+    if auth.basic is not None:
+        return basic(auth.basic.user, auth.basic.password)
+    if auth.bearer is not None:
+        return bearer(auth.bearer)
+    if auth.header is not None:
+        return Static({auth.header.name: auth.header.value})
+    if auth.oauth2 is not None:
+        o = auth.oauth2
+        return OAuth2(
+            Grant(o.token_url, o.client_id, o.client_secret, o.user or "", o.password or "", o.scope or "", o.header)
+        )
+    return Static({})

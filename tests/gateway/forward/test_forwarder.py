@@ -4,8 +4,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+import aiohttp
+
+from gateway.forward.auth import Way
 from gateway.forward.forwarder import Forwarder, ForwardSettings
-from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings, Timeouts
+from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
 from gateway.health import BrokerHealth
 from tests.gateway.forward.scene import MemoryLog, RealClock, entity_id, measured_only, tables
 from tests.support.strict_broker import StrictBroker
@@ -19,14 +22,14 @@ FAST = ForwardSettings(
     retry_quick_s=0.1,
     retry_cap_s=0.1,
 )
-SHORT = Timeouts(connect_s=0.5, read_s=0.5, total_s=2.0)
+SHORT = aiohttp.ClientTimeout(total=2.0, sock_connect=0.5, sock_read=0.5)
 
 
 @contextlib.asynccontextmanager
 async def forwarding(url: str, log: MemoryLog, *devices: str) -> AsyncIterator[BrokerHealth]:
     """A forwarder at work; yields what status shows of it."""
     health = BrokerHealth()
-    broker = NgsiLdBroker(NgsiLdSettings(url=url, timeouts=SHORT))
+    broker = NgsiLdBroker(NgsiLdSettings(url=url), Way(timeout=SHORT))
     forwarder = Forwarder("city", broker, tables(*devices), log, health, RealClock(), FAST)
     task = asyncio.create_task(forwarder.run())
     try:

@@ -9,10 +9,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
+from gateway.forward.auth import Way
 from gateway.forward.forwarder import Forwarder, ForwardSettings
-from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings, Timeouts
+from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
 from gateway.health import BrokerHealth
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.reading import Reading, ReadingSet
@@ -29,7 +31,7 @@ FAST = ForwardSettings(
     retry_quick_s=0.1,
     retry_cap_s=0.1,
 )
-SHORT = Timeouts(connect_s=0.5, read_s=0.5, total_s=2.0)
+SHORT = aiohttp.ClientTimeout(total=2.0, sock_connect=0.5, sock_read=0.5)
 DEVICES = tuple(f"air-{n}" for n in range(6))
 
 
@@ -46,7 +48,7 @@ class Box:
         """The box from its start to its stop."""
         self.log = await Log.open(self.settings, clock=RealClock(), consumers=[Consumer("city")])
         health = BrokerHealth()
-        broker = NgsiLdBroker(NgsiLdSettings(url=url, timeouts=SHORT))
+        broker = NgsiLdBroker(NgsiLdSettings(url=url), Way(timeout=SHORT))
         forwarder = Forwarder("city", broker, tables(*DEVICES), self.log, health, RealClock(), settings)
         task = asyncio.create_task(forwarder.run())
         try:
@@ -233,7 +235,7 @@ async def test_a_tenant_that_its_first_write_makes(box: Box) -> None:
     async with strict.serve() as url:
         box_log = await Log.open(box.settings, clock=RealClock(), consumers=[Consumer("city")])
         box.log = box_log
-        broker = NgsiLdBroker(NgsiLdSettings(url=url, tenant="milano", timeouts=SHORT))
+        broker = NgsiLdBroker(NgsiLdSettings(url=url, tenant="milano"), Way(timeout=SHORT))
         health = BrokerHealth()
         forwarder = Forwarder("city", broker, tables(*DEVICES), box_log, health, RealClock(), FAST)
         task = asyncio.create_task(forwarder.run())

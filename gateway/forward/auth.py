@@ -1,0 +1,233 @@
+"""The way to a broker: TLS, proxy, login. Tokens are fetched, renewed before they end, and fetched anew once on a 401."""
+
+import base64
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import aiohttp
+import orjson
+
+from gateway.forward.broker import LoginFailed
+from gateway.journal import event
+from gateway.sdk.errors import BrokerUnavailable
+
+RENEW_BEFORE_S = 60.0
+TOKEN_S = 300.0  # believed of a token whose server does not say how long it lasts
+ANSWER_LIMIT_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Files (PEM) by path; all optional.
+
+    Attributes:
+        ca: trusted instead of the system's.
+        certificate, key: who we are, for mutual TLS.
+        verify: False trusts anybody.
+    """
+
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
+    verify: bool = True
+
+    def context(self) -> ssl.SSLContext:
+        """TLS 1.2 or newer, verified. The files are read here, so a renewed certificate is taken with a new connection.
+
+        Raises:
+            BrokerUnavailable: a file cannot be read; it may come later.
+        """
+        try:
+            context = ssl.create_default_context(cafile=self.ca or None)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            if self.certificate:
+                context.load_cert_chain(self.certificate, self.key or None, password=_no_password)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            names = ", ".join(name for name in (self.ca, self.certificate, self.key) if name)
+            raise BrokerUnavailable(f"TLS files {names} cannot be used: {error}") from error
+        if not self.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+def _no_password() -> str:
+    """Else OpenSSL would ask at the terminal."""
+    raise ValueError("the private key is encrypted; give it without a pass phrase, readable by the daemon alone")
+
+
+class Login(Protocol):
+    """Adds what identifies us to a request."""
+
+    async def headers(self, session: aiohttp.ClientSession, proxy: str | None) -> Mapping[str, str]:
+        """The headers to send now.
+
+        Raises:
+            LoginFailed: the identity server refuses us.
+            BrokerUnavailable: it cannot be reached.
+        """
+
+    def rejected(self) -> bool:
+        """The broker answered 401; True when another try may help (once)."""
+
+    def worked(self) -> None:
+        """The broker took it."""
+
+
+class Static:
+    """Headers that do not change: none, Basic, Bearer, any header."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self._headers = dict(headers)
+
+    async def headers(self, session: aiohttp.ClientSession, proxy: str | None) -> Mapping[str, str]:
+        return self._headers
+
+    def rejected(self) -> bool:
+        return False
+
+    def worked(self) -> None:
+        pass
+
+
+def basic(user: str, password: str) -> Static:
+    """HTTP Basic, UTF-8 (RFC 7617)."""
+    return Static({"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")})
+
+
+def bearer(token: str) -> Static:
+    """A token that does not change."""
+    return Static({"Authorization": f"Bearer {token}"})
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What is asked of the token endpoint; with user and password the password grant (RFC 6749, 4.3 and 4.4)."""
+
+    token_url: str
+    client_id: str
+    client_secret: str
+    user: str = ""
+    password: str = ""
+    scope: str = ""
+    header: str = "Authorization"
+
+    def form(self) -> dict[str, str]:
+        """The form body."""
+        form = {"grant_type": "client_credentials"}
+        if self.user:
+            form = {"grant_type": "password", "username": self.user, "password": self.password}
+        if self.scope:
+            form["scope"] = self.scope
+        return form
+
+
+class OAuth2:
+    """Tokens from an identity server, as Keyrock and others give them."""
+
+    def __init__(self, grant: Grant) -> None:
+        self._grant = grant
+        self._token = ""
+        self._good_until_s = 0.0
+        self._fresh = False  # the token has not yet been of use
+
+    async def headers(self, session: aiohttp.ClientSession, proxy: str | None) -> Mapping[str, str]:
+        if not self._token or time.monotonic() >= self._good_until_s:
+            await self._fetch(session, proxy)
+        name = self._grant.header
+        return {name: f"Bearer {self._token}" if name == "Authorization" else self._token}
+
+    def rejected(self) -> bool:
+        was_fresh, self._token = self._fresh, ""
+        return not was_fresh
+
+    def worked(self) -> None:
+        """The broker took the token."""
+        self._fresh = False
+
+    async def _fetch(self, session: aiohttp.ClientSession, proxy: str | None) -> None:
+        grant = self._grant
+        login = basic(grant.client_id, grant.client_secret)  # as it is: Keyrock does not decode it
+        headers = {"Accept": "application/json", **await login.headers(session, proxy)}
+        asked_s = time.monotonic()
+        try:
+            async with session.post(
+                grant.token_url, data=grant.form(), headers=headers, allow_redirects=False, proxy=proxy
+            ) as response:
+                content = await response.content.read(ANSWER_LIMIT_BYTES)
+                status = response.status
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise BrokerUnavailable(f"token endpoint: {str(error) or type(error).__name__}") from error
+        self._take(status, content, asked_s)
+
+    def _take(self, status: int, content: bytes, asked_s: float) -> None:
+        try:
+            answer = orjson.loads(content)
+        except ValueError:
+            answer = None
+        if status in (400, 401, 403):
+            why = answer.get("error_description") or answer.get("error") if isinstance(answer, dict) else ""
+            raise LoginFailed(f"token endpoint: {status} {why or ''}".rstrip())
+        token = answer.get("access_token") if isinstance(answer, dict) else None
+        if status not in (200, 201) or not isinstance(token, str) or not token.isascii() or not token.isprintable():
+            raise BrokerUnavailable(f"token endpoint: {status} without a token")
+        lasts_s = _lasts_s(answer.get("expires_in"))
+        self._token, self._fresh = token, True
+        self._good_until_s = asked_s + max(lasts_s - RENEW_BEFORE_S, lasts_s / 2)
+
+
+def _lasts_s(expires_in: object) -> float:
+    try:
+        seconds = float(expires_in)  # type: ignore[arg-type]  # anything may stand there; some servers send text
+    except (TypeError, ValueError):
+        return TOKEN_S
+    return seconds if 0 < seconds < 1e9 else TOKEN_S
+
+
+class Way:
+    """One HTTP session to one broker; opened when first used, and anew after `renew`.
+
+    Args:
+        proxy: address of an HTTP proxy, "" for none; the environment is not asked.
+    """
+
+    def __init__(
+        self,
+        *,
+        login: Login | None = None,
+        tls: Tls | None = None,
+        proxy: str = "",
+        timeout: aiohttp.ClientTimeout | None = None,
+    ) -> None:
+        self.login: Login = login or Static({})
+        self._tls = tls or Tls()
+        self.proxy = proxy or None
+        self._timeout = timeout or aiohttp.ClientTimeout(total=90.0, sock_connect=10.0, sock_read=30.0)
+        self._session: aiohttp.ClientSession | None = None
+        if not self._tls.verify:
+            event("tls_not_verified", remedy="anybody can read and forge what is sent; remove tls: verify: false")
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The open session. Raises `BrokerUnavailable` when a TLS file cannot be used."""
+        if self._session is None:
+            connector = aiohttp.TCPConnector(
+                limit=2, ssl=self._tls.context(), keepalive_timeout=10.0, ttl_dns_cache=30, happy_eyeballs_delay=0.25
+            )
+            self._session = aiohttp.ClientSession(
+                connector=connector, timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
+            )
+        return self._session
+
+    async def renew(self) -> None:
+        """Forget connections: the next request resolves the name and reads the certificate files again."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def close(self) -> None:
+        """Give connections back."""
+        await self.renew()
