@@ -191,7 +191,8 @@ async def open_serial(
         attributes = termios.tcgetattr(device.fileno())
         attributes[6][termios.VMIN] = 1  # with pyserial's 0 a read on a quiet line looks like an unplugged port
         termios.tcsetattr(device.fileno(), termios.TCSANOW, attributes)
-        yield _Descriptor(device.fileno(), port)
+        with contextlib.closing(_Descriptor(device.fileno(), port)) as stream:
+            yield stream
     finally:
         device.close()
 
@@ -228,7 +229,8 @@ async def open_tcp(host: str, port: int, *, timeout_s: float = 5.0) -> AsyncIter
             f"{host}:{port} did not accept the connection within {timeout_s:g} s; is it reachable?"
         ) from None
     except OSError as error:
-        raise LinkError(f"cannot connect to {host}:{port}: {os.strerror(error.errno) if error.errno and error.errno > 0 else error}") from error
+        said = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise LinkError(f"cannot connect to {host}:{port}: {said}") from error
     except asyncio.CancelledError:
         if sock is not None:
             sock.close()
