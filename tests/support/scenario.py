@@ -5,6 +5,7 @@ import json
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -141,7 +142,7 @@ class Verdict:
 
 
 def judge(stage: Stage) -> Verdict:
-    """Compare value by value; an attribute's value is named by (device, attribute, value)."""
+    """Compare value by value; a value is named by (device, attribute or member, value)."""
     attributes = _attributes(stage.scenario)
     served: dict[Key, float] = {}
     for record in stage.box.served():
@@ -152,9 +153,9 @@ def judge(stage: Stage) -> Verdict:
                     record["at"]
                 ).timestamp()
     stored = Counter(
-        (value["entity"].rpartition(":")[2], value["attribute"], _round(value["value"]))
+        (value["entity"].rpartition(":")[2], name, _round(number))
         for value in stage.held()["stored"]
-        if isinstance(value["value"], int | float) and not isinstance(value["value"], bool)
+        for name, number in _numbers(value["attribute"], value["value"])
     )
     return Verdict(
         lost=tuple(sorted((t, key) for key, t in served.items() if key not in stored)),
@@ -162,6 +163,15 @@ def judge(stage: Stage) -> Verdict:
         repeated=sum(count - 1 for count in stored.values()),
         served=len(served),
     )
+
+
+def _numbers(attribute: str, value: Any) -> Iterator[tuple[str, float]]:
+    """An attribute's number, or those of its members: `current.L1`."""
+    if isinstance(value, dict):
+        for member, inner in value.items():
+            yield from _numbers(f"{attribute}.{member}", inner)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield attribute, value
 
 
 def excused(stage: Stage, at_s: float) -> bool:
