@@ -107,8 +107,9 @@ def test_points_are_in_the_closed_list_in_units_that_convert(template: LoraTempl
         if point.unit:
             conversion(point.unit, quantity.unit)
         assert bool(point.unit) == bool(quantity.unit) or not quantity.unit, name
-    for point_name in template.entity.attributes.values():
-        assert point_name in template.points
+    for attribute in template.entity.attributes.values():
+        assert attribute is not None
+        assert attribute.point in template.points
 
 
 @given(st.sampled_from(sorted(TEMPLATES)), st.binary(max_size=64), st.integers(0, 255))
