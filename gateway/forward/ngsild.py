@@ -84,7 +84,7 @@ class NgsiLdBroker:
         settings: NgsiLdSettings,
         way: Way | None = None,
         *,
-        offer_time: Callable[[datetime, float], None] | None = None,
+        offer_time: Callable[[datetime, float], object] | None = None,
     ) -> None:
         self._settings = settings
         base = settings.url.rstrip("/")
@@ -547,7 +547,7 @@ PRESETS: Mapping[str, tuple[int, int]] = {  # entities and bytes a request to be
 }
 
 
-def broker_of(config: BrokerConfig, *, offer_time: Callable[[datetime, float], None] | None = None) -> NgsiLdBroker:
+def broker_of(config: BrokerConfig, *, offer_time: Callable[[datetime, float], object] | None = None) -> NgsiLdBroker:
     """The broker of one entry of the operator's file."""
     entities, size_bytes = PRESETS[config.preset]
     settings = NgsiLdSettings(config.url, config.tenant or "", batch_entities=entities, batch_bytes=size_bytes)
