@@ -21,7 +21,6 @@ from gateway.sdk.reading import Point
 from gateway.sdk.template import AttributeMapping, EntityMapping, SubProperty, Template
 
 DEFAULT_ID = "urn:ngsi-ld:{Type}:{city}:{gateway}:{device}"
-DEVICE_ID = "urn:ngsi-ld:Device:{city}:{gateway}:{device}"
 MAX_ID_CHARACTERS = 256
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9._~:@!$*+,/-]+")  # a URI that NGSIv2 takes as well
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # NGSI-LD, clause 4.6.2
@@ -352,7 +351,7 @@ class _Table:
         return entity_id
 
     def _filled(self, text: str) -> str:
-        return re.sub(r"\{([^{}]*)\}", lambda match: self.names.get(match[1], match[0]), text)
+        return fill(text, self.names)
 
     # attributes from points
 
@@ -601,7 +600,8 @@ class _Table:
         spec = self.model.attributes.get("refDevice")
         if spec is None or "refDevice" in self.mapped:
             return {}
-        device = self._filled(DEVICE_ID)
+        names = {**self.names, "Type": "Device"}
+        device = fill(device_id_pattern(self.whole.profile), names)
         return {"refDevice": Attribute("relationship", [device] if "array" in spec.json else device)}
 
     # times
@@ -623,6 +623,20 @@ class _Table:
         if period is None:
             return None
         return _instant if name == "dateObservedTo" else _before(period)
+
+
+def device_id_pattern(profile: CityProfile) -> str:
+    """How the ids of Device entities are made in this city: what `refDevice` points to."""
+    rule = profile.types.get("Device")
+    if rule is not None and rule.id:
+        return rule.id
+    # a pattern without the type in it would give the device the id of what it measures
+    return profile.id if profile.id and "{Type}" in profile.id and "{device}" in profile.id else DEFAULT_ID
+
+
+def fill(text: str, names: MappingOf[str, str]) -> str:
+    """The text with what is known of `{Type}`, `{city}`, `{gateway}`, `{device}` put in."""
+    return re.sub(r"\{([^{}]*)\}", lambda match: names.get(match[1], match[0]), text)
 
 
 def kind_of(name: str, spec: AttributeSpec) -> Kind:
