@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import ctypes
+import os
 import shutil
 import signal
 import socket
@@ -217,7 +218,7 @@ def _show_where(demo: Demo) -> None:
     rows = [
         ("page", demo.url),
         ("config", str(demo.folder / "citygate.yaml")),
-        ("status", f"citygate status -c {demo.folder}"),
+        ("status", f"{_command()} status -c {demo.folder}"),
         ("daemon", f"pid {pids['daemon']}"),
         ("meter-12", f"pid {pids['roof-rs485']}  Modbus RTU on {demo.folder}/rs485"),
         ("meter-13", f"pid {pids['plant-net']}  Modbus TCP on 127.0.0.1:{modbus_port}"),
@@ -227,6 +228,16 @@ def _show_where(demo: Demo) -> None:
         say(line)
     say(f"  try: kill {pids['roof-rs485']}, and see which device goes bad")
     say()
+
+
+def _command() -> str:
+    """How this command is called from here."""
+    if shutil.which("citygate"):
+        return "citygate"
+    script = Path(sys.executable).with_name("citygate")
+    if not script.exists():
+        return f"{sys.executable} -m gateway"
+    return os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script)
 
 
 async def _watch(demo: Demo, stop: asyncio.Event, seconds: float | None, *, quiet: bool) -> None:

@@ -20,7 +20,7 @@ def status_text(status: Mapping[str, Any]) -> str:
         lines += [""]
     for name, broker in status.get("brokers", {}).items():
         lines += [*_broker(name, broker, now)]
-    lines += ["", *_flat("log", status.get("log", {})), *_flat("clock", status.get("clock", {})), ""]
+    lines += ["", *_log(status.get("log", {})), *_clock(status.get("clock", {})), ""]
     return "\n".join([*lines, *_verdict(status.get("gateway", {}).get("ready") or ())])
 
 
@@ -131,11 +131,36 @@ def _broker(name: str, broker: Mapping[str, Any], now: datetime | None) -> Itera
         yield f"    → {printable(broker['remedy'])}"
 
 
-def _flat(title: str, record: Mapping[str, Any]) -> Iterator[str]:
-    shown = "  ".join(
-        f"{key.replace('_', ' ')} {printable(str(value))}"
-        for key, value in record.items()
-        if isinstance(value, str | int | float) and value not in ("", None)
-    )
-    if shown:
-        yield f"{title}  {shown}"
+def _log(log: Mapping[str, Any]) -> Iterator[str]:
+    if not log:
+        return
+    parts = [_why(log)]
+    if "size_bytes" in log:
+        of = f" of {size(log['max_size_bytes'])}" if log.get("max_size_bytes") else ""
+        parts.append(f"{size(log['size_bytes'])}{of}")
+    if "head_readings" in log:
+        parts.append(f"{log['head_readings']} readings in memory")
+    parts += [f"{log[key]} {key}" for key in ("gaps", "dropped") if log.get(key)]
+    yield f"{mark(log.get('state', 'ok'))} log  {'  '.join(part for part in parts if part)}  {log.get('path', '')}".rstrip()
+    if log.get("remedy"):
+        yield f"    → {printable(log['remedy'])}"
+
+
+def _clock(clock: Mapping[str, Any]) -> Iterator[str]:
+    if not clock:
+        return
+    at = time_of(clock.get("now"))
+    trusted = clock.get("trusted", clock.get("state", "ok") == "ok")
+    told = f"by {clock['source']}" if trusted and clock.get("source") else "not confirmed"
+    yield f"{mark('ok' if trusted else 'unconfirmed')} clock  {f'{at:%Y-%m-%d %H:%M:%S} UTC' if at else ''}  {told}"
+    if clock.get("remedy"):
+        yield f"    → {printable(clock['remedy'])}"
+
+
+def size(count: float) -> str:
+    """`49.2 kB`, `1.0 GB`."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -6,7 +6,7 @@ const EVERY_MS = 2000;
 const LOST_AFTER_MS = 7000;
 const TRACE_LENGTH = 60;
 const FILTER_FROM_DEVICES = 13;
-const WAITING = new Set(["waiting", "starting", "paused"]);
+const WAITING = new Set(["waiting", "starting", "paused", "unconfirmed"]);
 const SIGNS = { ok: "●", waiting: "○", starting: "○", paused: "❚❚" };
 const TITLES = { pid: "process", size_bytes: "size", cpu: "CPU" };
 
@@ -197,16 +197,21 @@ function brokerCard(name, broker) {
 
 /* Log and clock bring what they have; a time is told as an age, a size as a size. */
 function factCard(title, record) {
+  const told = new Set(["state", "reason", "remedy", "max_size_bytes"]);
   const rows = Object.entries(record).flatMap(([key, value]) => {
     const name = TITLES[key] ?? key.replace(/_(at|bytes|s)$/, "").replaceAll("_", " ");
-    if (value === null || value === undefined || value === "" || typeof value === "object") return [];
+    if (told.has(key) || value === null || value === undefined || value === "" || typeof value === "object") return [];
+    if (key === "size_bytes" && record.max_size_bytes) return fact(name, `${bytes(value)} of ${bytes(record.max_size_bytes)}`);
+    if (key === "now") return fact("UTC", value.replace("T", " ").replace(/(\.\d+)?(Z|\+00:00)$/, ""));
     if (/_at$|^since$/.test(key)) return fact(name, since(value));
-    if (key === "now") return fact("UTC", value.replace("T", " ").replace(/(\.\d+)?Z$/, ""));
     if (/_bytes$/.test(key)) return fact(name, bytes(value));
     if (/_s$/.test(key)) return fact(name, `${number(value)} s`);
     return fact(name, typeof value === "boolean" ? (value ? "yes" : "no") : number(value));
   });
-  return rows.length ? make("article", { class: "card" }, make("header", {}, make("h3", {}, title)), make("dl", { class: "facts" }, rows)) : null;
+  if (!rows.length) return null;
+  return make("article", { class: record.state && rank(record.state) === "bad" ? "card bad" : "card" },
+    make("header", {}, make("h3", {}, title), record.state ? state(record.state) : null), why(record),
+    make("dl", { class: "facts" }, rows));
 }
 
 /* What needs somebody, each with a way to its place. A link that is down explains its devices. */
@@ -219,6 +224,8 @@ function alarms() {
   }
   for (const [name, broker] of Object.entries(status.brokers ?? {}))
     if (rank(broker.state) === "bad") found.push([`broker-${name}`, name, broker]);
+  for (const reason of status.gateway?.ready ?? []) // what is said of links, devices and brokers stands above
+    if (!/^(link|device|broker) /.test(reason)) found.push(["box", "box", { state: "", reason }]);
   return found;
 }
 
@@ -227,7 +234,7 @@ function alarmPart(found) {
   return make("section", { class: "alarms" },
     make("h2", {}, found.length === 1 ? "One thing needs somebody" : `${found.length} things need somebody`),
     make("ul", {}, found.slice(0, 20).map(([place, name, record]) =>
-      make("li", {}, make("a", { href: `#${encodeURIComponent(place)}` }, name), `: ${record.state.replaceAll("_", " ")}${record.reason ? `, ${words(record.reason)}` : ""}`))));
+      make("li", {}, make("a", { href: `#${encodeURIComponent(place)}` }, name), `: ${[record.state.replaceAll("_", " "), words(record.reason || "")].filter(Boolean).join(", ")}`))));
 }
 
 function show() {
@@ -244,14 +251,14 @@ function show() {
   const links = Object.entries(status.links ?? {}).map(([name, link]) => linkPart(name, link));
   const parts = [alarmPart(found), make("div", { class: "links" }, links),
     part("Brokers", brokers.length ? brokers.map(([name, broker]) => brokerCard(name, broker)) : [make("p", { class: "quiet" }, "None configured: entities are read from this box.")]),
-    part("This box", box)];
+    part("This box", box, "box")];
   const wanted = make("main", { id: "main" }, filterBox(), parts);
   morph(byId("main"), wanted);
   byId("version").textContent = gateway.version ? `citygate ${gateway.version}` : "";
 }
 
-function part(title, cards) {
-  return make("section", { class: "part" }, make("header", {}, make("h2", {}, title)), make("div", { class: "cards" }, cards));
+function part(title, cards, id = "") {
+  return make("section", { class: "part", id }, make("header", {}, make("h2", {}, title)), make("div", { class: "cards" }, cards));
 }
 
 function boxFacts(gateway) {
