@@ -179,7 +179,7 @@ class Daemon:
             for link in self._links.values():
                 link.end_pauses()
             self._health.log = self._log.status()
-            self._health.clock = _clock_status(self._clock)
+            self._health.clock = self._clock.status()
             if self._health.log.get("writer_busy_s", 0) < WRITER_STUCK_S:
                 notify("WATCHDOG=1")
             bad = self._health.bad()
@@ -245,7 +245,12 @@ class Daemon:
 
     def ready(self) -> tuple[str, ...]:
         """Why the box does not do all of its work now."""
-        return tuple(self._health.bad())
+        reasons = self._health.bad()
+        for part, its in (("log", self._log.status()), ("clock", self._clock.status())):
+            if its["state"] != "ok":
+                since = f" since {utc(its['since'])}" if its.get("since") else ""
+                reasons.append(f"{part}: {its.get('reason') or its['state']}{since}; {its['remedy']}")
+        return tuple(reasons)
 
     def status(self) -> dict[str, Any]:
         """See `GatewayView.status`."""
@@ -267,8 +272,8 @@ class Daemon:
                 name: {**_plain(record), "url": self.plan.brokers[name].config.url}
                 for name, record in self._health.brokers.items()
             },
-            "log": self._log.status(),
-            "clock": _clock_status(self._clock),
+            "log": _texts(self._log.status()),
+            "clock": _texts(self._clock.status()),
         }
 
     def _link_status(self, name: str) -> dict[str, Any]:
@@ -376,16 +381,6 @@ class Daemon:
         }
 
 
-def _clock_status(clock: SystemClock) -> dict[str, Any]:
-    trust = clock.trust
-    return {
-        "now": utc(clock.now()),
-        "trusted": trust.trusted,
-        "source": trust.source.name.lower(),
-        "since": utc(trust.since),
-    }
-
-
 class Chore:
     """Work that is restarted when it fails, so that no fault of ours ends the daemon."""
 
@@ -415,14 +410,14 @@ class Chore:
 
 
 def _plain(record: Any) -> dict[str, Any]:
-    """A health record as JSON: times as text, its devices left out."""
-    row: dict[str, Any] = {}
-    for field in dataclasses.fields(record):
-        value = getattr(record, field.name)
-        if field.name == "devices":
-            continue
-        row[field.name] = utc(value) if isinstance(value, datetime) else value
-    return row
+    """A health record as JSON, its devices left out."""
+    fields = (field.name for field in dataclasses.fields(record) if field.name != "devices")
+    return _texts({name: getattr(record, name) for name in fields})
+
+
+def _texts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Times as text."""
+    return {name: utc(value) if isinstance(value, datetime) else value for name, value in row.items()}
 
 
 def _time(time_us: int) -> datetime:
