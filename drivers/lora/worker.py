@@ -89,6 +89,9 @@ class Worker:
                 process.stdin.write(_request(program, payload, port, with_source=program not in self._known))
                 await process.stdin.drain()
                 line = await process.stdout.readline()
+        except asyncio.CancelledError:
+            self._abandon()  # or its answer would go to the next call
+            raise
         except TimeoutError:
             await self._kill()
             return {"fault": f"did not answer within {self._deadline_s:g} s; worker killed"}
@@ -112,6 +115,13 @@ class Worker:
                 *self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=4 * OUTPUT_BYTES
             )
         return self._process
+
+    def _abandon(self) -> None:
+        process, self._process = self._process, None
+        self._known.clear()
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
 
     async def _kill(self) -> None:
         self.kills += 1

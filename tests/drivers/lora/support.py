@@ -63,7 +63,7 @@ class HeldContext(RecordingContext):
 
     def __init__(self, clock: ManualClock | None = None) -> None:
         super().__init__(clock=clock or RunningClock())
-        self._open: list[asyncio.Future[None]] = []
+        self._held_open: list[asyncio.Future[None]] = []
         self.durable: list[ReadingSet] = []
         self.automatic = False
 
@@ -76,18 +76,18 @@ class HeldContext(RecordingContext):
     async def _hold(self, readings: ReadingSet) -> _Receipt:
         await self._emit(readings)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._open.append(future)
+        self._held_open.append(future)
         if self.automatic:
             self.commit()
         return _Receipt(future)
 
     def commit(self, count: int | None = None) -> None:
         """Make the oldest `count` sets durable, or all."""
-        for future in self._open[:count]:
+        for future in self._held_open[:count]:
             self.durable.append(self.sets[len(self.durable)])
             if not future.done():
                 future.set_result(None)
-        del self._open[:count]
+        del self._held_open[:count]
 
 
 @contextlib.asynccontextmanager

@@ -354,9 +354,9 @@ async def test_without_a_broker_the_link_says_where_it_looked() -> None:
 
 
 async def test_a_broker_that_refuses_the_login_is_named(tmp_path: Path) -> None:
-    with mosquitto(tmp_path, "allow_anonymous false\n") as broker:
-        with pytest.raises(LinkError, match=r"refuses.*check username"):
-            await CHIRPSTACK.run(link(broker), HeldContext().context)
+    refusing = mosquitto(tmp_path, "allow_anonymous false\n")
+    with refusing as broker, pytest.raises(LinkError, match=r"refuses.*check username"):
+        await CHIRPSTACK.run(link(broker), HeldContext().context)
 
 
 async def test_a_scan_reports_who_is_heard_and_guesses_the_template(broker: Mosquitto) -> None:

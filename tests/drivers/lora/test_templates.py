@@ -51,7 +51,7 @@ def same(got: Any, want: Any) -> bool:
 
 
 def flat(expect: dict[str, Any]) -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for name, said in expect.items():
         value = said["value"]
         if isinstance(value, list):
