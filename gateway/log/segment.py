@@ -345,7 +345,7 @@ def _steps(
 ) -> list[int] | None:
     """Numbers of the values in this layout, or None when one does not fit; then nothing was written."""
     steps: list[int] = []
-    grid: list[tuple[int, int]] = []
+    grid: dict[int, int] = {}  # a point may come more than once in a set, as a data logger's do
     fixed = words = b""
     for reading, code, series in zip(entry.readings, layout.codes, layout.series, strict=True):
         value = reading.value
@@ -353,9 +353,9 @@ def _steps(
             n = _on_grid(value, code)
             if n is None:
                 return None
-            step = n - before.get(series, 0)
+            step = n - (grid[series] if series in grid else before.get(series, 0))
             steps.append(step << 1 if step >= 0 else (-step << 1) - 1)
-            grid.append((series, n))
+            grid[series] = n
         elif code == _NOTHING:
             if value is not None:
                 return None

@@ -219,19 +219,34 @@ WRITER = textwrap.dedent(
 )
 
 
-async def test_what_append_confirmed_survives_kill_9(tmp_path: Path) -> None:
-    confirmed, n = 0, 0
-    for _ in range(3):
-        with subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path / "buffer.db"), str(n)], stdout=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout is not None
-            for _ in range(25):
-                confirmed = int(process.stdout.readline())
-            os.kill(process.pid, signal.SIGKILL)
-            confirmed = max([confirmed, *map(int, process.stdout.read().split("\n")[:-1])])
-        log = await opened(tmp_path, CITY)
+def killed_after(lines: int, path: Path, first: int) -> int:
+    """Run the writer, kill it without warning; returns the last number it had confirmed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path), str(first)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for _ in range(lines):
+            process.stdout.readline()
+        os.kill(process.pid, signal.SIGKILL)
+        return max(map(int, process.stdout.read().split("\n")[:-1]), default=first + lines - 1)
+
+
+async def survives_kills(path: Path, times: int) -> None:
+    n = 0
+    for turn in range(times):
+        confirmed = await asyncio.to_thread(killed_after, 1 + turn % 25, path / "buffer.db", n)
+        log = await opened(path, CITY)
         kept = await everything(log, "milano")
         await log.close()
         assert kept[: confirmed + 1] == list(range(confirmed + 1))
         n = len(kept)
+
+
+async def test_what_append_confirmed_survives_kill_9(tmp_path: Path) -> None:
+    await survives_kills(tmp_path, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_what_append_confirmed_survives_kill_9_two_hundred_times(tmp_path: Path) -> None:
+    await survives_kills(tmp_path, 200)
