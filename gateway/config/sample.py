@@ -1,11 +1,12 @@
 """The commented config that `init` writes: made from the schema, so that it knows every key there is on this box."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from gateway.config.edit import in_yaml
 
 Schema = Mapping[str, Any]
 
@@ -149,7 +150,7 @@ class _Writer:
             yield f"{' ' * (indent + 2)}{_NAMES.get(key, 'NAME')}:"
             yield from self._map(inner, indent + 4, (), told)
         else:
-            yield _line(indent, f"{key}: {_flow(self._example(key, child))}", "" if key == "driver" else about)
+            yield _line(indent, f"{key}: {in_yaml(self._example(key, child))}", "" if key == "driver" else about)
 
     def _example(self, key: str, child: Schema) -> Any:
         schema = self._flat(child)
@@ -175,6 +176,8 @@ class _Writer:
     def _of_type(self, key: str, schema: Schema) -> Any:
         kind = schema.get("type")
         kinds = kind if isinstance(kind, list) else [kind]
+        if "string" in kinds:
+            return self._text(key, schema)
         if "integer" in kinds or kinds[0] == "number":
             low = schema.get("minimum", schema.get("exclusiveMinimum", 0) + 1)
             return low if "integer" in kinds else float(low)
@@ -187,6 +190,9 @@ class _Writer:
             return [self._example(key, items)] if isinstance(items, dict) and schema.get("minItems") else []
         if "object" in kinds:
             return {}
+        return key
+
+    def _text(self, key: str, schema: Schema) -> str:
         if schema.get("format") == "date":
             return "2026-01-01"
         if not schema.get("minLength") and _fits("", schema):
@@ -226,14 +232,3 @@ def _line(indent: int, setting: str, about: str) -> str:
         return line
     room = MAX_LINE - len(line) - 4
     return f"{line}  # {about if len(about) <= room else about[: max(room - 1, 20)] + '…'}"
-
-
-def _flow(value: Any) -> str:
-    """A value on one line, as YAML."""
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_flow(item) for item in value)}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_flow(item)}' for key, item in value.items())}}}"
-    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z/][\w./+:@ -]*\w|\d+(\.\d+)? ?[A-Za-z/]+", value):
-        return json.dumps(value, ensure_ascii=False)
-    return value if isinstance(value, str) else json.dumps(value)
