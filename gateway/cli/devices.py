@@ -126,8 +126,8 @@ def find_template(
         loaded = templates.find(driver, Scalar(name, Place(Source("TEMPLATE", ()), 0, 0)), ())
         if loaded.template is not None:
             found.append((driver, loaded.template))
-    if len(found) == 1:
-        return found[0]
+    if found and len({str(driver.templates) for driver, _ in found}) == 1:
+        return found[0]  # one driver, or several that share their templates and so decode alike
     if found:
         drivers = ", ".join(driver.name for driver, _ in found)
         raise UnknownName(f"{name} is a template of several drivers ({drivers}); add --driver NAME")
