@@ -11,7 +11,8 @@ from drivers.modbus.codec.frames import TABLES, Ask, Table, read_request
 from drivers.modbus.codec.points import Counter, Rules, factor_name, finish, in_order
 from drivers.modbus.codec.registers import Encoding
 from drivers.modbus.config import ModbusDevice, ModbusTemplate, RegisterPoint
-from gateway.sdk.reading import Reading
+from gateway.sdk.errors import CitygateError
+from gateway.sdk.reading import Reading, Value
 
 SILENT_CYCLES = 3  # then the unit is only probed
 MIN_PROBE_S, MAX_PROBE_S = 5.0, 60.0
@@ -122,6 +123,32 @@ class Unit:
         self.again_s = self.due_s
         return 0
 
+    def writable(self, point: str) -> Field:
+        """Where a point stands that may be written. Raises CitygateError when it may not."""
+        its = self.template.points.get(point)
+        if its is None:
+            raise CitygateError(f"{self.name} has no point {point}; there are {', '.join(self.points)}")
+        if its.write is None:
+            can = [name for name, its in self.template.points.items() if its.write is not None]
+            raise CitygateError(
+                f"{point} of {self.template.name} cannot be written; {', '.join(can) or 'no point'} can"
+            )
+        if point not in self.writes:
+            raise CitygateError(f"writing is off: add writes: [{point}] to device {self.name} to allow it")
+        return next(f for f in fields_of(self.template) if f.point == point)
+
+    def encoded(self, point: str, value: Value | None) -> bytes:
+        """The registers for a value. Raises CitygateError when it is outside the point's range or no step of it."""
+        its = self.template.points[point]
+        wanted = _as_value(value, text=bool(its.enum) or its.type == "string")
+        rule = its.write.range if its.write is not None else None
+        if rule is not None and not (isinstance(wanted, int | float) and rule[0] <= wanted <= rule[1]):
+            raise CitygateError(f"{point}: {value} is outside {rule[0]:g} to {rule[1]:g}")
+        try:
+            return encoding_of(its).encode(wanted)
+        except ValueError as error:
+            raise CitygateError(f"{point}: {error}") from error
+
     def finished(self, readings: Sequence[Reading]) -> tuple[Reading, ...]:
         """The set of one poll, as the template lists the points."""
         if self.rules.plain:
@@ -131,6 +158,19 @@ class Unit:
     def state(self) -> dict[str, bytes] | None:
         """What of the counters must survive a restart."""
         return {f"total.{point}": counter.saved() for point, counter in self.counters.items()} or None
+
+
+def _as_value(value: Value | None, *, text: bool) -> Value:
+    """What the command line gave, as number or flag where the point wants one."""
+    if text or not isinstance(value, str):
+        return value if value is not None else ""
+    word = value.strip().lower()
+    if word in ("on", "true", "off", "false"):
+        return word in ("on", "true")
+    try:
+        return int(word) if word.lstrip("+-").isdecimal() else float(word)
+    except ValueError:
+        return value
 
 
 def encoding_of(point: RegisterPoint) -> Encoding:

@@ -10,6 +10,7 @@ from importlib.resources.abc import Traversable
 from typing import Any
 
 from drivers.modbus import diagnosis, sunspec
+from drivers.modbus.codec.blocks import Block
 from drivers.modbus.codec.frames import (
     ABSENT_EXCEPTIONS,
     BUSY_EXCEPTIONS,
@@ -25,6 +26,7 @@ from drivers.modbus.codec.frames import (
     read_request,
     reply_data,
     rtu_sound,
+    write_request,
 )
 from drivers.modbus.config import ModbusConfig, ModbusTemplate
 from drivers.modbus.device import Unit, plan_of, readings_of
@@ -178,11 +180,40 @@ class _Link:
                     request.reply.set_result(exchange)
 
     async def _one_shot(self, request: Request) -> Exchange:
-        if request.kind == "write":
-            raise CitygateError(f"{request.device}.{request.point} cannot be written: its template allows no writes")
         unit = self._units[request.device]
+        if request.kind == "write":
+            return await self._write(unit, request)
         polled = await self._read(unit)
         return Exchange(polled.sent, polled.received, unit.finished(polled.readings))
+
+    async def _write(self, unit: Unit, request: Request) -> Exchange:
+        """Write one allow-listed point and read it back.
+
+        Raises:
+            CitygateError: not allowed, out of range, refused by the device, or read back as something else.
+        """
+        field = unit.writable(request.point)
+        data = unit.encoded(request.point, request.value)
+        rule = unit.template.points[request.point].write
+        multiple = rule is not None and rule.multiple
+        ask = write_request(unit.unit_id, field.table, field.address, data, multiple=multiple)
+        written = await self._ask(unit, ask)
+        check = await self._ask(unit, read_request(unit.unit_id, field.table, field.address, field.encoding.words))
+        exchange = Exchange(
+            written.sent + check.sent,
+            written.received + check.received,
+            tuple(
+                Block(field.table, field.address, field.encoding.words, (field,)).readings(
+                    check.data, self._context.now()
+                )
+            ),
+        )
+        if check.data[: len(data)] != data:
+            raise CitygateError(
+                f"{unit.name}.{request.point}: {request.value} was written, but {exchange.readings[0].value} reads back"
+            )
+        self._context.count("writes", device=unit.name)
+        return exchange
 
     async def _read(self, unit: Unit) -> "_Polled":
         polled = _Polled()

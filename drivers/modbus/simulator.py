@@ -1,7 +1,8 @@
 """Modbus units of one link on a pty or TCP, from the template's register map. Writes its own bytes.
 
 Faults by name in `Faults.extra`: `bad_crc`: devices whose replies carry a wrong CRC; `exception`: device -> code to
-answer with; `split_s`: pause between the bytes of a reply.
+answer with; `split_s`: pause between the bytes of a reply; `identify`: devices that answer function 43/14;
+`unhealthy`: devices whose status point reports a fault.
 """
 
 import asyncio
@@ -35,9 +36,10 @@ def crc(data: bytes) -> bytes:
 class _Place:
     """One point in the register map of one device."""
 
-    def __init__(self, name: str, point: Any) -> None:
+    def __init__(self, name: str, point: Any, base: int) -> None:
         self.name, self.point = name, point
-        self.start = point.address
+        self.start = base + point.address
+        self.scale = point.scale * (0.1 if point.factor is not None else 1)  # factor registers hold -1
         self.served = 0
         kind = point.type
         if kind == "bit":
@@ -60,16 +62,16 @@ class _Place:
             text = f"{value:g}"[: 2 * self.words].encode().ljust(2 * self.words, b"\0")
             return self._in_order(text, words=False), value
         if point.type in ("float32", "float64"):
-            data = struct.pack(_FORMATS[point.type], (value - point.offset) / point.scale)
-            exact = struct.unpack(_FORMATS[point.type], data)[0] * point.scale + point.offset
+            data = struct.pack(_FORMATS[point.type], (value - point.offset) / self.scale)
+            exact = struct.unpack(_FORMATS[point.type], data)[0] * self.scale + point.offset
             return self._in_order(data), exact
         if point.enum:
             raw = list(point.enum)[round(value) % len(point.enum)]
         elif point.bits:
             raw = round(value) % (1 << point.bits[1])
         else:
-            raw = self._clamped(round((value - point.offset) / point.scale))
-        exact = float(raw) if point.bits or point.enum else raw * point.scale + point.offset
+            raw = self._clamped(round((value - point.offset) / self.scale))
+        exact = float(raw) if point.bits or point.enum else raw * self.scale + point.offset
         return self._in_order(self._packed(raw << point.bits[0] if point.bits else raw)), exact
 
     def _clamped(self, raw: int) -> int:
@@ -103,9 +105,47 @@ class _Unit:
     def __init__(self, name: str, device: Any, world: World) -> None:
         self.name, self._world = name, world
         self.unit_id = device.unit_id
+        self._template = device.template
         self._places: dict[str, list[_Place]] = {}
+        self._fixed: dict[tuple[str, int], int] = {}  # registers that do not change by themselves
+        bases = self._sunspec_map()
         for point, its in device.template.points.items():
-            self._places.setdefault(its.table, []).append(_Place(point, its))
+            base = bases.get(its.model, 0)
+            self._places.setdefault(its.table, []).append(_Place(point, its, base))
+            if its.factor is not None:
+                self._fixed[its.table, base + its.factor] = 0xFFFF  # 10 to the -1
+        settings = device.template.settings
+        if settings.unit_id is not None:
+            self._set(settings.unit_id, device.unit_id)
+        if settings.baud_rate is not None:
+            rate = device.template.serial.baud_rate
+            self._set(settings.baud_rate, settings.baud_rate.codes.get(rate, rate))
+
+    def _sunspec_map(self) -> dict[int | None, int]:
+        """Marker, common model, then the models of the template, as the specification orders them."""
+        models = sorted({its.model for its in self._template.points.values() if its.model is not None})
+        if not models:
+            return {}
+        self._write_words("holding", 40000, [0x5375, 0x6E53, 1, 66, *[0] * 66])
+        address, bases = 40070, dict[int | None, int]()
+        for model in models:
+            points = [its for its in self._template.points.values() if its.model == model]
+            length = max(max(its.address + 4, (its.factor or 0) + 1) for its in points) - 2
+            self._write_words("holding", address, [model, length])
+            bases[model] = address
+            address += 2 + length
+        self._write_words("holding", address, [0xFFFF, 0])
+        return bases
+
+    def _set(self, setting: Any, value: int) -> None:
+        words = [value] if setting.type == "uint16" else [value >> 16, value & 0xFFFF]
+        if setting.type == "float32":
+            words = list(struct.unpack(">HH", struct.pack(">f", value)))
+        self._write_words("holding", setting.address, words)
+
+    def _write_words(self, table: str, address: int, words: list[int]) -> None:
+        for offset, word in enumerate(words):
+            self._fixed[table, address + offset] = word
 
     def answer(self, pdu: bytes) -> tuple[bytes, dict[str, float]]:
         """Reply PDU, and the values in it."""
@@ -113,16 +153,25 @@ class _Unit:
         forced = self._world.faults.extra.get("exception", {}).get(self.name)
         if forced is not None:
             return bytes((function | 0x80, forced)), {}
-        if function not in _FUNCTIONS or len(pdu) != 5:
-            return bytes((function | 0x80, 1)), {}
+        if function in _FUNCTIONS and len(pdu) == 5:
+            return self._read(function, int.from_bytes(pdu[1:3], "big"), int.from_bytes(pdu[3:5], "big"))
+        if function in (5, 6, 16):
+            return self._write(pdu), {}
+        if pdu[:2] == b"\x2b\x0e" and self.name in self._world.faults.extra.get("identify", ()):
+            return self._identification(), {}
+        return bytes((function | 0x80, 1)), {}
+
+    def _read(self, function: int, address: int, count: int) -> tuple[bytes, dict[str, float]]:
         table = _FUNCTIONS[function]
-        address, count = int.from_bytes(pdu[1:3], "big"), int.from_bytes(pdu[3:5], "big")
         if not 1 <= count <= (2000 if function < 3 else 125):
             return bytes((function | 0x80, 3)), {}
         places = self._places.get(table, [])
-        if not places or address < min(p.start for p in places) or address + count > max(p.end for p in places):
+        known = [(p.start, p.end) for p in places] + [(at, at + 1) for t, at in self._fixed if t == table]
+        if not any(start < address + count and end > address for start, end in known) or not (
+            min(start for start, _ in known) <= address and address + count <= max(end for _, end in known)
+        ):
             return bytes((function | 0x80, 2)), {}
-        registers, values = self._registers(places, address, count)
+        registers, values = self._registers(table, places, address, count)
         if function < 3:
             packed = bytearray((count + 7) // 8)
             for place, bit in enumerate(registers):
@@ -130,13 +179,15 @@ class _Unit:
             return bytes((function, len(packed))) + packed, values
         return bytes((function, 2 * count)) + struct.pack(f">{count}H", *registers), values
 
-    def _registers(self, places: list[_Place], address: int, count: int) -> tuple[list[int], dict[str, float]]:
-        registers = [0] * count
+    def _registers(
+        self, table: str, places: list[_Place], address: int, count: int
+    ) -> tuple[list[int], dict[str, float]]:
+        registers = [self._fixed.get((table, address + n), 0) for n in range(count)]
         values: dict[str, float] = {}
         for place in places:
-            if place.end <= address or place.start >= address + count:
+            if place.end <= address or place.start >= address + count or (table, place.start) in self._fixed:
                 continue
-            value = self._world.value(self.name, place.name, place.served)
+            value = self._value(place)
             words, exact = place.registers(value)
             for offset, word in enumerate(words):
                 if address <= place.start + offset < address + count:
@@ -145,6 +196,40 @@ class _Unit:
                 place.served += 1
                 values[place.name] = exact
         return registers, values
+
+    def _value(self, place: _Place) -> float:
+        status = self._template.status
+        if status is not None and place.name == status.point:
+            return float(status.healthy) + (self.name in self._world.faults.extra.get("unhealthy", ()))
+        return self._world.value(self.name, place.name, place.served)
+
+    def _write(self, pdu: bytes) -> bytes:
+        function, address = pdu[0], int.from_bytes(pdu[1:3], "big")
+        table = "coil" if function == 5 else "holding"
+        words = (
+            [int(pdu[3:5] == b"\xff\x00")]
+            if function == 5
+            else [int.from_bytes(pdu[3:5], "big")]
+            if function == 6
+            else [int.from_bytes(pdu[at : at + 2], "big") for at in range(6, len(pdu), 2)]
+        )
+        writable = {at for t, at in self._fixed if t == table}
+        for place in self._places.get(table, []):
+            if place.point.write is not None:
+                writable |= set(range(place.start, place.end))
+        if not set(range(address, address + len(words))) <= writable:
+            return bytes((function | 0x80, 2))
+        self._write_words(table, address, words)
+        setting = self._template.settings.unit_id
+        if table == "holding" and setting is not None and address == setting.address:
+            self.unit_id = words[-1] if setting.type != "float32" else round(struct.unpack(">f", pdu[6:10])[0])
+        return pdu if function != 16 else pdu[:5]
+
+    def _identification(self) -> bytes:
+        """Function 43/14: vendor, product, revision."""
+        texts = (self._template.vendor, self._template.model, "1.0")
+        objects = b"".join(bytes((n, len(text))) + text.encode()[:60] for n, text in enumerate(texts))
+        return b"\x2b\x0e\x01\x01\x00\x00" + bytes((len(texts),)) + objects
 
 
 class ModbusSimulator:
@@ -155,10 +240,11 @@ class ModbusSimulator:
     async def run(self, config: LinkConfig, world: World) -> None:
         """Answer until cancelled."""
         its: Any = config
-        units = {device.unit_id: _Unit(name, device, world) for name, device in its.devices.items()}
+        units = [_Unit(name, device, world) for name, device in its.devices.items()]
         line = _Line(units, world)
         if its.host:
-            async with serve_tcp(its.host, int(its.port or 502), line.tcp_session):
+            session = line.tcp_session if its.framing in (None, "tcp") else line.rtu_session
+            async with serve_tcp(its.host, int(its.port or 502), session):
                 await asyncio.Event().wait()
         async with open_pty(its.port) as pty:
             buffer = b""
@@ -170,13 +256,17 @@ class ModbusSimulator:
 class _Line:
     """Requests in, replies out, for all units of the link."""
 
-    def __init__(self, units: dict[int, _Unit], world: World) -> None:
-        self._units, self._world = units, world
+    def __init__(self, units: list[_Unit], world: World) -> None:
+        self._all, self._world = units, world
+
+    def _addressed(self, unit_id: int) -> _Unit | None:
+        """The unit that answers to this id now; it may have been given another one."""
+        return next((unit for unit in self._all if unit.unit_id == unit_id), None)
 
     async def rtu_turn(self, buffer: bytes, write: Callable[[bytes], None]) -> bytes:
         """Answer what is whole in `buffer`; returns what is left."""
-        while len(buffer) >= 8:
-            size = 9 + buffer[6] if buffer[1] in (15, 16) else 8
+        while len(buffer) >= 7:
+            size = 9 + buffer[6] if buffer[1] in (15, 16) else 7 if buffer[1] == 43 else 8
             if len(buffer) < size:
                 return buffer
             frame = buffer[:size]
@@ -184,7 +274,7 @@ class _Line:
                 buffer = buffer[1:]
                 continue
             buffer = buffer[size:]
-            unit = self._units.get(frame[0])
+            unit = self._addressed(frame[0])
             if unit is not None and await self._awake(unit):
                 pdu, values = unit.answer(frame[1:-2])
                 body = frame[:1] + pdu
@@ -200,7 +290,7 @@ class _Line:
         while True:
             head = await reader.readexactly(7)
             body = await reader.readexactly(int.from_bytes(head[4:6], "big") - 1)
-            unit = self._units.get(head[6])
+            unit = self._addressed(head[6])
             if unit is None:
                 pdu, values = bytes((body[0] | 0x80, 11)), dict[str, float]()
             elif not await self._awake(unit):
@@ -211,6 +301,12 @@ class _Line:
             if unit is not None:
                 self._tell(unit, values)
             await writer.drain()
+
+    async def rtu_session(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection to a serial server that passes the line's bytes on as they are."""
+        buffer = b""
+        while data := await reader.read(4096):
+            buffer = await self.rtu_turn((buffer + data)[-4096:], writer.write)
 
     async def _awake(self, unit: _Unit) -> bool:
         faults = self._world.faults
