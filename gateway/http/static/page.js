@@ -5,6 +5,7 @@
 const EVERY_MS = 2000;
 const LOST_AFTER_MS = 7000;
 const TRACE_LENGTH = 60;
+const LONG = 8; // figures that need the room of the trace
 const FILTER_FROM_DEVICES = 13;
 const WAITING = new Set(["waiting", "starting", "paused", "unconfirmed"]);
 const SIGNS = { ok: "●", waiting: "○", starting: "○", paused: "❚❚" };
@@ -15,6 +16,7 @@ let heardAt = 0; // of this browser's clock
 let boxAhead = 0; // ms by which the box's clock is ahead of ours: ages are told by the box's clock
 let filter = "";
 const traces = new Map();
+const fractions = new Set();
 
 const byId = (id) => document.getElementById(id);
 
@@ -64,10 +66,10 @@ function since(at, ahead = false) {
   return element;
 }
 
-function number(value) {
+function number(value, fraction = false) {
   if (typeof value === "boolean") return value ? "on" : "off";
   if (typeof value !== "number") return String(value);
-  if (Number.isInteger(value) && Math.abs(value) < 1e15) return grouped(String(value));
+  if (Number.isInteger(value) && Math.abs(value) < 1e15 && !fraction) return grouped(String(value));
   const size = Math.abs(value);
   if (size !== 0 && (size < 0.001 || size >= 1e9)) return value.toExponential(3);
   return grouped(value.toFixed(size >= 1000 ? 1 : size >= 10 ? 2 : 3));
@@ -138,8 +140,12 @@ function pointRow(device, name, point) {
       make("td", { class: "value words", colspan: "2" }, point.reason ? words(point.reason) : "—"));
   if (typeof point.value !== "number")
     return make("tr", {}, label, make("td", { class: "value words", colspan: "2" }, number(point.value)));
-  return make("tr", { class: point.quality === "good" ? "" : "doubt" }, label, trace(`${device} ${name}`, point),
-    make("td", { class: "value" }, number(point.value), make("span", { class: "unit" }, unit(point))));
+  const key = `${device} ${name}`;
+  if (!Number.isInteger(point.value)) fractions.add(key); // 20.9, 21.00, 21.1: the figures must not jump
+  const shown = number(point.value, fractions.has(key));
+  const long = shown.length > LONG;
+  return make("tr", { class: point.quality === "good" ? "" : "doubt" }, label, long ? null : trace(key, point),
+    make("td", { class: "value", colspan: long ? "2" : "" }, shown, make("span", { class: "unit" }, unit(point))));
 }
 
 function pointTable(device, points) {
