@@ -111,7 +111,7 @@ class LoraDevice(DeviceConfig):
 class ServerDevice(LoraDevice):
     """A device that a network server knows."""
 
-    dev_eui: DevEui
+    dev_eui: DevEui = Field(description="16 hex digits, as printed on the device")
 
 
 class MqttLink(LinkConfig):
@@ -146,7 +146,7 @@ class ChirpstackLink(MqttLink):
     topic_prefix: str = Field(
         "", description="what the server puts before `application/…` (ChirpStack Gateway Mesh, v4 regions)"
     )
-    devices: dict[str, ServerDevice] = Field(default={})
+    devices: dict[str, ServerDevice] = Field(default={}, description="devices that the server knows, by our name")
 
 
 class TtsLink(MqttLink):
@@ -154,28 +154,28 @@ class TtsLink(MqttLink):
 
     driver: Literal["tts"] = Field(description="tts: uplinks from The Things Stack")
     protocol: Literal["5", "3.1.1"] = Field("3.1.1", description="MQTT version")
-    devices: dict[str, ServerDevice] = Field(default={})
+    devices: dict[str, ServerDevice] = Field(default={}, description="devices that the server knows, by our name")
 
 
 class Abp(ConfigModel):
     """A session known from both sides: of an ABP device, or exported from a network server after an OTAA join."""
 
-    dev_addr: DevAddr
-    nwk_s_key: Key
-    app_s_key: Key
+    dev_addr: DevAddr = Field(description="8 hex digits")
+    nwk_s_key: Key = Field(description="network session key, 32 hex digits; give it as !secret")
+    app_s_key: Key = Field(description="application session key, 32 hex digits; give it as !secret")
     f_cnt: int | None = Field(None, ge=0, le=2**32 - 1, description="last counter of an exported session")
 
 
 class Activation(ConfigModel):
     """How the device got its keys."""
 
-    abp: Abp
+    abp: Abp = Field(description="a session known from both sides")
 
 
 class RadioDevice(LoraDevice):
     """A device whose session keys we hold; LoRaWAN 1.0.x."""
 
-    activation: Activation
+    activation: Activation = Field(description="how the device got its keys")
     counter_may_reset: bool = Field(
         False, description="accept a counter that starts again at 0 after power loss; also lets old frames be replayed"
     )
@@ -188,9 +188,9 @@ class SemtechUdpLink(LinkConfig):
     host: str = Field(
         "127.0.0.1", description="address we listen at; the protocol has no authentication: keep it local"
     )
-    port: int = Field(1700, ge=1, le=65535)
+    port: int = Field(1700, ge=1, le=65535, description="UDP port")
     gateways: tuple[DevEui, ...] = Field((), description="EUIs of concentrators we listen to; default: any")
-    devices: dict[str, RadioDevice] = Field(default={})
+    devices: dict[str, RadioDevice] = Field(default={}, description="devices whose keys we hold, by our name")
 
 
 class ModemDevice(LoraDevice):
@@ -207,10 +207,10 @@ class LoraModemLink(LinkConfig):
 
     driver: Literal["lora-modem"] = Field(description="lora-modem: a serial LoRa modem in receive mode")
     port: str = Field(min_length=1, description="path of the serial port")
-    modem: Literal["rylr", "rn2483", "e5"]
+    modem: Literal["rylr", "rn2483", "e5"] = Field(description="REYAX RYLR, Microchip RN2483 or Seeed LoRa-E5")
     baud_rate: int | None = Field(None, gt=0, description="default: the modem's factory setting")
     setup: tuple[str, ...] = Field((), max_length=16, description="commands sent at start, e.g. AT+PARAMETER=10,7,1,7")
-    devices: dict[str, ModemDevice] = Field(min_length=1)
+    devices: dict[str, ModemDevice] = Field(min_length=1, description="senders that the modem hears, by our name")
 
     @model_validator(mode="after")
     def _tell_apart(self) -> Self:
