@@ -20,6 +20,7 @@ from gateway.forward.broker import Broker
 from gateway.forward.checked import SAMPLE_OF, Checked
 from gateway.forward.forwarder import Forwarder, settings_of
 from gateway.forward.ngsild import broker_of
+from gateway.harmonise.devices import box_set, sensor_set
 from gateway.harmonise.entity import Entity, harmonise
 from gateway.health import Health, notify, watchdog_every_s
 from gateway.http.outcome import UnknownName
@@ -39,6 +40,7 @@ from gateway.sdk.reading import Quality, ReadingSet
 from gateway.supervisor import LagMonitor, Service, supervise
 
 STOP_WITHIN_S = 5.0
+TELL_FIRST_S = 60.0  # after the start there is little to tell
 HOUSEKEEPING_S = 2.0
 WRITER_STUCK_S = 60.0  # a card may take long; longer than this systemd may restart us
 LINK_RETRY_FIRST_S, LINK_RETRY_CAP_S = 1.0, 60.0
@@ -94,6 +96,7 @@ class Daemon:
                 self._start("lag-monitor", Chore("lag-monitor", lambda: LagMonitor(self._blocked).run()))
                 self._start("reload", Chore("reload", self._reload_when_asked))
                 self._start("housekeeping", Chore("housekeeping", self._housekeep))
+                self._start("devices", Chore("devices", self._tell_of_devices))
                 for link in self.plan.links.values():
                     self._start_link(link)
                 for broker in self.plan.brokers.values():
@@ -185,6 +188,30 @@ class Daemon:
             bad = self._health.bad()
             notify(f"STATUS={bad[0] if bad else 'all is well'}")
             await asyncio.sleep(every_s)
+
+    async def _tell_of_devices(self) -> None:
+        """Log at a slow period how box and sensors are; their Device entities are made of it like any other."""
+        await self._clock.sleep(min(TELL_FIRST_S, self.plan.config.publish.devices_s or TELL_FIRST_S))
+        while True:
+            every_s = self.plan.config.publish.devices_s
+            if every_s:
+                for readings in self._told(self._clock.now()):
+                    await self._log.append(readings)
+            await self._clock.sleep(every_s or TELL_FIRST_S)
+
+    def _told(self, now: datetime) -> Iterable[ReadingSet]:
+        newest: datetime | None = None
+        for name, plan in self.plan.devices.items():
+            link = self._health.links.get(plan.link)
+            record = link.devices.get(name) if link else None
+            seen = record.last_good_at if record else None
+            newest = max(filter(None, (newest, seen)), default=None)
+            latest = {point: value for point, (value, _) in self._good(name).items()}
+            state, reason = (record.state, record.reason) if record else ("waiting", "")
+            yield sensor_set(plan, latest, state=state, reason=reason, last_value_at=seen, now=now)
+        bad = self._health.bad()
+        state, reason = ("degraded", bad[0]) if bad else ("ok", "")
+        yield box_set(state=state, reason=reason, last_value_at=newest, now=now)
 
     # --- reload ----------------------------------------------------------------------------------------------------
 

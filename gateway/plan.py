@@ -1,8 +1,9 @@
 """Config, templates and models -> one checked Plan, or every problem at once. `run`, `check` and `preview` start here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from gateway.config.templates import LoadedTemplate, Templates, check_samples
 from gateway.config.tree import Place, Scalar, Source, find
 from gateway.harmonise.compile import Mapping as EntityTable
 from gateway.harmonise.compile import compile_device, joined
+from gateway.harmonise.devices import MARK, box_table, sensor_table
 from gateway.models.catalogue import Catalogue, catalogue
 from gateway.models.extension import extended
 from gateway.registry import DriverUnavailable
@@ -178,9 +180,45 @@ def _compile(
             device, gateway_id=gateway_id, city=profile.city or city, profile=profile, models=models
         )
         problems += [_place(problem, device, loaded) for problem in found]
+    if loaded.config is not None and loaded.config.publish.devices_s:
+        tables.update(_told(devices, tables, loaded, profile, models, problems))
     tables, found = joined(tables)
-    problems += [_place(problem, devices[str(problem.path[3])], loaded) for problem in found]
+    problems += [
+        _place(problem, devices[str(problem.path[3])], loaded) for problem in found if problem.path[3] in devices
+    ]
     return tables
+
+
+def _told(
+    devices: Mapping[str, DevicePlan],
+    tables: Tables,
+    loaded: Loaded,
+    profile: CityProfile,
+    models: Catalogue,
+    problems: list[Problem],
+) -> Iterator[tuple[str, tuple[EntityTable, ...]]]:
+    """The Device entities of the box and its sensors, under names that no device can have."""
+    gateway = loaded.config.gateway  # type: ignore[union-attr]  # asked before
+    city = profile.city or gateway.city
+    for name, device in devices.items():
+        driver = loaded.links[device.link].driver_name
+        its, found = sensor_table(
+            device, tables[name], driver=driver, gateway_id=gateway.id, city=city, profile=profile, models=models
+        )
+        problems += [_place(problem, device, loaded) for problem in found]
+        yield MARK + name, its
+    box, found = box_table(
+        devices,
+        gateway_id=gateway.id,
+        name=gateway.name,
+        location=gateway.location,
+        version=version("citygate"),
+        city=city,
+        profile=profile,
+        models=models,
+    )
+    problems += [locate(_with_path(problem, ("gateway",)), loaded.root) for problem in found]
+    yield MARK, box
 
 
 def _place(problem: Problem, device: DevicePlan, loaded: Loaded) -> Problem:
@@ -200,7 +238,12 @@ def _with_path(problem: Problem, path: tuple[str | int, ...]) -> Problem:
 
 
 def _sent(config: BrokerConfig, tables: Tables) -> dict[str, tuple[EntityTable, ...]]:
-    return {device: table for device, table in tables.items() if any(fnmatchcase(device, glob) for glob in config.send)}
+    """The tables of the devices a broker gets; of what the box tells about them, the same; and the box's own."""
+    return {
+        device: table
+        for device, table in tables.items()
+        if device == MARK or any(fnmatchcase(device.removeprefix(MARK), glob) for glob in config.send)
+    }
 
 
 def check_template(driver: Driver[Any], name: str, beside: Path) -> tuple[LoadedTemplate, tuple[Problem, ...]]:
@@ -287,7 +330,7 @@ def _broker_keys(plan: Plan) -> dict[str, Any]:
 
 
 def _sent_by(plan: Plan, broker: BrokerPlan) -> dict[str, DevicePlan]:
-    return {name: plan.devices[name] for name in broker.mappings}
+    return {name: plan.devices[name] for name in broker.mappings if name in plan.devices}
 
 
 def _mapped(device: DevicePlan) -> Any:

@@ -3,12 +3,13 @@
 import contextlib
 import ipaddress
 import re
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
 from gateway.config.auth import AuthConfig, TlsConfig, Url
-from gateway.sdk.config import ConfigModel, Duration, LinkConfig, Location, Rate, Size
+from gateway.sdk.config import ConfigModel, Duration, LinkConfig, Location, Rate, Secret, Size
 
 VERSION = 1
 
@@ -47,6 +48,20 @@ def is_loopback(host: str) -> bool:
 def _check_listen(listen: str) -> str:
     parse_listen(listen)
     return listen
+
+
+def parse_time(value: Any) -> datetime:
+    """A time with zone, `2026-06-01T00:00:00Z`. Raises ValueError."""
+    try:
+        time = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value} is not a time; write it as in 2026-06-01T00:00:00Z") from None
+    if time.tzinfo is None:
+        raise ValueError(f"{value} has no zone; write it as in 2026-06-01T00:00:00Z")
+    return time
+
+
+Time = Annotated[datetime, BeforeValidator(parse_time), WithJsonSchema({"type": "string", "format": "date-time"})]
 
 
 class GatewayConfig(ConfigModel):
@@ -97,7 +112,7 @@ class BrokerConfig(ConfigModel):
     send: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         ("*",), description="devices to send, by name or glob"
     )
-    start: Literal["oldest", "now"] | AwareDatetime = Field(
+    start: Literal["oldest", "now"] | Time = Field(
         "oldest", alias="from", description="where a new broker starts: oldest, now, or a time with zone"
     )
     history: Literal["auto", "temporal", "in-order", "latest-only"] = Field(
@@ -119,6 +134,17 @@ class PublishConfig(ConfigModel):
     licence: str = Field("", description="SPDX name, e.g. CC-BY-4.0")
     provider: str = Field("", description="who provides the data")
     contact: str = Field("", description="mail address for questions")
+    devices_s: Annotated[Duration, Field(ge=0)] = Field(
+        900.0,
+        alias="devices",
+        description="how often the box and its sensors tell how they are, as Device entities; 0 s never",
+    )
+
+
+def _check_token(token: Secret) -> Secret:
+    if not re.fullmatch(r"[\x21-\x7e]{8,256}", token):
+        raise ValueError("a token has 8 to 256 printable ASCII characters without blanks")
+    return token
 
 
 class HttpConfig(ConfigModel):
@@ -127,7 +153,7 @@ class HttpConfig(ConfigModel):
     listen: Annotated[str, AfterValidator(_check_listen)] = Field(
         "127.0.0.1:8580", description="host:port; port 0 takes a free one; beyond loopback it needs a token"
     )
-    token: Annotated[str, Field(min_length=8, pattern=r"^[\x21-\x7e]+$")] | None = Field(
+    token: Annotated[Secret, AfterValidator(_check_token)] | None = Field(
         None, description="who asks by TCP must know it: as bearer token, or as the password of any user; use !secret"
     )
 
