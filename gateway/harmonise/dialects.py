@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from gateway.harmonise.entity import Attribute, Entity
@@ -18,6 +19,7 @@ _V2_TYPES = {
 }
 
 
+@lru_cache(maxsize=256)  # the readings of a set share their time
 def wire_time(time: datetime) -> str:
     """RFC 3339, UTC, `Z`, microseconds where there are any."""
     return time.isoformat().removesuffix("+00:00") + "Z"
@@ -65,13 +67,12 @@ def ngsi_v2(entity: Entity) -> dict[str, Any]:
 def _entity(entity: Entity, shape: Callable[[Attribute], Any]) -> dict[str, Any]:
     out: dict[str, Any] = {"id": entity.id, "type": entity.type}
     for key, attribute in entity.attributes.items():
-        name, _, dataset = key.partition(" ")
-        if attribute.kind == "relationship" and isinstance(attribute.value, list):
-            _add(out, name, _targets(attribute, shape))
-        elif dataset or name in out:
-            _add(out, name, [shape(attribute)])
+        if attribute.kind == "relationship" and type(attribute.value) is list:
+            _add(out, key.partition(" ")[0], _targets(attribute, shape))
+        elif attribute.dataset_id or key in out:
+            _add(out, key.partition(" ")[0], [shape(attribute)])
         else:
-            out[name] = shape(attribute)
+            out[key] = shape(attribute)
     return out
 
 
@@ -95,7 +96,7 @@ def _normalized(attribute: Attribute) -> dict[str, Any]:
     kind, value, unit, observed_at, sub, dataset_id = attribute
     out: dict[str, Any]
     if kind == "property":
-        out = {"type": "Property", "value": _typed(value) if isinstance(value, datetime) else value}
+        out = {"type": "Property", "value": _typed(value) if type(value) is datetime else value}
         if unit:
             out["unitCode"] = unit
     elif kind == "relationship":
@@ -108,8 +109,9 @@ def _normalized(attribute: Attribute) -> dict[str, Any]:
         out["observedAt"] = wire_time(observed_at)
     if dataset_id:
         out["datasetId"] = dataset_id
-    for name, inner in sub.items():
-        out[name] = _normalized(inner)
+    if sub:
+        for name, inner in sub.items():
+            out[name] = _normalized(inner)
     return out
 
 
@@ -133,6 +135,7 @@ def _plain(value: Any) -> Any:
     return wire_time(value) if isinstance(value, datetime) else value
 
 
+@lru_cache(maxsize=256)
 def _v2_time(time: datetime) -> str:
     """Milliseconds: what Orion keeps."""
     return time.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"

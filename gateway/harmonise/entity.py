@@ -80,7 +80,8 @@ def harmonise(mapping: "Mapping", readings: MappingOf[str, Sequence[Any]]) -> En
             if value is None:
                 dropped[slot.key] = f"{raw!r} is not allowed for {slot.key}: {slot.allows}"
                 continue
-            newest_us = max(newest_us, time_us)
+            if time_us > newest_us:
+                newest_us = time_us
             if slot.member:
                 parts.setdefault(slot.key, []).append((slot, value, time_us))
             else:
