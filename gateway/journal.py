@@ -25,7 +25,6 @@ def set_up(*, debug: bool = False, stream: TextIO | None = None) -> None:
     )
     # Libraries log through the standard library; theirs is noise unless it is an error.
     logging.basicConfig(level=logging.ERROR, stream=out, force=True)
-    logging.getLogger("pymodbus.logging").setLevel(logging.CRITICAL)
 
 
 def bind(**fields: str) -> None:
