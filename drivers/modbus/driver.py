@@ -2,14 +2,14 @@
 
 import asyncio
 import heapq
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
 
-from drivers.modbus import diagnosis, sunspec
+from drivers.modbus import diagnosis, provision, scan, sunspec
 from drivers.modbus.codec.blocks import Block
 from drivers.modbus.codec.frames import (
     ABSENT_EXCEPTIONS,
@@ -348,6 +348,18 @@ class ModbusDriver:
         except LinkError:
             await link.mark_down()
             raise
+
+    def scan(self, options: Mapping[str, Any], context: Context) -> AsyncIterator[dict[str, Any]]:
+        """See `drivers.modbus.scan.scan`."""
+        return scan.scan(options, context)
+
+    def provision(self, options: Mapping[str, Any], context: Context) -> AsyncIterator[dict[str, Any]]:
+        """See `drivers.modbus.provision.provision`."""
+        return provision.provision(options, context)
+
+    def solve(self, options: Mapping[str, Any], context: Context) -> AsyncIterator[dict[str, Any]]:
+        """See `drivers.modbus.scan.solve`."""
+        return scan.solve(options, context)
 
     def decode(self, template: Template, frame: bytes, context: Mapping[str, Any]) -> tuple[Reading, ...]:
         """Readings of one captured reply (RTU, ASCII or TCP).

@@ -1,7 +1,7 @@
 """What a driver is, and all it sees of the gateway."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -164,8 +164,32 @@ class Driver(Protocol[ConfigT]):
 class Scans(Protocol):
     """A driver that can look for devices; see the modbus and lora drivers."""
 
-    def scan(self, options: Mapping[str, Any], context: Context) -> Any:
-        """Async iterator of progress and findings; bounded, read-only."""
+    def scan(self, options: Mapping[str, Any], context: Context) -> AsyncIterator[dict[str, Any]]:
+        """Progress and findings, one dict each; bounded, read-only. `LinkError` when the port cannot be opened.
+
+        Args:
+            options: what the command line gave; `templates`: name -> template of this driver, to recognise devices by.
+        """
+
+
+@runtime_checkable
+class Provisions(Protocol):
+    """A driver that can set address and speed of a new device; see the modbus driver."""
+
+    def provision(self, options: Mapping[str, Any], context: Context) -> AsyncIterator[dict[str, Any]]:
+        """What is done, one dict a step, the last one `{"done": …}`; what was written is read back.
+
+        Args:
+            options: what the command line gave; `template`: the device's template.
+        """
+
+
+@runtime_checkable
+class Solves(Protocol):
+    """A driver that can tell how a value on a device's display is encoded; see the modbus driver."""
+
+    def solve(self, options: Mapping[str, Any], context: Context) -> AsyncIterator[dict[str, Any]]:
+        """Ways in which what the device sends gives `options["value"]`, the most usual first."""
 
 
 @runtime_checkable

@@ -45,7 +45,7 @@ class Ask:
     Attributes:
         pdu: function code and data.
         reply_head: the bytes a good reply PDU begins with: function and byte count, or the echo of a write.
-        reply_size: bytes of a good reply PDU.
+        reply_size: bytes of a good reply PDU; 0 when only the reply knows.
         what: for messages, e.g. "input 0-19".
     """
 
@@ -131,7 +131,7 @@ def reply_data(ask: Ask, pdu: bytes) -> bytes:
         DeviceException: the device refuses, is busy or faulty.
         FrameError: not a reply to this request.
     """
-    if pdu.startswith(ask.reply_head) and len(pdu) == ask.reply_size:
+    if pdu.startswith(ask.reply_head) and len(pdu) == (ask.reply_size or len(pdu)):
         return pdu[2:] if ask.function in TABLES else pdu[1:]
     if len(pdu) == 2 and pdu[0] == ask.function | 0x80:
         raise DeviceException(ask, pdu[1])
@@ -181,7 +181,8 @@ class RtuFraming:
         refusal = bytes((ask.unit, ask.function | 0x80))
         start = data.find(ask.unit)
         while start >= 0:
-            for head, size in ((good, ask.reply_size + 3), (refusal, 5)):
+            whole = ask.reply_size + 3 if ask.reply_size else max(5, len(data) - start)
+            for head, size in ((good, whole), (refusal, 5)):
                 candidate = data[start : start + size]
                 if not candidate.startswith(head[: len(candidate)]):
                     continue
@@ -259,7 +260,7 @@ class AsciiFraming:
             if not body or body[0] != ask.unit:
                 continue
             pdu = body[1:]
-            if (pdu.startswith(ask.reply_head) and len(pdu) == ask.reply_size) or (
+            if (pdu.startswith(ask.reply_head) and len(pdu) == (ask.reply_size or len(pdu))) or (
                 len(pdu) == 2 and pdu[0] == ask.function | 0x80
             ):
                 return pdu, len(data)
