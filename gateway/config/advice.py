@@ -12,7 +12,7 @@ from gateway.config.explain import did_you_mean, locate
 from gateway.config.loader import Loaded, LoadedLink
 from gateway.config.model import Config
 from gateway.config.tree import Scalar, find
-from gateway.sdk.config import DeviceConfig
+from gateway.sdk.config import DeviceConfig, Secret
 from gateway.sdk.driver import SharesLine
 from gateway.sdk.errors import Problem
 
@@ -20,6 +20,7 @@ LINE_FULL = 0.9  # part of a line's time taken by polls; beyond it one slow answ
 BYTES_PER_READING = 12  # on the card, segment and database pages together; a poll of few points costs more for each
 DAY_S = 86400.0
 _UNSTABLE = re.compile(r"/dev/tty(?:USB|ACM)[0-9]+")
+_SECRET_KEY = re.compile(r"(?i)(?:.*_)?(?:password|secret|token)|.+_key")  # of drivers that do not say it by type
 _BY_ID = Path("/dev/serial/by-id")
 
 PathOf = tuple[str | int, ...]
@@ -138,7 +139,8 @@ def _size(size_bytes: float) -> str:
 
 def _clear_text(value: Any, path: PathOf, loaded: Loaded) -> Iterator[Problem]:
     """Fields that are secrets and stand in the file as they are."""
-    if isinstance(value, SecretStr):
+    named = bool(path) and isinstance(value, str) and value and _SECRET_KEY.fullmatch(str(path[-1]))
+    if isinstance(value, SecretStr | Secret) or named:
         found = find(loaded.root, path)
         if found.missing is None and isinstance(found.node, Scalar) and found.node.tag != "!secret":
             remedy = (

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
-from gateway.sdk.config import ConfigModel
+from gateway.sdk.config import ConfigModel, Secret
 
 
 def _check_url(url: str) -> str:
@@ -21,24 +21,24 @@ class BasicAuth(ConfigModel):
     """HTTP Basic."""
 
     user: str = Field(description="user name")
-    password: str = Field(description="write !secret NAME")
+    password: Secret = Field(description="write !secret NAME")
 
 
 class HeaderAuth(ConfigModel):
     """Any static header, such as X-Auth-Token or an API key."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9-]+$", description="of the header, e.g. X-Auth-Token")
-    value: str = Field(description="write !secret NAME")
+    value: Secret = Field(description="write !secret NAME")
 
 
 class OAuth2(ConfigModel):
     """A token by OAuth2: client credentials, or with user and password (as Keyrock wants it)."""
 
     token_url: Url = Field(description="e.g. https://idm.example/oauth2/token")
-    client_id: str
-    client_secret: str = Field(description="write !secret NAME")
+    client_id: str = Field(description="as registered with the identity server")
+    client_secret: Secret = Field(description="write !secret NAME")
     user: str | None = Field(None, description="with password: the password grant instead of client credentials")
-    password: str | None = Field(None, description="write !secret NAME")
+    password: Secret | None = Field(None, description="write !secret NAME")
     scope: str | None = Field(None, description="what the token is to be good for, if the server asks")
     header: str = Field(
         "Authorization", pattern=r"^[A-Za-z0-9-]+$", description="Authorization sends Bearer TOKEN, another name TOKEN"
@@ -55,7 +55,7 @@ class AuthConfig(ConfigModel):
     """One way to log in; none of them: no login."""
 
     basic: BasicAuth | None = Field(None, description="user and password")
-    bearer: str | None = Field(None, description="a token that does not change; write !secret NAME")
+    bearer: Secret | None = Field(None, description="a token that does not change; write !secret NAME")
     header: HeaderAuth | None = Field(None, description="a static header")
     oauth2: OAuth2 | None = Field(None, description="tokens from an identity server")
 

@@ -6,7 +6,7 @@ import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, WithJsonSchema, model_validator
 
 from gateway.config.auth import AuthConfig, TlsConfig, Url
 from gateway.sdk.config import ConfigModel, Duration, LinkConfig, Location, Rate, Secret, Size

@@ -150,7 +150,8 @@ class _Writer:
             yield f"{' ' * (indent + 2)}{_NAMES.get(key, 'NAME')}:"
             yield from self._map(inner, indent + 4, (), told)
         else:
-            yield _line(indent, f"{key}: {in_yaml(self._example(key, child))}", "" if key == "driver" else about)
+            value = f"!secret {key}" if flat.get("writeOnly") else in_yaml(self._example(key, child))
+            yield _line(indent, f"{key}: {value}", "" if key == "driver" else about)
 
     def _example(self, key: str, child: Schema) -> Any:
         schema = self._flat(child)
@@ -167,15 +168,14 @@ class _Writer:
         if schema.get("examples"):
             return schema["examples"][0]
         hinted = re.search(r"e\.g\. ([^\s;,)]+)", str(schema.get("description", "")))
-        if hinted and schema.get("type") != "object" and ("enum" not in schema or hinted[1] in schema["enum"]):
+        if hinted and "string" in _kinds(schema) and _fits(hinted[1], schema):
             return hinted[1]
         if schema.get("enum"):
             return next(value for value in schema["enum"] if value != "")
         return self._of_type(key, schema)
 
     def _of_type(self, key: str, schema: Schema) -> Any:
-        kind = schema.get("type")
-        kinds = kind if isinstance(kind, list) else [kind]
+        kinds = _kinds(schema)
         if "string" in kinds:
             return self._text(key, schema)
         if "integer" in kinds or kinds[0] == "number":
@@ -218,10 +218,17 @@ class _Writer:
         return merged
 
 
-_TEXTS = ("0123456789abcdef", "00:11:22:33:44:55", "0" * 32, "1")
+_TEXTS = ("mqtt://127.0.0.1:1883", "0123456789abcdef", "00:11:22:33:44:55", "0" * 32, "1")
+
+
+def _kinds(schema: Schema) -> list[Any]:
+    kind = schema.get("type")
+    return kind if isinstance(kind, list) else [kind]
 
 
 def _fits(text: str, schema: Schema) -> bool:
+    if "enum" in schema:
+        return text in schema["enum"]
     return "pattern" not in schema or bool(re.search(schema["pattern"], text))
 
 

@@ -198,7 +198,8 @@ def _written(child: Schema) -> Schema:
         for table in (DURATIONS_S, SIZES_BYTES, RATES_PER_S):
             if re.fullmatch(patterns[0], f"1 {next(iter(table))}".replace(" /", "/")):
                 child["default"] = in_words(default, table)
-    if default is None or isinstance(default, dict):
+    misfit = child.get("type") == "string" and not isinstance(child.get("default"), str)
+    if default is None or isinstance(default, dict) or misfit:
         child.pop("default", None)
     for option in options:
         if option.get("type") == "string":
@@ -221,6 +222,8 @@ def in_words(value: float, table: Mapping[str, float]) -> str:
 
 def _loosened(node: Schema) -> Schema:
     """A text may look like a number or a flag, as it is taken as written; an attribute may be a point's name alone."""
+    if node.get("writeOnly"):  # a secret: what stands in the file is its name
+        return {key: value for key, value in node.items() if key not in ("minLength", "maxLength", "pattern")}
     if node.get("type") == "string" and not {"enum", "const", "format"} & set(node) and _may_be_digits(node):
         node["type"] = ["string", "number", "boolean"]
     return node

@@ -424,8 +424,8 @@ def overlay(base: Map, over: Map) -> Map:
     entries = dict(base.entries)
     for key, entry in over.entries.items():
         mine = entries.get(key)
-        if isinstance(entry.node, Scalar) and plain_value(entry.node) is None:
-            entries.pop(key, None)
+        if mine and isinstance(entry.node, Scalar) and plain_value(entry.node) is None:
+            del entries[key]  # a null for a key that is not there stays, and is found wrong
         elif mine and isinstance(mine.node, Map) and isinstance(entry.node, Map):
             entries[key] = Entry(entry.key, overlay(mine.node, entry.node))
         else:

@@ -1,11 +1,12 @@
 """What a driver's config models build on: the common part of links and devices; durations, sizes and rates with units."""
 
 import re
-from datetime import date
 from collections.abc import Mapping
+from datetime import date
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, WithJsonSchema
+from pydantic_core import core_schema
 
 from gateway.sdk.template import EntityMapping, Template
 
@@ -65,6 +66,25 @@ Location = Annotated[
     ],
     Field(description="longitude, latitude (in this order, as in GeoJSON), degrees WGS 84"),
 ]
+
+
+class Secret(str):
+    """A password, token or key: a text that hides itself in representations and dumps. In the file it is `!secret NAME`;
+    `check` warns when it stands there in clear text."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'•••'"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
+        hidden = core_schema.plain_serializer_function_ser_schema(lambda _: "•••")
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema(), serialization=hidden)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
+        return {"type": "string", "format": "password", "writeOnly": True}
 
 
 class ConfigModel(BaseModel):

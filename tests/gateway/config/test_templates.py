@@ -38,6 +38,11 @@ def test_a_variant_says_only_what_differs(tmp_path: Path) -> None:
     assert list(loaded.template.points) == ["pm2_5"]
 
 
+def test_a_variant_that_takes_away_what_is_not_there_is_a_problem(tmp_path: Path) -> None:
+    _, problems = check(tmp_path, "mine/a", a="extends: acme/air\npoints: {pm1: null}\n")
+    assert [(problem.path, problem.line) for problem in problems] == [(("points", "pm1"), 2)]
+
+
 def test_a_variant_of_a_variant_and_one_that_takes_the_place_of_the_shipped_one(tmp_path: Path) -> None:
     (tmp_path / "acme").mkdir()
     (tmp_path / "acme" / "air.yaml").write_text("extends: acme/air\ndescription: ours\n")
