@@ -12,7 +12,7 @@ from drivers.lora.config import ChirpstackLink, TtsLink
 from drivers.lora.inbox import Message, MqttInbox, default_client_id
 from drivers.lora.receiver import Receiver, first_failure
 from gateway.sdk.driver import Context, Receipt
-from gateway.sdk.errors import FrameError
+from gateway.sdk.errors import CitygateError, FrameError
 
 Decode = Callable[[str, bytes], Event]
 
@@ -87,7 +87,10 @@ class _Server:
                 await self._new.wait()
             message, receipt = self._owed[0]
             if receipt is not None:
-                await receipt.durable
+                try:
+                    await receipt.durable
+                except CitygateError:  # the log gave the set up and counted it: sending it again would not help
+                    self._context.count("given_up")
             self._inbox.ack(message)
             self._owed.popleft()
 

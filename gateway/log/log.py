@@ -266,9 +266,8 @@ class Log:
         self._store.boots = self.boots
         self._store.now_us = self._trusted_now_us
         self._stamp = self._stamp_now()
-        late = self.first_seq == 0 and self._next_seq > 1
-        self._take_series(loaded)
-        self._renumber(loaded.start << 32)
+        late = self._next_seq > 1
+        self._renumber(loaded.start << 32, self._take_series(loaded))
         self._take_last_values(loaded, late=late)
         self.held.take(loaded.held)
         now_us = microseconds(self._clock.now())
@@ -288,12 +287,18 @@ class Log:
             self._note_salvage(report)
         await self._commit(housekeeping=False)
 
-    def _take_series(self, loaded: Loaded) -> None:
+    def _take_series(self, loaded: Loaded) -> dict[int, int]:
+        """Series of the file; returns what those made before it could be read are called there."""
         self.series.update((number, Series(number, *name)) for number, name in loaded.series.items())
-        for series in self.series.values():
-            if series.id in loaded.series:
-                self._ids.setdefault(series.device, {})[series.point] = series.id
-        self._next_series = max(self._next_series if self._head.entries else 0, *self.series, 0) + 1
+        known, made = self._ids, {}
+        self._ids, self._pending.series = {}, {}
+        for number, (device, point) in loaded.series.items():
+            self._ids.setdefault(device, {})[point] = number
+        self._next_series = max(loaded.series, default=0) + 1
+        for device, points in known.items():
+            for point, number in points.items():
+                made[number] = self._series_of(device, point)
+        return made
 
     def _take_last_values(self, loaded: Loaded, *, late: bool) -> None:
         points = {number: series.point for number, series in self.series.items()}
@@ -305,16 +310,21 @@ class Log:
         for entry in self._head.entries:
             self.last_values.note(entry, self._future())
 
-    def _renumber(self, first_seq: int) -> None:
+    def _renumber(self, first_seq: int, series: Mapping[int, int]) -> None:
         """Numbers given before the file could be read were provisional, below all that a file can hold."""
-        old = self.first_seq
+        more = first_seq - self.first_seq
         self.first_seq = first_seq
-        self._next_seq += first_seq - old
+        self._next_seq += more
         self._durable_upto = first_seq
-        self._head.replace([e._replace(seq=e.seq + first_seq - old, stamp=self._stamp) for e in self._head.entries])
-        self._receipts = [(seq + first_seq - old, future) for seq, future in self._receipts]
+        self._head.replace(
+            [
+                e._replace(seq=e.seq + more, stamp=self._stamp, series=tuple(series[number] for number in e.series))
+                for e in self._head.entries
+            ]
+        )
+        self._receipts = [(seq + more, future) for seq, future in self._receipts]
         for lane in self._lanes.values():
-            lane.cursor = lane.cursor + first_seq - old if lane.cursor else 0
+            lane.cursor = lane.cursor + more if lane.cursor else 0
 
     async def _join(self, lane: _Lane, *, salvaged: bool) -> None:
         """Give a consumer its place: where it was, else where the operator lets it start."""
@@ -366,8 +376,6 @@ class Log:
             raise LogError(f"{self.settings.path}: {error}") from error
         if report is not None:
             await self._after_salvage(report)
-        if self._store.damaged:
-            await self._after_damage()
         return result
 
     def _run(self, work: Callable[[Store], T]) -> tuple[T, Report | None]:
@@ -381,6 +389,7 @@ class Log:
                 raise
         with contextlib.suppress(sqlite3.Error):
             store.close()
+        self._store = None  # until there is a new one: the next commit opens the file anew
         name = self._clock.boot_id if isinstance(self._clock, BoxClock) else "unknown"
         report = salvage(self.settings.path, self.settings.max_size_bytes, self._clock.now())
         fresh = Store(self.settings.path, self.settings.max_size_bytes, self._connect)
@@ -393,16 +402,10 @@ class Log:
         """The file was made anew while running: what memory knows better goes into it with the next commit."""
         self._pending.series.update((s.id, (s.device, s.point)) for s in self.series.values())
         self._pending.cursors.update(self._lanes)
-        self._pending.boots += list(self.boots.rows())
+        self._pending.boots += self.boots.rows()
+        if self._store is not None:
+            self._gaps = await self._writer.submit(self._store.gaps)
         self._note_salvage(report)
-        await self._recount()
-
-    async def _after_damage(self) -> None:
-        assert self._store is not None
-        damaged, self._store.damaged = self._store.damaged, []
-        for text in damaged:
-            _events.error("log_segment_damaged", path=str(self.settings.path), damage=text)
-        self._gaps = await self._writer.submit(self._store.gaps)
         await self._recount()
 
     def _note_salvage(self, report: Report) -> None:
@@ -425,7 +428,7 @@ class Log:
             self._note_state(readings.device, readings.state)
         items = readings.readings
         if not items:
-            return SetReceipt(self, 0)
+            return SetReceipt(self, self._next_seq - 1)  # as durable as all before it: a repeat waits for the first
         seq = self._next_seq
         self._next_seq = seq + 1
         ids = self._ids.get(readings.device)
@@ -485,14 +488,17 @@ class Log:
         self._receipts = [(seq, future) for seq, future in self._receipts if seq > upto]
 
     def _new_series(self, readings: ReadingSet) -> tuple[int, ...]:
-        ids = self._ids.setdefault(readings.device, {})
-        for reading in readings.readings:
-            if reading.point not in ids:
-                number = ids[reading.point] = self._next_series
-                self._next_series += 1
-                self.series[number] = Series(number, readings.device, reading.point)
-                self._pending.series[number] = (readings.device, reading.point)
-        return tuple(ids[reading.point] for reading in readings.readings)
+        return tuple(self._series_of(readings.device, reading.point) for reading in readings.readings)
+
+    def _series_of(self, device: str, point: str) -> int:
+        """The number of a series, given now when it is new."""
+        ids = self._ids.setdefault(device, {})
+        if point not in ids:
+            number = ids[point] = self._next_series
+            self._next_series += 1
+            self.series[number] = Series(number, device, point)
+            self._pending.series[number] = (device, point)
+        return ids[point]
 
     def _note_state(self, device: str, state: Mapping[str, bytes]) -> None:
         self._states.setdefault(device, {}).update(state)
@@ -503,10 +509,7 @@ class Log:
 
     def note_unreported(self, device: str, reading: Reading) -> None:
         """A reading that thinning keeps from the log: page and status show it."""
-        number = self._ids.get(device, {}).get(reading.point)
-        if number is None:
-            [number] = self._new_series(ReadingSet(device, (reading,)))
-        self.last_values.note_unreported(number, reading, self._stamp)
+        self.last_values.note_unreported(self._series_of(device, reading.point), reading, self._stamp)
 
     # Time
 
