@@ -1,9 +1,11 @@
 """What a set passes on its way into the log: declared? plausible? paused? worth reporting? Pure: time comes with the set."""
 
+import hashlib
+import hmac
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 
 from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason
@@ -11,6 +13,7 @@ from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason
 BAD_AGAIN_S = 60.0  # a point that stays bad for the same reason is logged at most this often
 MAX_TEXT_CHARACTERS = 512
 MAX_UNDECLARED_NAMES = 32
+HASH_CHARACTERS = 16  # 64 bits: enough to count with, too few to be anybody's name elsewhere
 
 _TYPES: dict[str, tuple[type, ...]] = {"number": (float, int), "integer": (int,), "boolean": (bool,), "text": (str,)}
 
@@ -22,6 +25,8 @@ class PointRule:
     Attributes:
         low, high: plausible range in the point's unit.
         kind: what values the quantity has.
+        personal: what becomes of personal data before it is logged or shown; "" = it is none.
+        blur_to: step to which a blurred number is rounded, in the point's unit.
         on_change: report when the value moved by at least this; None = report every reading.
         at_least_s: report at least this often; None = only on change.
     """
@@ -29,6 +34,8 @@ class PointRule:
     low: float = -math.inf
     high: float = math.inf
     kind: Literal["number", "integer", "boolean", "text"] = "number"
+    personal: Literal["", "drop", "hash", "blur"] = ""
+    blur_to: float = 0.0
     on_change: float | None = None
     at_least_s: float | None = None
 
@@ -67,10 +74,12 @@ class Intake:
 
     Attributes:
         rules: every point the template declares.
+        salt: secret of this run, never stored, so that hashes of one day cannot be undone or compared with another run's.
         undeclared: names that came but are not declared, with how often; bounded.
     """
 
     rules: Mapping[str, PointRule]
+    salt: bytes = b""
     undeclared: dict[str, int] = field(default_factory=dict)
     _memory: dict[str, _Memory] = field(default_factory=dict)
 
@@ -86,6 +95,12 @@ class Intake:
                 changed = True
                 continue
             checked = _check(reading, rule)
+            if rule.personal:
+                hidden = _hide(checked, rule, self.salt)
+                if hidden is None:
+                    changed = True
+                    continue
+                checked = hidden
             changed = changed or checked is not reading
             if self._worth_reporting(checked, rule):
                 kept.append(checked)
@@ -135,6 +150,22 @@ def _moved(reading: Reading, memory: _Memory, rule: PointRule) -> bool:
     if isinstance(value, str | bool) or isinstance(last, str | bool) or value is None or last is None:
         return value != last
     return value != last and abs(value - last) >= rule.on_change
+
+
+def _hide(reading: Reading, rule: PointRule, salt: bytes) -> Reading | None:
+    """The reading without what is personal in it; None when nothing may be kept."""
+    if rule.personal == "drop":
+        return None
+    value = reading.value
+    if value is None:
+        return reading
+    if rule.personal == "hash":
+        day = reading.observed_at.astimezone(UTC).date().isoformat()  # the same tag cannot be followed over days
+        digest = hmac.new(salt, f"{day} {value}".encode("utf-8", "surrogatepass"), hashlib.sha256)
+        return replace(reading, value=digest.hexdigest()[:HASH_CHARACTERS])
+    if isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value):
+        return replace(reading, value=round(round(value / rule.blur_to) * rule.blur_to, 9))
+    return None
 
 
 def _check(reading: Reading, rule: PointRule) -> Reading:

@@ -1,6 +1,8 @@
 """One link at work: the Context its driver sees, the one-shot requests in its queue, pause."""
 
 import asyncio
+import contextlib
+import os
 from collections.abc import Awaitable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -12,9 +14,10 @@ from gateway.log.log import Log
 from gateway.sdk.config import DeviceConfig, LinkConfig, Report
 from gateway.sdk.driver import Clock, Context, Driver, Exchange, Receipt, Request
 from gateway.sdk.errors import Busy, ConfigError, FrameError, LinkError
-from gateway.sdk.quantities import conversion, quantities
+from gateway.sdk.quantities import plausible_range, quantities
 from gateway.sdk.reading import Quality, ReadingSet, Value
-from gateway.sdk.streams import open_serial, open_tcp
+from gateway.sdk.recording import MAX_BYTES, Chunk, Direction, written
+from gateway.sdk.streams import Tap, open_serial, open_tcp
 
 MAX_REQUESTS = 8  # one-shot reads and writes waiting for a link; more are refused, not queued
 SILENT_AFTER_S = 120.0  # a driver loop that calls no `progress` for so long is restarted
@@ -70,13 +73,14 @@ class LinkService:
         self._log, self._clock = log, clock
         self._health = health
         self._record: LinkHealth = health.link(name, driver.name)
-        self._intakes = {device: Intake(_rules(its)) for device, its in config.devices.items()}
+        self._intakes = {device: Intake(_rules(its), _SALT) for device, its in config.devices.items()}
         self._devices = {device: self._record.devices.setdefault(device, DeviceHealth()) for device in config.devices}
         for gone in set(self._record.devices) - set(config.devices):
             del self._record.devices[gone]
         self._paused_until_s: dict[str, float] = {}
         self._rejected_event_s = -REJECT_EVENT_EVERY_S
         self.requests = RequestQueue()
+        self.tap = Tap()
 
     async def run(self) -> None:
         """Run the driver until cancelled; its errors are the supervisor's business."""
@@ -117,6 +121,25 @@ class LinkService:
         except TimeoutError:
             raise LinkError(f"link {self._link} did not come to the request within {timeout_s:g} s") from None
 
+    async def record(self, seconds: float) -> str:
+        """What goes over the link's wire in the next `seconds`, as the text of a recording."""
+        start_s, chunks, room = self._clock.monotonic_s(), list[Chunk](), MAX_BYTES
+        full = asyncio.Event()
+
+        def hear(direction: Direction, data: bytes) -> None:
+            nonlocal room
+            room -= 3 * len(data) + 16
+            if room < 0:
+                full.set()
+            else:
+                chunks.append(Chunk(self._clock.monotonic_s() - start_s, direction, data))
+
+        remark = f"link {self._link}, {self._record.driver}, since {self._clock.now().isoformat()}"
+        with self.tap.listen(hear), contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await full.wait()
+        return written(chunks, remark=remark)
+
     def pause(self, device: str, seconds: float) -> datetime:
         """What this device says for the next `seconds` reaches neither log nor city; 0 ends a pause. When it ends."""
         until = self._clock.now() + timedelta(seconds=seconds)
@@ -142,8 +165,8 @@ class LinkService:
             monotonic_s=self._clock.monotonic_s,
             sleep=self._clock.sleep,
             progress=self._progress,
-            open_serial=open_serial,
-            open_tcp=open_tcp,
+            open_serial=self.tap.through(open_serial),
+            open_tcp=self.tap.through(open_tcp),
             requests=self.requests,
             offer_time=self._offer_time,
             state={
@@ -240,14 +263,23 @@ _REMEDIES = {
 }
 
 
+_SALT = os.urandom(32)  # of this run, for hashes of personal data; never stored
+
+
 def _rules(device: DeviceConfig) -> Mapping[str, PointRule]:
     rules = {}
     for name, point in device.template.points.items():
         quantity = quantities()[point.quantity]
-        low, high = point.range or quantity.range or (float("-inf"), float("inf"))
-        if point.range is None and point.unit and point.unit != quantity.unit:
-            scale, offset = conversion(quantity.unit, point.unit)
-            low, high = sorted((low * scale + offset, high * scale + offset))
+        bounds = point.range or plausible_range(quantity, point.unit or quantity.unit)
+        low, high = sorted(bounds) if bounds else (float("-inf"), float("inf"))
         report = device.report.get(name, Report())
-        rules[name] = PointRule(low, high, quantity.kind, report.on_change, report.at_least_s)
+        rules[name] = PointRule(
+            low,
+            high,
+            quantity.kind,
+            point.privacy,
+            point.blur_to or 0.0,
+            on_change=report.on_change,
+            at_least_s=report.at_least_s,
+        )
     return rules

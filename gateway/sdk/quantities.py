@@ -23,6 +23,7 @@ class Quantity:
         dimension: of its units, as in the unit table; "" for text and flags.
         unit: canonical UN/CEFACT common code; "" for text and flags.
         range: plausible values in `unit`; outside lies a fault of the sensor. None for text and flags.
+        personal: personal data by nature: hashed before it is logged, unless the template says otherwise.
         molar_mass: g/mol of a gas, whose points may also be a fraction (ppm, ppb) or a mass by volume; else 0.
     """
 
@@ -33,6 +34,7 @@ class Quantity:
     meaning: str
     kind: Literal["number", "integer", "boolean", "text"] = "number"
     molar_mass: float = 0.0
+    personal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ def _quantity(name: str, entry: Mapping[str, Any]) -> Quantity:
         meaning=entry["meaning"],
         kind=entry.get("kind", "number"),
         molar_mass=float(entry.get("molar_mass", 0.0)),
+        personal=bool(entry.get("personal", False)),
     )
 
 

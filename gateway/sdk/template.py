@@ -1,8 +1,10 @@
 """Template: one device type as data. A driver subclasses `Template` and adds how to read the device."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from gateway.sdk.quantities import quantities
 
 
 class TemplateModel(BaseModel):
@@ -20,6 +22,30 @@ class TemplatePoint(TemplateModel):
     unit: str = Field("", description="UN/CEFACT common code of the values; default: the quantity's canonical unit")
     description: str = Field("", description="what the data sheet calls it")
     range: tuple[float, float] | None = Field(None, description="plausible range in the unit; default: the quantity's")
+    personal: Literal["drop", "hash", "blur", "no"] | None = Field(
+        None,
+        description="what becomes of personal data before it is logged: drop it, hash it (a text; another hash every day), "
+        "blur it (a number); default: hash for what is personal by nature, as number plates, else no",
+    )
+    blur_to: float | None = Field(None, gt=0, description="step a blurred number is rounded to, in the unit, e.g. 0.01")
+
+    @property
+    def privacy(self) -> Literal["", "drop", "hash", "blur"]:
+        """What becomes of the value before it is logged; "" = it is logged as it is."""
+        if self.personal == "no":
+            return ""
+        known = quantities().get(self.quantity)
+        return self.personal or ("hash" if known is not None and known.personal else "")
+
+    @model_validator(mode="after")
+    def _check_personal(self) -> "TemplatePoint":
+        known = quantities().get(self.quantity)
+        kind = known.kind if known is not None else "text"
+        if self.personal == "hash" and kind != "text":
+            raise ValueError(f"only a text can be hashed, and {self.quantity} is none; blur it or drop it")
+        if self.personal == "blur" and (kind not in ("number", "integer") or self.blur_to is None):
+            raise ValueError("to blur a number say to which step, as in blur_to: 0.01; a text can be hashed or dropped")
+        return self
 
 
 def _duration_s(value: Any) -> Any:
@@ -80,9 +106,7 @@ class AttributeMapping(TemplateModel):
     dataset: str = Field("", description="datasetId (a URI) when an attribute has several instances")
 
 
-_ShortOrLong = Annotated[
-    AttributeMapping, BeforeValidator(_short_form, json_schema_input_type=str | AttributeMapping)
-]
+_ShortOrLong = Annotated[AttributeMapping, BeforeValidator(_short_form, json_schema_input_type=str | AttributeMapping)]
 
 
 class EntityMapping(TemplateModel):
@@ -96,9 +120,7 @@ class EntityMapping(TemplateModel):
     id: str | None = Field(
         None, description="entity id or pattern; default urn:ngsi-ld:{Type}:{city}:{gateway}:{device}"
     )
-    attributes: dict[str, _ShortOrLong | None] = Field(
-        default={}, description="attribute: point"
-    )
+    attributes: dict[str, _ShortOrLong | None] = Field(default={}, description="attribute: point")
     static: dict[str, Any] = Field(default={}, description="attribute: constant value")
     period_s: Annotated[float, BeforeValidator(_duration_s), WithJsonSchema(_DURATION)] | None = Field(
         None, alias="period", description="length of the observation period, e.g. 15 min: dateObservedFrom and To"
