@@ -15,10 +15,10 @@ from aiohttp import web
 from gateway.harmonise.dialects import concise, key_values, ngsi_ld
 from gateway.harmonise.entity import Entity
 from gateway.http.view import VIEW
+from gateway.models.catalogue import CORE_CONTEXT
 
 PREFIX = "/ngsi-ld/v1"
 CONTEXT_PATH = f"{PREFIX}/jsonldContexts/citygate"
-CORE_CONTEXT = "https://uri.etsi.org/ngsi-ld/v1/ngsi-ld-core-context-v1.8.jsonld"
 CONTEXT_RELATION = '; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+json"'
 JSON, JSON_LD = "application/json", "application/ld+json"
 DEFAULT_LIMIT, MAX_LIMIT = 20, 1000

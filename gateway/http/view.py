@@ -19,7 +19,7 @@ class GatewayView(Protocol):
         """Verbs beside those below, by name as in `POST /control/NAME` (`buffer-held-list`)."""
 
     def status(self) -> dict[str, Any]:
-        """The status of everything, in the shape of `docs/status.md`; times are RFC 3339 UTC.
+        """The status of everything, in the shape of docs/command.md; times are RFC 3339 UTC.
 
         `{gateway: {id, name, city, version, config, started_at, now, ready: [reason]}, links: {NAME: LinkHealth +
         devices: {NAME: DeviceHealth + {template, paused_until, points: {NAME: {quantity, value, unit, symbol, quality,
