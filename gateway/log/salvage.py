@@ -6,11 +6,11 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from gateway.log.boots import Boot
 from gateway.log.segment import (
     LOG,
     MAGIC,
@@ -23,14 +23,24 @@ from gateway.log.segment import (
     decode,
     encode,
     entries_of,
+    microseconds,
     read_header,
 )
-from gateway.log.store import RECORD_MAGIC, Store, read_record, sync_folder
+from gateway.log.store import RECORD_MAGIC, Gap, Store, read_record, sync_folder
 from gateway.sdk.errors import LogError
 
 _SQLITE: Final = b"SQLite format 3\0"
 _ASIDE_KEPT: Final = 2
 _CHUNK: Final = 200
+_MAYBE_INT: Final = (int, type(None))
+_TYPES: Final[dict[str, tuple[Any, ...]]] = {
+    "boot": (int, str, _MAYBE_INT, int, int, _MAYBE_INT, int),
+    "cursor": (str, int, int),
+    "state": (str, str, bytes),
+    "held": (int, str, str, str, str, int, int, int, _MAYBE_INT, int, bytes),
+    "gap": (int, int, _MAYBE_INT, _MAYBE_INT, int, str, str),
+    "statistic": (int, bytes),
+}
 
 
 @dataclass(slots=True)
@@ -59,6 +69,7 @@ class _Found:
     series: dict[int, tuple[str, str]] = field(default_factory=dict)
     layouts: dict[int, Layout] = field(default_factory=dict)
     segments: dict[int, tuple[Header, bytes]] = field(default_factory=dict)
+    totals: list[int] = field(default_factory=list)
     rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
 
 
@@ -84,13 +95,14 @@ def salvage(path: Path, max_size_bytes: int, at: datetime) -> Report:
     """
     if not ours(path):
         raise LogError(f"{path} is not a citygate log; move it away, or give buffer.path a name of its own")
-    report = Report(path.with_name(f"{path.name}.damaged-{at:%Y%m%dT%H%M%S%f}"))
+    name = f"{path.name}.damaged-{at:%Y%m%dT%H%M%S}"
+    report = Report(next(p for n in count() if not (p := path.with_name(f"{name}-{n}")).exists()))
     found = _read(path, report)
     new = _beside(path)
     _remove(new)
     store = Store(new, max_size_bytes)
     try:
-        _write(store, found, report)
+        _write(store, found, report, at)
     finally:
         store.close()  # the last connection moves all into the file and removes the journal
     path.rename(report.aside)
@@ -155,11 +167,14 @@ def _read_tables(path: Path, found: _Found, report: Report) -> None:
     try:
         for table in ("start", "boot", "cursor", "state", "held", "gap", "statistic", "record", "record_copy"):
             found.rows[table] = _rows(db, f"SELECT * FROM {table}", table, report)
-        for (body,) in _rows(db, "SELECT body FROM segment", "segment", None):
-            _take_segment(body, found)
+        for total, body in _rows(db, "SELECT total, body FROM segment ORDER BY id", "segment", None):
+            if isinstance(body, bytes) and isinstance(total, int):
+                _take_segment(body, found)
+                found.totals.append(total)
         for table in ("record", "record_copy"):
             for _, body in found.rows[table]:
-                read_record(body, found.series, found.layouts)
+                if isinstance(body, bytes):
+                    read_record(body, found.series, found.layouts)
     finally:
         db.close()
 
@@ -203,18 +218,16 @@ def _places(data: mmap.mmap, magic: bytes) -> Iterator[int]:
         start = data.find(magic, start + 1)
 
 
-def _write(store: Store, found: _Found, report: Report) -> None:
+def _write(store: Store, found: _Found, report: Report, at: datetime) -> None:
     layouts = Layouts(found.layouts[number] for number in sorted(found.layouts))
     segments = [found.segments[number] for number in sorted(found.segments)]
     settled = segments[-1][0].settled if segments else 0
-    starts = [row for row in found.rows.get("start", []) if _are_ints(row)]
-    boots = [boot for row in found.rows.get("boot", []) if (boot := _boot(row)) is not None]
+    starts = [row for row in found.rows.get("start", []) if _fits(row, (int, int, int))]
     last = max([segments[-1][0].last if segments else 0, settled])
     with store.transaction():
         store.save_rows("start", [*starts, *([] if starts else [((last >> 32) + 1, 0, 0)])])
-        store.save_rows("boot", [tuple(getattr(b, name) for name in Boot.__slots__) for b in boots])
-        for table in ("cursor", "state", "held", "gap", "statistic"):
-            store.save_rows(table, found.rows.get(table, []))
+        for table, types in _TYPES.items():
+            store.save_rows(table, [row for row in found.rows.get(table, []) if _fits(row, types)])
         store.save_dictionary(found.series, list(found.layouts.values()))
     kept = list(_in_order(segments, settled, layouts, report))
     for i in range(0, len(kept), _CHUNK):
@@ -225,6 +238,17 @@ def _write(store: Store, found: _Found, report: Report) -> None:
                 store.save_segment(header, body, report.readings)
             store.save_dictionary({}, layouts.unsaved)
         layouts.unsaved.clear()
+    _count_lost(store, found, report, at)
+
+
+def _count_lost(store: Store, found: _Found, report: Report, at: datetime) -> None:
+    """A gap record of what was not found, as far as the running totals tell; 0 readings: not known how many."""
+    stored = found.totals[-1] - found.totals[0] if len(found.totals) > 1 else 0
+    lost = max(0, stored - report.readings)
+    if lost:
+        report.lost.append(f"{lost} readings")
+    with store.transaction():
+        store.save_gap(Gap(microseconds(at), None, None, lost, "damage", {}))
 
 
 def _in_order(
@@ -249,9 +273,6 @@ def _in_order(
         yield header, body
 
 
-def _are_ints(row: tuple[Any, ...]) -> bool:
-    return all(isinstance(value, int) for value in row)
-
-
-def _boot(row: tuple[Any, ...]) -> Boot | None:
-    return Boot(*row) if isinstance(row[0], int) and isinstance(row[1], str) else None
+def _fits(row: tuple[Any, ...], types: tuple[Any, ...]) -> bool:
+    """What is left of an overwritten page can pass for rows of anything."""
+    return all(map(isinstance, row, types))

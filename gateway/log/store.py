@@ -200,7 +200,6 @@ class Store:
         self.boots = Boots((), 0)
         self.now_us: Callable[[], int | None] = lambda: None
         self.total = 0
-        self.damaged: list[str] = []
         try:
             self._prepare()
         except BaseException:
@@ -251,8 +250,8 @@ class Store:
             boot = Boot(max((b.id for b in boots), default=0) + 1, boot_name)
             boots.append(boot)
         newest = self._db.execute("SELECT id, span, total, body FROM segment ORDER BY id DESC LIMIT 1").fetchone()
-        last = newest[0] + newest[1] if newest else 0
-        self.total = newest[2] if newest else 0
+        first, span, self.total, _ = _typed(newest, (int, int, int, bytes)) if newest else (0, 0, 0, b"")
+        last = first + span
         start = self._take_start(boot, max([last, *cursors.values()]) >> 32, at_us)
         saved = self._load_last_values()
         newest_us = max((b.offset_us + b.up_us for b in boots if b.offset_us is not None), default=0)
@@ -262,15 +261,13 @@ class Store:
             boot=boot.id,
             series=series,
             cursors=cursors,
-            states={(d, k): value for d, k, value in self._db.execute("SELECT device, key, value FROM state")},
+            states=self._load_states(),
             last=last,
             newest_us=newest_us,
             last_values=saved,
             held=self._load_held(),
             gaps=self.gaps(),
-            statistics=dict(
-                self._db.execute("SELECT hour, body FROM statistic ORDER BY hour DESC LIMIT 48").fetchall()
-            ),
+            statistics=self._load_statistics(),
         )
 
     def _take_start(self, boot: Boot, used: int, at_us: int) -> int:
@@ -303,7 +300,9 @@ class Store:
         }
 
     def _load_boots(self) -> list[Boot]:
-        boots = [Boot(*row) for row in self._db.execute("SELECT * FROM boot ORDER BY id")]
+        none = type(None)
+        types = (int, str, (int, none), int, int, (int, none), int)
+        boots = [Boot(*_typed(row, types)) for row in self._db.execute("SELECT * FROM boot ORDER BY id")]
         return [self._seen_alive(boot) for boot in boots]
 
     def _seen_alive(self, boot: Boot) -> Boot:
@@ -335,7 +334,7 @@ class Store:
                 continue
             mark = max(mark, header.last)
             found.append((header.stamp, columns))
-        for _, body in self.bodies(mark):
+        for _, body, _ in self.bodies(mark):
             columns = Columns(0)
             try:
                 header = decode(body, self.layouts, columns, after=mark)
@@ -344,9 +343,17 @@ class Store:
             found.append((header.stamp, columns))
         return found
 
+    def _load_states(self) -> dict[tuple[str, str], bytes]:
+        rows = [_typed(row, (str, str, bytes)) for row in self._db.execute("SELECT device, key, value FROM state")]
+        return {(device, key): value for device, key, value in rows}
+
+    def _load_statistics(self) -> dict[int, bytes]:
+        rows = self._db.execute("SELECT hour, body FROM statistic ORDER BY hour DESC LIMIT 48")
+        return dict(_typed(row, (int, bytes)) for row in rows.fetchall())
+
     def _load_held(self) -> list[HeldRow]:
         return [
-            HeldRow(*row)
+            HeldRow(*_typed(row, (int, str, str, str, str, int, int, int, (int, type(None)), int, int)))
             for row in self._db.execute(
                 "SELECT id, broker, entity, device, reason, first_us, last_us, tries, next_us, readings, length(body)"
                 " FROM held ORDER BY id"
@@ -470,7 +477,8 @@ class Store:
         rows = self._db.execute("SELECT id, span, total, body FROM segment ORDER BY id LIMIT ?", (limit,)).fetchall()
         found: list[tuple[int, int, Header | None]] = []
         before: int | None = None
-        for first, span, total, body in rows:
+        for row in rows:
+            first, span, total, body = _typed(row, (int, int, int, bytes))
             try:
                 header = read_header(body)
             except DamagedSegment:
@@ -491,8 +499,8 @@ class Store:
         ).fetchone()
         if row is None:
             first = self._db.execute("SELECT total, body FROM segment ORDER BY id LIMIT 1").fetchone()
-            return self._before(*first) if first else self.total
-        span, number, total, body = row
+            return self._before(*_typed(first, (int, bytes))) if first else self.total
+        span, number, total, body = _typed(row, (int, int, int, bytes))
         if number + span <= seq:
             return int(total)
         columns = Columns(0)
@@ -520,51 +528,43 @@ class Store:
 
         Args:
             hold: stop before the first set whose time is unconfirmed.
+
+        Raises:
+            sqlite3.DatabaseError: a segment is damaged or missing.
         """
         columns = Columns(after)
         now_us = self.now_us()
-        for number, body in self.bodies(after):
+        total: int | None = None
+        for number, body, after_it in self.bodies(after):
             start = len(columns.seq)
             try:
                 if hold and self.boots.resolve(read_header(body).stamp)[1] is TimeState.UNCONFIRMED:
                     break
                 header = decode(body, self.layouts, columns, after=after)
             except DamagedSegment as error:
-                columns.cut(start)
-                self._give_up_damaged(number, error)
-                continue
+                raise _damage(str(error)) from error
+            if header.first != number or (total is not None and total + header.readings != after_it):
+                raise _damage(f"segment {number} does not follow the one before it")
+            total = after_it
             self.boots.correct(columns, start, header.stamp, now_us)
             if len(columns.seq) >= max_readings:
                 break
         return columns if columns.seq else None
 
-    def _give_up_damaged(self, number: int, error: DamagedSegment) -> None:
-        """Take a segment out whose bits have changed: one bad thing stays one bad thing."""
-        lost = self._readings_of(number)
-        gap = Gap(self.now_us() or 0, None, None, lost, "damage", {})
-        with self.transaction():
-            self._db.execute("DELETE FROM segment WHERE id = ?", (number,))
-            self._put_gaps([gap])
-        self.damaged.append(f"{error}; {lost} readings lost")
-
-    def _readings_of(self, number: int) -> int:
-        """Readings of a segment by the running totals; 0 when the one before it is gone too."""
-        rows = self._db.execute(
-            "SELECT total FROM segment WHERE id <= ? ORDER BY id DESC LIMIT 2", (number,)
-        ).fetchall()
-        return rows[0][0] - rows[1][0] if len(rows) == 2 else 0
-
-    def bodies(self, after: int = -1) -> Iterator[tuple[int, bytes]]:
-        """Segments that hold sets above `after`, with their first numbers, ascending."""
+    def bodies(self, after: int = -1) -> Iterator[tuple[int, bytes, int]]:
+        """Segments that hold sets above `after`, ascending: first number, blob, readings ever stored up to its end."""
         place = self._db.execute(
             "SELECT id FROM segment WHERE id <= ? ORDER BY id DESC LIMIT 1", (after,)
         ).fetchone() or (after,)
         while row := self._db.execute(
-            "SELECT id, span, body FROM segment WHERE id >= ? ORDER BY id LIMIT 1", place
+            "SELECT id, span, body, total FROM segment WHERE id >= ? ORDER BY id LIMIT 1", place
         ).fetchone():
-            place = (row[0] + row[1] + 1,)
-            if row[0] + row[1] > after:
-                yield row[0], row[2]
+            number, span, body, total = _typed(row, (int, int, bytes, int))
+            if span < 0:
+                raise _damage(f"segment {number} ends before it begins")
+            place = (number + span + 1,)
+            if number + span > after:
+                yield number, body, total
 
     def owed(self, after: int) -> tuple[int, int | None]:
         """Readings stored above `after`, and the oldest time among the first of them in microseconds."""
@@ -668,6 +668,9 @@ class Store:
     def save_dictionary(self, series: Mapping[int, tuple[str, str]], layouts: Sequence[Layout]) -> None:
         self._put_records(series, layouts)
 
+    def save_gap(self, gap: Gap) -> None:
+        self._put_gaps([gap])
+
     def save_segment(self, header: Header, body: bytes, total: int) -> None:
         self._db.execute(
             "INSERT INTO segment VALUES(?, ?, ?, ?)", (header.first, header.last - header.first, total, body)
@@ -706,7 +709,14 @@ def connect_file(path: Path) -> Connection:
         sync_folder(path.parent)  # SQLite does this for its journals, not for the database itself
     # psow=0: power loss may garble the whole block being written, so SQLite must not rely on the rest of it
     uri = f"file:{quote(str(path.absolute()))}?psow=0"
-    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+    db.text_factory = _text
+    return db
+
+
+def _text(data: bytes) -> str:
+    """A damaged page can pass for rows of text that is none."""
+    return data.decode("utf-8", "replace")
 
 
 def sync_folder(folder: Path) -> None:
@@ -754,6 +764,23 @@ def read_record(body: bytes, series: dict[int, tuple[str, str]], layouts: dict[i
         else:
             layouts[number] = Layout(number, tuple(first), tuple(second))
     return True
+
+
+def _typed(row: tuple[Any, ...], types: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The row, if it has these types: what is left of an overwritten page can pass for rows.
+
+    Raises:
+        sqlite3.DatabaseError: the file is damaged.
+    """
+    if not all(map(isinstance, row, types)):
+        raise _damage(f"a row holds {[type(value).__name__ for value in row]}: its page is damaged")
+    return row
+
+
+def _damage(what: str) -> sqlite3.DatabaseError:
+    error = sqlite3.DatabaseError(what)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
 
 
 def _cursor_crc(name: str, seq: int) -> int:

@@ -11,41 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway.log.log import Columns, Consumer, Log, LogSettings
+from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.errors import LogError
 from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason
 from gateway.sdk.testing import NOON, ManualClock
-
-CITY = Consumer("milano")
-OTHER = Consumer("porto")
-
-
-def a_set(n: int, device: str = "meter-1") -> ReadingSet:
-    at = NOON + timedelta(seconds=n)
-    return ReadingSet(device, (Reading("count", n, at), Reading("voltage", 230.0 + n / 10, at)))
-
-
-async def opened(path: Path, *consumers: Consumer, commit_every_s: float = 3600.0, keep_s: float = 0.0) -> Log:
-    settings = LogSettings(path / "buffer.db", commit_every_s=commit_every_s, keep_s=keep_s)
-    return await Log.open(settings, clock=ManualClock(), consumers=consumers)
-
-
-async def everything(log: Log, consumer: str) -> list[int]:
-    """All values of point `count` after the cursor, without settling."""
-    counts: list[int] = []
-    after: int | None = None
-    while (columns := await log.read(consumer, after=after, max_readings=7)) is not None:
-        counts += counts_of(log, columns)
-        after = columns.last
-    return counts
-
-
-def counts_of(log: Log, columns: Columns) -> list[int]:
-    return [
-        value
-        for value, number in zip(columns.value, columns.series, strict=True)
-        if log.series[number].point == "count" and isinstance(value, int)
-    ]
+from tests.gateway.log.scene import CITY, OTHER, a_set, everything, opened
 
 
 async def test_a_set_is_read_back_from_the_head_and_from_the_file_alike(tmp_path: Path) -> None:

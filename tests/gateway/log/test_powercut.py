@@ -140,7 +140,7 @@ STAMP = Stamp(1, microseconds(NOON) - 10**9, 6)
 
 
 def dump_of(rows: list[Any]) -> str:
-    return hashlib.sha256(marshal.dumps(rows)).hexdigest()
+    return hashlib.sha256(marshal.dumps(rows, 2)).hexdigest()
 
 
 def dump(db: Any) -> str:
@@ -208,8 +208,6 @@ def look(path: Path, scene: Scene, *, deep: bool) -> tuple[str, str]:
             columns = Columns(0)
             while (more := store.read(columns.last, 10**6)) is not None:
                 columns = more
-            if store.damaged:
-                wrong = f"damaged segments: {store.damaged}"
             scene.seq = max(newest, loaded.start << 32)
             store.commit(Batch(entries=scene.sets(2)))
     finally:
