@@ -7,10 +7,11 @@ import fcntl
 import os
 import socket
 import termios
-from collections.abc import AsyncIterator
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Literal, Protocol
 
-from gateway.sdk.errors import LinkError, PortClosed
+from gateway.sdk.errors import CitygateError, LinkError, PortClosed
 
 READ_BYTES = 4096
 MAX_PENDING_BYTES = 1 << 20  # more unread than this means nobody reads: stop taking it from the kernel
@@ -30,6 +31,49 @@ class ByteStream(Protocol):
 
     async def write(self, data: bytes) -> None:
         """Hand all bytes to the kernel. Raises PortClosed."""
+
+
+Hear = Callable[[Literal[">", "<"], bytes], None]
+
+
+class Tap:
+    """Hears what goes over the streams that are opened through it, without being in the way: while nobody listens it
+    costs one comparison a read."""
+
+    def __init__(self) -> None:
+        self._streams: set[Any] = set()
+        self._hear: Hear | None = None
+
+    def through(self, open_stream: Callable[..., AbstractAsyncContextManager[ByteStream]]) -> Any:
+        """The same opener; its streams can be heard."""
+
+        @contextlib.asynccontextmanager
+        async def opened(*args: Any, **kwargs: Any) -> AsyncIterator[ByteStream]:
+            async with open_stream(*args, **kwargs) as stream:
+                self._streams.add(stream)
+                stream.hear = self._hear  # type: ignore[attr-defined]  # ours have it, any other ignores it
+                try:
+                    yield stream
+                finally:
+                    self._streams.discard(stream)
+
+        return opened
+
+    @contextlib.contextmanager
+    def listen(self, hear: Hear) -> Iterator[None]:
+        """`hear` is called with `>` and the bytes written, `<` and the bytes that came. One listener at a time."""
+        if self._hear is not None:
+            raise CitygateError("this link is being recorded already")
+        self._set(hear)
+        try:
+            yield
+        finally:
+            self._set(None)
+
+    def _set(self, hear: Hear | None) -> None:
+        self._hear = hear
+        for stream in self._streams:
+            stream.hear = hear
 
 
 def _wake(ready: "asyncio.Future[None]") -> None:
@@ -52,6 +96,7 @@ class _Descriptor:
         self._lost: PortClosed | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._watching = False
+        self.hear: Hear | None = None
         self._watch()
 
     def _watch(self) -> None:
@@ -82,6 +127,8 @@ class _Descriptor:
             self._lost = self._closed(error)
         else:
             self._pending += data
+            if self.hear is not None:
+                self.hear("<", data)
             if not data:
                 self._lost = self._closed(None)
         if self._lost is not None or len(self._pending) >= MAX_PENDING_BYTES:
@@ -132,6 +179,8 @@ class _Descriptor:
     async def write(self, data: bytes) -> None:
         if self._lost is not None:
             raise self._lost
+        if self.hear is not None:
+            self.hear(">", data)
         view = memoryview(data)
         while view:
             try:
