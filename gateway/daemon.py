@@ -26,7 +26,7 @@ from gateway.health import Health, notify, watchdog_every_s
 from gateway.http.outcome import UnknownName
 from gateway.http.preview import Good, entities, remarks, sample_values
 from gateway.http.server import Server
-from gateway.http.shapes import reading_rows, socket_path, utc
+from gateway.http.shapes import exchange_row, reading_rows, socket_path, utc
 from gateway.http.view import Verb
 from gateway.journal import bind, event
 from gateway.link import LinkService
@@ -268,7 +268,26 @@ class Daemon:
     @property
     def verbs(self) -> Mapping[str, Verb]:
         """Verbs of parts that bring their own."""
-        return {}
+        return {"write": self._write, "record": self._record}
+
+    async def _write(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Write one allow-listed point: `device`, `point`, `value`; answers as `read` does."""
+        plan = self._device(str(given.get("device")))
+        value = given.get("value")
+        if not isinstance(value, str | int | float):
+            raise UnknownName("argument value is missing")
+        exchange = await self._service(plan).request(plan.name, point=str(given.get("point")), value=value)
+        event("point_written", device=plan.name, point=given.get("point"), value=value)
+        return exchange_row(plan.template, exchange)
+
+    async def _record(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What goes over the wire of `link` in the next `seconds`: `{recording: text}`."""
+        name, seconds = str(given.get("link")), given.get("seconds", 0)
+        if name not in self._links:
+            raise UnknownName(f"no link {name} at work; there are {', '.join(sorted(self._links)) or 'none'}")
+        if not isinstance(seconds, int | float) or not 0 < seconds <= 600:
+            raise UnknownName("a recording takes up to 600 s")
+        return {"recording": await self._links[name].record(float(seconds))}
 
     def ready(self) -> tuple[str, ...]:
         """Why the box does not do all of its work now."""
