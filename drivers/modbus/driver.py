@@ -31,6 +31,7 @@ from drivers.modbus.codec.frames import (
 from drivers.modbus.config import ModbusConfig, ModbusTemplate
 from drivers.modbus.device import Unit, plan_of, readings_of
 from drivers.modbus.diagnosis import Evidence
+from drivers.modbus.load import shares
 from drivers.modbus.transaction import CLOCK_STEP_S, Answered, Bus, Timing
 from gateway.sdk.driver import SDK_VERSION, Context, Exchange, Request
 from gateway.sdk.errors import Busy, CitygateError, FrameError, LinkError, NoAnswer
@@ -360,6 +361,10 @@ class ModbusDriver:
     def solve(self, options: Mapping[str, Any], context: Context) -> AsyncIterator[dict[str, Any]]:
         """See `drivers.modbus.scan.solve`."""
         return scan.solve(options, context)
+
+    def shares(self, config: ModbusConfig) -> Mapping[str, float]:
+        """See `SharesLine`."""
+        return shares(config)
 
     def decode(self, template: Template, frame: bytes, context: Mapping[str, Any]) -> tuple[Reading, ...]:
         """Readings of one captured reply (RTU, ASCII or TCP).
