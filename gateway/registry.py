@@ -81,7 +81,7 @@ class Registry:
         except Exception as error:  # a foreign package may raise anything while it is imported
             raise DriverUnavailable(
                 f"{what} {name} from {_origin(offers[0])} cannot be imported: {type(error).__name__}: {error}",
-                f"install what it needs, e.g. the extra citygate[{name}], or reinstall the package",
+                f"install what it needs{_extra(offers[0])}, or reinstall the package",
             ) from error
         self._loaded[group, name] = loaded
         return loaded
@@ -93,6 +93,12 @@ def _offers(group: str) -> dict[str, tuple[importlib.metadata.EntryPoint, ...]]:
         # One package can stand on the path twice (a wheel and its source tree); that is no conflict.
         found.setdefault(entry.name, {})[f"{_origin(entry)}={entry.value}"] = entry
     return {name: tuple(entries.values()) for name, entries in found.items()}
+
+
+def _extra(entry: importlib.metadata.EntryPoint) -> str:
+    """Our own drivers name their libraries as an extra after their folder: drivers.lora.… needs citygate[lora]."""
+    package, _, rest = entry.module.partition(".")
+    return f": pip install 'citygate[{rest.partition('.')[0]}]'" if package == "drivers" else ""
 
 
 def _origin(entry: importlib.metadata.EntryPoint) -> str:
