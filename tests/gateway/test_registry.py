@@ -50,7 +50,7 @@ def test_an_unknown_name_is_told_apart_from_a_broken_package() -> None:
 def test_a_package_that_fails_to_import_is_named_with_its_error(packages: Path) -> None:
     package(packages, "made_up_broken", "broken", "1 / 0")
 
-    with pytest.raises(DriverUnavailable, match="made_up_broken 1.0 cannot be imported: ZeroDivisionError") as caught:
+    with pytest.raises(DriverUnavailable, match=r"made_up_broken 1.0 cannot be imported: ZeroDivisionError") as caught:
         Registry().driver("broken")
 
     assert not caught.value.unknown
