@@ -69,14 +69,17 @@ class EntityType:
     @cached_property
     def attributes(self) -> Mapping[str, AttributeSpec]:
         """All attributes by name, `location` and the common ones included."""
-        return {name: _attribute(name, entry, self._unit(name)) for name, entry in self._entries.items()}
+        return {name: _attribute(name, entry, self._unit(name, entry)) for name, entry in self._entries.items()}
 
     def near(self, name: str) -> str:
         """The attribute that was probably meant, or ""."""
         return near(name, self._entries)
 
-    def _unit(self, attribute: str) -> str:
-        return self._units.get(f"{self.name}.{attribute}", self._units.get(attribute, ""))
+    def _unit(self, attribute: str, entry: Mapping[str, Any]) -> str:
+        """What we settled for this type, else what its schema says, else what we settled for the name."""
+        settled = self._units.get(f"{self.name}.{attribute}")
+        unit: str = settled or entry.get("unit") or self._units.get(attribute, "")
+        return unit
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ def _attribute(name: str, entry: Mapping[str, Any], unit: str = "") -> Attribute
         maximum=entry.get("max"),
         items=None if items is None else _attribute("", items),
         members={n: _attribute(n, member, unit) for n, member in entry.get("members", {}).items()},
-        unit=entry.get("unit") or unit,
+        unit=unit or entry.get("unit", ""),
         units_text=entry.get("units", ""),
         format=entry.get("format", ""),
         pattern=entry.get("pattern", ""),

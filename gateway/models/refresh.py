@@ -107,6 +107,58 @@ def _expand(iri: str, terms: Mapping[str, str]) -> str:
     return iri
 
 
+def unit_of(text: str) -> str:
+    """UN/CEFACT code of what a schema writes after `Units:`; "" for what is no unit (`0 to 1`) or is ambiguous."""
+    words = re.sub(r"\(.*?\)|[.]", "", text.lower()).replace("-", " ").strip()
+    return _UNIT_WORDS.get(words, "")
+
+
+_UNIT_WORDS = {
+    word: code
+    for code, words in {
+        "MTR": "meter, meters, metre, metres",
+        "CMT": "centimeters",
+        "KMT": "kilometer",
+        "MTK": "m2, square meters",
+        "MTQ": "cubic meters, cubic metre",
+        "MQH": "cubic meters/hour",
+        "E32": "litres/hour",
+        "MMT": "liters per square meter",
+        "KMH": "kilometer per hour, km/h",
+        "MSK": "m/s2",
+        "DD": "degree",
+        "KGM": "kgm, kilogram, kilograms",
+        "M1": "mg/l, mg per liter",
+        "NX": "parts per thousand",
+        "CEL": "celsius degrees, degrees celsius, degrees centigrade",
+        "KEL": "kelvin degrees",
+        "A97": "hecto pascals",
+        "KPA": "kpa",
+        "BAR": "bar",
+        "D10": "siemens per meter, siemens / m",
+        "D54": "w/m2",
+        "LUX": "lux",
+        "LUM": "lumens",
+        "HTZ": "hertz",
+        "AMP": "ampere, ampers",
+        "VLT": "volt, volts",
+        "WTT": "watt, watts",
+        "KWT": "kilowatt, kilowatts",
+        "D46": "volt ampere",
+        "D44": "volt ampere reactive, volts ampere reactive",
+        "KVR": "kilovolt ampere reactive",
+        "KWH": "kilowatt hour, kilowatts per hour",
+        "C79": "kilovolt ampere hour",
+        "K3": "kilovolt ampere reactive hour",
+        "SEC": "second, seconds",
+        "MIN": "minutes",
+        "HUR": "hours",
+        "P1": "p1",
+    }.items()
+    for word in words.split(", ")
+}
+
+
 class _Flat:
     """One schema with its references resolved from files."""
 
@@ -137,6 +189,7 @@ class _Flat:
             entry["kind"] = _KINDS.get(match[1].lower(), "")
         if match := _UNITS.search(text):
             entry["units"] = match[1].strip()
+            entry["unit"] = unit_of(match[1])
         if code := spec.get("x-unitCode"):
             entry["unit"] = code
         choices = [self.attribute(doc, part) for key in ("anyOf", "oneOf", "allOf") for part in spec.get(key, ())]
