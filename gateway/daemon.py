@@ -420,9 +420,10 @@ class Daemon:
             source = f"sample frames of template {plan.template.name}"
         tables = {name: (its.config.kind, its.mappings.get(device, ())) for name, its in self.plan.brokers.items()}
         tables = tables or {"read API": ("ngsi-ld", self.plan.read_api.get(device, ()))}
+        validator = Validator(self.plan.models)
         return {
             "source": source,
-            "remarks": [remark for _, its in tables.values() for remark in remarks(its, good)],
+            "remarks": [remark for _, its in tables.values() for remark in remarks(its, good, validator)],
             "brokers": {name: entities(its, good, kind=kind) for name, (kind, its) in tables.items()},
         }
 

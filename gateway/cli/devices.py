@@ -267,6 +267,7 @@ def preview(given: argparse.Namespace) -> int:
 def _preview_here(config: Path, name: str) -> dict[str, Any]:
     """As the daemon's own, from the template's sample."""
     from gateway.http.preview import entities, remarks, sample_values
+    from gateway.models.validator import Validator
     from gateway.plan import make_plan
 
     plan = make_plan(config, Registry(), with_secrets=False)
@@ -278,6 +279,6 @@ def _preview_here(config: Path, name: str) -> dict[str, Any]:
     tables = tables or {"read API": ("ngsi-ld", plan.read_api.get(name, ()))}
     return {
         "source": f"sample frames of template {device.template.name}",
-        "remarks": [remark for _, its in tables.values() for remark in remarks(its, good)],
+        "remarks": [remark for _, its in tables.values() for remark in remarks(its, good, Validator(plan.models))],
         "brokers": {broker: entities(its, good, kind=kind) for broker, (kind, its) in tables.items()},
     }

@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gateway.harmonise.compile import Mapping as Table
-from gateway.harmonise.dialects import ngsi_ld, ngsi_v2
+from gateway.harmonise.dialects import key_values, ngsi_ld, ngsi_v2
 from gateway.harmonise.entity import harmonise
+from gateway.models.validator import Validator
 from gateway.sdk.driver import Driver
 from gateway.sdk.errors import FrameError
 from gateway.sdk.reading import Quality, Value
@@ -22,14 +23,22 @@ def entities(tables: Iterable[Table], good: Good, *, kind: str = "ngsi-ld") -> l
     return [write(harmonise(table, good)) for table in tables]
 
 
-def remarks(tables: Iterable[Table], good: Good) -> list[str]:
-    """What the model has against these entities: mandatory attributes not known yet, values it does not allow."""
+def remarks(tables: Iterable[Table], good: Good, validator: Validator | None = None) -> list[str]:
+    """What the model has against these entities: mandatory attributes not known yet, values it does not allow.
+
+    Args:
+        validator: with it, what the official schema says against them as well.
+    """
     found: list[str] = []
     for table in tables:
         missing = sorted(table.missing(set(good)))
         if missing:
             found.append(f"{table.entity_id}: not sent before {', '.join(missing)} is known")
-        found += [f"{table.entity_id}: {why}" for why in harmonise(table, good).dropped.values()]
+        entity = harmonise(table, good)
+        found += [f"{table.entity_id}: {why}" for why in entity.dropped.values()]
+        if validator is not None:
+            faults = validator.faults(key_values(entity), entity.context, whole=not missing)
+            found += [f"{table.entity_id}: held, not valid as {entity.type}: {fault}" for fault in faults]
     return list(dict.fromkeys(found))
 
 
