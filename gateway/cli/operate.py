@@ -2,16 +2,17 @@
 
 import argparse
 import asyncio
+import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.cli import box
 from gateway.cli.status_text import counted, status_text
 from gateway.cli.terminal import colour, complain, printable, say, say_json
 from gateway.cli.verbs import Verbs, duration
-from gateway.http.outcome import FINE, PROBLEM, UNREACHABLE
+from gateway.http.outcome import FINE, PROBLEM, UNREACHABLE, UnknownName
 
 STUCK_AFTER_S = 8.0  # `once` gives up when no broker took anything for so long
 READ_ALL_WITHIN_S = 600.0
@@ -28,13 +29,15 @@ def add_verbs(verbs: Verbs) -> None:
         examples=("citygate run", "citygate run -c ./my-box"),
     )
     run_verb.add_argument("--debug", action="store_true", help="more events in the journal")
-    verbs.add(
+    status_verb = verbs.add(
         "status",
         status,
         help="how links, devices, brokers, log and clock are",
-        about="Show how everything is, from the running daemon. Ends with 1 when anything is bad, 4 without a daemon.",
-        examples=("citygate status", "citygate status --json | jq .brokers"),
+        about="Show how everything is, from the running daemon. Ends with 1 when anything is bad, 4 without a daemon. A box with "
+        "many devices shows the values of those that are named.",
+        examples=("citygate status", "citygate status meter-12 roof-rs485", "citygate status --json | jq .brokers"),
     )
+    status_verb.add_argument("names", metavar="NAME", nargs="*", help="only these links, devices or brokers")
     watch_verb = verbs.add(
         "watch",
         watch,
@@ -93,12 +96,30 @@ def run(given: argparse.Namespace) -> int:
 
 def status(given: argparse.Namespace) -> int:
     """`citygate status`."""
-    found: dict[str, Any] = box.ask(given.config, "status")
+    found: dict[str, Any] = only(box.ask(given.config, "status"), given.names)
     if given.json:
         say_json(found)
     else:
-        say(status_text(found))
+        say(status_text(found, values=True if given.names else None))
     return PROBLEM if anything_bad(found) else FINE
+
+
+def only(found: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The status of these links, devices and brokers; all of it without names. Raises UnknownName."""
+    if not names:
+        return found
+    links: dict[str, Any] = {}
+    for name, link in found["links"].items():
+        devices = {device: its for device, its in link["devices"].items() if name in names or device in names}
+        if devices or name in names:
+            links[name] = {**link, "devices": devices}
+    brokers = {name: broker for name, broker in found["brokers"].items() if name in names}
+    known = {*links, *brokers, *(device for link in links.values() for device in link["devices"])}
+    for name in names:
+        if name not in known:
+            raise UnknownName(f"no link, device or broker {name}")
+    shown = {key: found[key] for key in found if key not in ("log", "clock")}
+    return {**shown, "gateway": {**found["gateway"], "ready": []}, "links": links, "brokers": brokers}
 
 
 def anything_bad(found: Mapping[str, Any]) -> bool:
@@ -122,14 +143,22 @@ def watch(given: argparse.Namespace) -> int:
             found = box.ask(given.config, "status")
             if given.json:
                 say_json(found, line=True)
+            elif on_screen:
+                say("\033[H\033[J" + "\n".join(fitted(status_text(found).splitlines())))
             else:
-                say(("\033[H\033[J" if on_screen else "") + status_text(found) + ("" if on_screen else "\n"))
+                say(status_text(found) + "\n")
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 return PROBLEM if anything_bad(found) else FINE
             time.sleep(min(given.every_s, left_s))
     except KeyboardInterrupt:
         return FINE
+
+
+def fitted(lines: list[str]) -> list[str]:
+    """As many as the terminal has, the last one kept: it says what needs somebody."""
+    rows = shutil.get_terminal_size((100, 40)).lines - 1
+    return lines if len(lines) <= rows else [*lines[: rows - 2], "…", lines[-1]]
 
 
 def reload(given: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 """The status as text for a technician's terminal: what is wrong first in colour, what to do beside it. Pure."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -8,20 +8,28 @@ from gateway.cli.terminal import colour, printable, table
 
 MARKS = {"ok": ("●", "green"), "paused": ("‖", "yellow"), "waiting": ("○", "dim"), "starting": ("○", "dim")}
 BAD = ("✗", "red")
+MANY_DEVICES = 12
 
 
-def status_text(status: Mapping[str, Any]) -> str:
-    """Several lines; see `GatewayView.status` for the shape. What needs somebody is said last, where one looks first."""
+def status_text(status: Mapping[str, Any], *, values: bool | None = None) -> str:
+    """Several lines; see `GatewayView.status` for the shape. What needs somebody is said last, where one looks first.
+
+    Args:
+        values: show each device's points; default: when they fit a screen or two.
+    """
     now = time_of(status.get("gateway", {}).get("now"))
+    links = status.get("links", {})
+    if values is None:
+        values = sum(len(link.get("devices", {})) for link in links.values()) <= MANY_DEVICES
     lines = [_title(status.get("gateway", {}))]
-    for name, link in status.get("links", {}).items():
-        lines += ["", *_link(name, link, now)]
+    for name, link in links.items():
+        lines += ["", *_link(name, link, now, values=values)]
     if status.get("brokers"):
         lines += [""]
     for name, broker in status.get("brokers", {}).items():
         lines += [*_broker(name, broker, now)]
-    lines += ["", *_log(status.get("log", {})), *_clock(status.get("clock", {})), ""]
-    return "\n".join([*lines, *_verdict(status.get("gateway", {}).get("ready") or ())])
+    lines += ["", *_log(status.get("log", {})), *_clock(status.get("clock", {}))]
+    return "\n".join([*lines, *_verdict(status)])
 
 
 def time_of(text: str | None) -> datetime | None:
@@ -72,7 +80,12 @@ def _title(gateway: Mapping[str, Any]) -> str:
     return f"{colour(printable(title), 'bold')}  citygate {gateway.get('version', '')}".rstrip()
 
 
-def _verdict(reasons: Sequence[str]) -> Iterator[str]:
+def _verdict(status: Mapping[str, Any]) -> Iterator[str]:
+    """Nothing for a part of a status, which has no log."""
+    if "log" not in status:
+        return
+    reasons = status.get("gateway", {}).get("ready") or ()
+    yield ""
     if not reasons:
         yield colour("all is well", "green")
     for reason in reasons:
@@ -85,16 +98,16 @@ def _why(record: Mapping[str, Any]) -> str:
     return ": ".join(part for part in (record.get("state", ""), printable(record.get("reason", ""))) if part)
 
 
-def _link(name: str, link: Mapping[str, Any], now: datetime | None) -> Iterator[str]:
+def _link(name: str, link: Mapping[str, Any], now: datetime | None, *, values: bool) -> Iterator[str]:
     why = _why(link) or link.get("state", "")
     yield f"{mark(link.get('state', ''))} link {colour(printable(name), 'bold')}  {link.get('driver', '')}  {why}".rstrip()
     if link.get("remedy"):
         yield f"    → {printable(link['remedy'])}"
     for device, record in link.get("devices", {}).items():
-        yield from _device(device, record, now)
+        yield from _device(device, record, now, values=values)
 
 
-def _device(name: str, device: Mapping[str, Any], now: datetime | None) -> Iterator[str]:
+def _device(name: str, device: Mapping[str, Any], now: datetime | None, *, values: bool) -> Iterator[str]:
     last = (
         f"last good {age(time_of(device.get('last_good_at')), now)} ago"
         if device.get("last_good_at")
@@ -109,7 +122,8 @@ def _device(name: str, device: Mapping[str, Any], now: datetime | None) -> Itera
         for point, record in device.get("points", {}).items()
         if record.get("value") is not None or device.get("state") != "bad"  # the device's own line says why
     ]
-    yield from table(rows, indent="      ", right=frozenset((1, 2)))
+    if values:
+        yield from table(rows, indent="      ", right=frozenset((1, 2)))
     for field, count in device.get("undeclared", {}).items():
         yield f"      field {printable(field)} came {count} times but the template does not declare it"
 

@@ -74,8 +74,9 @@ def _gateway(status: Mapping[str, Any]) -> Iterator[Metric]:
     yield GaugeMetricFamily("citygate_ready", "1 while the box does all of its work", int(not gateway.get("ready")))
     yield from _times("citygate", (), {"started_at": "When the daemon started"}, [((), gateway)])
     clock = status.get("clock", {})
-    if "trusted" in clock:
-        yield GaugeMetricFamily("citygate_clock_trusted", "1 while the clock is trusted", int(bool(clock["trusted"])))
+    if clock:
+        trusted = clock.get("trusted", clock.get("state") == "ok")
+        yield GaugeMetricFamily("citygate_clock_trusted", "1 while the clock is trusted", int(bool(trusted)))
 
 
 def _up(prefix: str, text: str, labels: tuple[str, ...], rows: Iterable[Row]) -> Metric:

@@ -80,6 +80,27 @@ def test_status_works_while_the_config_is_broken(citygate: Command, daemon: Fake
     assert citygate("status", "-c", str(folder), "--json").code == 0
 
 
+def test_a_name_shows_that_part_alone(citygate: Command, daemon: FakeView, folder: Path) -> None:
+    daemon.shown["links"]["roof"]["devices"]["meter-13"] = device_status(state="bad", reason="timeout")
+    ended = citygate("status", "meter-12", "-c", str(folder))
+    assert ended.code == 0
+    assert "meter-12" in ended.out
+    assert "meter-13" not in ended.out
+    assert list(citygate("status", "milano", "--json", "-c", str(folder)).json["brokers"]) == ["milano"]
+    unknown = citygate("status", "nope", "-c", str(folder))
+    assert (unknown.code, "nope" in unknown.err) == (2, True)
+
+
+def test_a_box_with_many_devices_shows_values_of_those_that_are_named(
+    citygate: Command, daemon: FakeView, folder: Path
+) -> None:
+    daemon.shown["links"]["roof"]["devices"] = {f"meter-{n}": device_status() for n in range(50)}
+    whole = citygate("status", "-c", str(folder)).out
+    assert "230.5 V" not in whole
+    assert "meter-49" in whole
+    assert "230.5 V" in citygate("status", "meter-7", "-c", str(folder)).out
+
+
 def test_run_with_an_invalid_config_ends_with_3_and_every_problem(folder: Path) -> None:
     (folder / "citygate.yaml").write_text("version: 1\ngateway: {id: gw, city: milano}\nbufer: {}\nlinks: 3\n")
     command = [sys.executable, "-m", "gateway", "run", "-c", str(folder)]

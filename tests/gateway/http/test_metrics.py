@@ -59,6 +59,11 @@ def test_a_bad_device_is_not_up_and_what_is_unknown_is_absent() -> None:
     assert not [key for key in found if key[0] == "citygate_device_last_good_timestamp_seconds"]
 
 
+def test_a_clock_that_nobody_confirms_is_not_trusted() -> None:
+    for clock, trusted in (({"state": "ok"}, 1), ({"state": "unconfirmed"}, 0), ({"trusted": False}, 0)):
+        assert one(of(status(clock=clock)), "citygate_clock_trusted") == trusted
+
+
 def test_names_with_quotes_and_line_ends_stay_labels() -> None:
     shown = status()
     shown["links"]["roof"]["counters"] = {'a"b\nc\\d': 2}
