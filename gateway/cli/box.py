@@ -19,7 +19,7 @@ from gateway.sdk.errors import CitygateError, FrameError, LinkError
 if TYPE_CHECKING:
     from gateway.plan import DevicePlan, Plan
     from gateway.sdk.driver import Exchange, Request
-    from gateway.sdk.reading import ReadingSet
+    from gateway.sdk.reading import ReadingSet, Value
 
 READ_WITHIN_S = 30.0
 START_WITHIN_S = 30.0
@@ -63,11 +63,11 @@ def device_plan(plan: "Plan", name: str) -> "DevicePlan":
 
 
 @contextlib.asynccontextmanager
-async def open_device(plan: "Plan", name: str) -> "AsyncIterator[Callable[[], Awaitable[Exchange]]]":
+async def open_device(plan: "Plan", name: str) -> "AsyncIterator[Callable[..., Awaitable[Exchange]]]":
     """The device of a box whose daemon does not run: its link's driver at work here, for this device alone.
 
     Yields:
-        A function that reads the device once. It raises LinkError when the port is absent, taken or refuses.
+        A function that reads the device once, or writes (point, value). It raises LinkError when the port is absent, taken or refuses.
     """
     from gateway.sdk.driver import Request
 
@@ -77,10 +77,10 @@ async def open_device(plan: "Plan", name: str) -> "AsyncIterator[Callable[[], Aw
     assert link.config is not None
     alone = link.config.model_copy(update={"devices": {name: device.config}})
     waiting: asyncio.Queue[Request] = asyncio.Queue()
-    running = asyncio.create_task(link.driver.run(alone, _context(waiting)), name=f"link {link.name}")
+    running = asyncio.create_task(link.driver.run(alone, driver_context(waiting)), name=f"link {link.name}")
 
-    async def read() -> "Exchange":
-        request = Request("read", name)
+    async def read(point: str = "", value: "Value | None" = None) -> "Exchange":
+        request = Request("read" if value is None else "write", name, point, value)
         waiting.put_nowait(request)
         either: set[asyncio.Future[Any]] = {running, request.reply}
         await asyncio.wait(either, timeout=READ_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
@@ -120,7 +120,8 @@ class _NotLogged:
         return asyncio.sleep(0)
 
 
-def _context(waiting: "asyncio.Queue[Request]") -> Any:
+def driver_context(waiting: "asyncio.Queue[Request]") -> Any:
+    """What a driver sees of a box whose daemon does not run: real ports and clock, nothing is logged."""
     from gateway.clock import SystemClock
     from gateway.sdk.driver import Context
     from gateway.sdk.streams import open_serial, open_tcp

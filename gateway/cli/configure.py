@@ -1,9 +1,12 @@
-"""Verbs of the operator's file: init, schema, check."""
+"""Verbs of the operator's file: init, schema, check, add."""
 
 import argparse
+import asyncio
 import os
 import re
+import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,12 @@ import orjson
 from gateway.cli.terminal import complain, say, say_json, table
 from gateway.cli.verbs import Verbs
 from gateway.config import explain
-from gateway.http.outcome import CONFIG, FINE, PROBLEM
-from gateway.sdk.errors import ConfigError, Problem
+from gateway.http.outcome import CONFIG, FINE, PROBLEM, UNREACHABLE, NoDaemon, UnknownName
+from gateway.sdk.errors import CitygateError, ConfigError, Problem
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """init, schema, check."""
+    """init, schema, check, add."""
     init_verb = verbs.add(
         "init",
         init,
@@ -57,6 +60,28 @@ def add_verbs(verbs: Verbs) -> None:
         examples=("citygate check", "citygate check -c ./my-box --no-secrets", "citygate check --json | jq .problems"),
     )
     check_verb.add_argument("--no-secrets", action="store_true", help="do not look up secrets (on a laptop, in CI)")
+    add_verb = verbs.add(
+        "add",
+        add,
+        help="put a device into the config: tested live first, comments kept",
+        about="Check the config as it would be, read the device once, then write it: only lines are added. A device that does "
+        "not answer is not written unless --save-anyway says so. A daemon that runs on the link keeps its port: then the "
+        "device is written without the test, and `citygate reload` and `citygate read` follow.",
+        examples=(
+            "citygate add roof-rs485 meter-14 eastron/sdm120 unit_id=3 every='10 s'",
+            "citygate add air-uart air-2 nova/sds011 --link driver=serial --link port=/dev/ttyAMA0",
+            "citygate add roof-rs485 meter-15 eastron/sdm120 unit_id=4 report.voltage.on_change=0.5 --save-anyway",
+        ),
+    )
+    add_verb.add_argument("link_name", metavar="LINK", help="the link it hangs on")
+    add_verb.add_argument("device", metavar="DEVICE", help="its name, new in the whole config")
+    add_verb.add_argument("template", metavar="TEMPLATE", help="device type, as in eastron/sdm120")
+    add_verb.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="its keys, as in unit_id=3; dots go deeper")
+    add_verb.add_argument(
+        "--link", metavar="KEY=VALUE", action="append", default=[], help="a key of the link, if that is new"
+    )
+    add_verb.add_argument("--save-anyway", action="store_true", help="write it even if it does not answer")
+    add_verb.add_argument("--no-test", action="store_true", help="do not try to read it")
 
 
 def check(given: argparse.Namespace) -> int:
@@ -182,3 +207,116 @@ def _file_schema(config: Path, *, fragment: bool) -> dict[str, Any]:
             drivers[name] = None  # its keys cannot be known here
     names = {name: sorted({*own, *template_names(its.templates)}) for name, its in drivers.items() if its}
     return file_schema(drivers, names, fragment=fragment)
+
+
+def add(given: argparse.Namespace) -> int:
+    """`citygate add`."""
+    import tempfile
+
+    from gateway.config.edit import put_device
+    from gateway.plan import make_plan
+    from gateway.registry import Registry
+
+    settings = {"template": given.template, **_settings(given.settings)}
+    link = _settings(given.link) or None
+    with tempfile.TemporaryDirectory(prefix="citygate-add-") as name:
+        trial = _copy(given.config, Path(name))
+        put_device(trial, given.link_name, given.device, settings, link)
+        try:
+            plan = make_plan(trial, Registry())
+        except ConfigError as error:
+            shown = str(trial.parent), str(_main_file(given.config).parent)
+            raise ConfigError(tuple(replace(p, file=p.file.replace(*shown)) for p in error.problems)) from None
+        tested = not given.no_test and _is_free(given.config, given.link_name)
+        code = _try(plan, given) if tested else FINE
+    if code != FINE and not given.save_anyway:
+        complain(f"{given.device} is not written; --save-anyway writes it all the same")
+        return code
+    file = put_device(given.config, given.link_name, given.device, settings, link)
+    if given.json:
+        say_json({"device": given.device, "file": str(file), "tested": tested, "answered": tested and code == FINE})
+    else:
+        say(
+            f"{given.device} is in {file}{'' if tested else ', untested'}; a running daemon takes it up with `citygate reload`"
+        )
+    return FINE
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    """`a=1 b.c=x` as nested keys; a value is a number, flag or list only when it is written as one."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not (key and equals):
+            raise UnknownName(f"{pair!r} is not KEY=VALUE, as in unit_id=3")
+        *above, last = key.split(".")
+        inner = found
+        for part in above:
+            inner = inner.setdefault(part, {})
+        inner[last] = _value(pair, text)
+    return found
+
+
+def _value(pair: str, text: str) -> Any:
+    if text.startswith(("[", "{")):
+        try:
+            return orjson.loads(text)
+        except orjson.JSONDecodeError:
+            raise UnknownName(f"{pair!r}: what begins with a bracket is JSON, as in location=[9.1,45.5]") from None
+    if re.fullmatch(r"-?(?:0|[1-9][0-9]{0,17})", text):
+        return int(text)
+    return {"true": True, "false": False}.get(text, text)
+
+
+def _main_file(config: Path) -> Path:
+    from gateway.config.loader import config_files
+
+    return config_files(config)[0]
+
+
+def _copy(config: Path, folder: Path) -> Path:
+    """The config in a folder of its own: its YAML files as copies, all else linked. Returns its main file."""
+    from gateway.config.loader import FRAGMENTS, config_files
+
+    main, fragments = config_files(config)
+    if not main.is_file():
+        raise ConfigError(f"{main} is not there; `citygate init` writes one")
+    (folder / FRAGMENTS).mkdir()
+    for file in (main, *fragments):
+        shutil.copyfile(file, folder / file.relative_to(main.parent))
+    for other in main.parent.iterdir():
+        if not (folder / other.name).exists():
+            (folder / other.name).symlink_to(other.resolve())
+    return folder / main.name
+
+
+def _is_free(config: Path, link: str) -> bool:
+    """Whether no daemon holds the link's port."""
+    from gateway.cli import box
+
+    try:
+        return link not in box.ask(config, "status").get("links", {})
+    except NoDaemon:
+        return True
+
+
+def _try(plan: Any, given: argparse.Namespace) -> int:
+    """Read the new device once and show what it says."""
+    from gateway.cli import box
+    from gateway.cli.devices import reading_lines
+    from gateway.http.shapes import reading_rows
+
+    async def read() -> Any:
+        async with box.open_device(plan, given.device) as read_once:
+            return await read_once()
+
+    try:
+        exchange = asyncio.run(read())
+    except CitygateError as error:
+        complain(f"{given.device}: {error}")
+        return UNREACHABLE
+    rows = reading_rows(box.device_plan(plan, given.device).template.points, exchange.readings)
+    if not given.json:
+        for line in reading_lines(rows):
+            say(line)
+    return FINE if any(row["quality"] == "good" for row in rows) else UNREACHABLE

@@ -41,6 +41,7 @@ gateway:
 buffer:
   path: {folder}/buffer.db
   commit_every: 5 s
+  max_age: 7 d
 
 links:
   roof-rs485:

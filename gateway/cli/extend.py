@@ -12,7 +12,7 @@ from gateway.config.templates import template_names
 from gateway.http.outcome import FINE, PROBLEM, UnknownName
 from gateway.plan import check_template
 from gateway.registry import DriverUnavailable, Registry
-from gateway.sdk.driver import Driver
+from gateway.sdk.driver import Driver, Plans
 from gateway.sdk.errors import Problem
 from gateway.sdk.template import Template
 
@@ -41,6 +41,7 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("action", nargs="?", choices=("list", "show", "check"), default="list")
     verb.add_argument("names", nargs="*", metavar="TEMPLATE", help="vendor/model; default: all")
     verb.add_argument("--driver", metavar="NAME", help="of this driver only")
+    verb.add_argument("--plan", action="store_true", help="show: also the requests of one poll")
 
 
 def drivers(given: argparse.Namespace) -> int:
@@ -80,7 +81,8 @@ def templates(given: argparse.Namespace) -> int:
         return _check(chosen, beside, as_json=given.json)
     loaded = [(driver, _load(driver, name, beside)) for driver, name in chosen]
     if given.action == "show":
-        return _show([(driver, template) for driver, template in loaded if template], as_json=given.json)
+        shown = [(driver, template) for driver, template in loaded if template]
+        return _show(shown, as_json=given.json, with_plan=given.plan)
     rows = [_template_row(driver, template) for driver, template in loaded if template]
     if given.json:
         say_json(rows)
@@ -155,16 +157,25 @@ def _check(chosen: list[tuple[Driver[Any], str]], beside: Path, *, as_json: bool
     return FINE if report["ok"] else PROBLEM
 
 
-def _show(shown: list[tuple[Driver[Any], Template]], *, as_json: bool) -> int:
+def _show(shown: list[tuple[Driver[Any], Template]], *, as_json: bool, with_plan: bool) -> int:
     if as_json:
         say_json(
-            [{"driver": driver.name, **template.model_dump(mode="json", by_alias=True)} for driver, template in shown]
+            [
+                {"driver": driver.name, **template.model_dump(mode="json", by_alias=True)}
+                | ({"plan": _plan(driver, template)} if with_plan else {})
+                for driver, template in shown
+            ]
         )
         return FINE
     for driver, template in shown:
-        for line in _page(driver, template):
+        for line in [*_page(driver, template), *(f"  {line}" for line in _plan(driver, template) if with_plan)]:
             say(line)
     return FINE
+
+
+def _plan(driver: Driver[Any], template: Template) -> list[str]:
+    """The requests of one poll; none for a driver whose devices talk by themselves."""
+    return list(driver.plan(template)) if isinstance(driver, Plans) else []
 
 
 def _page(driver: Driver[Any], template: Template) -> list[str]:

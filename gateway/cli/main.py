@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import NoReturn
 
-from gateway.cli import configure, demo, devices, doctor, extend, models, operate, simulate
+from gateway.cli import configure, demo, devices, doctor, extend, models, operate, simulate, wire
 from gateway.cli.terminal import colour, complain, say_json, width
 from gateway.cli.verbs import EXIT_CODES, Verbs
 from gateway.http.outcome import USAGE, Refused, exit_code
@@ -18,7 +18,7 @@ from gateway.sdk.errors import CitygateError, ConfigError
 GROUPS = (
     ("try it without hardware", (demo, simulate)),
     ("set up a box", (configure,)),
-    ("look at a device", (devices,)),
+    ("look at a device", (devices, wire)),
     ("run the box", (operate, doctor)),
     ("add what is missing", (extend, models)),
 )

@@ -171,10 +171,11 @@ def reload(given: argparse.Namespace) -> int:
         complain(
             f"{warning['file']}:{warning['line']}:{warning['column']}: {warning['severity']}: {warning['message']}"
         )
-    for key, value in found.items():
-        if key != "warnings" and value:
-            say(f"{key.replace('_', ' ')}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
-    if not any(found.get(key) for key in ("changed", "restarted")):
+    for change in found.get("changed", ()):
+        say(str(change))
+    if found.get("restarted"):
+        say(f"restarted: {', '.join(found['restarted'])}")
+    if not found.get("changed") and not found.get("restarted"):
         say("nothing changed")
     return FINE
 

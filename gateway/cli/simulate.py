@@ -21,7 +21,8 @@ from gateway.registry import DriverUnavailable, Registry
 from gateway.sdk.config import parse_duration_s
 from gateway.sdk.errors import CitygateError
 from gateway.sdk.quantities import conversion, quantities
-from gateway.sdk.simulator import Faults, World
+from gateway.sdk.recording import parsed
+from gateway.sdk.simulator import Faults, Playback, World
 
 if TYPE_CHECKING:
     from gateway.plan import DevicePlan, LinkPlan, Plan
@@ -50,6 +51,9 @@ def add_verbs(verbs: Verbs) -> None:
         default="wave",
         help="wave: like a street; counter: each value names itself, for tests (default: wave)",
     )
+    verb.add_argument(
+        "--from", dest="recording", metavar="FILE", type=Path, help="play back a recording of the link, see `record`"
+    )
     verb.add_argument("--served", metavar="FILE", type=Path, help="write what was served, one JSON object a line")
     verb.add_argument("--silent", metavar="DEVICE", action="append", default=[], help="this device says nothing")
     verb.add_argument(
@@ -64,21 +68,33 @@ def simulate(given: argparse.Namespace) -> int:
     registry = Registry()
     plan = make_plan(given.config, registry, with_secrets=False)
     links = _chosen(plan, given.link)
+    playback = _playback(given.recording, links) if given.recording else None
     faults = Faults(silent=set(_known(given.silent, plan)), late_s=_late(given.late, plan))
     values = counter_of(plan) if given.values == "counter" else wave_of(plan)
     with given.served.open("ab", buffering=0) if given.served else contextlib.nullcontext() as served:
         world = World(value=values, served=_recorder(served), faults=faults)
-        asyncio.run(play(links, world, registry))
+        asyncio.run(play(links, world, registry, playback))
     return FINE
 
 
-async def play(links: list["LinkPlan"], world: World, registry: Registry) -> None:
+def _playback(file: Path, links: list["LinkPlan"]) -> Playback:
+    if len(links) != 1:
+        raise UnknownName("a recording is of one link: name it with --link")
+    try:
+        return Playback(links[0].driver_name, parsed(file.read_text(errors="replace")))
+    except OSError as error:
+        raise CitygateError(f"cannot read {file}: {error.strerror}") from error
+
+
+async def play(links: list["LinkPlan"], world: World, registry: Registry, playback: Playback | None = None) -> None:
     """Play these links until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     tasks = [
-        asyncio.create_task(registry.simulator(link.driver_name).run(link.config, world), name=f"simulate {link.name}")
+        asyncio.create_task(
+            (playback or registry.simulator(link.driver_name)).run(link.config, world), name=f"simulate {link.name}"
+        )
         for link in links
         if link.config is not None
     ]

@@ -92,6 +92,7 @@ class Server:
     @contextlib.asynccontextmanager
     async def _running(self, app: web.Application, extra: list[web.RouteDef]) -> AsyncIterator[web.AppRunner]:
         app[VIEW] = self._view
+        app.on_response_prepare.append(_sign)
         app.add_routes([*page.routes(), *read_api.routes(), *_plain_routes(), *extra])
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=STOP_S)
         await runner.setup()
@@ -197,6 +198,12 @@ def _answers(path: Path) -> bool:
         except OSError:
             return False
         return True
+
+
+async def _sign(_: web.Request, response: web.StreamResponse) -> None:
+    """Who answers, without the versions of its parts; and nobody guesses another media type than ours."""
+    response.headers["Server"] = "citygate"
+    response.headers["X-Content-Type-Options"] = "nosniff"
 
 
 def _plain_routes() -> list[web.RouteDef]:

@@ -31,7 +31,7 @@ def test_a_device_that_is_not_there_is_wrong_use(citygate: Command, daemon: Fake
 
 
 def test_reload_says_what_was_restarted(citygate: Command, daemon: FakeView, folder: Path) -> None:
-    assert citygate("reload", "-c", str(folder)).out == "changed: roof\nrestarted: roof\n"
+    assert citygate("reload", "-c", str(folder)).out == "roof\nrestarted: roof\n"
     ended = citygate("reload", "--json", "-c", str(folder))
     assert (ended.code, ended.json) == (0, {"changed": ["roof"], "restarted": ["roof"], "warnings": []})
 

@@ -25,6 +25,11 @@ async def test_health_is_fine_while_the_box_is_not_ready(start: Start) -> None:
         assert await ready.json() == {"ready": False, "reasons": ["link roof: down: no port"]}
 
 
+async def test_versions_of_libraries_are_not_told(start: Start) -> None:
+    async with start() as running:
+        assert (await running.get("/healthz")).headers["Server"] == "citygate"
+
+
 async def test_ready_is_fine_when_there_is_no_reason_against_it(start: Start) -> None:
     async with start() as running:
         ready = await running.get("/readyz")
