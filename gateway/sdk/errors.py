@@ -34,6 +34,9 @@ class Problem:
     width: int = 1
 
 
+MAX_TOLD = 10  # problems in an error's own text; `problems` has them all
+
+
 class ConfigError(CitygateError):
     """The config is not applied; the working one stays. Carries every problem at once."""
 
@@ -41,9 +44,9 @@ class ConfigError(CitygateError):
         if isinstance(problems, str):
             problems = (Problem(code="config", path=(), message=problems),)
         self.problems = problems
-        super().__init__(
-            "; ".join(f"{'.'.join(map(str, p.path))}: {p.message}" if p.path else p.message for p in problems)
-        )
+        errors = [problem for problem in problems if problem.severity == "error"]
+        told = [f"{'.'.join(map(str, p.path))}: {p.message}" if p.path else p.message for p in errors[:MAX_TOLD]]
+        super().__init__("; ".join(told) + (f"; and {len(errors) - MAX_TOLD} more" if len(errors) > MAX_TOLD else ""))
 
 
 class LinkError(CitygateError):

@@ -63,8 +63,9 @@ def test_a_template_is_shown_with_its_traps(citygate: Command, tmp_path: Path) -
 
 def test_all_shipped_templates_pass_their_own_test(citygate: Command, tmp_path: Path) -> None:
     checked = citygate("templates", "check", "-c", str(tmp_path), "--json")
-    assert (checked.code, checked.json["problems"]) == (0, [])
-    assert checked.json["samples"] >= checked.json["templates"] >= 2
+    assert [problem for problem in checked.json["problems"] if problem["severity"] == "error"] == []
+    assert checked.code == 0
+    assert checked.json["samples"] > 10
 
 
 def test_an_own_template_with_a_wrong_sample_ends_with_1(citygate: Command, tmp_path: Path) -> None:
