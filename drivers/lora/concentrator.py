@@ -10,11 +10,11 @@ from drivers.lora.codec.semtech import PUSH_DATA, Packet, parse_datagram, parse_
 from drivers.lora.codec.uplink import Uplink, key_of
 from drivers.lora.config import RadioDevice, SemtechUdpLink
 from drivers.lora.inbox import Address, UdpInbox, open_udp
+from drivers.lora.memory import Memory
 from drivers.lora.receiver import Receiver, first_failure, network_time_or_none
 from gateway.sdk.driver import Context
 from gateway.sdk.errors import FrameError
 
-F_CNT = "f_cnt"  # key of the driver state: 4 bytes, little-endian
 MERGE_S = 0.2  # copies of other concentrators come within this time
 MAX_MERGING = 1024  # uplinks waiting for copies; beyond it the oldest goes at once
 MAX_QUEUED = 2048  # uplinks waiting for the log
@@ -79,7 +79,7 @@ class Concentrators:
         self._sessions: dict[str, list[str]] = {}
         self._session: dict[str, Session] = {}
         for name, device in config.devices.items():
-            session = _session(device, context.state.get((name, F_CNT)))
+            session = _session(device, receiver.memory(name))
             self._session[name] = session
             self._sessions.setdefault(session.dev_addr, []).append(name)
         self._dev_eui = {name: getattr(device, "dev_eui", "") or "" for name, device in config.devices.items()}
@@ -252,13 +252,13 @@ class Concentrators:
             self._queue(first)
 
     async def _hand_over(self, merged: _Merging) -> None:
-        f_cnt = merged.uplink.f_cnt or 0
-        await self._receiver.take(merged.device, merged.uplink, state={F_CNT: f_cnt.to_bytes(4, "little")})
+        await self._receiver.take(merged.device, merged.uplink)
 
 
-def _session(device: RadioDevice, saved: bytes | None) -> Session:
+def _session(device: RadioDevice, memory: Memory) -> Session:
+    """The session as configured, with the counter as saved; another address is another session."""
     abp = device.activation.abp
-    last = int.from_bytes(saved, "little") if saved is not None and len(saved) == 4 else None
+    last = memory.f_cnt if memory.dev_addr == abp.dev_addr else None
     if abp.f_cnt is not None:
         last = max(abp.f_cnt, -1 if last is None else last)
     return Session(

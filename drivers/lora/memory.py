@@ -9,8 +9,10 @@ from drivers.lora.codec.uplink import Uplink
 
 STATE = "uplinks"  # key of the driver state
 VERSION = 1
-KEYS = 28  # identities kept; the whole state stays below 256 bytes
-_HEAD = struct.Struct("<BqqI4s")
+KEYS = 32  # identities kept in memory, for repeats that follow at once
+SAVED_KEYS = 4  # of them on the card: small states share a page, and the card rests
+_HEAD = struct.Struct("<BBqI4s")  # version, what is known, newest, counter, address
+_HAS_COUNTER = 1
 _NONE = -1
 
 
@@ -59,22 +61,25 @@ class Memory:
             self.f_cnt, self.dev_addr = uplink.f_cnt, uplink.dev_addr
 
     def pack(self) -> bytes:
-        """Driver state, at most 256 bytes."""
-        f_cnt = _NONE if self.f_cnt is None else self.f_cnt
-        head = _HEAD.pack(VERSION, self.newest_us, f_cnt, len(self.keys), bytes.fromhex(self.dev_addr.zfill(8)))
-        return head + b"".join(self.keys)
+        """Driver state, about 50 bytes."""
+        known = _HAS_COUNTER if self.f_cnt is not None else 0
+        address = bytes.fromhex(self.dev_addr.zfill(8))
+        saved = list(self.keys)[-SAVED_KEYS:]
+        return _HEAD.pack(VERSION, known, self.newest_us, self.f_cnt or 0, address) + b"".join(saved)
 
 
 def unpack(state: bytes | None) -> Memory:
     """Memory from driver state; an empty one when there is none or it is not ours."""
-    if state is None or len(state) < _HEAD.size or state[0] != VERSION:
+    if state is None or len(state) < _HEAD.size or state[0] != VERSION or (len(state) - _HEAD.size) % 8:
         return Memory()
-    _, newest_us, f_cnt, count, address = _HEAD.unpack_from(state)
-    if len(state) != _HEAD.size + 8 * count:
-        return Memory()
+    _, known, newest_us, f_cnt, address = _HEAD.unpack_from(state)
     keys = (state[at : at + 8] for at in range(_HEAD.size, len(state), 8))
-    dev_addr = "" if address == bytes(4) else address.hex()
-    return Memory(newest_us, None if f_cnt == _NONE else f_cnt, dev_addr, deque(keys, maxlen=KEYS))
+    return Memory(
+        newest_us=newest_us,
+        f_cnt=f_cnt if known & _HAS_COUNTER else None,
+        dev_addr="" if address == bytes(4) else address.hex(),
+        keys=deque(keys, maxlen=KEYS),
+    )
 
 
 def _us(at: datetime) -> int:

@@ -57,14 +57,11 @@ class Receiver:
         """End the JavaScript worker."""
         await self._worker.close()
 
-    async def take(
-        self, device: str, uplink: Uplink, *, redelivered: bool = False, state: Mapping[str, bytes] | None = None
-    ) -> Receipt | None:
+    async def take(self, device: str, uplink: Uplink, *, redelivered: bool = False) -> Receipt | None:
         """Take one uplink of a configured device; None when it is nothing that must be kept.
 
         Args:
             redelivered: the broker says that it sends it again.
-            state: more driver state to save with it.
         """
         if uplink.simulated or uplink.f_port == TEST_PORT:
             self._context.count("simulated")
@@ -82,7 +79,7 @@ class Receiver:
         readings = (*decoded.readings, *_fill_levels(self._devices[device], decoded.readings), *radio)
         self._last[device] = Exchange(b"", uplink.payload, readings)
         self._heard_from(device)
-        receipt = await self._context.emit(ReadingSet(device, readings, {STATE: memory.pack(), **(state or {})}))
+        receipt = await self._context.emit(ReadingSet(device, readings, {STATE: memory.pack()}))
         if decoded.problem:
             self._complain(device, FrameError(f"{device}: {decoded.problem}", frame=uplink.payload))
         return receipt

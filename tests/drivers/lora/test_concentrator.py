@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from drivers.lora.concentrator import F_CNT, MERGE_S, Concentrators
+from drivers.lora.concentrator import MERGE_S, Concentrators
 from drivers.lora.config import SemtechUdpLink
 from drivers.lora.driver import SEMTECH_UDP
 from drivers.lora.inbox import UdpInbox
+from drivers.lora.memory import STATE, unpack
 from drivers.lora.receiver import Receiver
 from drivers.lora.simulator import CONCENTRATORS, phy_payload, push_data, rxpk
 from drivers.lora.simulator import SEMTECH_UDP as RADIO
@@ -156,7 +157,7 @@ async def test_the_counter_goes_on_over_its_16_bits_with_restarts_in_between() -
         fed.packet(uplink(n))
     got += await fed.delivered()
     assert got == list(range(64_000, 67_000, 7))
-    assert int.from_bytes(fed.recording.state["node", F_CNT], "little") == 66_996
+    assert unpack(fed.recording.state["node", STATE]).f_cnt == 66_996
     assert not fed.recording.rejected
 
 
