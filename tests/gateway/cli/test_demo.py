@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -14,8 +16,15 @@ from tests.support.box import Process, eventually, get_json
 from tests.support.fake_view import device_status, status
 
 
-def test_a_short_demo_ends_with_counts_of_three_devices_and_leaves_nothing(tmp_path: Path) -> None:
-    process = Process(tmp_path / "demo.out", "-m", "gateway", "demo", "--for", "4s", "--json", TMPDIR=str(tmp_path))
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A temporary folder with a short path: a socket's path is bounded, and pytest's own can be long."""
+    with tempfile.TemporaryDirectory(prefix="cg") as folder:
+        yield Path(folder)
+
+
+def test_a_short_demo_ends_with_counts_of_three_devices_and_leaves_nothing(short_path: Path) -> None:
+    process = Process(short_path / "demo.out", "-m", "gateway", "demo", "--for", "4s", "--json", TMPDIR=str(short_path))
     assert process.popen.wait(40) == 0, process.text()
     summary = json.loads(process.text())
     assert set(summary) == {"sets", "readings", "entities", "errors", "devices"}
@@ -23,7 +32,7 @@ def test_a_short_demo_ends_with_counts_of_three_devices_and_leaves_nothing(tmp_p
     assert all(readings > 0 for readings in summary["devices"].values())
     assert (summary["entities"], summary["errors"]) == (3, 0)
     assert summary["readings"] == sum(summary["devices"].values())
-    assert [path.name for path in tmp_path.iterdir()] == ["demo.out"]
+    assert [path.name for path in short_path.iterdir()] == ["demo.out"]
 
 
 def test_ending_one_simulator_turns_its_device_bad_while_the_others_go_on(tmp_path: Path) -> None:
