@@ -392,6 +392,8 @@ class _Table:
         point = self._point(point_name, where)
         if point is None:
             return
+        if self._has_siblings(key) and point.name in self.device.config.report:
+            self._warn_thinned(key, point.name, where)
         try:
             first, epochs = self._epochs(spec, kind, source, point)
         except Mismatch as fault:
@@ -412,6 +414,18 @@ class _Table:
                 epochs=epochs,
             ),
         )
+
+    def _has_siblings(self, key: str) -> bool:
+        """Whether the value of this attribute is put together of several points."""
+        sources = [
+            source for name, source in self.entity.attributes.items() if name.partition(".")[0] == key.partition(" ")[0]
+        ]
+        return len(sources) > 1 or any(source is not None and source.longitude for source in sources)
+
+    def _warn_thinned(self, key: str, point: str, where: Path) -> None:
+        message = f"{point} is thinned by report:, and {key} is sent whole: it will often lack this member"
+        remedy = "thin none of its members"
+        self.report("mapping-thinned", where, message, remedy, severity="warning", at="key")
 
     def _epochs(
         self, spec: AttributeSpec, kind: Kind, source: AttributeMapping, point: Point

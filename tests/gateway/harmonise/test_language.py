@@ -368,3 +368,16 @@ def test_a_gas_may_be_sent_as_a_fraction_when_the_city_wants_it_so() -> None:
     entity = {"type": "AirQualityObserved", "attributes": {"no2": {"point": "g", "unit": "61"}}}
     found = at_noon(table(gas, entity), g=30.0).attributes["no2"]
     assert (found.value, found.unit) == (30.0, "61")
+
+
+def test_thinning_a_member_of_a_structured_value_is_warned_of() -> None:
+    meter = {
+        "type": "ACMeasurement",
+        "static": {"phaseType": "threePhase"},
+        "attributes": {"current.L1": "a", "current.L2": "b", "frequency": "f"},
+    }
+    points = {"a": "current", "b": "current", "f": "frequency"}
+    thinned = {"a": {"on_change": 1.0}, "f": {"on_change": 0.1}}
+    tables, problems = compiled(device(points, meter, report=thinned))
+    assert len(tables) == 1
+    assert [(p.code, p.severity, p.path[-1]) for p in problems] == [("mapping-thinned", "warning", "current.L1")]
