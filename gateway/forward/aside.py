@@ -14,6 +14,7 @@ from gateway.sdk.reading import Quality, Reason, TimeSource
 GATHER_S = 10.0  # below the usual commit interval: what is settled by then is never written to the card
 GATHER_SETS = 500
 LATER_S = (30.0, 120.0, 600.0, 3600.0)  # waits between the tries of a piece; then every hour
+TRIES = 30  # about a day; then it is a dead letter
 
 
 class Held(Protocol):
@@ -147,7 +148,8 @@ class Aside:
                 await self._held.release([number])
             else:
                 wait_s = max(piece.wait_s, LATER_S[min(piece.tries, len(LATER_S) - 1)])
-                next_try_at = None if piece.dead else now + timedelta(seconds=wait_s)
+                dead = piece.dead or piece.tries >= TRIES
+                next_try_at = None if dead else now + timedelta(seconds=wait_s)
                 await self._held.tried(number, reason=piece.reason, at=now, next_try_at=next_try_at)
             del self._tried[number]
         self._look()

@@ -1,14 +1,16 @@
 """The way to a broker: TLS, proxy, login. Tokens are fetched, renewed before they end, and fetched anew once on a 401."""
 
 import base64
+import os
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import aiohttp
 import orjson
+from aiohttp.abc import AbstractResolver
 
 from gateway.forward.broker import LoginFailed
 from gateway.journal import event
@@ -34,8 +36,18 @@ class Tls:
     key: str = ""
     verify: bool = True
 
+    def stamp(self) -> tuple[float, ...]:
+        """Changes when a file does: a renewed certificate is taken with the next connection."""
+        times = []
+        for name in (self.ca, self.certificate, self.key):
+            try:
+                times.append(os.stat(name).st_mtime if name else 0.0)
+            except OSError:
+                times.append(-1.0)
+        return tuple(times)
+
     def context(self) -> ssl.SSLContext:
-        """TLS 1.2 or newer, verified. The files are read here, so a renewed certificate is taken with a new connection.
+        """TLS 1.2 or newer, verified.
 
         Raises:
             BrokerUnavailable: a file cannot be read; it may come later.
@@ -192,6 +204,7 @@ class Way:
 
     Args:
         proxy: address of an HTTP proxy, "" for none; the environment is not asked.
+        resolver: of host names; default: the system's.
     """
 
     def __init__(
@@ -201,12 +214,16 @@ class Way:
         tls: Tls | None = None,
         proxy: str = "",
         timeout: aiohttp.ClientTimeout | None = None,
+        resolver: Callable[[], AbstractResolver] | None = None,
     ) -> None:
+        self._resolver = resolver
         self.login: Login = login or Static({})
         self._tls = tls or Tls()
         self.proxy = proxy or None
         self._timeout = timeout or aiohttp.ClientTimeout(total=90.0, sock_connect=10.0, sock_read=30.0)
         self._session: aiohttp.ClientSession | None = None
+        self._context: ssl.SSLContext | None = None
+        self._stamp: tuple[float, ...] = ()
         if not self._tls.verify:
             event("tls_not_verified", remedy="anybody can read and forge what is sent; remove tls: verify: false")
 
@@ -215,15 +232,26 @@ class Way:
         """The open session. Raises `BrokerUnavailable` when a TLS file cannot be used."""
         if self._session is None:
             connector = aiohttp.TCPConnector(
-                limit=2, ssl=self._tls.context(), keepalive_timeout=10.0, ttl_dns_cache=30, happy_eyeballs_delay=0.25
+                limit=2,
+                ssl=self._tls_context(),
+                keepalive_timeout=10.0,
+                ttl_dns_cache=30,
+                happy_eyeballs_delay=0.25,
+                resolver=self._resolver() if self._resolver else None,
             )
             self._session = aiohttp.ClientSession(
                 connector=connector, timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
             )
         return self._session
 
+    def _tls_context(self) -> ssl.SSLContext:
+        stamp = self._tls.stamp()
+        if self._context is None or stamp != self._stamp:
+            self._context, self._stamp = self._tls.context(), stamp  # 20 ms: the system's CAs are many
+        return self._context
+
     async def renew(self) -> None:
-        """Forget connections: the next request resolves the name and reads the certificate files again."""
+        """Forget connections: the next request resolves the name again, and takes certificates that were renewed."""
         if self._session is not None:
             await self._session.close()
             self._session = None

@@ -1,6 +1,6 @@
 """What a kind of broker must be able to do, and what becomes of the entities handed to it."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol
@@ -196,7 +196,7 @@ SUSPICIOUS = 3  # batches refused whole, without an acceptance between: the conf
 
 
 class Streak:
-    """Batches refused whole since something was last accepted.
+    """Batches refused whole since something was last accepted, and the entities that are known to be bad.
 
     Args:
         entities: how many different entities there are to send; the only one there is may stand for all.
@@ -206,6 +206,7 @@ class Streak:
         self._entities = entities
         self._batches = 0
         self._ids: set[str] = set()
+        self._bad: set[str] = set()
 
     @property
     def begun(self) -> bool:
@@ -223,17 +224,19 @@ class Streak:
         return self._batches >= SUSPICIOUS and not self.config_fault
 
     def note(self, outcome: Outcome) -> None:
-        """Count one batch."""
+        """Count one batch. One that holds nothing but entities known to be bad tells nothing new."""
         if outcome.accepted:
-            self.clear()
-        elif outcome.refused and not outcome.later:
+            self._bad -= outcome.accepted
+            self.clear(outcome.refused)
+        elif outcome.refused and not outcome.later and not outcome.refused.keys() <= self._bad:
             self._batches += 1
             self._ids |= outcome.refused.keys()
 
-    def clear(self) -> None:
-        """Something was accepted, or the verdict was drawn."""
+    def clear(self, bad: Iterable[str] = ()) -> None:
+        """Something was accepted, or the verdict was drawn: these are bad by themselves."""
         self._batches = 0
         self._ids.clear()
+        self._bad.update(bad)
 
 
 Send = Callable[[Sequence[Entity]], Awaitable[Outcome]]

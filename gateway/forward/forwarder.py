@@ -147,7 +147,7 @@ class Forwarder:
         self._in_order: InOrderLane | None = None
         self._past: PastLane | None = None
         self._records = settings.records
-        self._connected_s: float | None = None
+        self._started_s = clock.monotonic_s()
         self._state_due_s = 0.0
         self._held_due_s = 0.0
         self._free_at_s = 0.0  # the rate is used up until then
@@ -188,7 +188,6 @@ class Forwarder:
     async def _choose(self) -> Outcome | None:
         """Ask the broker, by reads alone, how the past can be sent."""
         probe = await self._broker.probe()
-        self._connected_s = self._connected_s or self._clock.monotonic_s()
         wanted = self._settings.history
         if wanted == "auto" and probe.temporal is None:
             return await self._greet()
@@ -314,7 +313,7 @@ class Forwarder:
 
     def _too_early(self, lane: PastLane) -> bool:
         """What an earlier run sent as current shows in the broker's history only after a while."""
-        since_s = self._clock.monotonic_s() - (self._connected_s or 0.0)
+        since_s = self._clock.monotonic_s() - self._started_s
         return lane.of_earlier_run and bool(self._records) and since_s < self._settings.records_within_s
 
     async def _retry_held(self, lane: InOrderLane | PastLane) -> bool:

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Mapping as MappingOf
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
@@ -21,6 +20,7 @@ from gateway.forward.updates import (
     Good,
     Sent,
     Update,
+    instant,
     is_measured,
     past_only,
     sets,
@@ -96,6 +96,13 @@ class Shared:
         await self.log.settle(self.name, last)
         return None
 
+    def bury(self, refused: "Sequence[tuple[Update, str]]") -> int:
+        """Refused updates become dead letters; returns how many."""
+        self.streak.clear(update.entity.id for update, _ in refused)
+        for update, reason in refused:
+            self.aside.put(update, reason, None)
+        return len(refused)
+
     def must_wait(self, update: Update) -> tuple[str, float] | None:
         """Why an update of the log cannot be sent yet, and for how long; None when it can."""
         if self.complete.lacks(update.mapping):
@@ -115,7 +122,7 @@ class InOrderLane:
         self._of = shared
         self._remember = remember  # another lane may follow, which must know what was sent
         self._queues: dict[str, deque[Update]] = {}  # by entity id, oldest first
-        self._doubted: list[Update] = []  # refused in a batch refused whole: verdict open
+        self._refused: list[tuple[Update, str]] = []  # verdict open
         self._last: int | None = None  # settle up to here once all is done
         self._sent_seq: dict[str, int] = {}  # entity -> newest set accepted in this run
         self.counts = LaneCounts()
@@ -205,30 +212,23 @@ class InOrderLane:
                 self._of.aside.done(update)
                 self._pop(entity_id)
             elif entity_id in outcome.refused:
-                self._doubted.append(update)
+                self._refused.append((update, outcome.refused[entity_id]))
                 self._pop(entity_id)
             elif entity_id in outcome.doubtful:
                 self._of.accepted.doubt(entity_id)
             elif outcome.fault is None:
                 await self._put_off(entity_id, outcome.later[entity_id])
-        await self._judge(outcome)
+        self._judge()
 
-    async def _judge(self, outcome: Outcome) -> None:
+    def _judge(self) -> None:
         """Refused alone among accepted ones: the entity's fault. Refused with all others, again and again: the config's."""
-        streak = self._of.streak
+        refused, streak = self._refused, self._of.streak
         if streak.config_fault:
-            back = self._doubted
-            self._doubted = []
-            self._put_first(back)
-        elif self._doubted and (not streak.begun or streak.one_bad):
-            streak.clear()
-            for update in self._doubted:
-                self._of.aside.put(update, self._reason(update, outcome), None)
-                self.counts.refused += 1
-            self._doubted = []
-
-    def _reason(self, update: Update, outcome: Outcome) -> str:
-        return outcome.refused.get(update.entity.id, "refused")
+            self._refused = []
+            self._put_first([update for update, _ in refused])
+        elif refused and (not streak.begun or streak.one_bad):
+            self._refused = []
+            self.counts.refused += self._of.bury(refused)
 
     async def _put_off(self, entity_id: str, reason: str) -> None:
         """The broker works but not for this entity: all its waiting updates step aside, in order."""
@@ -276,7 +276,7 @@ class InOrderLane:
         update.readings = {p: g for p, g in update.readings.items() if p not in gone}
 
     def _held_by_broker(self, update: Update, point: str) -> bool:
-        at = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=update.readings[point][1])
+        at = instant(update.readings[point][1])
         return any(self._of.accepted.holds(update.entity.id, slot.key, at) for slot in update.mapping.slots[point])
 
     async def _read_back(self) -> None:
@@ -294,7 +294,8 @@ class InOrderLane:
 
     async def settle(self) -> None:
         """Settle what was read when all of it is done, and what was set aside is on the card."""
-        if not self._queues and not self._doubted:
+        self._judge()
+        if not self._queues and not self._refused:
             self._last = await self._of.settle(self._last)
 
 
@@ -472,21 +473,18 @@ class PastLane:
             for update in list(self._queues[entity_id]):
                 self._of.aside.put(update, outcome.later[entity_id], LATER_S[0])
             self._drop(entity_id, list(self._queues[entity_id]))
-        await self._judge()
+        self._judge()
 
-    async def _judge(self) -> None:
-        streak = self._of.streak
+    def _judge(self) -> None:
+        """As in the other lane."""
+        refused, streak = self._refused, self._of.streak
         if streak.config_fault:
-            for update, _ in reversed(self._refused):
+            self._refused = []
+            for update, _ in reversed(refused):
                 self._queues.setdefault(update.entity.id, deque()).appendleft(update)
+        elif refused and (not streak.begun or streak.one_bad):
             self._refused = []
-        elif self._refused and (not streak.begun or streak.one_bad):
-            streak.clear()
-            for update, reason in self._refused:
-                self._of.aside.put(update, reason, None)
-                self.counts.refused += 1
-            self._refused = []
-            await self.settle()
+            self.counts.refused += self._of.bury(refused)
 
     async def _finish(self, entity_id: str, batch: Sequence[Update]) -> None:
         for update in batch:
@@ -504,6 +502,7 @@ class PastLane:
 
     async def settle(self) -> None:
         """Settle what was read when all of it is done, and what was set aside is on the card."""
+        self._judge()
         if not self._queues and not self._refused:
             self._last = await self._of.settle(self._last)
 

@@ -27,6 +27,7 @@ from gateway.forward.broker import (
     Point,
     Probe,
     ReadRefused,
+    Send,
     Traffic,
     bisect,
     observed,
@@ -40,7 +41,7 @@ LINK = '<{}>; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+j
 ANSWER_LIMIT_BYTES = 4 * 2**20  # a 207 for a full batch is far smaller; a captive portal may send anything
 DATE_WITHIN_S = 1.0  # an HTTP date has whole seconds
 READ_BACK_IDS = 20  # ids in one query: keeps the URL below 2 kB
-SEARCH_AFTER = 2  # identical 5xx in a row before a poison entity is searched for: a 5xx may be permanent
+SEARCH_AFTER = 3  # answers of 500 in a row before a poison entity is searched for: a 5xx may be permanent
 _UNREADABLE = frozenset({403, 405, 501})  # to a read: the broker works, we may not, or it cannot
 _EVER = {"timerel": "after", "timeAt": "2000-01-01T00:00:00Z"}
 _RETRYABLE = frozenset({401, 403, 408, 409, 425, 429}) | frozenset(range(500, 600))
@@ -91,7 +92,7 @@ class NgsiLdBroker:
         self._base = base if base.endswith("/ngsi-ld/v1") else f"{base}/ngsi-ld/v1"
         self._way = way or Way()
         self._offer_time = offer_time
-        self._server_errors = 0
+        self._server_errors, self._search_at, self._searching = 0, SEARCH_AFTER, False
         self._greeted = False
         self.traffic = Traffic()
 
@@ -106,12 +107,24 @@ class NgsiLdBroker:
             return await self._upsert(batch, [bodies[entity.id] for entity in batch])
 
         for position, batch in enumerate(batches):
-            total += await bisect(batch, send)
+            total += await self._searched(batch, send)
             if total.fault is not None:
                 for rest in batches[position + 1 :]:
                     total += unavailable(rest, total.fault, sent=False)
                 break
         return total
+
+    async def _searched(self, batch: Sequence[Entity], send: Send) -> Outcome:
+        """One batch; where a 5xx may mean one poison entity, the search for it. If all parts fail it is the broker after all."""
+        outcome = await bisect(batch, send)
+        searched, self._searching = self._searching, False
+        if not searched:
+            return outcome
+        if not outcome.accepted and not outcome.refused:
+            self._search_at *= 2  # the next search waits for longer
+            return unavailable(batch, BrokerUnavailable(next(iter(outcome.later.values()))))
+        self._server_errors, self._search_at = 0, SEARCH_AFTER
+        return outcome
 
     def _batches(self, encoded: Sequence[tuple[Entity, bytes]]) -> list[list[Entity]]:
         batches = list(_batches(encoded, self._settings.batch_entities, self._settings.batch_bytes))
@@ -212,8 +225,8 @@ class NgsiLdBroker:
         answer = await self._request(
             "POST", "/entityOperations/upsert", query={"options": "update"}, body=body, context=batch[0].context
         )
-        if answer.status < 500:
-            self._server_errors = 0
+        if answer.status < 500 and not self._searching:
+            self._server_errors, self._search_at = 0, SEARCH_AFTER
         outcome, unclear = self._outcome(batch, answer)
         self._greeted = True
         for entity, one in zip(batch, bodies, strict=True):
@@ -234,7 +247,8 @@ class NgsiLdBroker:
             raise BatchRefused(f"413: {len(batch)} entities are too large for the broker", permanent=False)
         if answer.status == 500:
             self._server_errors += 1
-            if self._server_errors > SEARCH_AFTER:
+            if self._searching or self._server_errors >= self._search_at:
+                self._searching = True
                 raise BatchRefused(_reason(answer), permanent=False)
         self._raise_for(answer)
         raise AssertionError("unreachable")

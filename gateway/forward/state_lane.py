@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from gateway.forward.broker import Accepted, Broker, Outcome, ReadRefused, observed
-from gateway.forward.updates import Complete, Good, Sent, Update, Values, is_measured, update_of
+from gateway.forward.updates import Complete, Good, Sent, Update, Values, instant, is_measured, update_of
 from gateway.harmonise.entity import Entity
 from gateway.sdk.driver import Clock
 
@@ -57,6 +57,7 @@ class StateLane:
         self._mapping: dict[Key, Mapping] = {}
         self._ahead: dict[tuple[Key, int], int] = {}  # time of a newest value that lies in the future
         self._unreadable: set[str] = set()  # entities whose state at the broker cannot be asked
+        self._doubted: dict[str, set[tuple[int, int]]] = {}  # entity -> series, time that may have been taken
         self._not_before_s: dict[str, float] = {}  # entity -> monotonic time of its next try
         self.reasons: dict[str, str] = {}  # entity -> why it waits
 
@@ -71,7 +72,9 @@ class StateLane:
         return any(self._due(key) for key in self._dirty)
 
     def pending(self, entity_id: str, series: int, time_us: int) -> bool:
-        """Whether this very reading is still the state lane's to send: then the history lane waits for it."""
+        """Whether this very reading is still the state lane's to send, or to ask about: the history lane waits for it."""
+        if (series, time_us) in self._doubted.get(entity_id, ()):
+            return True
         if entity_id in self._not_before_s:
             return False
         if (
@@ -167,6 +170,10 @@ class StateLane:
         for update in unknown:
             entity, held = update.entity, found.get(update.entity.id, {})
             self._accepted.note(entity.id, held)
+            for number, time_us in self._doubted.pop(entity.id, ()):
+                slots = update.mapping.slots.get(self._series[number].point, ())
+                if any(held.get(slot.key) == instant(time_us) for slot in slots):
+                    self._sent.note(entity.id, number, time_us)
             for point, (_, time_us, number) in update.readings.items():
                 keys = [slot.key for slot in update.mapping.slots[point]]
                 if any(key in held and held[key] == _time(entity, key) for key in keys):
@@ -210,6 +217,8 @@ class StateLane:
             return
         if entity.id in outcome.doubtful:
             self._accepted.doubt(entity.id)
+            points = {(number, time_us) for _, time_us, number in update.readings.values()}
+            self._doubted.setdefault(entity.id, set()).update(points)
         if outcome.fault is None:
             self._not_before_s[entity.id] = self._clock.monotonic_s() + ENTITY_RETRY_S
             self.reasons[entity.id] = outcome.refused.get(entity.id) or outcome.later.get(entity.id, "")

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as MappingOf
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.harmonise.entity import Entity, harmonise
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from gateway.log.last_values import LastValue
     from gateway.log.log import Columns, Series
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Good = tuple[Value, int, int]  # value, UTC microseconds, series
 
 
@@ -37,6 +39,11 @@ class Update:
     @property
     def newest_us(self) -> int:
         return max(time_us for _, time_us, _ in self.readings.values())
+
+
+def instant(time_us: int) -> datetime:
+    """The moment so many microseconds after the epoch."""
+    return _EPOCH + timedelta(microseconds=time_us)
 
 
 def update_of(mapping: "Mapping", readings: dict[str, Good], seq: int) -> Update:

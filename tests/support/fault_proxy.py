@@ -25,7 +25,7 @@ class FaultProxy:
     """
 
     def __init__(self, host: str, port: int) -> None:
-        self._target = (host, port)
+        self.target = (host, port)
         self._mode = "pass"
         self.times: int | None = None
         self.after_bytes = 0
@@ -104,7 +104,7 @@ class FaultProxy:
             while await reader.read(65536):
                 pass
             return
-        up_reader, up_writer = await asyncio.open_connection(*self._target)
+        up_reader, up_writer = await asyncio.open_connection(*self.target)
         self._open.add(up_writer)
         try:
             towards = asyncio.create_task(self._pump(reader, up_writer, mode, "request"))
@@ -122,7 +122,7 @@ class FaultProxy:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, mode: str, way: str) -> None:
         passed = 0
         while data := await reader.read(65536):
-            while self._mode == "half_open":
+            while self._mode == "half_open":  # noqa: ASYNC110 - for a test, no event needed
                 await asyncio.sleep(0.05)
             if mode == "slow" and way == "response":
                 await asyncio.sleep(self.delay_s)
