@@ -147,6 +147,7 @@ class Log:
     def __init__(self, settings: LogSettings, clock: Clock, lock: int, connect: Callable[[Path], Connection] | None):
         self.settings = settings
         self._clock = clock
+        self._box = clock if isinstance(clock, BoxClock) else None  # asked once: looking at a protocol is slow
         self._lock = lock
         self._connect = connect
         self._loop = asyncio.get_running_loop()
@@ -518,7 +519,7 @@ class Log:
         return Stamp(self.boots.current, offset_us, self._source())
 
     def _source(self) -> int:
-        return int(self._clock.trust.source) if isinstance(self._clock, BoxClock) else 7
+        return 7 if self._box is None else int(self._box.trust.source)
 
     def _stamp_of(self, reading: Reading, now: datetime, now_s: float) -> Stamp:
         """The stamp a set belongs under; a new one when the clock was set or is worth something else."""
@@ -595,16 +596,16 @@ class Log:
                 return None
             lane.empty_upto = max(lane.empty_upto, stored_last)
             after = max(after, stored_last)
-        return self._read_head(lane, after, max_readings)
+        return self._read_head(lane, after, max_readings, hold=hold)
 
-    def _read_head(self, lane: _Lane, after: int, max_readings: int) -> Columns | None:
+    def _read_head(self, lane: _Lane, after: int, max_readings: int, *, hold: bool) -> Columns | None:
         columns = Columns(after)
         now_us = self._trusted_now_us()
         entries = self._head.entries
         i = self._head.after(after)
         while i < len(entries) and len(columns.seq) < max_readings:
             start, j, stamp = len(columns.seq), i, entries[i].stamp
-            if self.settings.unconfirmed == "hold" and self.boots.resolve(stamp)[1] is TimeState.UNCONFIRMED:
+            if hold and self.boots.resolve(stamp)[1] is TimeState.UNCONFIRMED:
                 lane.held_back = self._time_epoch
                 break
             count = start
@@ -615,6 +616,27 @@ class Log:
             self.boots.correct(columns, start, stamp, now_us)
             i = j
         return columns if columns.seq else None
+
+    async def scan(self, after: int, max_readings: int = 2000) -> Columns | None:
+        """Sets after a number, settled or not, held back or not; for export. None behind the last."""
+        if after < self._stored_last:
+            columns = await self._job(lambda store: store.read(after, max_readings))
+            if columns is not None:
+                return columns
+        lane = _Lane(Consumer(""), after)
+        return self._read_head(lane, max(after, self._stored_last), max_readings, hold=False)
+
+    async def verify(self, after: int) -> tuple[int, int, list[str], int | None]:
+        """Check the next segments: how many, their readings, what is wrong, where to go on (None: behind the last)."""
+        return await self._job(lambda store: store.verify(after))
+
+    async def progress(self, upto: int) -> tuple[int, int]:
+        """Readings in the file up to a number, and all of them."""
+        return await self._job(lambda store: store.progress(upto))
+
+    def now(self) -> datetime:
+        """Wall time as the log sees it."""
+        return self._clock.now()
 
     async def settle(self, consumer: str, upto: int) -> None:
         """All up to and including `upto` is done with: accepted, refused or held."""
@@ -917,13 +939,15 @@ class Log:
             "dropped": sum(gap.readings for gap in self._gaps),
             "salvaged": str(self._salvaged) if self._salvaged else "",
             "time_confirmed": self.boots.confirmed,
-            "consumers": {
-                name: {"backlog": self.backlog(name)[0], "oldest_unsent_at": self.backlog(name)[1]}
-                for name in self._lanes
-            },
+            "consumers": {name: self._consumer_status(name) for name in self._lanes},
             "removed_consumers": sorted(set(self._cursors) - set(self._lanes)),
             "writer_busy_s": round(self._writer.busy_s(), 3),
         }
+
+    def _consumer_status(self, name: str) -> dict[str, Any]:
+        backlog, oldest_at = self.backlog(name)
+        oldest = oldest_at and oldest_at.isoformat().replace("+00:00", "Z")
+        return {"backlog": backlog, "oldest_unsent_at": oldest}
 
     def _state(self) -> tuple[str, str, str]:
         if self._failure:
