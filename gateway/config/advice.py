@@ -113,7 +113,7 @@ def _buffer(loaded: Loaded, config: Config) -> Iterator[Problem]:
     wanted = config.buffer.max_age_s / DAY_S
     if days < wanted:
         given = find(loaded.root, ("buffer", "max_size")).missing is None
-        path: PathOf = ("buffer", "max_size") if given else ("buffer",) if loaded.root.get("buffer") else ("gateway",)
+        path: PathOf = ("buffer", "max_size") if given else ("buffer",) if loaded.root.get("buffer") else ()
         message = (
             f"buffer.max_size holds about {_days(days)} of {rate:.3g} readings a second; "
             f"max_age promises {_days(wanted)} without a broker"
