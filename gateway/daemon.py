@@ -30,6 +30,7 @@ from gateway.http.shapes import exchange_row, reading_rows, socket_path, utc
 from gateway.http.view import Verb
 from gateway.journal import bind, event
 from gateway.link import LinkService
+from gateway.log import console
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.models.validator import Validator
 from gateway.plan import BrokerPlan, DevicePlan, LinkPlan, Plan, difference, make_plan
@@ -268,7 +269,7 @@ class Daemon:
     @property
     def verbs(self) -> Mapping[str, Verb]:
         """Verbs of parts that bring their own."""
-        return {"write": self._write, "record": self._record}
+        return {**console.verbs(self._log), "write": self._write, "record": self._record}
 
     async def _write(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Write one allow-listed point: `device`, `point`, `value`; answers as `read` does."""

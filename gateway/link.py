@@ -249,7 +249,7 @@ class LinkService:
     def _offer_time(self, utc: datetime, uncertainty_s: float) -> None:
         offer = getattr(self._clock, "offer", None)
         if offer is not None:
-            offer(f"link {self._link}", utc, uncertainty_s)
+            offer(utc, uncertainty_s)
 
 
 _REMEDIES = {

@@ -27,7 +27,12 @@ STOP_WITHIN_S = 10.0
 
 
 def control_socket(config: Path) -> Path:
-    """Where the daemon of this config listens.
+    """Where the daemon of this config listens."""
+    return socket_path(buffer_path(config))
+
+
+def buffer_path(config: Path) -> Path:
+    """Where the log of this config is.
 
     The file is only glanced at, because `status` has to work on a box whose new config is broken.
     """
@@ -42,7 +47,7 @@ def control_socket(config: Path) -> Path:
             found = str(content["buffer"]["path"])
         except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
             continue
-    return socket_path(Path(found))
+    return Path(found)
 
 
 def ask(config: Path, verb: str, *, timeout_s: float = 40.0, **arguments: Any) -> Any:

@@ -653,6 +653,28 @@ class Store:
         rows = self._db.execute("SELECT hour, body FROM statistic WHERE hour >= ? ORDER BY hour", (from_hour,))
         return dict(rows.fetchall())
 
+    def verify(self, after: int, limit: int = 200) -> tuple[int, int, list[str], int | None]:
+        """The next segments against their CRCs: how many are sound, their readings, what is wrong, where to go on."""
+        rows = self._db.execute(
+            "SELECT id, span, body FROM segment WHERE id > ? ORDER BY id LIMIT ?", (after, limit)
+        ).fetchall()
+        sound, readings, wrong = 0, 0, []
+        for number, _, body in rows:
+            try:
+                columns = Columns(0)
+                decode(body, self.layouts, columns)
+            except DamagedSegment as error:
+                wrong.append(f"{error} (number {number})")
+            else:
+                sound += 1
+                readings += len(columns.seq)
+        return sound, readings, wrong, rows[-1][0] if len(rows) == limit else None
+
+    def progress(self, upto: int) -> tuple[int, int]:
+        """Readings in the file up to a number, and all of them."""
+        before = self._total_at(-1)
+        return max(0, self._total_at(upto) - before), self.total - before
+
     def quick_check(self) -> list[str]:
         """What SQLite finds wrong with the trees; empty when nothing."""
         found = [row[0] for row in self._db.execute("PRAGMA quick_check").fetchall()]
