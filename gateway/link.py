@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from gateway.sdk.config import DeviceConfig, LinkConfig, Report
 from gateway.sdk.driver import Clock, Context, Driver, Exchange, Receipt, Request
 from gateway.sdk.errors import Busy, ConfigError, FrameError, LinkError
 from gateway.sdk.quantities import plausible_range, quantities
-from gateway.sdk.reading import Quality, ReadingSet, Value
+from gateway.sdk.reading import Quality, Reading, ReadingSet, Value
 from gateway.sdk.recording import MAX_BYTES, Chunk, Direction, written
 from gateway.sdk.streams import Tap, open_serial, open_tcp
 
@@ -77,6 +77,7 @@ class LinkService:
         self._devices = {device: self._record.devices.setdefault(device, DeviceHealth()) for device in config.devices}
         for gone in set(self._record.devices) - set(config.devices):
             del self._record.devices[gone]
+        self._notes: dict[str, tuple[str, str]] = {}  # remarks of the driver, by device; "" is the link
         self._paused_until_s: dict[str, float] = {}
         self._rejected_event_s = -REJECT_EVENT_EVERY_S
         self.requests = RequestQueue()
@@ -94,7 +95,7 @@ class LinkService:
         remedy = (
             "" if isinstance(error, LinkError) else "this is a fault of the driver: please report it with the journal"
         )
-        self._health.set_state(self._record, self._link, "down", str(error) or type(error).__name__, remedy)
+        self._set_link_state("down", str(error) or type(error).__name__, remedy)
 
     def stopped(self, error: Exception) -> None:
         """The link is off until the config changes."""
@@ -183,38 +184,50 @@ class LinkService:
         record = self._devices[readings.device]
         if self._is_paused(readings.device):
             return NOTHING_TO_LOG
-        self._note_set(record, readings)
-        if self._record.state != "ok" and record.state == "ok":
-            self._health.set_state(self._record, self._link, "ok")
         intake = self._intakes[readings.device]
         admitted = intake.admit(readings)
         record.undeclared = intake.undeclared
+        checked = admitted.logged.readings if admitted.logged else ()
+        self._note_set(readings.device, record, (*checked, *admitted.shown) if admitted.shown else checked)
+        if self._record.state != "ok" and record.state == "ok":
+            self._set_link_state("ok")
         for reading in admitted.shown:
             self._log.note_unreported(readings.device, reading)
         if admitted.logged is None:
             return NOTHING_TO_LOG
         return await self._log.append(admitted.logged)
 
-    def _note_set(self, record: DeviceHealth, readings: ReadingSet) -> None:
-        now = self._clock.now()
-        good = sum(1 for reading in readings.readings if reading.quality is not Quality.BAD)
-        bad = len(readings.readings) - good
+    def _note_set(self, device: str, record: DeviceHealth, readings: Sequence[Reading]) -> None:
+        """What a set says of its device's health; a driver's own remark goes with it."""
+        bad = [reading for reading in readings if reading.quality is Quality.BAD]
+        good = len(readings) - len(bad)
         record.sets += 1
         record.readings += good
-        record.bad += bad
-        record.last_set_at = now
+        record.bad += len(bad)
+        record.last_set_at = now = self._clock.now()
         if good:
             record.last_good_at = now
-        reasons = sorted({reading.reason.value for reading in readings.readings if reading.quality is Quality.BAD})
-        if good and not bad:
-            record.state, record.reason, record.remedy = "ok", "", ""
-        elif good:
-            record.state, record.reason = "ok", f"{bad} of {good + bad} points without value: {', '.join(reasons)}"
-        elif bad:
-            if record.state != "bad":
-                event("device_bad", device=readings.device, reason=", ".join(reasons))
-            record.state, record.reason = "bad", ", ".join(reasons)
-            record.remedy = record.remedy or _REMEDIES.get(reasons[0], "")
+        if not bad:
+            state, reason, remedy = "ok" if good else record.state, "", ""
+        else:
+            reasons = sorted({reading.reason.value for reading in bad})
+            reason, remedy = ", ".join(reasons), _REMEDIES.get(reasons[0], "")
+            state = "ok" if good else "bad"
+            if good:
+                reason = f"{len(bad)} of {len(readings)} points without value: {reason}"
+            elif record.state != "bad":
+                event("device_bad", device=device, reason=reason)
+        record.state = state
+        record.reason, record.remedy = self._with_note(device, reason, remedy)
+
+    def _with_note(self, name: str, reason: str, remedy: str) -> tuple[str, str]:
+        note = self._notes.get(name)
+        if note is None:
+            return reason, remedy
+        return f"{reason}; {note[0]}" if reason else note[0], note[1] or remedy
+
+    def _set_link_state(self, state: str, reason: str = "", remedy: str = "") -> None:
+        self._health.set_state(self._record, self._link, state, *self._with_note("", reason, remedy))
 
     def _is_paused(self, device: str) -> bool:
         until_s = self._paused_until_s.get(device)
@@ -244,7 +257,11 @@ class LinkService:
 
     def _note(self, device: str, text: str, remedy: str) -> None:
         record: DeviceHealth | LinkHealth = self._devices[device] if device else self._record
-        record.reason, record.remedy = text, remedy
+        if text:
+            self._notes[device] = (text, remedy)
+            record.reason, record.remedy = text, remedy
+        elif self._notes.pop(device, None) is not None and record.state == "ok":
+            record.reason, record.remedy = "", ""
 
     def _offer_time(self, utc: datetime, uncertainty_s: float) -> None:
         offer = getattr(self._clock, "offer", None)

@@ -111,6 +111,32 @@ async def test_a_device_without_any_value_is_bad_with_reason_and_remedy(log: Log
     assert "wiring" in device.remedy
 
 
+async def test_an_implausible_value_counts_as_bad_and_not_as_good(log: Log, clock: ManualClock) -> None:
+    async def work(context: Context) -> None:
+        await context.emit(values(t=900.0))
+
+    service = link(log, clock, work)
+    await service.run()
+
+    device = service._health.links["l"].devices["d"]
+    assert (device.state, device.reason, device.readings, device.bad) == ("bad", "out_of_range", 0, 1)
+
+
+async def test_a_drivers_remark_stays_in_status_until_it_is_taken_back(log: Log, clock: ManualClock) -> None:
+    service = link(log, clock, idle)
+    device = service._health.links["l"].devices["d"]
+    context = service._context()
+
+    context.note("d", "answers late", "lengthen timeout:")
+    await context.emit(values(t=20.0))
+    noted = (device.state, device.reason, device.remedy)
+    context.note("d", "", "")
+    await context.emit(values(t=20.0))
+
+    assert noted == ("ok", "answers late", "lengthen timeout:")
+    assert (device.state, device.reason, device.remedy) == ("ok", "", "")
+
+
 async def test_a_thinned_reading_is_shown_but_not_logged(log: Log, clock: ManualClock) -> None:
     async def work(context: Context) -> None:
         await context.emit(values(t=20.0))
