@@ -137,11 +137,11 @@ def _page(known: Catalogue, name: str, model: EntityType) -> None:
     ordered = sorted(model.attributes.items(), key=lambda pair: (pair[0] not in model.mandatory, pair[0].lower()))
     rows = [
         (
-            f"{attribute}{'.' + '|'.join(spec.members) if spec.json == ('object',) and spec.members else ''}",
+            attribute,
             "mandatory" if attribute in model.mandatory else "",
             spec.kind if spec.kind != "property" else "/".join(spec.json),
             spec.unit,
-            _bounds(spec),
+            _bounds(spec) or ", ".join(f".{member}" for member in spec.members),
         )
         for attribute, spec in ordered
     ]

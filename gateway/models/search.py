@@ -43,6 +43,7 @@ def _hit(name: str, model: EntityType, wanted: Sequence[str]) -> Hit | None:
     if not scores and not all(word in title for word in wanted):
         return None
     best = sorted(scores, key=lambda attribute: (-scores[attribute], attribute))
+    best += [name for name, spec in model.attributes.items() if spec.unit and name not in scores]  # what it measures
     return Hit(name, model.subject, tuple(best[:MAX_ATTRIBUTES]), in_title + sum(sorted(scores.values())[-3:]))
 
 
