@@ -65,7 +65,7 @@ def config(box: Box, ports: list[int], sink: int | None) -> str:
         f"devices: {{unit-{n}: {{template: bench/ten-floats, unit_id: 1, every: 1 s}}}}}}"
         for n, port in enumerate(ports)
     )
-    brokers = f'brokers: {{sink: {{url: "http://127.0.0.1:{sink}", linger: 1 s}}}}' if sink else ""
+    brokers = f'brokers: {{sink: {{url: "http://127.0.0.1:{sink}", linger: 1 s, rate: 10000/s}}}}' if sink else ""
     return CONFIG.format(box=box.folder, http=box.port, links=links, brokers=brokers)
 
 
