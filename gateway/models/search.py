@@ -24,23 +24,25 @@ class Hit:
 
 def search(models: Catalogue, words: Sequence[str]) -> list[Hit]:
     """Types in which every word occurs, best first."""
-    wanted = [word.lower() for word in words]
+    wanted = [
+        re.compile(rf"\b{re.escape(word.lower())}") for word in words
+    ]  # beginnings of words: no "bin" in "cabinet"
     hits = (_hit(name, model, wanted) for name in models.names() if (model := models.type(name)) is not None)
     return sorted((hit for hit in hits if hit is not None), key=lambda hit: (-hit.score, hit.type))
 
 
-def _hit(name: str, model: EntityType, wanted: Sequence[str]) -> Hit | None:
+def _hit(name: str, model: EntityType, wanted: Sequence[re.Pattern[str]]) -> Hit | None:
     texts = dict(_descriptions(model))
-    title = _plain(name) + " " + texts.get("", "").lower()
+    title = f"{_plain(name)} {name.lower()} {texts.get('', '').lower()}"
     scores: dict[str, int] = {}
     for attribute in model.attributes:
         words = f"{_plain(attribute)} {attribute.lower()}"
         text = texts.get(attribute, "").lower()
-        score = sum(4 if word in words else 1 if word in text else 0 for word in wanted)
-        if all(word in words or word in text or word in title for word in wanted) and score:
+        score = sum(4 if word.search(words) else 1 if word.search(text) else 0 for word in wanted)
+        if score and all(word.search(f"{words} {text} {title}") for word in wanted):
             scores[attribute] = score
-    in_title = sum(6 for word in wanted if word in _plain(name)) + sum(2 for word in wanted if word in title)
-    if not scores and not all(word in title for word in wanted):
+    in_title = sum(6 for word in wanted if word.search(_plain(name))) + sum(2 for word in wanted if word.search(title))
+    if not scores and not all(word.search(title) for word in wanted):
         return None
     best = sorted(scores, key=lambda attribute: (-scores[attribute], attribute))
     best += [name for name, spec in model.attributes.items() if spec.unit and name not in scores]  # what it measures

@@ -43,7 +43,7 @@ def test_a_misspelt_type_gets_a_hint(citygate: Command) -> None:
 @pytest.mark.parametrize(
     ("words", "first"),
     [(("soil", "moisture"), {"GreenspaceRecord", "AgriParcelRecord"}), (("parking", "spot"), {"ParkingSpot"}),
-     (("noise",), {"NoiseLevelObserved"}), (("charging",), {"EVChargingStation"}), (("groundwater",), {"PhreaticObserved"})],
+     (("noise",), {"NoiseLevelObserved"}), (("charging",), {"EVChargingStation"}), (("groundwater",), {"PhreaticObserved"}), (("bin",), {"WasteContainer"})],
 )  # fmt: skip
 def test_search_finds_the_type_by_what_it_is_about(citygate: Command, words: tuple[str, ...], first: set[str]) -> None:
     ended = citygate("models", "search", *words, "--json")
