@@ -228,6 +228,19 @@ def plan_of(template: ModbusTemplate, bases: Mapping[int, int] = NOWHERE) -> tup
     return plan(fields_of(template, bases), Limits(rules.max_words, rules.max_bits, rules.max_hole))
 
 
+def plan_lines(template: ModbusTemplate) -> tuple[str, ...]:
+    """The requests of one poll in words: what is read, and which points it brings."""
+    lines = []
+    for block in plan_of(template, dict.fromkeys(template.models, 0)):
+        ask = read_request(1, block.table, block.address, block.count)
+        used = len({address for f in block.fields for address in range(f.address, f.end)})
+        unit = "bits" if block.table in ("coil", "discrete") else "registers"
+        points = ", ".join(f.point for f in block.fields if not f.point.startswith("@"))
+        where = f" from the start of model {block.fields[0].model}" if block.fields[0].model is not None else ""
+        lines.append(f"{ask.what}{where}: {block.count} {unit}, {used} used: {points}")
+    return tuple(lines)
+
+
 def readings_of(
     template: ModbusTemplate, ask: Ask, data: bytes, observed_at: datetime, bases: Mapping[int, int] = NOWHERE
 ) -> tuple[Reading, ...]:

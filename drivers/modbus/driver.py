@@ -29,7 +29,7 @@ from drivers.modbus.codec.frames import (
     write_request,
 )
 from drivers.modbus.config import ModbusConfig, ModbusTemplate
-from drivers.modbus.device import Unit, plan_of, readings_of
+from drivers.modbus.device import Unit, plan_lines, plan_of, readings_of
 from drivers.modbus.diagnosis import Evidence
 from drivers.modbus.load import shares
 from drivers.modbus.transaction import CLOCK_STEP_S, Answered, Bus, Timing
@@ -349,6 +349,11 @@ class ModbusDriver:
         except LinkError:
             await link.mark_down()
             raise
+
+    def plan(self, template: Template) -> tuple[str, ...]:
+        """The requests of one poll, in words."""
+        assert isinstance(template, ModbusTemplate)
+        return plan_lines(template)
 
     def scan(self, options: Mapping[str, Any], context: Context) -> AsyncIterator[dict[str, Any]]:
         """See `drivers.modbus.scan.scan`."""

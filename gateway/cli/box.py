@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -39,15 +41,28 @@ def buffer_path(config: Path) -> Path:
     from gateway.config.loader import config_files
     from gateway.config.model import BufferConfig
 
-    found = BufferConfig().path
+    found = os.environ.get("CITYGATE__BUFFER__PATH", "")
     main, fragments = config_files(config)
-    for file in (main, *fragments):
-        try:
-            content = yaml.load(file.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            found = str(content["buffer"]["path"])
-        except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
-            continue
-    return Path(found)
+    for file in () if found else (main, *fragments):
+        with contextlib.suppress(OSError):
+            found = _path_in(file.read_text(errors="replace")) or found
+    return Path(found or BufferConfig().path)
+
+
+def _path_in(text: str) -> str:
+    """`buffer.path` of one file as far as it can be read; "" when it says nothing."""
+    try:
+        node: Any = yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        for key in ("buffer", "path"):
+            node = next(value for name, value in node.value if name.value == key)
+        return str(node.value)
+    except yaml.YAMLError:
+        near = re.search(
+            r"^buffer:(?:[^\S\n]*\{[^}]*?|(?:[^\S\n]*\n[^\S\n]+.*)*?)\bpath:\s*['\"]?([^\s'\",}]+)", text, re.MULTILINE
+        )
+        return near[1] if near else ""
+    except (StopIteration, AttributeError, TypeError, ValueError):
+        return ""
 
 
 def ask(config: Path, verb: str, *, timeout_s: float = 40.0, **arguments: Any) -> Any:

@@ -198,3 +198,11 @@ class SharesLine(Protocol):
 
     def shares(self, config: Any) -> Mapping[str, float]:
         """Device -> part of the link's time that polling it takes when all goes well (0.2: a fifth). Pure."""
+
+
+@runtime_checkable
+class Plans(Protocol):
+    """A driver that decides what to ask a device for; see the modbus driver."""
+
+    def plan(self, template: Template) -> tuple[str, ...]:
+        """The requests of one poll, one line each, for people."""

@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import os
 import tty
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from gateway.sdk.config import LinkConfig
 from gateway.sdk.errors import CitygateError
+from gateway.sdk.recording import Chunk, exchanges
 
 
 @dataclass(slots=True)
@@ -140,3 +141,61 @@ async def serve_tcp(
         for writer in tuple(writers):
             writer.close()
         await server.wait_closed()
+
+
+class Playback:
+    """Plays a recording where a link's config expects its device: the same bytes with the same timing.
+
+    A request gets the answers it got when recorded, one after the other and from the start again; one that was never
+    recorded gets none. What a device said unasked is said again and again. Where a recorded answer began with the two
+    bytes that its request began with (a transaction number), the answer takes over those of the request now.
+    """
+
+    def __init__(self, name: str, chunks: Sequence[Chunk]) -> None:
+        self.name = name
+        self._answers: dict[bytes, list[list[tuple[float, bytes]]]] = {}
+        self._unasked: list[tuple[float, bytes]] = []
+        self._turn: dict[bytes, int] = {}
+        for request, _, came in exchanges(chunks):
+            if not request:
+                self._unasked = came
+                continue
+            self._answers.setdefault(request, []).append(came)
+            if all(data[:2] == request[:2] for _, data in came[:1]):
+                self._answers.setdefault(request[2:], []).append([(at_s, data) for at_s, data in came])
+
+    async def run(self, config: LinkConfig, world: World) -> None:
+        """Speak until cancelled."""
+        its: Any = config
+        if getattr(its, "host", ""):
+            async with serve_tcp(its.host, int(its.port), lambda reader, writer: self._session(reader, writer, world)):
+                await asyncio.Event().wait()
+        async with open_pty(its.port) as pty:
+            if self._unasked:
+                await self._talk(pty.write, world)
+            while True:
+                await self._reply(await pty.read(), pty.write, world)
+
+    async def _session(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, world: World) -> None:
+        while data := await reader.read(4096):
+            await self._reply(data, writer.write, world)
+
+    async def _talk(self, write: Callable[[bytes], None], world: World) -> None:
+        while True:
+            said_s = 0.0
+            for at_s, data in self._unasked:
+                await world.sleep(max(0.001, at_s - said_s))
+                said_s = at_s
+                write(data)
+
+    async def _reply(self, request: bytes, write: Callable[[bytes], None], world: World) -> None:
+        key = request if request in self._answers else request[2:]
+        takes = self._answers.get(key)
+        if takes is None:
+            return
+        turn = self._turn[key] = self._turn.get(key, -1) + 1
+        said_s = 0.0
+        for place, (at_s, data) in enumerate(takes[turn % len(takes)]):
+            await world.sleep(max(0.0, at_s - said_s))
+            said_s = at_s
+            write(request[:2] + data[2:] if key != request and place == 0 else data)
