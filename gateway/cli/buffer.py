@@ -135,7 +135,9 @@ class Asked:
         if not path.exists():
             raise NoDaemon(f"no daemon runs, and there is no log at {path}")
         self._runner = asyncio.Runner()
-        settings = LogSettings(path, max_size_bytes=max(10**9, 2 * path.stat().st_size), max_age_s=float("inf"))
+        settings = LogSettings(
+            path, max_size_bytes=max(10**9, 2 * path.stat().st_size), max_age_s=1e9, unconfirmed="mark"
+        )
 
         async def opened() -> Log:
             return await Log.open(settings, clock=SystemClock(), consumers=[])
