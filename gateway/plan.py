@@ -118,10 +118,13 @@ def make_plan(path: Path, registry: Drivers, *, with_secrets: bool = True) -> Pl
     devices = {name: device for link in links.values() for name, device in link.devices.items()}
     models, found = extended(config_files(path)[0].parent / "models")
     problems += found
-    tables = {
-        broker: _compile(devices, loaded, profile, models, problems) for broker, (profile, _) in loaded.profiles.items()
-    }
-    read_api = _compile(devices, loaded, CityProfile(), models, problems)
+    profiles = {broker: profile for broker, (profile, _) in loaded.profiles.items()}
+    compiled: list[tuple[CityProfile, Tables]] = []  # brokers of one profile (most have none) share their tables
+    for profile in (CityProfile(), *profiles.values()):
+        if all(profile != known for known, _ in compiled):
+            compiled.append((profile, _compile(devices, loaded, profile, models, problems)))
+    tables = {broker: next(its for known, its in compiled if known == profile) for broker, profile in profiles.items()}
+    read_api = compiled[0][1]
     ordered = in_order(problems)
     if loaded.config is None or any(problem.severity == "error" for problem in ordered):
         raise ConfigError(ordered)
