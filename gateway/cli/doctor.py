@@ -66,21 +66,26 @@ def add_verbs(verbs: Verbs) -> None:
 
 def doctor(given: argparse.Namespace) -> int:
     """`citygate doctor`."""
-    findings = asyncio.run(_gather(given.config, quiet=given.json))
+    found = asyncio.run(_gather(given.config, quiet=given.json))
     if given.json:
-        say_json([asdict(finding) for finding in findings])
-    states = {finding.state for finding in findings}
+        say_json([asdict(finding) for finding in found])
+    states = {finding.state for finding in found}
     return PROBLEM if "bad" in states else UNREACHABLE if "unreachable" in states else FINE
 
 
+def findings(config: Path) -> list[dict[str, str]]:
+    """All that is found, as `--json` prints it."""
+    return [asdict(finding) for finding in asyncio.run(_gather(config, quiet=True))]
+
+
 async def _gather(config: Path, *, quiet: bool) -> list[Finding]:
-    findings = []
+    found = []
     async for finding in look(config):
-        findings.append(finding)
+        found.append(finding)
         if not quiet:
             for line in lines_of(finding):
                 say(line)
-    return findings
+    return found
 
 
 def lines_of(finding: Finding) -> list[str]:
