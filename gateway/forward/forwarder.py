@@ -23,6 +23,7 @@ from gateway.health import BrokerHealth
 from gateway.journal import event
 from gateway.sdk.driver import Clock
 from gateway.sdk.errors import BrokerUnavailable, LogError
+from gateway.sdk.reading import ReadingSet
 
 if TYPE_CHECKING:
     from gateway.harmonise.compile import Mapping
@@ -33,6 +34,7 @@ REMEDIES = {
     "down": "nothing is lost; it is tried again by itself",
     "config_fault": "the broker refuses every entity: check tenant, types and the city's rules; one entity is tried again by itself",
 }
+NOTE_EVERY_S = 3600.0
 READINGS_AHEAD = 20_000  # while a config fault lasts, so much is read to find an entity that is accepted
 
 
@@ -83,6 +85,8 @@ class Log(Source, Protocol):
     def held(self) -> Held: ...
     async def wait(self, consumer: str, after: int | None = None) -> None: ...
     def backlog(self, consumer: str) -> tuple[int, datetime | None]: ...
+    def driver_state(self, device: str) -> "MappingOf[str, bytes]": ...
+    async def append(self, readings: ReadingSet) -> object: ...
 
 
 class Forwarder:
@@ -153,16 +157,53 @@ class Forwarder:
         self._free_at_s = 0.0  # the rate is used up until then
         self._stuck = False
         self._tries = 0
+        self._place = f"broker {name}"  # of what is kept in the log; no device is called so, names have no space
+        self._month = "", 0
+        self._counted_bytes = 0
+        self._noted: dict[str, bytes] = {}
+        self._note_due_s = clock.monotonic_s() + NOTE_EVERY_S
         slots = sum(len(mapping.slots) for mapping in self._mapping.values())
         self._readings_an_entity = max(1.0, slots / max(1, len(self._mapping)))
 
     async def run(self) -> None:
         """Serve until cancelled."""
+        self._recall()
         try:
             while True:
                 await self._turn()
+                if self._clock.monotonic_s() >= self._note_due_s:
+                    await self._note()
         finally:
+            with contextlib.suppress(LogError):  # told by the log itself
+                await self._note()
             await self._broker.close()
+
+    # what outlives a restart: the batch size that was learned, the bytes of this month
+
+    def _recall(self) -> None:
+        kept = self._log.driver_state(self._place)
+        month, _, count = kept.get("month", b"").decode("ascii", "replace").partition(" ")
+        self._month = month, int(count) if count.isdigit() else 0
+        batch = kept.get("batch", b"").decode("ascii", "replace")
+        self._broker.traffic.batch = int(batch) if batch.isdigit() else 0
+        self._counted_bytes = 0
+
+    async def _note(self) -> None:
+        self._note_due_s = self._clock.monotonic_s() + NOTE_EVERY_S
+        self._count_bytes()
+        month, count = self._month
+        state = {"month": f"{month} {count}".encode(), "batch": str(self._broker.traffic.batch).encode()}
+        if state != self._noted:
+            self._noted = state
+            await self._log.append(ReadingSet(self._place, (), state))
+
+    def _count_bytes(self) -> None:
+        traffic = self._broker.traffic
+        total = traffic.sent_bytes + traffic.received_bytes
+        month = self._clock.now().strftime("%Y-%m")
+        count = self._month[1] if self._month[0] == month else 0
+        self._month = month, count + total - self._counted_bytes
+        self._counted_bytes = total
 
     async def _turn(self) -> None:
         """One step; whatever the broker does wrong ends in a wait."""
@@ -416,7 +457,9 @@ class Forwarder:
 
     def _show(self) -> None:
         health, traffic = self._health, self._broker.traffic
-        health.requests, health.sent_bytes = traffic.requests, traffic.sent_bytes
+        self._count_bytes()
+        health.requests, health.batch, health.month_bytes = traffic.requests, traffic.batch, self._month[1]
+        health.sent_bytes, health.received_bytes = traffic.sent_bytes, traffic.received_bytes
         health.backlog, health.oldest_unsent_at = self._log.backlog(self.name)
         health.later, health.dead = self._aside.counts()
         health.waiting = dict(self._of.complete.missing)

@@ -6,6 +6,7 @@ sources of Orion-LD and Stellio.
 
 import asyncio
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from gateway.config.model import BrokerConfig
 from gateway.forward.auth import Grant, Login, OAuth2, Static, Tls, Way, basic, bearer
 from gateway.forward.broker import (
     BatchRefused,
+    BatchSize,
     InDoubt,
     LoginFailed,
     Outcome,
@@ -94,6 +96,7 @@ class NgsiLdBroker:
         self._offer_time = offer_time
         self._server_errors, self._search_at, self._searching = 0, SEARCH_AFTER, False
         self._greeted = False
+        self._size: BatchSize | None = None
         self.traffic = Traffic()
 
     async def state(self, entities: Sequence[Entity]) -> Outcome:
@@ -127,7 +130,10 @@ class NgsiLdBroker:
         return outcome
 
     def _batches(self, encoded: Sequence[tuple[Entity, bytes]]) -> list[list[Entity]]:
-        batches = list(_batches(encoded, self._settings.batch_entities, self._settings.batch_bytes))
+        if self._size is None:
+            self._size = BatchSize(self.traffic.batch or self._settings.batch_entities)
+        self.traffic.batch = self._size.size
+        batches = list(_batches(encoded, self._size.size, self._settings.batch_bytes))
         if not self._greeted and batches and len(batches[0]) > 1:
             # the first write makes the tenant: several entities at once can deadlock (Scorpio issue 653)
             batches[:1] = [batches[0][:1], batches[0][1:]]
@@ -222,9 +228,18 @@ class NgsiLdBroker:
 
     async def _upsert(self, batch: Sequence[Entity], bodies: Sequence[bytes]) -> Outcome:
         body = b"[" + b",".join(bodies) + b"]"
-        answer = await self._request(
-            "POST", "/entityOperations/upsert", query={"options": "update"}, body=body, context=batch[0].context
-        )
+        size, asked_s = self._size or BatchSize(1), time.monotonic()
+        try:
+            answer = await self._request(
+                "POST", "/entityOperations/upsert", query={"options": "update"}, body=body, context=batch[0].context
+            )
+        except InDoubt:
+            size.failed(len(batch))
+            raise
+        if answer.status == 413:
+            size.failed(len(batch))
+        elif answer.status < 300:
+            size.took(len(batch), time.monotonic() - asked_s)
         if answer.status < 500 and not self._searching:
             self._server_errors, self._search_at = 0, SEARCH_AFTER
         outcome, unclear = self._outcome(batch, answer)

@@ -63,13 +63,17 @@ class StateLane:
 
     def changed(self) -> bool:
         """Whether something is to be sent now."""
+        self._look()
+        if self._ahead:
+            self._arrived()
+        return any(self._due(key) for key in self._dirty)
+
+    def _look(self) -> None:
+        """Take over what changed since the last look."""
         self._mark, new = self._values.since(self._mark)
         for number in new:
             for mapping in self._mappings_of(number):
                 self._dirty.setdefault(_key(mapping), set()).add(number)
-        if self._ahead:
-            self._arrived()
-        return any(self._due(key) for key in self._dirty)
 
     def pending(self, entity_id: str, series: int, time_us: int) -> bool:
         """Whether this very reading is still the state lane's to send, or to ask about: the history lane waits for it."""
@@ -77,10 +81,8 @@ class StateLane:
             return True
         if entity_id in self._not_before_s:
             return False
-        if (
-            series not in self._dirty.get((entity_id, self._series[series].device), ())
-            and series not in self._values.since(self._mark)[1]
-        ):
+        self._look()
+        if series not in self._dirty.get((entity_id, self._series[series].device), ()):
             return False
         good = self._values.good(series)
         return good is not None and good.time_us == time_us and time_us <= self._latest_us()

@@ -13,7 +13,7 @@ from gateway.harmonise.entity import Attribute, Entity
 from gateway.log.held import HeldPiece
 from gateway.log.last_values import LastValue
 from gateway.log.segment import Columns, Series, TimeState
-from gateway.sdk.reading import Quality, Reason, TimeSource, Value
+from gateway.sdk.reading import Quality, ReadingSet, Reason, TimeSource, Value
 
 AIR = "https://raw.githubusercontent.com/smart-data-models/dataModel.Environment/master/context.jsonld"
 START = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
@@ -135,6 +135,13 @@ class MemoryLog:
         owed = [row for row in self.rows if row[0] > self.cursor]
         oldest = min((row[2] for row in owed), default=None)
         return len(owed), None if oldest is None else datetime.fromtimestamp(oldest / 1e6, UTC)
+
+    def driver_state(self, device: str) -> dict[str, bytes]:
+        return {}
+
+    async def append(self, readings: ReadingSet) -> None:
+        assert readings.state
+        assert not readings.readings
 
     @property
     def settled(self) -> bool:

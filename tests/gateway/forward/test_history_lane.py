@@ -21,13 +21,13 @@ def strict() -> StrictBroker:
 class Lane:
     """A lane on a served broker."""
 
-    def __init__(self, strict: StrictBroker, log: MemoryLog, *devices: str, **settings: int) -> None:
-        self.strict, self.log, self.devices, self.settings = strict, log, devices, settings
+    def __init__(self, strict: StrictBroker, log: MemoryLog, *devices: str, batch: int = 25) -> None:
+        self.strict, self.log, self.devices, self.batch = strict, log, devices, batch
 
     async def __aenter__(self) -> InOrderLane:
         self._serving = self.strict.serve()
         url = await self._serving.__aenter__()
-        self._broker = NgsiLdBroker(NgsiLdSettings(url=url, **self.settings))
+        self._broker = NgsiLdBroker(NgsiLdSettings(url, batch_entities=self.batch))
         return InOrderLane(
             Shared(
                 "city",
@@ -149,7 +149,7 @@ async def test_a_large_stretch_is_cut_into_requests_of_the_agreed_size(strict: S
     devices = [f"air-{n}" for n in range(60)]
     for device in devices:
         log.put(device, 0, no2=1)
-    async with Lane(strict, log, *devices, batch_entities=25) as lane:
+    async with Lane(strict, log, *devices, batch=25) as lane:
         await drain(lane)
     sizes = [len(json.loads(body)) for body in strict.bodies]
     assert sizes == [1, 24, 25, 10]  # the first write, which may make the tenant, goes alone

@@ -1,0 +1,181 @@
+"""Pure parts: bisecting, what the broker holds, refused batches, batch sizes, points the state lane sent."""
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.forward.broker import Accepted, BatchRefused, BatchSize, InDoubt, Outcome, Streak, bisect, observed
+from gateway.forward.updates import Sent
+from gateway.harmonise.entity import Entity
+from gateway.sdk.errors import BrokerUnavailable
+from tests.gateway.forward.scene import START, entity_id, measured
+
+
+def refusing(bad: set[str], *, naming: bool = False, permanent: bool = True) -> tuple[list[int], Callable]:  # type: ignore[type-arg]  # of Send
+    sizes: list[int] = []
+
+    async def send(batch: Sequence[Entity]) -> Outcome:
+        sizes.append(len(batch))
+        culprits = frozenset(entity.id for entity in batch if entity.id in bad)
+        if culprits:
+            raise BatchRefused("no", suspects=culprits if naming else frozenset(), permanent=permanent)
+        return Outcome(accepted=frozenset(entity.id for entity in batch))
+
+    return sizes, send
+
+
+@given(st.sets(st.integers(0, 49)), st.booleans(), st.booleans())
+async def test_bisecting_refuses_the_culprits_and_only_them(bad: set[int], naming: bool, permanent: bool) -> None:
+    entities = [measured(f"air-{n}", no2=n) for n in range(50)]
+    ids = {entity_id(f"air-{n}") for n in bad}
+    _, send = refusing(ids, naming=naming, permanent=permanent)
+
+    outcome = await bisect(entities, send)
+
+    assert outcome.accepted == {entity.id for entity in entities} - ids
+    assert set(outcome.refused if permanent else outcome.later) == ids
+    assert outcome.fault is None
+
+
+async def test_one_culprit_among_many_costs_few_requests() -> None:
+    sizes, send = refusing({entity_id("air-31")})
+    await bisect([measured(f"air-{n}", no2=n) for n in range(64)], send)
+    assert len(sizes) == 13  # 1 + 2 * log2(64)
+
+
+async def test_a_named_culprit_costs_two_more() -> None:
+    sizes, send = refusing({entity_id("air-31")}, naming=True)
+    await bisect([measured(f"air-{n}", no2=n) for n in range(64)], send)
+    assert sizes == [64, 63, 1]
+
+
+async def test_a_broker_that_fails_in_the_search_leaves_the_rest_for_later() -> None:
+    calls = 0
+
+    async def send(batch: Sequence[Entity]) -> Outcome:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise BatchRefused("no")
+        if calls == 2:
+            return Outcome(accepted=frozenset(entity.id for entity in batch))
+        raise InDoubt("reset")
+
+    entities = [measured(f"air-{n}", no2=n) for n in range(8)]
+    outcome = await bisect(entities, send)
+
+    assert len(outcome.accepted) == 4
+    assert outcome.later.keys() == {entity.id for entity in entities} - outcome.accepted
+    assert outcome.doubtful == outcome.later.keys()
+    assert isinstance(outcome.fault, BrokerUnavailable)
+
+
+def test_an_older_or_equal_time_is_taken_out_and_static_attributes_alone_are_nothing() -> None:
+    accepted = Accepted()
+    accepted.note(entity_id("air-1"), {"no2": START})
+    both = measured("air-1", 0, no2=1, pm25=2)
+
+    newer = accepted.newer(both)
+
+    assert newer is not None
+    assert set(newer.attributes) == {"pm25"}
+    assert accepted.newer(measured("air-1", -5, no2=1)) is None
+    assert accepted.newer(measured("air-1", 5, no2=1)) is not None
+    assert accepted.newer(measured("air-2", -5, no2=1)) is not None
+
+
+@given(st.lists(st.integers(-1000, 1000), min_size=1))
+def test_what_is_known_of_the_broker_never_runs_backwards(times: list[int]) -> None:
+    accepted = Accepted()
+    for at_s in times:
+        accepted.note("e", {"no2": START + timedelta(seconds=at_s)})
+    assert accepted.holds("e", "no2", START + timedelta(seconds=max(times)))
+
+
+def test_times_of_an_entity() -> None:
+    assert observed(measured("air-1", 7, no2=1)) == {"no2": START + timedelta(seconds=7)}
+
+
+def refused(*ids: str) -> Outcome:
+    return Outcome(refused=dict.fromkeys(ids, "no"))
+
+
+def test_three_batches_refused_whole_are_a_config_fault() -> None:
+    streak = Streak(entities=10)
+    for batch in (("a", "b"), ("a",), ("c",)):
+        assert not streak.config_fault
+        streak.note(refused(*batch))
+    assert streak.config_fault
+
+
+def test_the_only_entity_stands_for_all() -> None:
+    streak = Streak(entities=1)
+    for _ in range(3):
+        streak.note(refused("a"))
+    assert streak.config_fault
+
+
+def test_one_bad_entity_among_others_is_no_config_fault() -> None:
+    streak = Streak(entities=10)
+    for _ in range(3):
+        streak.note(refused("a"))
+    assert streak.one_bad
+    assert not streak.config_fault
+
+
+def test_an_acceptance_between_tells_that_the_entities_are_bad() -> None:
+    streak = Streak(entities=10)
+    streak.note(refused("a", "b"))
+    streak.note(refused("a", "b"))
+    streak.note(Outcome(accepted=frozenset({"c"}), refused={"a": "no"}))
+    streak.note(refused("a"))  # known to be bad: says nothing new
+    assert not streak.begun
+
+
+class Model:
+    """A broker that takes so many seconds for a batch."""
+
+    def __init__(self, seconds: Callable[[int], float]) -> None:
+        self.seconds = seconds
+
+    def settle(self, size: BatchSize, batches: int = 200) -> int:
+        for _ in range(batches):
+            size.took(size.size, self.seconds(size.size))
+        return size.size
+
+
+def test_batches_grow_where_a_request_costs_more_than_an_entity() -> None:
+    assert Model(lambda n: 0.1 + 0.0001 * n).settle(BatchSize(25)) == 200
+
+
+def test_batches_stay_small_where_time_grows_with_the_square() -> None:
+    assert Model(lambda n: 0.02 + 0.0002 * n * n).settle(BatchSize(25)) in (5, 10, 15)
+
+
+def test_a_long_request_or_a_refusal_for_size_makes_batches_smaller() -> None:
+    size = BatchSize(100)
+    size.took(100, 6.0)
+    assert size.size < 100
+    for _ in range(20):
+        size.failed(size.size)
+    assert size.size == 1
+
+
+def test_half_full_batches_teach_nothing() -> None:
+    size = BatchSize(25)
+    for _ in range(100):
+        size.took(3, 0.001)
+    assert size.size == 25
+
+
+@pytest.mark.parametrize("order", [[1, 2, 3], [3, 1, 2]])
+def test_a_point_that_was_sent_is_taken_once(order: list[int]) -> None:
+    sent = Sent()
+    for time_us in (1, 2, 3):
+        sent.note("e", 7, time_us)
+    assert [sent.take("e", 7, time_us) for time_us in order] == [True, True, True]
+    assert not sent.take("e", 7, 1)
+    assert not sent.take("other", 7, 1)
