@@ -65,3 +65,33 @@ async def test_an_own_model_in_models_beside_the_config_is_sent_like_any_other(t
 def _written(folder: Path, mapping: str) -> Path:
     (folder / "citygate.yaml").write_text(CONFIG.replace("{ATTRIBUTE: POINT}", f"{{{mapping}}}"))
     return folder
+
+
+LANGUAGE = """\
+          type: TrafficFlowObserved
+          attributes:
+            intensity: {point: POINT, gain: 2, unit: C62, sub: {reliability: {value: 0.7}}}
+            congested: {point: POINT, translate: {1: true, 2: false}}
+            averageVehicleSpeed: null
+          static: {laneId: 1, reversedLane: false, laneDirection: forward, location: [9.2, 45.5], name: 007}
+          period: 5 min
+          more:
+            no-2: {type: DeviceMeasurement, attributes: {numValue: POINT}, static: {unit: P1}}
+"""
+
+
+def test_the_operators_file_carries_the_whole_language(tmp_path: Path) -> None:
+    point = "pm2_5"
+    text = CONFIG.partition("          type: BenchObserved")[0] + LANGUAGE.replace("POINT", point) + "brokers: {}\n"
+    (tmp_path / "citygate.yaml").write_text(text)
+    plan = make_plan(tmp_path, BenchRegistry())
+    traffic, measurement = plan.read_api["air-1"]
+    entity = harmonise(traffic, {point: (2, NOON_US)})
+    values = {name: attribute.value for name, attribute in entity.attributes.items()}
+    assert values["intensity"] == 4
+    assert entity.attributes["intensity"].sub["reliability"].value == 0.7
+    assert values["congested"] is False
+    assert (values["laneId"], values["reversedLane"], values["name"]) == (1, False, "007")
+    assert values["location"]["coordinates"] == [9.2, 45.5]
+    assert (values["dateObservedTo"] - values["dateObservedFrom"]).total_seconds() == 300
+    assert measurement.entity_id.endswith(":air-1:no-2")
