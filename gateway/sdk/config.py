@@ -10,7 +10,7 @@ from pydantic_core import core_schema
 
 from gateway.sdk.template import EntityMapping, Template
 
-_NUMBER_UNIT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Zµ/]*)\s*")
+_NUMBER_UNIT = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([a-zA-Zµ/]*)\s*")
 DURATIONS_S = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 SIZES_BYTES = {"B": 1, "kB": 1000, "KB": 1000, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 RATES_PER_S = {"/s": 1.0, "/min": 1 / 60, "/h": 1 / 3600}
