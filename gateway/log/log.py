@@ -281,7 +281,7 @@ class Log:
         self._cursors = dict(loaded.cursors)
         self._stored_last = loaded.last
         for lane in self._lanes.values():
-            await self._join(lane, salvaged=report is not None)
+            await self._join(lane, max(self._stored_last, self.first_seq), salvaged=report is not None)
         self._failure = ""
         self._time_learned()
         if report is not None:
@@ -327,15 +327,15 @@ class Log:
         for lane in self._lanes.values():
             lane.cursor = lane.cursor + more if lane.cursor else 0
 
-    async def _join(self, lane: _Lane, *, salvaged: bool) -> None:
-        """Give a consumer its place: where it was, else where the operator lets it start."""
+    async def _join(self, lane: _Lane, now: int, *, salvaged: bool = False) -> None:
+        """Give a consumer its place: where it was, else where the operator lets it start; `now` is the number of now."""
         consumer, sent_upto = lane.consumer, lane.cursor
         cursor = self._cursors.get(consumer.name)
         if cursor is None and consumer.was in self._cursors:
             cursor = self._cursors.pop(consumer.was)
             self._pending.forget.append(consumer.was)
         if cursor is None:
-            cursor = 0 if salvaged else await self._start_of(consumer)
+            cursor = 0 if salvaged else await self._start_of(consumer, now)
         self._cursors[consumer.name] = lane.cursor = cursor
         self._pending.cursors.add(consumer.name)
         lane.stored, lane.oldest_us = await self._job(lambda store: store.owed(cursor))
@@ -349,17 +349,17 @@ class Log:
             lane = lanes[consumer.name] = self._lanes.get(consumer.name) or _Lane(consumer, 0)
             lane.consumer = consumer
             if consumer.name not in self._lanes and self._store is not None:
-                await self._join(lane, salvaged=False)
+                await self._join(lane, self._next_seq - 1)
         self._lanes = lanes
         self._settled_by_all()
         self._wake()
         self._start_commit()
 
-    async def _start_of(self, consumer: Consumer) -> int:
+    async def _start_of(self, consumer: Consumer, now: int) -> int:
         if consumer.start == "oldest":
             return 0
         if consumer.start == "now":
-            return max(self._stored_last, self.first_seq)
+            return now
         time_us = microseconds(consumer.start)
         return await self._job(lambda store: store.before(time_us))
 

@@ -1,10 +1,11 @@
 """For tests of the log: sets whose values name themselves, a log with a manual clock, and all that a consumer is owed."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from gateway.clock import Source, Trust
 from gateway.log.log import Columns, Consumer, Log, LogSettings
 from gateway.sdk.driver import Clock
 from gateway.sdk.reading import Reading, ReadingSet
@@ -47,3 +48,37 @@ def counts_of(log: Log, columns: Columns) -> list[int]:
         for value, number in zip(columns.value, columns.series, strict=True)
         if log.series[number].point == "count" and isinstance(value, int)
     ]
+
+
+class BootClock(ManualClock):
+    """A manual clock with a boot and a worth.
+
+    Args:
+        true: the true time at which the box starts; `observed` readings carry what the wall clock says.
+        wrong_s: how far the wall clock is off.
+    """
+
+    def __init__(self, boot_id: str, true: datetime, wrong_s: float = 0.0, source: Source = Source.NONE) -> None:
+        super().__init__(true + timedelta(seconds=wrong_s))
+        self._monotonic_s = 10.0
+        self.boot_id = boot_id
+        self.floor: datetime | None = None
+        self._wrong_s = wrong_s
+        self._source = source
+
+    @property
+    def trust(self) -> Trust:
+        return Trust(self._source, self.now())
+
+    @property
+    def true(self) -> datetime:
+        return self.now() - timedelta(seconds=self._wrong_s)
+
+    def raise_floor(self, at: datetime) -> None:
+        self.floor = at
+
+    def learn(self, source: Source, wrong_s: float = 0.0) -> None:
+        """The clock is set, by someone who may be off too."""
+        self.step(wrong_s - self._wrong_s)
+        self._wrong_s = wrong_s
+        self._source = source
