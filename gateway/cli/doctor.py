@@ -10,7 +10,6 @@ import ssl
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
@@ -20,13 +19,14 @@ from gateway.cli.status_text import counted
 from gateway.cli.terminal import colour, printable, say, say_json
 from gateway.cli.verbs import Verbs
 from gateway.http.outcome import FINE, PROBLEM, UNREACHABLE, NoDaemon, Refused
-from gateway.sdk.errors import ConfigError
+from gateway.sdk.errors import BrokerUnavailable, ConfigError
 
 if TYPE_CHECKING:
     from gateway.config.model import BrokerConfig
     from gateway.plan import LinkPlan, Plan
 
 REACH_WITHIN_S = 5.0
+PROBE_WITHIN_S = 20.0
 CERTIFICATE_WARN_D = 21
 SKEW_WARN_S = 5.0
 FREE_WARN_BYTES = 200_000_000
@@ -357,36 +357,34 @@ async def _reach(name: str, host: str, port: int) -> Finding:
 
 
 async def _broker(name: str, config: "BrokerConfig") -> AsyncIterator[Finding]:
-    parts = urlsplit(config.url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    reached = await _reach(name, parts.hostname or "", port)
+    target = urlsplit(config.proxy or config.url)
+    port = target.port or (443 if target.scheme == "https" else 80)
+    reached = await _reach(name, target.hostname or "", port)
     yield reached
     if reached.state != "ok":
         return
-    if parts.scheme == "https":
-        certificate = await _certificate(name, parts.hostname or "", port)
+    if target.scheme == "https" and not config.proxy:
+        certificate = await _certificate(name, target.hostname or "", port, config)
         yield certificate
         if certificate.state == "unreachable":
             return
-    async for finding in _answer(name, config):
+    async for finding in _probed(name, config):
         yield finding
 
 
-async def _certificate(name: str, host: str, port: int) -> Finding:
+async def _certificate(name: str, host: str, port: int, config: "BrokerConfig | None" = None) -> Finding:
     """The broker's certificate as this box sees it: trusted, and for how long."""
+    from gateway.forward.auth import Tls
+
+    tls = config.tls if config is not None else None
+    files = Tls(tls.ca or "", tls.certificate or "", tls.key or "") if tls is not None else Tls()
     try:
         async with asyncio.timeout(REACH_WITHIN_S):
-            _, writer = await asyncio.open_connection(
-                host, port, ssl=ssl.create_default_context(), server_hostname=host
-            )
+            _, writer = await asyncio.open_connection(host, port, ssl=files.context(), server_hostname=host)
     except ssl.SSLCertVerificationError as error:
-        return Finding(
-            name,
-            "unreachable",
-            f"certificate of {host}: {error.verify_message}",
-            "the clock, the CA certificates of this box, or the broker's certificate",
-        )
-    except (OSError, TimeoutError) as error:
+        remedy = "the clock, the CA certificates of this box (or tls.ca), or the broker's certificate"
+        return Finding(name, "unreachable", f"certificate of {host}: {error.verify_message}", remedy)
+    except (OSError, TimeoutError, BrokerUnavailable) as error:
         return Finding(name, "unreachable", f"TLS with {host}: {error}", "is this an https port?")
     described = writer.get_extra_info("peercert") or {}
     writer.close()
@@ -394,53 +392,32 @@ async def _certificate(name: str, host: str, port: int) -> Finding:
         await writer.wait_closed()
     ends = datetime.fromtimestamp(ssl.cert_time_to_seconds(str(described["notAfter"])), UTC)
     left_d = (ends - datetime.now(UTC)).days
-    state: State = "ok" if left_d >= CERTIFICATE_WARN_D else "warn"
-    return Finding(
-        name,
-        state,
-        f"certificate of {host} is valid until {ends:%Y-%m-%d} ({left_d} days)",
-        "" if state == "ok" else "tell the city",
-    )
+    said = f"certificate of {host} is valid until {ends:%Y-%m-%d} ({left_d} days)"
+    return Finding(name, "ok", said) if left_d >= CERTIFICATE_WARN_D else Finding(name, "warn", said, "tell the city")
 
 
-async def _answer(name: str, config: "BrokerConfig") -> AsyncIterator[Finding]:
-    """What the broker says to a harmless read, and how far its clock is from ours."""
-    import aiohttp
+async def _probed(name: str, config: "BrokerConfig") -> AsyncIterator[Finding]:
+    """Logged in as the daemon does, reading alone: does it answer, what can it do, how far is its clock from ours."""
+    from gateway.forward.broker import LoginFailed
+    from gateway.forward.ngsild import broker_of
 
-    headers = {"NGSILD-Tenant": config.tenant} if config.tenant else {}
+    broker = broker_of(config)
     try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REACH_WITHIN_S)) as session,
-            session.get(f"{config.url}/ngsi-ld/v1/types?limit=1", headers=headers, allow_redirects=False) as response,
-        ):
-            status, date = response.status, response.headers.get("Date", "")
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        yield Finding(name, "unreachable", f"{config.url} takes connections but does not answer: {error}")
+        async with asyncio.timeout(PROBE_WITHIN_S):
+            probe = await broker.probe()
+    except LoginFailed as error:
+        yield Finding(name, "unreachable", f"login: {error}", f"check brokers.{name}.auth and its secret")
         return
-    yield _said(name, status)
-    with contextlib.suppress(ValueError, TypeError):
-        skew_s = (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds()
-        if abs(skew_s) > SKEW_WARN_S:
-            yield Finding(
-                name, "warn", f"its clock is {skew_s:+.0f} s from ours", "one of the two is wrong; see clock above"
-            )
-
-
-def _said(name: str, status: int) -> Finding:
-    if status in (200, 204):
-        return Finding(name, "ok", "answers NGSI-LD")
-    if status in (401, 403):
-        return Finding(
-            name,
-            "warn",
-            f"answers {status} without a login",
-            "`citygate status` shows whether the daemon's login works",
+    except (BrokerUnavailable, TimeoutError) as error:
+        yield Finding(name, "unreachable", str(error) or f"no answer within {PROBE_WITHIN_S:g} s", "is the url right?")
+        return
+    finally:
+        await broker.close()
+    history = {True: "a temporal API", False: "no temporal API", None: "a tenant that is not there yet"}[probe.temporal]
+    read = "may be read" if probe.readable else "may not be read"
+    yield Finding(name, "ok", f"answers{f' as {probe.product}' if probe.product else ''}; entities {read}, {history}")
+    skew_s = (probe.date - datetime.now(UTC)).total_seconds() if probe.date else 0.0
+    if abs(skew_s) > SKEW_WARN_S:
+        yield Finding(
+            name, "warn", f"its clock is {skew_s:+.0f} s from ours", "one of the two is wrong; see clock above"
         )
-    if status == 404:
-        return Finding(
-            name,
-            "warn",
-            "answers 404 to /ngsi-ld/v1/types",
-            "is the url right, without /ngsi-ld/…? Some brokers lack this path",
-        )
-    return Finding(name, "unreachable" if status >= 500 else "warn", f"answers {status} to /ngsi-ld/v1/types")

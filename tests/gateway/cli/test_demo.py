@@ -24,7 +24,7 @@ def short_path() -> Iterator[Path]:
 
 
 def test_a_short_demo_ends_with_counts_of_three_devices_and_leaves_nothing(short_path: Path) -> None:
-    process = Process(short_path / "demo.out", "-m", "gateway", "demo", "--for", "4s", "--json", TMPDIR=str(short_path))
+    process = Process(short_path / "demo.out", "-m", "gateway", "demo", "--for", "3s", "--json", TMPDIR=str(short_path))
     assert process.popen.wait(40) == 0, process.text()
     summary = json.loads(process.text())
     assert set(summary) == {"sets", "readings", "entities", "errors", "devices"}

@@ -5,6 +5,7 @@ import os
 import socket
 import ssl
 import tty
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from gateway.cli import doctor
 from tests.gateway.cli.conftest import Command
-from tests.support.box import free_port
+from tests.support.box import Process, eventually, free_port
 from tests.support.fake_view import FakeView
 
 
@@ -75,6 +76,30 @@ def test_what_is_elsewhere_and_there_is_fine(citygate: Command, folder: Path) ->
         links = f"{{plant: {{driver: modbus, host: 127.0.0.1, port: {port}, devices: {{m: {{template: eastron/sdm120, unit_id: 1, every: 1 s}}}}}}}}"
         code, findings = found(citygate, config(folder, links))
     assert (code, findings["plant"][0]["state"]) == (0, "ok")
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[str]:
+    """The address of a strict broker."""
+    process = Process(tmp_path / "broker.out", "-m", "tests.support.strict_broker", "--port", "0")
+    yield f"http://127.0.0.1:{eventually('broker', lambda: process.text().split()[-1:])[0]}"
+    process.end()
+
+
+def test_a_broker_that_answers_is_told_with_what_it_can_do(citygate: Command, folder: Path, broker: str) -> None:
+    code, findings = found(citygate, config(folder, brokers=f"{{milano: {{kind: ngsi-ld, url: '{broker}'}}}}"))
+    assert code == 0
+    assert [finding["state"] for finding in findings["milano"]] == ["ok", "ok"]
+    assert "temporal API" in findings["milano"][1]["message"]
+
+
+def test_a_login_that_fails_is_told_apart_and_without_the_secret(citygate: Command, folder: Path, broker: str) -> None:
+    auth = f"{{oauth2: {{token_url: '{broker}/no-such-token', client_id: gw, client_secret: s3cr3t-text}}}}"
+    ended = citygate(
+        "doctor", "-c", str(config(folder, brokers=f"{{milano: {{kind: ngsi-ld, url: '{broker}', auth: {auth}}}}}"))
+    )
+    assert ended.code == 4
+    assert "s3cr3t-text" not in ended.out + ended.err
 
 
 def test_a_serial_port_that_is_not_there_is_bad(tmp_path: Path) -> None:
