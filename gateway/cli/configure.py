@@ -2,10 +2,12 @@
 
 import argparse
 import asyncio
+import contextlib
 import os
 import re
 import shutil
 import socket
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,18 +163,30 @@ def init(given: argparse.Namespace) -> int:
         say(text.rstrip("\n"))
         return FINE
     folder = given.config.parent if given.config.suffix in (".yaml", ".yml") else given.config
-    folder.mkdir(parents=True, exist_ok=True)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     file, _ = config_files(given.config)
     if file.exists():
         complain(f"{file} is there already and stays as it is; `citygate init --stdout` prints a new one")
         return PROBLEM
-    _write(file.with_name(SCHEMA_FILE), _pretty(made) + "\n")
-    _write(file, text)
+    with _writing(folder):
+        _write(file.with_name(SCHEMA_FILE), _pretty(made) + "\n")
+        _write(file, text)
     if given.json:
         say_json({"config": str(file), "schema": str(file.with_name(SCHEMA_FILE))})
     else:
         say(f"{file} is written; next: put your devices into it, then `citygate check -c {given.config}`")
     return FINE
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """A folder that cannot be written is an error with a remedy, not a traceback."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "sudo, or -c with a folder of your own"
+        raise CitygateError(f"{folder} cannot be written: {error.strerror or error}; {remedy}") from error
 
 
 def _write(file: Path, text: str) -> None:
@@ -232,7 +246,8 @@ def add(given: argparse.Namespace) -> int:
     if code != FINE and not given.save_anyway:
         complain(f"{given.device} is not written; --save-anyway writes it all the same")
         return code
-    file = put_device(given.config, given.link_name, given.device, settings, link)
+    with _writing(_main_file(given.config).parent):
+        file = put_device(given.config, given.link_name, given.device, settings, link)
     if given.json:
         say_json({"device": given.device, "file": str(file), "tested": tested, "answered": tested and code == FINE})
     else:

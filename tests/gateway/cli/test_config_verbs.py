@@ -30,6 +30,13 @@ def test_the_first_line_of_a_new_config_leads_the_editor_to_the_schema_beside_it
     assert json.loads((tmp_path / "citygate.schema.json").read_text())["title"] == "citygate.yaml"
 
 
+def test_a_folder_that_cannot_be_written_is_named(citygate: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ended = citygate("init", "-c", str(tmp_path / "file" / "box"))
+    assert ended.code == 1
+    assert "cannot be written: Not a directory" in ended.err
+
+
 def test_init_to_standard_output_writes_nothing(citygate: Command, tmp_path: Path) -> None:
     ended = citygate("init", "--stdout", "-c", str(tmp_path / "box"))
     assert ended.code == 0
