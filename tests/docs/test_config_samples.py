@@ -17,14 +17,8 @@ CODE = re.compile(r"[a-z]+(?:-[a-z0-9]+)+")
 GIVEN_BY = {"Problem", "Mismatch", "_problem", "refuse", "_add", "report"}
 
 
-@pytest.mark.parametrize(
-    "file",
-    [CONFIG / "citygate.example.yaml", *sorted(ROOT.glob("drivers/*/sample.yaml"))],
-    ids=lambda file: file.parent.name,
-)
-def test_a_sample_config_is_clean(file: Path) -> None:
-    warnings = make_plan(file, Registry(), with_secrets=False).warnings
-    assert [problem for problem in warnings if problem.code != "clear-text-secret"] == []  # the keys of a sample are none
+def test_the_sample_config_is_clean() -> None:
+    assert make_plan(CONFIG / "citygate.example.yaml", Registry()).warnings == ()
 
 
 @pytest.mark.parametrize("name", template_names(CONFIG / "templates"))
