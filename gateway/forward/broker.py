@@ -154,8 +154,7 @@ class BatchSize:
             self._rates.pop(self._rung + 1, None)
         for other in (self._rung + 1, self._rung - 1):
             known = self._rates.get(other)
-            up = other > self._rung
-            if other in range(len(self.RUNGS)) and ((known is None and up) or (known or 0.0) > self.PAYS * here):
+            if other in range(len(self.RUNGS)) and (known is None or known > self.PAYS * here):
                 self._rung, self._since_tried = other, 0
                 return
 

@@ -43,6 +43,7 @@ LINK = '<{}>; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+j
 ANSWER_LIMIT_BYTES = 4 * 2**20  # a 207 for a full batch is far smaller; a captive portal may send anything
 DATE_WITHIN_S = 1.0  # an HTTP date has whole seconds
 READ_BACK_IDS = 20  # ids in one query: keeps the URL below 2 kB
+MOST_SUSPECTS = 1000
 SEARCH_AFTER = 3  # answers of 500 in a row before a poison entity is searched for: a 5xx may be permanent
 _UNREADABLE = frozenset({403, 405, 501})  # to a read: the broker works, we may not, or it cannot
 _EVER = {"timerel": "after", "timeAt": "2000-01-01T00:00:00Z"}
@@ -96,19 +97,19 @@ class NgsiLdBroker:
         self._offer_time = offer_time
         self._server_errors, self._search_at, self._searching = 0, SEARCH_AFTER, False
         self._greeted = False
+        self._suspects: set[str] = set()
         self._size: BatchSize | None = None
         self.traffic = Traffic()
 
     async def state(self, entities: Sequence[Entity]) -> Outcome:
         """Upsert current values, `options=update`; one subject context per request."""
-        total = Outcome()
         encoded, total = _encode(entities)
-        batches = self._batches(encoded)
         bodies = {entity.id: body for entity, body in encoded}
 
         async def send(batch: Sequence[Entity]) -> Outcome:
             return await self._upsert(batch, [bodies[entity.id] for entity in batch])
 
+        batches = self._batches(encoded)
         for position, batch in enumerate(batches):
             total += await self._searched(batch, send)
             if total.fault is not None:
@@ -118,26 +119,40 @@ class NgsiLdBroker:
         return total
 
     async def _searched(self, batch: Sequence[Entity], send: Send) -> Outcome:
-        """One batch; where a 5xx may mean one poison entity, the search for it. If all parts fail it is the broker after all."""
-        outcome = await bisect(batch, send)
-        searched, self._searching = self._searching, False
-        if not searched:
-            return outcome
-        if not outcome.accepted and not outcome.refused:
-            self._search_at *= 2  # the next search waits for longer
+        """One batch. Refused whole, it is searched for the culprits, which go alone from then on until they are accepted."""
+        whole, suspect = False, batch[0].id in self._suspects
+
+        async def watched(part: Sequence[Entity]) -> Outcome:
+            nonlocal whole
+            try:
+                return await send(part)
+            except BatchRefused:
+                whole = True
+                raise
+
+        self._searching = suspect  # a 500 of one that is known for it says nothing of the broker
+        outcome = await bisect(batch, watched)
+        searched, self._searching = self._searching and not suspect, False
+        self._suspects -= outcome.accepted
+        if searched and not outcome.accepted and not outcome.refused:
+            self._search_at *= 2  # all parts failed: it is the broker after all; the next search waits for longer
             return unavailable(batch, BrokerUnavailable(next(iter(outcome.later.values()))))
-        self._server_errors, self._search_at = 0, SEARCH_AFTER
+        if searched:
+            self._server_errors, self._search_at = 0, SEARCH_AFTER
+        if whole and len(batch) > 1 and outcome.fault is None and len(self._suspects) < MOST_SUSPECTS:
+            self._suspects |= outcome.refused.keys() | outcome.later.keys()
         return outcome
 
     def _batches(self, encoded: Sequence[tuple[Entity, bytes]]) -> list[list[Entity]]:
         if self._size is None:
             self._size = BatchSize(self.traffic.batch or self._settings.batch_entities)
         self.traffic.batch = self._size.size
-        batches = list(_batches(encoded, self._size.size, self._settings.batch_bytes))
+        clean = [item for item in encoded if item[0].id not in self._suspects]
+        batches = list(_batches(clean, self._size.size, self._settings.batch_bytes))
         if not self._greeted and batches and len(batches[0]) > 1:
             # the first write makes the tenant: several entities at once can deadlock (Scorpio issue 653)
             batches[:1] = [batches[0][:1], batches[0][1:]]
-        return batches
+        return batches + [[entity] for entity, _ in encoded if entity.id in self._suspects]
 
     async def history(self, instances: Sequence[Entity]) -> Outcome:
         """`POST /temporal/entities`: every attribute an array of instances (6.18); repeats would be stored again."""

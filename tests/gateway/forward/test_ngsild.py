@@ -1,0 +1,324 @@
+"""NGSI-LD: every broker's spelling of partial success, what belongs to no entity, requests as the specification wants them."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import jsonschema
+import pytest
+from aiohttp import web
+
+from gateway.forward.auth import Way
+from gateway.forward.broker import InDoubt, LoginFailed, Outcome
+from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
+from gateway.harmonise.entity import Attribute
+from gateway.sdk.errors import BrokerUnavailable
+from tests.gateway.forward.scene import AIR, LOCATION, START, entity_id, measured
+from tests.support.strict_broker import StrictBroker
+
+IDS = [entity_id(f"air-{n}") for n in range(4)]
+ENTITIES = [measured(f"air-{n}", no2=n) for n in range(4)]
+PROBLEM = {"type": "https://uri.etsi.org/ngsi-ld/errors/BadRequestData", "title": "bad", "detail": "no2", "status": 400}
+OPENAPI = Path(__file__).parents[2] / "data" / "openapi" / "ngsi-ld-openapi.json"
+
+
+class Canned:
+    """Answers each POST with what the test says; keeps the requests."""
+
+    def __init__(self, *answers: tuple[int, Any, Mapping[str, str]]) -> None:
+        self.answers = list(answers)
+        self.requests: list[tuple[Mapping[str, str], bytes]] = []
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        self.requests.append((dict(request.headers), await request.read()))
+        status, body, headers = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(body, str):
+            return web.Response(status=status, text=body, content_type="text/html", headers=headers)
+        return (
+            web.json_response(body, status=status, headers=headers) if body is not None else web.Response(status=status)
+        )
+
+    @contextlib.asynccontextmanager
+    async def broker(self, **settings: Any) -> AsyncIterator[NgsiLdBroker]:
+        app = web.Application(client_max_size=2**24)
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        broker = NgsiLdBroker(NgsiLdSettings(f"http://127.0.0.1:{runner.addresses[0][1]}", **settings))
+        broker._greeted = True  # the first write alone is another test's
+        try:
+            yield broker
+        finally:
+            await broker.close()
+            await runner.cleanup()
+
+
+async def outcome_of(status: int, body: Any, **headers: str) -> Outcome:
+    async with Canned((status, body, headers)).broker() as broker:
+        return await broker.state(ENTITIES)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (204, None),
+        (201, []),
+        (201, IDS[:2]),
+        (201, None),
+        (200, IDS),
+        (207, {"success": IDS, "errors": []}),
+        (207, {"success": [], "errors": []}),
+        (207, {"success": []}),
+    ],
+)
+async def test_all_accepted(status: int, body: Any) -> None:
+    assert await outcome_of(status, body) == Outcome(accepted=frozenset(IDS))
+
+
+@pytest.mark.parametrize("status", [207, 400, 409])
+@pytest.mark.parametrize("id_key", ["entityId", "id"])
+@pytest.mark.parametrize("problem_key", ["error", "ProblemDetails"])
+@pytest.mark.parametrize("errors_key", ["errors", "error"])
+async def test_each_spelling_names_the_refused_one(status: int, id_key: str, problem_key: str, errors_key: str) -> None:
+    body = {"success": [IDS[3], IDS[0], IDS[2]], errors_key: [{id_key: IDS[1], problem_key: PROBLEM}]}
+    outcome = await outcome_of(status, body)
+    assert outcome.accepted == {IDS[0], IDS[2], IDS[3]}
+    assert outcome.refused == {IDS[1]: "bad: no2"}
+
+
+@pytest.mark.parametrize("status", [503, "503", 500, 429])
+async def test_an_inner_status_that_may_pass_is_for_later(status: Any) -> None:
+    errors = [{"id": IDS[2], "ProblemDetails": {**PROBLEM, "status": status}}]
+    outcome = await outcome_of(207, {"success": [IDS[0], IDS[1], IDS[3]], "errors": errors})
+    assert outcome.later.keys() == {IDS[2]}
+    assert outcome.refused == {}
+    assert outcome.fault is None
+
+
+async def test_an_error_without_an_id_means_the_one_that_did_not_succeed() -> None:
+    body = {"success": [IDS[3], IDS[0], IDS[2]], "errors": [{"id": None, "ProblemDetails": PROBLEM}]}
+    assert (await outcome_of(207, body)).refused.keys() == {IDS[1]}
+
+
+async def test_errors_without_ids_are_told_apart_one_by_one() -> None:
+    body = {
+        "success": IDS[:2],
+        "errors": [{"id": None, "ProblemDetails": PROBLEM}, {"id": None, "ProblemDetails": PROBLEM}],
+    }
+    one = {"errors": [{"id": None, "ProblemDetails": PROBLEM}]}
+    async with Canned((207, body, {}), (400, one, {}), (204, None, {})).broker() as broker:
+        outcome = await broker.state(ENTITIES)
+    assert outcome.refused.keys() == {IDS[2]}
+    assert outcome.accepted == {IDS[0], IDS[1], IDS[3]}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "says"),
+    [
+        (200, "<html>welcome to the hotel</html>", "captive portal"),
+        (200, {"hello": "world"}, "not a context broker"),
+        (302, None, "redirect"),
+        (301, "<html>moved</html>", "redirect"),
+        (404, "<html>nothing here</html>", "404"),
+        (404, {**PROBLEM, "title": "NonexistentTenant", "detail": "x", "status": 404}, "NonexistentTenant"),
+        (405, None, "405"),
+        (411, None, "411"),
+        (415, None, "415"),
+        (429, None, "429"),
+        (501, None, "501"),
+        (502, "<html>bad gateway</html>", "502"),
+        (503, None, "503"),
+        (504, {**PROBLEM, "title": "LdContextNotAvailable", "detail": "", "status": 504}, "LdContextNotAvailable"),
+    ],
+)
+async def test_what_is_no_entitys_fault_refuses_none(status: int, body: Any, says: str) -> None:
+    outcome = await outcome_of(status, body)
+    assert outcome.refused == {}
+    assert outcome.later.keys() == set(IDS)
+    assert isinstance(outcome.fault, BrokerUnavailable)
+    assert says in str(outcome.fault)
+
+
+@pytest.mark.parametrize("status", [401, 403, 407])
+async def test_a_login_that_is_refused_is_told_as_such(status: int) -> None:
+    assert isinstance((await outcome_of(status, None)).fault, LoginFailed)
+
+
+async def test_retry_after_is_passed_on() -> None:
+    fault = (await outcome_of(503, {"title": "busy"}, **{"Retry-After": "7"})).fault
+    assert fault is not None
+    assert fault.retry_after_s == 7.0
+
+
+async def test_a_500_that_one_entity_causes_is_found_after_a_few() -> None:
+    strict = StrictBroker()
+    strict.behaviour.refuse, strict.behaviour.whole = "air-2$", "500"
+    async with strict.serve() as url:
+        broker = NgsiLdBroker(NgsiLdSettings(url))
+        outcomes = [await broker.state(ENTITIES) for _ in range(4)]
+        await broker.close()
+    assert outcomes[0].fault is not None
+    assert outcomes[-1].fault is None
+    assert outcomes[-1].later.keys() == {IDS[2]}
+    assert outcomes[-1].accepted == {IDS[0], IDS[1], IDS[3]}
+
+
+async def test_a_500_of_every_entity_is_the_brokers() -> None:
+    async with Canned((500, PROBLEM, {})).broker() as broker:
+        outcomes = [await broker.state(ENTITIES) for _ in range(8)]
+        asked = broker.traffic.requests
+    assert all(outcome.fault is not None for outcome in outcomes)
+    assert asked < 40  # the search is not repeated at every try
+
+
+async def test_413_makes_requests_smaller_and_a_single_one_waits() -> None:
+    strict = StrictBroker()
+    strict.behaviour.max_bytes = 500
+    big = measured("air-9", no2="x" * 600)
+    async with strict.serve() as url:
+        broker = NgsiLdBroker(NgsiLdSettings(url))
+        outcome = await broker.state([*ENTITIES, big])
+        await broker.close()
+    assert outcome.accepted == set(IDS)
+    assert outcome.later.keys() == {big.id}
+    assert outcome.refused == {}
+
+
+async def test_the_request_is_as_the_specification_wants_it() -> None:
+    canned = Canned((204, None, {}))
+    async with canned.broker(tenant="milano") as broker:
+        await broker.state(ENTITIES)
+    [(headers, body)] = canned.requests
+    assert headers["Content-Type"] == "application/json"
+    assert headers["Content-Length"] == str(len(body))
+    assert "Transfer-Encoding" not in headers
+    assert "Content-Encoding" not in headers
+    assert headers["NGSILD-Tenant"] == "milano"
+    assert headers["Link"] == f'<{AIR}>; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+json"'
+    assert [entity["id"] for entity in json.loads(body)] == IDS
+
+
+async def test_each_context_has_a_request_of_its_own() -> None:
+    other = [measured("air-1", no2=1)]
+    other[0] = type(other[0])(
+        other[0].id + "-w", "WeatherObserved", AIR.replace("Environment", "Weather"), other[0].attributes, "w"
+    )
+    canned = Canned((204, None, {}))
+    async with canned.broker() as broker:
+        await broker.state([ENTITIES[0], other[0], ENTITIES[1]])
+    assert [headers["Link"].count("Weather") for headers, _ in canned.requests] == [0, 1]
+
+
+async def test_nul_never_leaves_the_box_and_what_is_no_json_spoils_nothing() -> None:
+    strict = StrictBroker()
+    nul = measured("air-7", no2="a\0b\\u0000")
+    surrogate = measured("air-8", no2="\ud800")
+    async with strict.serve() as url:
+        broker = NgsiLdBroker(NgsiLdSettings(url))
+        outcome = await broker.state([nul, surrogate, ENTITIES[0]])
+        await broker.close()
+    assert outcome.refused.keys() == {surrogate.id}
+    assert strict.current(nul.id, "no2") == "ab\\u0000"
+    assert strict.refusals == []
+
+
+async def test_history_goes_as_arrays_of_instances_without_touching_the_present() -> None:
+    strict = StrictBroker()
+    async with strict.serve() as url:
+        broker = NgsiLdBroker(NgsiLdSettings(url))
+        await broker.state([measured("air-0", 100, no2=5)])
+        outcome = await broker.history([measured("air-0", n, no2=n) for n in range(3)])
+        found = await broker.history_back([measured("air-0", n, no2=n) for n in range(4)])
+        await broker.close()
+    assert outcome == Outcome(accepted=frozenset({IDS[0]}))
+    assert found == {(IDS[0], "no2", START + timedelta(seconds=n)) for n in range(3)}
+    assert strict.current(IDS[0], "no2") == 5
+
+
+async def test_a_broker_is_found_by_ipv6_too() -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=204)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "::1", 0).start()
+    broker = NgsiLdBroker(NgsiLdSettings(f"http://[::1]:{runner.addresses[0][1]}"))
+    outcome = await broker.state(ENTITIES[:1])
+    await broker.close()
+    await runner.cleanup()
+    assert outcome.accepted == {IDS[0]}
+
+
+async def test_a_request_that_may_have_been_carried_out_is_in_doubt_a_refused_connection_is_not() -> None:
+    strict = StrictBroker()
+    strict.behaviour.fault = "reset"
+    async with strict.serve() as url:
+        broker = NgsiLdBroker(NgsiLdSettings(url), Way(timeout=aiohttp.ClientTimeout(total=2.0)))
+        doubtful = await broker.state(ENTITIES[:1])
+    refused = await broker.state(ENTITIES[:1])
+    await broker.close()
+    assert isinstance(doubtful.fault, InDoubt)
+    assert doubtful.doubtful == {IDS[0]}
+    assert refused.doubtful == frozenset()
+    assert refused.fault is not None
+
+
+async def test_the_date_of_a_broker_is_offered_to_the_clock_but_not_a_captive_portals() -> None:
+    offered: list[Any] = []
+    async with Canned((204, None, {})).broker() as broker:
+        broker._offer_time = lambda at, within_s: offered.append((at, within_s))
+        await broker.state(ENTITIES[:1])
+        assert [within_s for _, within_s in offered] == [1.0]
+    async with Canned((200, "<html/>", {})).broker() as broker:
+        broker._offer_time = lambda at, within_s: offered.append((at, within_s))
+        await broker.state(ENTITIES[:1])
+    assert len(offered) == 1
+
+
+def schema() -> dict[str, Any]:
+    """The body of batch upsert in the OpenAPI document, as a JSON Schema by itself."""
+    text = OPENAPI.read_text().replace("#/components/schemas/", "#/$defs/")
+    document = json.loads(text)
+    operation = document["paths"]["/entityOperations/upsert"]["post"]
+    body: dict[str, Any] = next(iter(operation["requestBody"]["content"].values()))["schema"]
+    schemas = document["components"]["schemas"]
+    members = schemas["Property"]["properties"]
+    members["value"] = {}  # the document has names of types where schemas must stand
+    members["unitCode"] = {"type": "string"}  # the document lets no Property have one; clause 5.2.5 does
+    return {**body, "$defs": schemas}
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_request_bodies_fit_the_openapi_document(broken: bool) -> None:
+    """The document is of an old edition (1.3): the specification wins, but what we send is in both."""
+    canned = Canned((204, None, {}))
+    whole = measured("air-1", no2=31.5, on=True, text="a", n=3)
+    whole.attributes["location"] = Attribute("geo", LOCATION)
+    whole.attributes["refDevice"] = Attribute("relationship", "urn:ngsi-ld:Device:1")
+    whole.attributes["dateObserved"] = Attribute("property", START, "", START)
+    async with canned.broker() as broker:
+        await broker.state([whole, ENTITIES[0]])
+    [(_, body)] = canned.requests
+    document = json.loads(body)
+    if broken:
+        document[0]["no2"] = {"value": 1}
+    errors = list(jsonschema.Draft202012Validator(schema()).iter_errors(document))
+    assert bool(errors) == broken, errors[:1]
+
+
+async def test_slow_is_not_down() -> None:
+    strict = StrictBroker()
+    strict.behaviour.delay_s = 0.2
+    async with strict.serve() as url:
+        broker = NgsiLdBroker(NgsiLdSettings(url), Way(timeout=aiohttp.ClientTimeout(sock_read=2.0)))
+        outcome = await asyncio.wait_for(broker.state(ENTITIES), 5.0)
+        await broker.close()
+    assert outcome.accepted == set(IDS)
