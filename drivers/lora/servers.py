@@ -53,7 +53,7 @@ class _Server:
         self._by_eui = {device.dev_eui: name for name, device in config.devices.items()}
         self._receiver = Receiver(config.devices, context)
         self._inbox = MqttInbox(config, protocol, config.client_id or default_client_id(config))
-        self._owed: deque[tuple[Message, Receipt | None]] = deque()  # bounded by the session's window
+        self._owed: deque[tuple[int, int, Receipt | None]] = deque()  # bounded by the log's head
         self._new = asyncio.Event()
         self._noted = ""
 
@@ -76,7 +76,7 @@ class _Server:
             message = await self._inbox.get()
             receipt = await self._handle(message)
             if message.qos:
-                self._owed.append((message, receipt))
+                self._owed.append((message.number, message.qos, receipt))
                 self._new.set()
 
     async def _acknowledge(self) -> None:
@@ -85,13 +85,13 @@ class _Server:
             while not self._owed:
                 self._new.clear()
                 await self._new.wait()
-            message, receipt = self._owed[0]
+            number, qos, receipt = self._owed[0]
             if receipt is not None:
                 try:
                     await receipt.durable
                 except CitygateError:  # the log gave the set up and counted it: sending it again would not help
                     self._context.count("given_up")
-            self._inbox.ack(message)
+            self._inbox.ack(number, qos)
             self._owed.popleft()
 
     async def _handle(self, message: Message) -> Receipt | None:
@@ -146,4 +146,4 @@ async def listen(
                 event = decode(message.topic, message.body)
                 if isinstance(event, Uplink):
                     take(event.dev_eui, event)
-            inbox.ack(message)
+            inbox.ack(message.number, message.qos)

@@ -206,6 +206,19 @@ async def test_an_uplink_that_came_while_we_were_away_comes_later(broker: Mosqui
     assert counts(context) == [0, 1, 2]
 
 
+async def test_a_backlog_far_beyond_the_window_is_taken_whole_and_in_order(broker: Mosquitto) -> None:
+    context = HeldContext()
+    context.automatic = True
+    config = link(broker, receive_window=20)
+    async with running(CHIRPSTACK.run(config, context.context)):
+        await until(lambda: context.counts["connects"])
+    await publish(broker, *(event(n) for n in range(1500)))  # mosquitto sends them at once when the session goes on
+    async with running(CHIRPSTACK.run(config, context.context)):
+        await until(lambda: len(context.sets) >= 1500)
+    assert counts(context) == list(range(1500))
+    assert context.counts["connects"] == 2
+
+
 async def test_bad_messages_are_counted_and_the_next_good_one_is_taken(broker: Mosquitto) -> None:
     context = HeldContext()
     context.automatic = True
