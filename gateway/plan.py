@@ -12,7 +12,8 @@ from gateway.config.explain import in_order, locate
 from gateway.config.loader import Loaded, LoadedLink, NoDriver, config_files, load
 from gateway.config.model import NAME, BrokerConfig, CityProfile, Config
 from gateway.config.templates import LoadedTemplate, Templates, check_samples
-from gateway.config.tree import Place, Scalar, Source, find
+from gateway.config.tree import Map, Place, Scalar, Source, find
+from gateway.config.validate import validate
 from gateway.harmonise.compile import Mapping as EntityTable
 from gateway.harmonise.compile import compile_device, joined
 from gateway.harmonise.devices import MARK, box_table, sensor_table
@@ -113,16 +114,18 @@ def make_plan(path: Path, registry: Drivers, *, with_secrets: bool = True) -> Pl
     """
     loaded = load(path, lambda name: _find_driver(registry, name), with_secrets=with_secrets)
     problems = [*loaded.problems, *advise(loaded)]
-    location = loaded.config.gateway.location if loaded.config else None
+    # of a gateway that is not known yet, nothing can be said to be missing
+    location = loaded.gateway.location if loaded.gateway else (0.0, 0.0)
     links = {name: _link_plan(link, location) for name, link in loaded.links.items()}
     devices = {name: device for link in links.values() for name, device in link.devices.items()}
     models, found = extended(config_files(path)[0].parent / "models")
-    problems += found
+    problems += [*found, *_unknown_types(loaded, models)]
+    checked = devices | _rough_devices(loaded, location)
     profiles = {broker: profile for broker, (profile, _) in loaded.profiles.items()}
     compiled: list[tuple[CityProfile, Tables]] = []  # brokers of one profile (most have none) share their tables
     for profile in (CityProfile(), *profiles.values()):
         if all(profile != known for known, _ in compiled):
-            compiled.append((profile, _compile(devices, loaded, profile, models, problems)))
+            compiled.append((profile, _compile(checked, loaded, profile, models, problems)))
     tables = {broker: next(its for known, its in compiled if known == profile) for broker, profile in profiles.items()}
     read_api = compiled[0][1]
     ordered = in_order(problems)
@@ -133,6 +136,36 @@ def make_plan(path: Path, registry: Drivers, *, with_secrets: bool = True) -> Pl
         for name, config in loaded.config.brokers.items()
     }
     return Plan(loaded.config, links, devices, brokers, read_api, ordered, loaded.files, models)
+
+
+def _rough_devices(loaded: Loaded, location: tuple[float, float] | None) -> dict[str, DevicePlan]:
+    """Devices of links that have errors, as far as their mapping can be checked all the same."""
+    rough: dict[str, DevicePlan] = {}
+    for link in loaded.links.values():
+        for name, its in link.templates.items() if link.config is None else ():
+            node = find(loaded.root, ("links", link.name, "devices", name)).node
+            if its.template is None or not isinstance(node, Map) or not NAME.fullmatch(name):
+                continue
+            common = {key: entry for key, entry in node.entries.items() if key in DeviceConfig.model_fields}
+            config, _ = validate(DeviceConfig, Map(common, node.place), given={("template",): its.template})
+            if config is not None:
+                rough[name] = _device_plan(name, link, config, location)
+    return rough
+
+
+def _unknown_types(loaded: Loaded, models: Catalogue) -> list[Problem]:
+    """Rules of a city profile for entity types that do not exist: they would silently do nothing."""
+    problems: list[Problem] = []
+    for profile, tree in loaded.profiles.values():
+        for name in profile.types:
+            if models.type(name) is None:
+                near = models.near(name)
+                remedy = f"did you mean {near}?" if near else "see citygate models search"
+                problem = Problem(
+                    "mapping-type", ("types", name), f"{name} is not a type of the catalogue", remedy, at="key"
+                )
+                problems.append(locate(problem, tree))
+    return problems
 
 
 def _find_driver(registry: Drivers, name: str) -> Driver[Any] | NoDriver:
@@ -175,7 +208,7 @@ def _compile(
     problems: list[Problem],
 ) -> dict[str, tuple[EntityTable, ...]]:
     """The tables of all devices for one profile; what is wrong with a mapping goes to `problems`."""
-    gateway = loaded.config.gateway if loaded.config else None
+    gateway = loaded.gateway
     gateway_id, city = (gateway.id, gateway.city) if gateway else ("gateway", "city")
     tables: dict[str, tuple[EntityTable, ...]] = {}
     for name, device in devices.items():

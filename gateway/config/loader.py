@@ -12,7 +12,7 @@ from typing import Any
 
 from gateway.config.explain import known_or_near, locate
 from gateway.config.migrate import migrate
-from gateway.config.model import NAME, VERSION, CityProfile, Config
+from gateway.config.model import NAME, VERSION, CityProfile, Config, GatewayConfig
 from gateway.config.secrets import Secrets, hide_logins, resolve
 from gateway.config.templates import LoadedTemplate, Templates, yaml_files
 from gateway.config.tree import (
@@ -72,11 +72,13 @@ class Loaded:
     """All that the files say. `config` is None when the part outside links has errors.
 
     Attributes:
+        gateway: this box, also when something else has errors; None when it has some itself.
         profiles: city profile by broker (an empty one where none is used), with the tree of its file.
         root: the merged tree, to place further problems.
     """
 
     config: Config | None
+    gateway: GatewayConfig | None
     links: Mapping[str, LoadedLink]
     profiles: Mapping[str, tuple[CityProfile, Map]]
     problems: tuple[Problem, ...]
@@ -117,7 +119,7 @@ class _Load:
         self.folder = main.parent
         self.templates = Templates(self.folder / "templates", self.problems)
         root = read_tree(main, self.problems)
-        readable = not self.problems
+        readable = bool(root.entries) or not self.problems  # else "missing key" would only distract
         for fragment in fragments:
             root = merge(root, read_tree(fragment, self.problems), self.problems)
         root = migrate(override(root, self.environment), self.problems)
@@ -130,7 +132,7 @@ class _Load:
         if config is not None:
             ready = {name: link.config for name, link in links.items() if link.config is not None}
             config = config.model_copy(update={"links": ready})
-        return Loaded(config, links, profiles, self._shown(untold, secrets), (main, *fragments), root)
+        return Loaded(config, _gateway(root), links, profiles, self._shown(untold, secrets), (main, *fragments), root)
 
     def _shown(self, untold: frozenset[KeyPath], secrets: Secrets | None) -> tuple[Problem, ...]:
         """Without what follows from a secret that was not found, and without any secret's text."""
@@ -262,6 +264,11 @@ class _Load:
             self.problems.append(locate(problem, node))
         else:
             self.problems.append(place_problem(problem, node.place))
+
+
+def _gateway(root: Map) -> GatewayConfig | None:
+    part = root.get("gateway")
+    return validate(GatewayConfig, part)[0] if isinstance(part, Map) else None
 
 
 def shipped(folder: str) -> Path:

@@ -195,11 +195,29 @@ class Config(ConfigModel):
     clock: ClockConfig = ClockConfig()
 
 
+def _check_pattern(pattern: str) -> str:
+    names = re.findall(r"\{([^{}]*)\}", pattern)
+    unknown = sorted(set(names) - set(ID_PARTS))
+    if unknown:
+        raise ValueError(
+            f"{{{unknown[0]}}} is not known in an id pattern; there are {', '.join(f'{{{n}}}' for n in ID_PARTS)}"
+        )
+    if "device" not in names:
+        raise ValueError("without {device} all devices would be one entity")
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9._~:@!$*+,/{}-]+", pattern):
+        raise ValueError(f"{pattern!r} is not a URI of letters, digits and . _ ~ : @ ! $ * + , / -")
+    return pattern
+
+
+ID_PARTS = ("Type", "city", "gateway", "device", "name")
+IdPattern = Annotated[str, AfterValidator(_check_pattern)]
+
+
 class TypeRule(ConfigModel):
     """What a city wants of one entity type."""
 
     context: str | None = Field(None, description="@context address of the model version this city uses")
-    id: str | None = Field(None, description="id pattern for this type")
+    id: IdPattern | None = Field(None, description="id pattern for this type")
     static: dict[str, Any] = Field(default={}, description="extra attributes of this type: constant values")
 
 
@@ -209,7 +227,7 @@ class CityProfile(ConfigModel):
     city: str = Field("", description="name in entity ids; default: the gateway's")
     description: str = ""
     broker: dict[str, Any] = Field(default={}, description="keys of a broker entry, e.g. kind, url, tenant")
-    id: str | None = Field(None, description="id pattern of {Type}, {city}, {gateway}, {device}")
+    id: IdPattern | None = Field(None, description="id pattern of {Type}, {city}, {gateway}, {device}")
     types: dict[str, TypeRule] = Field(default={}, description="rules by entity type")
     static: dict[str, Any] = Field(default={}, description="extra attributes of every entity: constant values")
     licence: str = ""
