@@ -9,7 +9,20 @@ import textwrap
 from collections.abc import Sequence
 from typing import NoReturn
 
-from gateway.cli import buffer, configure, demo, devices, doctor, extend, models, operate, reports, simulate, wire
+from gateway.cli import (
+    buffer,
+    commission,
+    configure,
+    demo,
+    devices,
+    doctor,
+    extend,
+    models,
+    operate,
+    reports,
+    simulate,
+    wire,
+)
 from gateway.cli.terminal import colour, complain, say_json, width
 from gateway.cli.verbs import EXIT_CODES, Verbs
 from gateway.http.outcome import USAGE, Refused, exit_code
@@ -19,7 +32,8 @@ GROUPS = (
     ("try it without hardware", (demo, simulate)),
     ("set up a box", (configure,)),
     ("look at a device", (devices, wire)),
-    ("run the box", (operate, buffer, doctor, reports)),
+    ("run the box", (operate, buffer)),
+    ("prove that it works", (doctor, commission, reports)),
     ("add what is missing", (extend, models)),
 )
 INTERRUPTED = 130  # as a shell reports SIGINT

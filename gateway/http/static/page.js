@@ -3,6 +3,7 @@
    brokers. What is on the page is changed in place, so that a selection or an open keyboard survives the next poll. */
 
 const EVERY_MS = 2000;
+const RESTS = 6; // at least so many times as long as a poll takes
 const LOST_AFTER_MS = 7000;
 const TRACE_LENGTH = 60;
 const LONG = 8; // figures that need the room of the trace
@@ -14,6 +15,7 @@ const TITLES = { pid: "process", size_bytes: "size", cpu: "CPU" };
 let status = null;
 let heardAt = 0; // of this browser's clock
 let boxAhead = 0; // ms by which the box's clock is ahead of ours: ages are told by the box's clock
+let failed = false; // the last poll
 let filter = "";
 const traces = new Map();
 const fractions = new Set();
@@ -283,7 +285,7 @@ function tick() {
     if (element.textContent !== text) element.textContent = text;
   }
   const silent = Date.now() - heardAt;
-  const lost = heardAt > 0 && silent > LOST_AFTER_MS;
+  const lost = heardAt > 0 && failed && silent > LOST_AFTER_MS;
   byId("lost").hidden = !lost;
   document.body.classList.toggle("stale", lost);
   if (lost) byId("lost").textContent = `No answer from the box for ${span(silent / 1000)}. What you see is old.`;
@@ -295,9 +297,11 @@ async function poll() {
     if (!response.ok) throw new Error(`status ${response.status}`);
     status = await response.json();
     heardAt = Date.now();
+    failed = false;
     boxAhead = Date.parse(status.gateway?.now ?? "") - heardAt || 0;
     show();
   } catch (error) {
+    failed = true;
     if (!heardAt) byId("main").textContent = `The box does not answer (${error.message}). Trying again …`;
   }
   tick();
@@ -305,9 +309,11 @@ async function poll() {
 
 async function run() {
   for (;;) {
+    const begun = performance.now();
     if (!document.hidden) await poll();
+    const rest = Math.max(EVERY_MS, RESTS * (performance.now() - begun)); // a slow phone and a large box: fewer polls
     await new Promise((resume) => {
-      setTimeout(resume, EVERY_MS);
+      setTimeout(resume, rest);
       document.addEventListener("visibilitychange", () => document.hidden || resume(), { once: true });
     });
   }
