@@ -358,9 +358,9 @@ def _whole(device: DevicePlan) -> Any:
 
 def _broker_keys(plan: Plan) -> dict[str, Any]:
     """What a broker's tables are made of. The tables themselves hold functions, which never compare equal."""
-    gateway = plan.config.gateway
+    whole = plan.config.gateway, plan.config.publish, plan.models
     return {
-        name: (broker.config, broker.profile, gateway.id, gateway.city, _keys(_sent_by(plan, broker), _mapped))
+        name: (broker.config, broker.profile, *whole, _keys(_sent_by(plan, broker), _mapped))
         for name, broker in plan.brokers.items()
     }
 
