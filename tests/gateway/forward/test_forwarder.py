@@ -2,7 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
 
 import aiohttp
 
@@ -10,7 +15,7 @@ from gateway.forward.auth import Way
 from gateway.forward.forwarder import Forwarder, ForwardSettings
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
 from gateway.health import BrokerHealth
-from tests.gateway.forward.scene import MemoryLog, RealClock, entity_id, measured_only, tables
+from tests.gateway.forward.scene import START, MemoryLog, RealClock, entity_id, measured_only, table, tables
 from tests.support.strict_broker import StrictBroker
 
 FAST = ForwardSettings(
@@ -26,11 +31,13 @@ SHORT = aiohttp.ClientTimeout(total=2.0, sock_connect=0.5, sock_read=0.5)
 
 
 @contextlib.asynccontextmanager
-async def forwarding(url: str, log: MemoryLog, *devices: str) -> AsyncIterator[BrokerHealth]:
+async def forwarding(
+    url: str, log: MemoryLog, *devices: str, mappings: Any = None, settings: ForwardSettings = FAST
+) -> AsyncIterator[BrokerHealth]:
     """A forwarder at work; yields what status shows of it."""
     health = BrokerHealth()
     broker = NgsiLdBroker(NgsiLdSettings(url=url), Way(timeout=SHORT))
-    forwarder = Forwarder("city", broker, tables(*devices), log, health, RealClock(), FAST)
+    forwarder = Forwarder("city", broker, mappings or tables(*devices), log, health, RealClock(), settings)
     task = asyncio.create_task(forwarder.run())
     try:
         yield health
@@ -38,6 +45,16 @@ async def forwarding(url: str, log: MemoryLog, *devices: str) -> AsyncIterator[B
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task  # raises what ended it: it never ends by itself
+
+
+async def requeued(log: MemoryLog, done: Callable[[], bool]) -> None:
+    """Try all that is held at once, again and again, until it is done: `buffer held requeue` in a loop."""
+    async with asyncio.timeout(8.0):
+        while not done():
+            for number, (piece, columns) in log.held.table.items():
+                if piece.next_try_at is not None:
+                    log.held.table[number] = (replace(piece, next_try_at=START), columns)
+            await asyncio.sleep(0.05)
 
 
 async def test_live_readings_arrive_and_status_says_so() -> None:
@@ -121,3 +138,105 @@ async def test_a_refused_login_is_not_an_entitys_fault() -> None:
         strict.behaviour.token = ""
         await strict.until(lambda: log.settled)
     assert health.refused == 0
+
+
+async def test_a_refused_set_becomes_a_dead_letter_with_its_readings() -> None:
+    strict, log = StrictBroker(), MemoryLog()
+    strict.behaviour.refuse = "air-2$"
+    async with strict.serve() as url, forwarding(url, log, "air-1", "air-2") as health:
+        for n in range(3):
+            log.put("air-1", n, no2=n)
+            log.put("air-2", n, no2=n + 0.5)
+        await strict.until(lambda: log.settled)
+        await strict.until(lambda: health.dead > 0)
+    [(piece, columns)] = log.held.table.values()
+    assert (piece.entity, piece.state, piece.device) == (entity_id("air-2"), "dead", "air-2")
+    assert "refused by rule" in piece.reason
+    assert columns.value == [0.5, 1.5, 2.5]
+
+
+async def test_three_batches_refused_whole_stop_the_cursor_and_make_no_dead_letters() -> None:
+    strict, log = StrictBroker(), MemoryLog()
+    strict.behaviour.refuse = "."
+    devices = [f"air-{n}" for n in range(10)]
+    expected = set()
+    async with strict.serve() as url, forwarding(url, log, *devices) as health:
+        for n in range(4):
+            for device in devices:
+                expected |= log.put(device, n, no2=n)
+        await strict.until(lambda: health.state == "config_fault")
+        assert "refused by rule" in health.reason
+        probes = len(strict.bodies)
+        await strict.until(lambda: len(strict.bodies) >= probes + 4)
+        assert {len(json.loads(body)) for body in strict.bodies[probes:]} == {1}  # one entity probes
+        assert not log.settled
+        assert health.dead == 0
+        strict.behaviour.refuse = ""
+        await strict.until(lambda: log.settled and health.state == "ok")
+    assert sorted(measured_only(strict.history())) == sorted(expected)
+    assert strict.backwards == []
+
+
+async def test_an_entity_that_is_put_off_keeps_the_order_of_its_sets() -> None:
+    strict, log = StrictBroker(), MemoryLog()
+    strict.behaviour.refuse, strict.behaviour.refuse_status = "air-2$", 503
+    expected = set()
+    async with strict.serve() as url, forwarding(url, log, "air-1", "air-2") as health:
+        for n in range(3):
+            expected |= log.put("air-1", n, no2=n) | log.put("air-2", n, no2=n)
+        await strict.until(lambda: log.settled and health.later > 0)
+        assert strict.current(entity_id("air-1"), "no2") == 2  # the neighbour did not wait
+        strict.behaviour.refuse = ""
+        expected |= log.put("air-2", 3, no2=3)
+        await requeued(log, lambda: health.later == 0 and log.settled)
+    assert sorted(measured_only(strict.history())) == sorted(expected)
+    assert strict.backwards == []
+
+
+async def test_an_entity_waits_for_its_mandatory_attributes_and_status_names_them() -> None:
+    strict, log = StrictBroker(), MemoryLog()
+    needs = {"air-1": (table("air-1", mandatory=frozenset({"no2"})),)}
+    async with strict.serve() as url, forwarding(url, log, mappings=needs) as health:
+        first = log.put("air-1", 0, pm25=1.0)
+        await strict.until(lambda: health.waiting == {entity_id("air-1"): ["no2"]})
+        await strict.until(lambda: log.settled)
+        assert strict.history() == []
+        second = log.put("air-1", 1, no2=2.0, pm25=3.0)
+        await requeued(log, lambda: health.later == 0 and log.settled)
+    assert set(measured_only(strict.history())) == first | second
+    assert health.waiting == {}
+
+
+async def test_a_reading_from_the_future_is_held_until_its_time() -> None:
+    strict, log = StrictBroker(), MemoryLog()
+    ahead_s = (datetime.now(UTC) - START).total_seconds() + 3600.0
+    async with strict.serve() as url, forwarding(url, log, "air-1") as health:
+        now = log.put("air-1", 0, no2=1.0)
+        log.put("air-1", ahead_s, no2=2.0)
+        await strict.until(lambda: log.settled and health.later == 1)
+    assert set(measured_only(strict.history())) == now
+
+
+async def test_two_devices_feed_one_entity() -> None:
+    strict, log = StrictBroker(), MemoryLog()
+    one = entity_id("both")
+    shared = {"a": (table("a", "no2", entity=one),), "b": (table("b", "o3", entity=one),)}
+    async with strict.serve() as url, forwarding(url, log, mappings=shared):
+        for n in range(5):
+            log.put("a", n, no2=n)
+            log.put("b", n, o3=n + 0.5)
+        await strict.until(lambda: log.settled)
+    assert len(measured_only(strict.history())) == 10
+    assert (strict.current(one, "no2"), strict.current(one, "o3")) == (4, 4.5)
+    assert strict.backwards == []
+
+
+async def test_the_rate_is_kept() -> None:
+    strict, log = StrictBroker(), MemoryLog()
+    slow = replace(FAST, rate_per_s=40.0, max_readings=10)
+    async with strict.serve() as url, forwarding(url, log, "air-1", settings=slow):
+        started_s = time.monotonic()
+        for n in range(100):
+            log.put("air-1", n, no2=n)
+        await strict.until(lambda: log.settled)
+    assert time.monotonic() - started_s > 1.0  # 100 readings at 40 a second, the first second free
