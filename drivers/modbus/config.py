@@ -4,11 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, WithJsonSchema, model_validator
 
-from gateway.sdk.config import DeviceConfig, Duration, LinkConfig
+from gateway.sdk.config import ConfigModel, DeviceConfig, Duration, LinkConfig
 from gateway.sdk.template import Template, TemplateModel, TemplatePoint
 
 Address = Annotated[int, Field(ge=0, le=0xFFFF)]
-TCP_PORT = 502
+TCP_PORT, TLS_PORT = 502, 802
 MAX_READ_WORDS, MAX_READ_BITS = 125, 2000  # application protocol 6.1-6.4
 
 
@@ -156,12 +156,30 @@ Port = Annotated[
 ]
 
 
+class Tls(ConfigModel):
+    """Modbus/TCP Security: TLS with both sides' certificates."""
+
+    ca: str = Field("", description="file of the authorities to trust; default: the system's")
+    certificate: str = Field("", description="file of our certificate, PEM")
+    key: str = Field("", description="file of its key, PEM; default: in the certificate's file")
+    server_name: str = Field("", description="what the device's certificate is for; default: host")
+
+    @model_validator(mode="after")
+    def _key_has_certificate(self) -> "Tls":
+        if self.key and not self.certificate:
+            raise ValueError("key needs certificate:")
+        return self
+
+
 class ModbusConfig(LinkConfig):
     """A serial line (`port: /dev/...`) or a TCP device or gateway (`host:` and `port:`)."""
 
     driver: Literal["modbus"]
-    port: Port = Field("", description="serial port, or with host the TCP port (default 502)")
+    port: Port = Field(
+        "", description="serial port: a path or usb:VID:PID[:SERIAL][@LOCATION]; with host the TCP port (default 502)"
+    )
     host: str = Field("", description="TCP device or gateway; without it the link is a serial line")
+    tls: Tls | None = Field(None, description="encrypt; the default port is 802 then")
     framing: Literal["rtu", "ascii", "tcp"] | None = Field(
         None, description="default: rtu on a serial line, tcp with host"
     )
@@ -186,8 +204,8 @@ class ModbusConfig(LinkConfig):
                 raise ValueError(f"port {self.port!r} is no TCP port (1-65535)")
         elif not self.port:
             raise ValueError("give port: for a serial line, or host: and port: for TCP")
-        elif self.framing == "tcp":
-            raise ValueError("framing tcp needs host:")
+        elif self.framing == "tcp" or self.tls is not None:
+            raise ValueError("framing tcp and tls need host:")
         for name, device in self.devices.items():
             if self.wire != "tcp" and not 1 <= device.unit_id <= 247 and device.unit_id != 254:
                 raise ValueError(f"devices.{name}.unit_id: {device.unit_id} is outside 1–247 (0 is broadcast)")
@@ -202,7 +220,7 @@ class ModbusConfig(LinkConfig):
 
     @property
     def tcp_port(self) -> int:
-        return int(self.port or TCP_PORT)
+        return int(self.port or (TLS_PORT if self.tls is not None else TCP_PORT))
 
     @property
     def character_s(self) -> float:

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drivers.modbus import diagnosis, provision, scan, sunspec
 from drivers.modbus.codec.blocks import Block
@@ -28,7 +28,7 @@ from drivers.modbus.codec.frames import (
     rtu_sound,
     write_request,
 )
-from drivers.modbus.config import ModbusConfig, ModbusTemplate
+from drivers.modbus.config import ModbusConfig, ModbusTemplate, Tls
 from drivers.modbus.device import Unit, plan_lines, plan_of, readings_of
 from drivers.modbus.diagnosis import Evidence
 from drivers.modbus.load import shares
@@ -38,6 +38,9 @@ from gateway.sdk.errors import Busy, CitygateError, FrameError, LinkError, NoAns
 from gateway.sdk.reading import Reading, ReadingSet, Reason, no_values
 from gateway.sdk.streams import ByteStream
 from gateway.sdk.template import Template
+
+if TYPE_CHECKING:
+    import ssl
 
 BUSY_TRIES, BUSY_PAUSE_S = 4, 0.1
 IDLE_S = 30.0  # the loop shows that it lives at least this often
@@ -86,6 +89,10 @@ class _Link:
     def open(self) -> AbstractAsyncContextManager[ByteStream]:
         """The link's stream."""
         its = self._config
+        if its.host and its.tls is not None:
+            return self._context.open_tcp(
+                its.host, its.tcp_port, tls=_secured(its.tls), server_name=its.tls.server_name
+            )
         if its.host:
             return self._context.open_tcp(its.host, its.tcp_port)
         return self._context.open_serial(its.port, its.baud_rate, parity=its.parity, stop_bits=its.stop_bits)
@@ -304,6 +311,20 @@ class _Link:
                     raise Busy(str(answer)) from answer
             await self._context.sleep(BUSY_PAUSE_S)
         raise AssertionError("unreachable")
+
+
+def _secured(tls: Tls) -> "ssl.SSLContext":
+    """Raises LinkError when a file is missing or is no certificate: it may be put right while we run."""
+    import ssl  # only who encrypts pays for it
+
+    try:
+        context = ssl.create_default_context(cafile=tls.ca or None)
+        if tls.certificate:
+            context.load_cert_chain(tls.certificate, tls.key or None)
+    except (OSError, ssl.SSLError) as error:
+        files = ", ".join(file for file in (tls.ca, tls.certificate, tls.key) if file)
+        raise LinkError(f"cannot use the certificates in {files}: {error}") from error
+    return context
 
 
 class _Polled:

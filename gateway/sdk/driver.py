@@ -6,13 +6,16 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.resources.abc import Traversable
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from gateway.sdk.config import LinkConfig
 from gateway.sdk.errors import FrameError
 from gateway.sdk.reading import Reading, ReadingSet, Value
 from gateway.sdk.streams import ByteStream
 from gateway.sdk.template import Template
+
+if TYPE_CHECKING:
+    import ssl
 
 SDK_VERSION = 1
 
@@ -87,7 +90,15 @@ class OpenSerial(Protocol):
 
 
 class OpenTcp(Protocol):
-    def __call__(self, host: str, port: int, *, timeout_s: float = 5.0) -> AbstractAsyncContextManager[ByteStream]: ...
+    def __call__(
+        self,
+        host: str,
+        port: int,
+        *,
+        timeout_s: float = 5.0,
+        tls: "ssl.SSLContext | None" = None,
+        server_name: str = "",
+    ) -> AbstractAsyncContextManager[ByteStream]: ...
 
 
 @dataclass(frozen=True, slots=True)

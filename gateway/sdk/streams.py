@@ -5,13 +5,17 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import socket
 import termios
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from gateway.sdk.errors import CitygateError, LinkError, PortClosed
+
+if TYPE_CHECKING:
+    import ssl
 
 READ_BYTES = 4096
 MAX_PENDING_BYTES = 1 << 20  # more unread than this means nobody reads: stop taking it from the kernel
@@ -207,6 +211,58 @@ _REMEDIES = {
 }
 
 
+class UsbPort(Protocol):
+    """What is known of a USB serial adapter."""
+
+    device: str
+    vid: int | None
+    pid: int | None
+    serial_number: str | None
+    location: str | None
+
+
+_USB = re.compile(r"usb:([0-9a-f]{4}):([0-9a-f]{4})(?::([^@]+))?(?:@(.+))?", re.IGNORECASE)
+
+
+def usb_path(port: str, adapters: Iterable[UsbPort] | None = None) -> str:
+    """The device file of the one adapter that `usb:VID:PID[:SERIAL][@LOCATION]` names.
+
+    Args:
+        port: e.g. `usb:0403:6001:A50285BI`, or `usb:1a86:7523@1-1.4` for cheap adapters that have no serial number.
+        adapters: those plugged in; None asks the system.
+
+    Raises:
+        LinkError: none such is plugged in, several are, or it is no such name.
+    """
+    match = _USB.fullmatch(port)
+    if match is None:
+        raise LinkError(f"{port} is not usb:VID:PID[:SERIAL][@LOCATION], as in usb:0403:6001:A50285BI")
+    if adapters is None:
+        from serial.tools.list_ports import comports
+
+        adapters = comports()
+    there = [its for its in adapters if its.vid is not None]
+    found = [
+        its
+        for its in there
+        if (its.vid, its.pid) == (int(match[1], 16), int(match[2], 16))
+        and match[3] in (None, its.serial_number)
+        and match[4] in (None, its.location)
+    ]
+    if len(found) == 1:
+        return found[0].device
+    if not found:
+        names = ", ".join(_usb_name(its) for its in there) or "none"
+        raise LinkError(f"cannot open {port}: no such adapter is plugged in; there are: {names}")
+    names = ", ".join(_usb_name(its) for its in found)
+    raise LinkError(f"cannot open {port}: {len(found)} adapters fit; add serial number or @location: {names}")
+
+
+def _usb_name(its: UsbPort) -> str:
+    serial = f":{its.serial_number}" if its.serial_number else ""
+    return f"usb:{its.vid:04x}:{its.pid:04x}{serial}@{its.location} ({its.device})"
+
+
 @contextlib.asynccontextmanager
 async def open_serial(
     port: str, baud_rate: int, *, parity: str = "N", stop_bits: float = 1, data_bits: int = 8
@@ -214,14 +270,18 @@ async def open_serial(
     """A serial port, held exclusively (flock, which other well-behaved programs respect, and TIOCEXCL, which binds
     every user but root). Works on ptys.
 
+    Args:
+        port: a path, or `usb:VID:PID[:SERIAL][@LOCATION]`, which is looked up anew at each open: numbers of ttyUSB move.
+
     Raises:
         LinkError: absent, not permitted or taken; the message says which and what to do.
     """
     import serial  # only who has a serial link pays for it
 
+    path = usb_path(port) if port.startswith("usb:") else port
     try:
         device = serial.Serial(
-            port,
+            path,
             baud_rate,
             parity=parity,
             stopbits=stop_bits,
@@ -247,12 +307,21 @@ async def open_serial(
 
 
 @contextlib.asynccontextmanager
-async def open_tcp(host: str, port: int, *, timeout_s: float = 5.0) -> AsyncIterator[ByteStream]:
-    """A TCP connection with keep-alive and without Nagle's delay.
+async def open_tcp(
+    host: str, port: int, *, timeout_s: float = 5.0, tls: "ssl.SSLContext | None" = None, server_name: str = ""
+) -> AsyncIterator[ByteStream]:
+    """A TCP connection with keep-alive and without Nagle's delay, encrypted when `tls` is given.
+
+    Args:
+        server_name: what the certificate must be for; default: the host.
 
     Raises:
-        LinkError: no such host, refused, or no answer within `timeout_s`.
+        LinkError: no such host, refused, no answer within `timeout_s`, or a certificate that is not trusted.
     """
+    if tls is not None:
+        async with _open_tls(host, port, timeout_s, tls, server_name or host) as secured:
+            yield secured
+        return
     loop = asyncio.get_running_loop()
     sock: socket.socket | None = None
     try:
@@ -291,3 +360,84 @@ async def open_tcp(host: str, port: int, *, timeout_s: float = 5.0) -> AsyncIter
             yield stream
     finally:
         sock.close()
+
+
+@contextlib.asynccontextmanager
+async def _open_tls(
+    host: str, port: int, timeout_s: float, tls: "ssl.SSLContext", server_name: str
+) -> AsyncIterator[ByteStream]:
+    import ssl
+
+    try:
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_connection(host, port, ssl=tls, server_hostname=server_name)
+    except TimeoutError:
+        raise LinkError(f"{host}:{port} made no TLS connection within {timeout_s:g} s; is it reachable?") from None
+    except ssl.SSLCertVerificationError as error:
+        raise LinkError(f"{host}:{port}: its certificate is not trusted: {error.verify_message}") from error
+    except OSError as error:  # ssl.SSLError is one
+        raise LinkError(f"cannot connect to {host}:{port} by TLS: {error.strerror or error}") from error
+    try:
+        with contextlib.closing(_Secured(reader, writer, f"{host}:{port}")) as stream:
+            yield stream
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(1.0):
+                await writer.wait_closed()
+
+
+class _Secured:
+    """A TLS connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, what: str) -> None:
+        self._reader, self._writer, self._what = reader, writer, what
+        self._reading: asyncio.Task[bytes] | None = None
+        self.hear: Hear | None = None
+
+    async def read(self) -> bytes:
+        return await self._taken(None)
+
+    async def read_within(self, timeout_s: float) -> bytes:
+        return await self._taken(timeout_s)
+
+    async def _taken(self, timeout_s: float | None) -> bytes:
+        """What comes; the read goes on when time is up, so that no byte is lost."""
+        self._reading = self._reading or asyncio.create_task(self._reader.read(READ_BYTES), name=f"read {self._what}")
+        try:
+            done, _ = await asyncio.wait({self._reading}, timeout=timeout_s)
+        except asyncio.CancelledError:
+            self._reading.cancel()
+            raise
+        if not done:
+            return b""
+        reading, self._reading = self._reading, None
+        try:
+            data = reading.result()
+        except OSError as error:
+            raise PortClosed(f"{self._what} closed: {error}") from error
+        if not data:
+            raise PortClosed(f"{self._what} closed")
+        if self.hear is not None:
+            self.hear("<", data)
+        return data
+
+    def discard(self) -> bytes:
+        if self._reading is None or not self._reading.done() or self._reading.exception() is not None:
+            return b""
+        reading, self._reading = self._reading, None
+        return reading.result()
+
+    async def write(self, data: bytes) -> None:
+        if self.hear is not None:
+            self.hear(">", data)
+        try:
+            self._writer.write(data)
+            await self._writer.drain()
+        except OSError as error:
+            raise PortClosed(f"{self._what} closed: {error}") from error
+
+    def close(self) -> None:
+        """No read is left behind."""
+        if self._reading is not None:
+            self._reading.cancel()
