@@ -14,7 +14,7 @@ from drivers.lora.heard import Heard
 from drivers.lora.layout import CayenneCodec, JavaScriptCodec, LayoutCodec, ObjectCodec
 from drivers.lora.memory import STATE, Memory, unpack
 from drivers.lora.worker import Program, ProgramFault, Worker
-from gateway.sdk.driver import Context, Exchange, Receipt
+from gateway.sdk.driver import Context, Exchange, Receipt, Request
 from gateway.sdk.errors import CitygateError, FrameError
 from gateway.sdk.quantities import conversion
 from gateway.sdk.reading import Reading, ReadingSet, Reason, TimeSource, Value, no_values
@@ -22,7 +22,8 @@ from gateway.sdk.reading import Reading, ReadingSet, Reason, TimeSource, Value, 
 SILENT_AFTER = 3  # expected intervals without an uplink
 COSTLY_S = 0.1  # a program that takes longer to fail is a burden to its neighbours
 COSTLY_FAULTS, REST_S = 3, 60.0  # so many in a row, and its device's payloads are left undecoded for so long
-TURN_S = 10.0
+TURN_S = 5.0
+WAIT_S = 20.0  # for a device that was not heard yet, when somebody asks for its values
 
 
 class Receiver:
@@ -37,6 +38,7 @@ class Receiver:
         self._context = context
         self._memory = {name: unpack(context.state.get((name, STATE))) for name in devices}
         self._last: dict[str, Exchange] = {}
+        self._waiting: list[tuple[float, Request]] = []
         self._programs = {name: _program(name, device) for name, device in devices.items()}
         self._costly: dict[str, int] = {}
         self._rests_until_s: dict[str, float] = {}
@@ -78,6 +80,7 @@ class Receiver:
         self._context.count("uplinks")
         readings = (*decoded.readings, *_fill_levels(self._devices[device], decoded.readings), *radio)
         self._last[device] = Exchange(b"", uplink.payload, readings)
+        self._answer_waiting()
         self._heard_from(device)
         receipt = await self._context.emit(ReadingSet(device, readings, {STATE: memory.pack()}))
         if decoded.problem:
@@ -105,10 +108,11 @@ class Receiver:
             for name, due_s in self._due_s.items():
                 if now_s >= due_s:
                     await self._silent(name)
+            self._answer_waiting()
             await self._context.sleep(TURN_S)
 
     async def answer_requests(self) -> None:
-        """One-shot reads get the latest uplink; nothing can be asked of a device that sleeps."""
+        """One-shot reads get the latest uplink, or the next; nothing can be asked of a device that sleeps."""
         while True:
             request = await self._context.requests.get()
             if request.reply.done():
@@ -118,8 +122,22 @@ class Receiver:
             elif exchange := self._last.get(request.device):
                 request.reply.set_result(exchange)
             else:
+                self._waiting.append(
+                    (self._context.monotonic_s() + WAIT_S, request)
+                )  # at most as many as the queue lets in
+
+    def _answer_waiting(self) -> None:
+        now_s = self._context.monotonic_s()
+        for due_s, request in tuple(self._waiting):
+            if request.reply.done():
+                self._waiting.remove((due_s, request))
+            elif exchange := self._last.get(request.device):
+                self._waiting.remove((due_s, request))
+                request.reply.set_result(exchange)
+            elif now_s >= due_s:
+                self._waiting.remove((due_s, request))
                 request.reply.set_exception(
-                    CitygateError(f"{request.device} was not heard since the start; it speaks when it likes")
+                    CitygateError(f"{request.device} was not heard within {WAIT_S:g} s; it speaks when it likes")
                 )
 
     def _received(self, uplink: Uplink) -> Received:

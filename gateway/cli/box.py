@@ -137,7 +137,8 @@ class _NotLogged:
 
     @property
     def durable(self) -> Awaitable[None]:
-        return asyncio.sleep(0)
+        # nothing is kept here, so a source that waits for this (MQTT) keeps it and sends it to the daemon
+        return asyncio.get_running_loop().create_future()
 
 
 def driver_context(waiting: "asyncio.Queue[Request]") -> Any:

@@ -79,17 +79,28 @@ async def test_equal_packets_are_separate_measurements() -> None:
     assert [s.values()["count"] for s in context.sets] == [5, 5, 5]
 
 
+async def test_a_read_request_waits_for_a_device_that_was_not_heard_yet() -> None:
+    context = HeldContext()
+    context.automatic = True
+    early, other = Request("read", "node"), Request("read", "silent")
+    context.requests.put(early)
+    context.requests.put(other)
+    context.port = Port(b"+RCV=1,4,\0\0\0\x05,-9,1\r\n")
+    config = link("rylr", node={"address": 1}, silent={"address": 2})
+    sdk = context.context
+    start_s = context.clock.monotonic_s()
+    object.__setattr__(sdk, "monotonic_s", lambda: start_s + (context.clock.monotonic_s() - start_s) * 100)
+    object.__setattr__(sdk, "sleep", lambda seconds: asyncio.sleep(min(seconds, 0.02)))
+    async with running(LORA_MODEM.run(config, sdk)):
+        exchange = await asyncio.wait_for(early.reply, 5)
+        with pytest.raises(CitygateError, match="not heard within"):
+            await asyncio.wait_for(other.reply, 5)
+    assert exchange.received == b"\0\0\0\x05"
+
+
 async def test_a_read_request_gets_the_latest_uplink_and_a_write_is_refused() -> None:
     context = HeldContext()
     context.automatic = True
-    port = Port()
-    context.port = port
-    async with running(LORA_MODEM.run(link("rylr"), context.context)):
-        early = Request("read", "node")
-        context.requests.put(early)
-        with pytest.raises(CitygateError, match="not heard since"):
-            await asyncio.wait_for(early.reply, 5)
-
     context.port = Port(b"+RCV=1,4,\0\0\0\x05,-9,1\r\n")
     async with running(LORA_MODEM.run(link("rylr"), context.context)):
         await until(lambda: context.sets)
