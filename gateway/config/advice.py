@@ -27,8 +27,9 @@ PathOf = tuple[str | int, ...]
 
 
 def advise(loaded: Loaded) -> tuple[Problem, ...]:
-    """All warnings about a config, placed; errors about points that do not exist are among them."""
+    """All warnings about a config, placed; the errors that show only when links and templates are known are among them."""
     found = [problem for link in loaded.links.values() for problem in _link(link)]
+    found += _shared_ports(loaded)
     if loaded.config is not None:
         found += [*_devices_and_brokers(loaded, loaded.config), *_buffer(loaded, loaded.config)]
         found += _clear_text(loaded.config, (), loaded)
@@ -46,6 +47,23 @@ def _link(link: LoadedLink) -> Iterator[Problem]:
     for name, device in link.config.devices.items():
         yield from _points(device, ("links", link.name, "devices", name))
     yield from _load(link)
+
+
+def _shared_ports(loaded: Loaded) -> Iterator[Problem]:
+    """Two links on one serial port: each would keep the other out."""
+    owners: dict[str, str] = {}
+    for link in loaded.links.values():
+        port = getattr(link.config, "port", "")
+        if isinstance(port, str) and port.startswith("/"):
+            if port in owners:
+                message = f"{port} is the port of link {owners[port]} too"
+                yield Problem(
+                    "shared-port",
+                    ("links", link.name, "port"),
+                    message,
+                    "one link for each port; put the devices together",
+                )
+            owners.setdefault(port, link.name)
 
 
 def _stable_name(port: str) -> str:

@@ -34,6 +34,7 @@ from gateway.sdk.errors import Problem
 
 MAIN_FILE = "citygate.yaml"
 FRAGMENTS = "conf.d"
+ASIDE = "x-"  # top-level keys that begin so are left alone: a place for anchors
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ class Loaded:
 def config_files(path: Path) -> tuple[Path, tuple[Path, ...]]:
     """Main file and fragments of `-c DIR` or `-c FILE`."""
     main = path / MAIN_FILE if path.is_dir() else path
-    return main, tuple(sorted((main.parent / FRAGMENTS).glob("*.yaml")))
+    found = (main.parent / FRAGMENTS).glob("*.y*ml")
+    return main, tuple(sorted(file for file in found if file.suffix in (".yaml", ".yml") and file.name[0] != "."))
 
 
 def load(
@@ -150,7 +152,8 @@ class _Load:
             remedy = f"this citygate reads version {VERSION}: update it, or take the file that went with it"
             self._add("newer-version", ("version",), f"the file is for version {version.text}", version, remedy)
             return None  # every other complaint would be about keys that we cannot know
-        without = Map({key: entry for key, entry in root.entries.items() if key != "links"}, root.place)
+        own = {key: entry for key, entry in root.entries.items() if key != "links" and not key.startswith(ASIDE)}
+        without = Map(own, root.place)
         config, problems = validate(Config, without)
         self.problems += problems
         return config

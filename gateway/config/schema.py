@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from gateway.config.loader import ASIDE
 from gateway.config.model import NAME, CityProfile, Config
 from gateway.sdk.config import DURATIONS_S, RATES_PER_S, SIZES_BYTES
 from gateway.sdk.driver import Driver
@@ -53,6 +54,7 @@ def file_schema(
     }
     for unused in ("LinkConfig", "DeviceConfig", "Template"):
         definitions.pop(unused, None)
+    schema["patternProperties"] = {f"^{ASIDE}": {"description": "left alone: a place for anchors"}}
     if fragment:
         _all_optional(schema)
     title = "citygate conf.d fragment" if fragment else "citygate.yaml"
@@ -107,7 +109,7 @@ def key_paths(
     more = schema.get("additionalProperties")
     if isinstance(more, dict):
         found |= key_paths(more, defs, (*path, "*"), seen)
-    for child in schema.get("patternProperties", {}).values():
+    for child in schema.get("patternProperties", {}).values() if path else ():
         found |= key_paths(child, defs, (*path, "*"), seen)
     return found
 

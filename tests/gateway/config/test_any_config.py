@@ -119,6 +119,20 @@ def test_the_unharmed_config_is_fine(tmp_path: Path) -> None:
     assert list(plan.devices["air-1"].points) == ["pm2_5"]
 
 
+def test_fragments_are_merged_in_the_order_of_their_names_and_hidden_files_are_not(tmp_path: Path) -> None:
+    write(tmp_path, FILES)
+    fragment = (
+        "x-meter{n}: &m {{template: acme/meter}}\nlinks: {{roof: {{devices: {{m-{n}: {{<<: *m, unit_id: 2}}}}}}}}\n"
+    )
+    names = {"b.yaml": 1, "a.yml": 2, ".hidden.yaml": 3, "c.yaml~": 4, "d.txt": 5}
+    write(tmp_path, {f"conf.d/{name}": fragment.format(n=n) for name, n in names.items()})
+
+    plan = make_plan(tmp_path, BenchRegistry())
+
+    assert [file.name for file in plan.files] == ["citygate.yaml", "a.yml", "b.yaml"]
+    assert list(plan.links["roof"].devices) == ["meter-1", "m-2", "m-1"]
+
+
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(files=mutated())
 def test_a_mutated_config_loads_or_every_problem_has_its_place(tmp_path: Path, files: dict[str, str]) -> None:
