@@ -186,13 +186,13 @@ def _text(spec: AttributeSpec, kind: Kind, source: Source) -> Converted:
         raise Mismatch("mapping-value", f"a text cannot become {spec.name}, which wants {wanted}")
     listed = "array" in spec.json and "string" not in spec.json
     inner = spec.items if listed and spec.items else spec
-    allowed, pattern, reference = frozenset(inner.enum), source.mapping.pattern, kind == "relationship"
+    pattern, reference = source.mapping.pattern, kind == "relationship"
 
     def text(value: Value) -> Any:
         out = pattern.replace("{value}", str(value)) if pattern else value
-        if not isinstance(out, str) or text_fault(out):
+        if not isinstance(out, str):
             return None
-        if (allowed and out not in allowed) or (reference and not is_uri(out)):
+        if text_fault(out) or not is_uri(out) if reference else constant_fault(inner, out):
             return None
         return [out] if listed else out
 

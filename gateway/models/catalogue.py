@@ -1,5 +1,6 @@
 """The city data models: types, attributes, enums and terms, from an index of the published schemas; and extensions."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -28,7 +29,10 @@ class AttributeSpec:
         items: of an array; None = unrestricted.
         members: of a structured value (`activePower` has `L1`), by name.
         unit: UN/CEFACT code in which it is sent; "" = in the unit of its point.
-        format: `date-time`, `uri`, … of a text.
+        minimum: of a number; one that the schema excludes is moved up by the smallest step there is.
+        format, pattern, lengths: of a text: `date-time`, `uri`, …; regular expression; shortest and longest.
+        fewest, unique: of an array.
+        alternatives: of several JSON types; a value must satisfy one of them.
     """
 
     name: str
@@ -43,6 +47,10 @@ class AttributeSpec:
     units_text: str = ""
     format: str = ""
     pattern: str = ""
+    lengths: tuple[int, int | None] = (0, None)
+    fewest: int = 0
+    unique: bool = False
+    alternatives: tuple["AttributeSpec", ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ class Catalogue:
     _index: Mapping[str, Any]
     _units: Mapping[str, str]
     _core: Mapping[str, str]
-    _types: dict[str, EntityType] = field(default_factory=dict)
+    _types: dict[str, EntityType] = field(default_factory=dict, compare=False)  # what was asked for so far
 
     def names(self) -> tuple[str, ...]:
         """Every type."""
@@ -171,7 +179,7 @@ def _attribute(name: str, entry: Mapping[str, Any], unit: str = "") -> Attribute
         kind=entry.get("kind", "property"),
         json=tuple(entry.get("json", ())),
         enum=tuple(entry.get("enum", ())),
-        minimum=entry.get("min"),
+        minimum=math.nextafter(entry["above"], math.inf) if "above" in entry else entry.get("min"),
         maximum=entry.get("max"),
         items=None if items is None else _attribute("", items),
         members={n: _attribute(n, member, unit) for n, member in entry.get("members", {}).items()},
@@ -179,4 +187,8 @@ def _attribute(name: str, entry: Mapping[str, Any], unit: str = "") -> Attribute
         units_text=entry.get("units", ""),
         format=entry.get("format", ""),
         pattern=entry.get("pattern", ""),
+        lengths=(entry.get("shortest", 0), entry.get("longest")),
+        fewest=entry.get("fewest", 0),
+        unique=bool(entry.get("unique", False)),
+        alternatives=tuple(_attribute(name, choice) for choice in entry.get("any", ())),
     )

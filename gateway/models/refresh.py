@@ -159,6 +159,20 @@ _UNIT_WORDS = {
 }
 
 
+_KEPT = {
+    "minimum": "min",
+    "exclusiveMinimum": "above",
+    "maximum": "max",
+    "format": "format",
+    "enum": "enum",
+    "pattern": "pattern",
+    "minLength": "shortest",
+    "maxLength": "longest",
+    "minItems": "fewest",
+    "uniqueItems": "unique",
+}
+
+
 class _Flat:
     """One schema with its references resolved from files."""
 
@@ -199,13 +213,7 @@ class _Flat:
         entry["json"] = sorted(
             {*([types] if isinstance(types, str) else types), *(j for c in choices for j in c.get("json", []))}
         )
-        for key, name in (
-            ("minimum", "min"),
-            ("maximum", "max"),
-            ("format", "format"),
-            ("enum", "enum"),
-            ("pattern", "pattern"),
-        ):
+        for key, name in _KEPT.items():
             if key in spec:
                 entry[name] = spec[key]
         if isinstance(spec.get("items"), dict):
@@ -248,12 +256,16 @@ def _merge_choices(entry: dict[str, Any], choices: list[dict[str, Any]]) -> None
         entry["enum"] = [value for choice in choices for value in choice["enum"]]
     # `-1 or 0..1` has -1 for "not known", which is never sent: an error is no value
     ranges = [
-        choice for choice in choices if not (choice.get("min") is not None and choice.get("min") == choice.get("max"))
+        choice
+        for choice in choices
+        if {"number", "integer"} & set(choice.get("json", ())) and (choice.get("min", 0) != choice.get("max", 1))
     ]
     for key, pick in (("min", min), ("max", max)):
         bounds = [choice[key] for choice in ranges if key in choice]
         if bounds and len(bounds) == len(ranges):
             entry[key] = pick(bounds)
+    if len({tuple(choice.get("json", ())) for choice in choices}) > 1 and entry.get("kind") != "relationship":
+        entry["any"] = choices  # of several types: a value must satisfy one of them whole
     items = [choice["items"] for choice in choices if "items" in choice]
     if len(items) == 1:
         entry["items"] = items[0]
