@@ -12,7 +12,7 @@ from gateway.config.explain import did_you_mean, locate
 from gateway.config.loader import Loaded, LoadedLink
 from gateway.config.model import Config
 from gateway.config.tree import Scalar, find
-from gateway.sdk.config import DeviceConfig, Secret
+from gateway.sdk.config import DeviceConfig, LinkConfig, Secret
 from gateway.sdk.driver import SharesLine
 from gateway.sdk.errors import Problem
 
@@ -21,6 +21,7 @@ BYTES_PER_READING = 12  # on the card, segment and database pages together; a po
 DAY_S = 86400.0
 _UNSTABLE = re.compile(r"/dev/tty(?:USB|ACM)[0-9]+")
 _SECRET_KEY = re.compile(r"(?i)(?:.*_)?(?:password|secret|token)|.+_key")  # of drivers that do not say it by type
+_ADDRESSES = ("unit_id", "dev_eui", "dev_addr", "address")  # keys by which drivers tell the devices of a link apart
 _BY_ID = Path("/dev/serial/by-id")
 
 PathOf = tuple[str | int, ...]
@@ -46,7 +47,21 @@ def _link(link: LoadedLink) -> Iterator[Problem]:
         yield Problem("unstable-port", ("links", link.name, "port"), message, remedy, "warning")
     for name, device in link.config.devices.items():
         yield from _points(device, ("links", link.name, "devices", name))
+    yield from _shared_addresses(link.name, link.config)
     yield from _load(link)
+
+
+def _shared_addresses(link: str, config: LinkConfig) -> Iterator[Problem]:
+    """Two devices that answer to one address: meant for a unit read by two templates, else a copied line."""
+    owners: dict[tuple[str, str], str] = {}
+    for name, device in config.devices.items():
+        for key in _ADDRESSES:
+            address = str(getattr(device, key, None) or "").lower()
+            owner = owners.setdefault((key, address), name) if address else name
+            if owner != name:
+                message = f"{owner} has {key} {address} too"
+                remedy = "give each its own, unless they are one unit that two templates read"
+                yield Problem("shared-address", ("links", link, "devices", name, key), message, remedy, "warning")
 
 
 def _shared_ports(loaded: Loaded) -> Iterator[Problem]:
