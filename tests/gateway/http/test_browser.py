@@ -1,9 +1,11 @@
 """The page in a real browser: values, alarms, and hostile names that stay text."""
 
 import asyncio
+import itertools
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,15 +18,15 @@ HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
 
-async def seen(url: str, profile: Path) -> str:
-    """The page's document after five seconds of its own time."""
+async def seen(url: str, profile: Path, *, after_s: int = 5) -> str:
+    """The page's document after some seconds of its own time."""
     process = await asyncio.create_subprocess_exec(
         str(CHROMIUM),
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
         f"--user-data-dir={profile}",
-        "--virtual-time-budget=5000",
+        f"--virtual-time-budget={after_s * 1000}",
         "--dump-dom",
         url,
         stdout=asyncio.subprocess.PIPE,
@@ -57,3 +59,32 @@ async def test_what_is_wrong_stands_first_and_hostile_names_stay_text(start: Sta
     assert page.count("&lt;img src=x") >= 5
     assert not re.search(r"<img|javascript:[^<]*\"", page)
     assert "<title>owned" not in page
+
+
+async def test_the_page_follows_what_changes(start: Start, tmp_path: Path) -> None:
+    view = FakeView()
+    asked = view.status
+    count = itertools.count(1)
+
+    def next_status() -> dict[str, Any]:
+        shown = asked()
+        shown["links"]["roof"]["devices"]["meter-12"]["points"]["voltage"]["value"] = next(count)
+        return shown
+
+    view.status = next_status  # type: ignore[method-assign]
+    async with start(view) as running:
+        text = re.sub(r"<[^>]+>", " ", await seen(running.server.url, tmp_path, after_s=9))
+    last = next(count) - 1
+    assert last >= 3
+    assert re.search(rf"voltage\s+({last}|{last - 1})\s+V", text)
+
+
+async def test_a_box_that_falls_silent_is_told_in_red(start: Start, tmp_path: Path) -> None:
+    view = FakeView()
+    answers = iter([view.status()])
+    view.status = lambda: next(answers, {"broken": object()})  # type: ignore[method-assign]
+    async with start(view) as running:
+        page = await seen(running.server.url, tmp_path, after_s=20)
+    assert "No answer from the box for" in page
+    assert 'id="lost" role="status" hidden' not in page
+    assert "230.50" in page  # what was seen last stays, and is called old
