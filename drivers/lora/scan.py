@@ -27,7 +27,7 @@ Take = Callable[[str, Uplink], None]
 async def listen(
     name: str, config_model: type[LinkConfig], options: Mapping[str, Any], context: Context, templates: Traversable
 ) -> AsyncIterator[dict[str, Any]]:
-    """Progress (`{"progress": …}`) every few seconds, at the end one finding per device (`{"identity": …}`).
+    """Progress (`{"progress": {heard, left_s}}`) every few seconds, at the end `{"found": …}` for each device.
 
     Args:
         options: the link's own keys (`url`, `host`, `port`, …) as in the file, and `for_s`, how long.
@@ -48,14 +48,14 @@ async def listen(
                 listening.result()
             left_s -= REPORT_EVERY_S
             context.progress()
-            yield {"progress": f"{len(heard.strangers())} devices heard"}
+            yield {"progress": {"heard": len(heard.strangers()), "left_s": max(0.0, left_s)}}
     finally:
         listening.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await listening
     known = load_templates(templates)
     for stranger in heard.strangers():
-        yield finding(stranger, known)
+        yield {"found": finding(stranger, known)}
 
 
 def load_templates(folder: Traversable) -> dict[str, LoraTemplate]:

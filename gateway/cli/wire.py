@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from gateway.cli import box
+from gateway.cli import box, radio
 from gateway.cli.devices import find_template, read_code, reading_lines
 from gateway.cli.terminal import colour, complain, say, say_json
 from gateway.cli.verbs import Verbs, duration
@@ -36,12 +36,15 @@ def add_verbs(verbs: Verbs) -> None:
             "citygate scan modbus /dev/ttyUSB0",
             "citygate scan modbus /dev/ttyUSB0 --units 1-247 --baud 9600,19200 --parity N,E",
             "citygate scan modbus 192.0.2.17 --units 1-10 --json",
+            "citygate scan lora mqtt://127.0.0.1:1883 --for 10m",
+            "citygate scan lora 127.0.0.1:1700",
         ),
     )
-    scan_verb.add_argument("driver", metavar="KIND", help="modbus")
+    scan_verb.add_argument("driver", metavar="KIND", help="modbus or lora")
     _add_place(scan_verb)
     scan_verb.add_argument("--units", metavar="LIST", type=_numbers, help="as in 1-32,254 (the default)")
     scan_verb.add_argument("--all", action="store_true", help="go on after the first speed at which somebody answered")
+    radio.add_arguments(scan_verb, duration)
     provision_verb = verbs.add(
         "provision",
         provision,
@@ -166,6 +169,8 @@ def _driver(name: str, can: type) -> Driver[Any]:
 
 def scan(given: argparse.Namespace) -> int:
     """`citygate scan`."""
+    if given.driver == "lora":
+        return radio.scan_lora(given)
     driver = _driver(given.driver, Scans)
     options = {**_place(given), "units": given.units, "all": given.all, "templates": _templates(driver)}
     assert isinstance(driver, Scans)

@@ -371,4 +371,4 @@ async def test_a_scan_hears_addresses_and_joins() -> None:
                 sock.sendto(push_data(1, FIRST, [rxpk(uplink(1)), rxpk(join)]), ("127.0.0.1", port))
                 await asyncio.sleep(0.05)
         await task
-    assert {said["identity"] for said in found if "identity" in said} == {ADDRESS, "3331383274356905"}
+    assert {said["found"]["identity"] for said in found if "found" in said} == {ADDRESS, "3331383274356905"}

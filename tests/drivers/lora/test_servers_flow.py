@@ -390,7 +390,7 @@ async def test_a_scan_reports_who_is_heard_and_guesses_the_template(broker: Mosq
         await task
 
     assert "progress" in found[0]
-    [device] = [said for said in found if "identity" in said]
+    [device] = [said["found"] for said in found if "found" in said]
     assert (device["dev_eui"], device["rssi"], device["f_port"]) == (EUI, -60, 85)
     assert device["count"] >= 2
     assert device["templates"][0] == "milesight/em400-udl"
