@@ -297,6 +297,8 @@ class Daemon:
             if its["state"] != "ok":
                 since = f" since {utc(its['since'])}" if its.get("since") else ""
                 reasons.append(f"{part}: {its.get('reason') or its['state']}{since}; {its['remedy']}")
+        if self.server is not None and self.server.fault:
+            reasons.append(f"http: {self.server.fault}")
         return tuple(reasons)
 
     def status(self) -> dict[str, Any]:
@@ -309,6 +311,7 @@ class Daemon:
                 "city": config.gateway.city,
                 "version": version("citygate"),
                 "config": str(self._path),
+                "url": self.server.url if self.server else "",
                 "pid": os.getpid(),
                 "started_at": utc(self._health.started_at),
                 "now": utc(self._clock.now()),

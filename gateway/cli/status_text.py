@@ -77,7 +77,9 @@ def mark(state: str) -> str:
 
 def _title(gateway: Mapping[str, Any]) -> str:
     title = f"{gateway.get('id', '')}  {gateway.get('name', '')}".rstrip()
-    return f"{colour(printable(title), 'bold')}  citygate {gateway.get('version', '')}".rstrip()
+    return (
+        f"{colour(printable(title), 'bold')}  citygate {gateway.get('version', '')}  {gateway.get('url', '')}".rstrip()
+    )
 
 
 def _verdict(status: Mapping[str, Any]) -> Iterator[str]:

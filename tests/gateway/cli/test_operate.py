@@ -1,5 +1,6 @@
 """status and run: shapes, exit codes, what a technician reads."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.gateway.cli.conftest import Command
+from tests.support.box import Process, eventually
 from tests.support.fake_view import FakeView, device_status, status
 
 
@@ -110,3 +112,16 @@ def test_run_with_an_invalid_config_ends_with_3_and_every_problem(folder: Path) 
     assert "did you mean buffer" in ended.stderr
     assert "citygate.yaml:4" in ended.stderr
     assert not (folder / "buffer.db").exists()
+
+
+def test_a_page_that_cannot_listen_is_told_by_the_verbs_that_still_work(citygate: Command, folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        file = folder / "citygate.yaml"
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        file.write_text(file.read_text() + f"http: {{listen: '{listen}'}}\nclock: {{trust: system}}\n")
+        process = Process(folder / "daemon.out", "-m", "gateway", "run", "-c", str(folder))
+        try:
+            eventually("status", lambda: citygate("status", "-c", str(folder)).code == 1)
+            assert f"http: cannot listen on {listen}" in citygate("status", "-c", str(folder)).out
+        finally:
+            assert process.end() == 0
