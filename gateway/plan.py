@@ -210,6 +210,8 @@ def _compile(
     """The tables of all devices for one profile; what is wrong with a mapping goes to `problems`."""
     gateway = loaded.gateway
     gateway_id, city = (gateway.id, gateway.city) if gateway else ("gateway", "city")
+    if loaded.config is not None and loaded.config.publish.provider and not profile.provider:
+        profile = profile.model_copy(update={"provider": loaded.config.publish.provider})
     tables: dict[str, tuple[EntityTable, ...]] = {}
     for name, device in devices.items():
         tables[name], found = compile_device(

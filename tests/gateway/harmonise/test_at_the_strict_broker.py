@@ -82,7 +82,7 @@ LANGUAGE = """\
 
 def test_the_operators_file_carries_the_whole_language(tmp_path: Path) -> None:
     point = "pm2_5"
-    text = CONFIG.partition("          type: BenchObserved")[0] + LANGUAGE.replace("POINT", point) + "brokers: {}\n"
+    text = CONFIG.partition("          type: BenchObserved")[0] + LANGUAGE.replace("POINT", point) + "publish: {provider: Comune di Milano}\nbrokers: {}\n"
     (tmp_path / "citygate.yaml").write_text(text)
     plan = make_plan(tmp_path, BenchRegistry())
     traffic, measurement = plan.read_api["air-1"]
@@ -93,5 +93,6 @@ def test_the_operators_file_carries_the_whole_language(tmp_path: Path) -> None:
     assert values["congested"] is False
     assert (values["laneId"], values["reversedLane"], values["name"]) == (1, False, "007")
     assert values["location"]["coordinates"] == [9.2, 45.5]
+    assert values["dataProvider"] == "Comune di Milano"
     assert (values["dateObservedTo"] - values["dateObservedFrom"]).total_seconds() == 300
     assert measurement.entity_id.endswith(":air-1:no-2")
