@@ -210,3 +210,12 @@ def test_a_broken_model_is_a_problem_and_not_a_crash(text: str, tmp_path: Path) 
 
 def test_no_folder_is_no_problem(tmp_path: Path) -> None:
     assert extended(tmp_path / "models") == (catalogue(), ())
+
+
+def test_a_folder_that_did_not_change_gives_an_equal_catalogue(tmp_path: Path) -> None:
+    models = written(tmp_path)
+    first, _ = extended(models)
+    first.type("BenchObserved")
+    assert extended(models)[0] == first, "else every reload would restart every broker"
+    written(tmp_path, version="0.0.2")
+    assert extended(models)[0] != first
