@@ -127,7 +127,8 @@ def _device(name: str, device: Mapping[str, Any], now: datetime | None, *, value
     if values:
         yield from table(rows, indent="      ", right=frozenset((1, 2)))
     for field, count in device.get("undeclared", {}).items():
-        yield f"      field {printable(field)} came {count} times but the template does not declare it"
+        yield f"      {printable(field)} came {counted(count, 'time')}, but the template does not declare it; to take it, add to points:"
+        yield f"        {printable(field)}: {{quantity: …, unit: …}}   in templates/{device.get('template', '…')}.yaml beside the config"
 
 
 def _broker(name: str, broker: Mapping[str, Any], now: datetime | None) -> Iterator[str]:
@@ -138,13 +139,13 @@ def _broker(name: str, broker: Mapping[str, Any], now: datetime | None) -> Itera
     if broker.get("next_try_at"):
         next_try, at = time_of(broker["next_try_at"]), now
         parts.append(f"next try in {duration(max((next_try - at).total_seconds(), 0))}" if next_try and at else "")
-    for key in ("later", "dead"):
-        if broker.get(key):
-            parts.append(f"{broker[key]} {key}")
+    parts += [f"{broker[key]} {key}" for key in ("later", "dead", "late", "skipped") if broker.get(key)]
     shown = "  ".join(part for part in parts if part)
     yield f"{mark(broker.get('state', ''))} broker {colour(printable(name), 'bold')}  {shown}"
     if broker.get("remedy"):
         yield f"    → {printable(broker['remedy'])}"
+    for entity, missing in broker.get("waiting", {}).items():
+        yield f"    {printable(entity)} is sent once {', '.join(missing)} is known"
 
 
 def _log(log: Mapping[str, Any]) -> Iterator[str]:

@@ -18,6 +18,7 @@ BROKER_GAUGES = {
     "backlog": ("backlog_readings", "Readings owed to the broker"),
     "later": ("held_later", "Entities held for a later try"),
     "dead": ("held_dead", "Entities the broker refused for good"),
+    "month_bytes": ("month_bytes", "Bytes both ways in this calendar month, without TCP and TLS"),
 }
 BROKER_TIMES = {
     "oldest_unsent_at": "When the oldest reading owed was taken",
@@ -27,7 +28,10 @@ BROKER_COUNTERS = {
     "accepted": "Entities accepted",
     "refused": "Entities refused",
     "requests": "Requests made",
-    "sent_bytes": "Bytes of request bodies",
+    "sent_bytes": "Bytes sent",
+    "received_bytes": "Bytes received",
+    "late": "Updates not sent because the broker holds newer ones and has no temporal API",
+    "skipped": "Updates not sent because latest-only is chosen",
 }
 
 

@@ -89,6 +89,12 @@ def status(**changes: Any) -> dict[str, Any]:
         "refused": 0,
         "requests": 5,
         "sent_bytes": 500,
+        "received_bytes": 100,
+        "month_bytes": 600,
+        "batch": 25,
+        "late": 0,
+        "skipped": 0,
+        "waiting": {},
     }
     gateway = {
         "id": "gw-1",

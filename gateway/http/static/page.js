@@ -200,7 +200,12 @@ function brokerCard(name, broker) {
       fact("refused for good", broker.dead || ""),
       fact("history", broker.history),
       fact("accepted", number(broker.accepted ?? 0)),
-      fact("sent", bytes(broker.sent_bytes ?? 0))));
+      fact("sent", bytes(broker.sent_bytes ?? 0)),
+      fact("this month", broker.month_bytes ? bytes(broker.month_bytes) : ""),
+      fact("too late", broker.late || ""),
+      fact("skipped", broker.skipped || "")),
+    Object.entries(broker.waiting ?? {}).map(([entity, missing]) =>
+      make("p", { class: "quiet small" }, `${entity} is sent once ${missing.join(", ")} is known`)));
 }
 
 /* Log and clock bring what they have; a time is told as an age, a size as a size. */

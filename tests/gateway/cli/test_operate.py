@@ -58,6 +58,19 @@ def test_the_exit_code_says_whether_somebody_is_needed(
     assert citygate("status", "-c", str(folder), "--json").code == code
 
 
+def test_what_is_dropped_or_waits_is_told_with_what_to_add(citygate: Command, daemon: FakeView, folder: Path) -> None:
+    daemon.shown["links"]["roof"]["devices"]["meter-12"]["undeclared"] = {"co2": 3}
+    daemon.shown["brokers"]["milano"]["waiting"] = {"urn:x": ["dateObserved"]}
+    out = citygate("status", "-c", str(folder)).out
+    for words in (
+        "co2 came 3 times",
+        "co2: {quantity",
+        "templates/eastron/sdm120.yaml",
+        "urn:x is sent once dateObserved",
+    ):
+        assert words in out, words
+
+
 def test_what_a_device_says_cannot_steer_the_terminal(citygate: Command, daemon: FakeView, folder: Path) -> None:
     daemon.shown["links"]["roof"]["reason"] = "\x1b[2J\x07 cleared"
     assert "\x1b" not in citygate("status", "-c", str(folder)).out
