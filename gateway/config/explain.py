@@ -180,6 +180,8 @@ def _describe(
             "true or false" if kind.startswith("bool") else "a whole number" if kind.startswith("int") else "a number"
         )
         return "wrong-type", f"{shown} is not {wanted}", meaning, False
+    if kind in ("list_type", "tuple_type") and isinstance(found.node, Scalar) and found.node.text:
+        return "wrong-type", f"{shown} instead of a list", f"write [{shown}]", False
     if kind in _SHAPE_ERRORS:
         return "wrong-type", f"{shown} instead of {_SHAPE_ERRORS[kind]}", meaning, isinstance(found.node, Map)
     if kind in _RANGE_ERRORS:
@@ -201,7 +203,8 @@ def _describe(
         message = f"{shown} is not a time; write it as in 2026-06-01T00:00:00Z"
     dotted = ".".join(map(str, found.path[len(error["loc"]) :]))
     message = message.removeprefix(f"{dotted}: ") if dotted else message
-    return "invalid-value", message, meaning, isinstance(found.node, Map)
+    whole = isinstance(found.node, Map)  # a check of several keys says what to do in its message
+    return "invalid-value", message, "" if whole else meaning, whole
 
 
 def _meaning(schema: Mapping[str, Any]) -> str:
@@ -209,7 +212,7 @@ def _meaning(schema: Mapping[str, Any]) -> str:
     if schema.get("description") or "properties" not in schema:
         return str(schema.get("description", ""))
     needed = ", ".join(schema.get("required", ()))
-    return f"it needs {needed}" if needed else ""
+    return f"it needs {needed}" if needed else f"keys: {', '.join(list(schema['properties'])[:12])}"
 
 
 def _length(kind: str, context: Mapping[str, Any]) -> str:
