@@ -280,3 +280,33 @@ def test_cancelling_the_driver_leaves_nothing_behind() -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())
+
+
+async def test_aligned_polls_fall_on_full_multiples_of_their_period() -> None:
+    bench = Bench(two_devices(align=True), served)
+    bench.clock.advance(0.37)
+
+    await bench.run_for(5)
+
+    good = [s.readings[0].observed_at.timestamp() % 1 for s in bench.recorder.sets if s.values()]
+    assert max(good) < 0.2
+
+
+async def test_a_counter_that_restarts_goes_on_also_over_a_restart_of_the_gateway() -> None:
+    meter = template(n={"address": 0, "rollover": 65536})
+    config = link({"one": {"template": meter, "unit_id": 1, "every": "1 s"}})
+    counts = iter([65500, 65530, 20, 50])
+    bench = Bench(config, lambda r: [(0.02, slave.rtu(1, slave.words(3, [next(counts)])))])
+
+    await bench.run_for(2.5)
+    await bench.run_for(0.5)
+
+    assert [s["n"] for s in bench.sets("one") if s] == [65500, 65530, 65556, 65586]
+
+
+async def test_a_dead_tcp_connection_is_opened_anew() -> None:
+    bench = Bench(two_devices(host="192.0.2.1"), lambda _: [])
+
+    await bench.run_for(90)
+
+    assert bench.recorder.counts["reconnects"] >= 1
