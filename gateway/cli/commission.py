@@ -104,7 +104,7 @@ def _devices(config: Path, before: Mapping[str, Any], after: Mapping[str, Any]) 
 def _readings(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Proof:
     sets, good, bad = (after[key] - before.get(key, 0) for key in ("sets", "readings", "bad"))
     share = bad / (good + bad) if good + bad else 1.0
-    said = f"{counted(sets, 'set')}, {counted(good, 'good reading')}, {share:.1%} bad"
+    said = f"{counted(sets, 'set')}, {counted(good, 'good reading')}, {share:.1%} bad" if good + bad else "said nothing"
     if after["state"] != "ok":
         said += f"; {after['state']}: {after['reason']}".rstrip(": ")
     return Proof(f"{name} reads", after["state"] == "ok" and good > 0 and share <= WORST_BAD_SHARE, said)

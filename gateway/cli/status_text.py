@@ -116,6 +116,9 @@ def _device(name: str, device: Mapping[str, Any], now: datetime | None, *, value
         else "nothing yet"
     )
     why = _why(device)
+    until = time_of(device.get("paused_until"))
+    if until and now:
+        why += f", {duration(max((until - now).total_seconds(), 0))} left"
     yield f"  {mark(device.get('state', ''))} {printable(name)}  {last}{'  ' + why if why else ''}"
     if device.get("remedy"):
         yield f"      → {printable(device['remedy'])}"

@@ -54,6 +54,7 @@ def device_status(**changes: Any) -> dict[str, Any]:
         "bad": 0,
         "undeclared": {},
         "template": "eastron/sdm120",
+        "paused_until": None,
         "points": {"voltage": point},
         **changes,
     }

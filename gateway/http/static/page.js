@@ -161,7 +161,8 @@ function deviceCard(name, device) {
   const undeclared = Object.keys(device.undeclared ?? {});
   return make("article", { class: `card ${rank(device.state)}`, id: `device-${name}` },
     make("header", {}, make("h3", {}, name), state(device.state)),
-    make("p", { class: "meta" }, make("span", {}, device.template || ""), make("span", {}, heard)),
+    make("p", { class: "meta" }, make("span", {}, device.template || ""), make("span", {}, heard),
+      device.paused_until ? make("span", {}, "paused, ends ", since(device.paused_until, true)) : null),
     why(device),
     pointTable(name, device.points),
     undeclared.length ? make("p", { class: "quiet small" }, `Not in the template, dropped: ${undeclared.join(", ")}`) : null);

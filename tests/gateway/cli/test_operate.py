@@ -58,6 +58,14 @@ def test_the_exit_code_says_whether_somebody_is_needed(
     assert citygate("status", "-c", str(folder), "--json").code == code
 
 
+def test_a_pause_shows_how_long_it_lasts(citygate: Command, daemon: FakeView, folder: Path) -> None:
+    paused = device_status(state="paused", reason="maintenance", paused_until="2026-06-01T12:30:05Z")
+    daemon.shown["links"]["roof"]["devices"]["meter-12"] = paused
+    ended = citygate("status", "-c", str(folder))
+    assert ended.code == 0
+    assert "paused: maintenance, 30 min left" in ended.out
+
+
 def test_what_is_dropped_or_waits_is_told_with_what_to_add(citygate: Command, daemon: FakeView, folder: Path) -> None:
     daemon.shown["links"]["roof"]["devices"]["meter-12"]["undeclared"] = {"co2": 3}
     daemon.shown["brokers"]["milano"]["waiting"] = {"urn:x": ["dateObserved"]}
