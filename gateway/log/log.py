@@ -174,6 +174,7 @@ class Log:
         self._before_step: tuple[Stamp, float] | None = None
         self._time_epoch = 0  # counts what was learned about time
         self._committing: asyncio.Task[None] | None = None
+        self._one_at_a_time = asyncio.Lock()
         self._again = False
         self._timer: asyncio.TimerHandle | None = None
         self._housekeeping_at_s = now_s + _HOUSEKEEPING_S
@@ -214,7 +215,8 @@ class Log:
         log = cls(settings, clock, _lock(settings.path), connect)
         log._lanes = {consumer.name: _Lane(consumer, 0) for consumer in consumers}
         try:
-            await log._open_file()
+            async with log._one_at_a_time:
+                await log._open_file()
         except BaseException:
             await log._writer.close()
             if log._lock >= 0:
@@ -286,7 +288,7 @@ class Log:
         self._time_learned()
         if report is not None:
             self._note_salvage(report)
-        await self._commit(housekeeping=False)
+        await self._commit_now(sets=True, housekeeping=False)
 
     def _take_series(self, loaded: Loaded) -> dict[int, int]:
         """Series of the file; returns what those made before it could be read are called there."""
@@ -721,17 +723,22 @@ class Log:
     # Committing
 
     def _due(self, now_s: float) -> bool:
-        """Whether a commit is due: by the age of the oldest set that is still owed, by size, by the hour."""
-        entries = self._head.entries
-        if entries and (
-            now_s - entries[0].appended_s >= self.settings.commit_every_s
-            or self._head.size_bytes >= self._head.max_bytes // 2
-        ):
-            return not self._failure or now_s - self._failed_s >= _RETRY_S
+        """Whether a commit is due: for the sets in the head, or by the hour, or for what settling and drivers left."""
+        if self._failure and now_s - self._failed_s < _RETRY_S:
+            return False
         return (
-            now_s >= self._housekeeping_at_s
+            self._sets_due(now_s)
+            or now_s >= self._housekeeping_at_s
             or self._pending.urgent(now_s)
             or (self._drained_since_s is not None and now_s - self._drained_since_s >= _DRAIN_S)
+        )
+
+    def _sets_due(self, now_s: float) -> bool:
+        """Whether the oldest set that is still owed is of age, or the head is half full."""
+        entries = self._head.entries
+        return bool(entries) and (
+            now_s - entries[0].appended_s >= self.settings.commit_every_s
+            or self._head.size_bytes >= self._head.max_bytes // 2
         )
 
     def _arm(self) -> None:
@@ -766,7 +773,9 @@ class Log:
         try:
             while True:
                 self._again = False
-                await self._commit(housekeeping=self._clock.monotonic_s() >= self._housekeeping_at_s)
+                now_s = self._clock.monotonic_s()
+                # young sets stay in memory: most are settled before they are of age, and never written
+                await self._commit(sets=self._sets_due(now_s), housekeeping=now_s >= self._housekeeping_at_s)
                 if not self._again or self._failure:
                     return
         finally:
@@ -782,16 +791,20 @@ class Log:
         """
         while self._committing is not None:
             await asyncio.shield(self._committing)
-        await self._commit(housekeeping=True)
+        await self._commit(sets=True, housekeeping=True)
         if self._failure:
             raise LogError(self._failure)
 
-    async def _commit(self, *, housekeeping: bool) -> None:
+    async def _commit(self, *, sets: bool = True, housekeeping: bool = False) -> None:
+        async with self._one_at_a_time:
+            await self._commit_now(sets=sets, housekeeping=housekeeping)
+
+    async def _commit_now(self, *, sets: bool, housekeeping: bool) -> None:
         if self._store is None:
             await self._open_file()
             if self._store is None:
                 return
-        entries = list(self._head.entries)
+        entries = list(self._head.entries) if sets else []
         pending, self._pending = self._pending, _Pending()
         batch = self._batch(entries, pending, housekeeping)
         cursors = {name: lane.cursor for name, lane in self._lanes.items()}

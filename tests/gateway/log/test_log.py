@@ -168,6 +168,17 @@ async def test_a_full_head_makes_append_wait_for_the_card_and_loses_nothing(tmp_
     await log.close()
 
 
+async def test_an_asked_commit_and_one_that_is_due_do_not_meet(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    for n in range(50):
+        await log.append(a_set(n))
+        log._start_commit()
+        await asyncio.gather(log.commit(), log.append(a_set(1000 + n)), log.commit())
+    assert log.status()["state"] == "ok"
+    assert sorted(await everything(log, "milano")) == [*range(50), *range(1000, 1050)]
+    await log.close()
+
+
 WRITER = textwrap.dedent(
     """
     import asyncio, sys

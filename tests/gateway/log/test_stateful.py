@@ -32,14 +32,24 @@ class LogAgainstModel(RuleBasedStateMachine):
         self.boots = 0
         self.consumers: dict[str, Consumer] = {}
         self.taken: list[int] = []  # true time of each set, by our number
-        self.settled: dict[str, int] = {}  # how many sets a consumer is done with, in order
+        self.owed: dict[str, list[int]] = {}  # to those who are there
+        self.done: dict[str, int] = {}  # below this a consumer is done, those who were removed too
+        self.unclaimed: list[int] = []  # emitted while nobody was there: kept for whoever comes
         self.unsure = 0  # sets of boots that never learned the time
         self.durable = 0
         self.held: dict[int, list[int]] = {}
         self.log: Log | None = None
 
     def run(self, work: Any) -> Any:
-        return self.runner.run(work)
+        """Do it, and what it set off behind it: the same steps must always lead to the same state."""
+
+        async def to_rest() -> Any:
+            result = await work
+            while self.log is not None and self.log._committing is not None:
+                await asyncio.shield(self.log._committing)
+            return result
+
+        return self.runner.run(to_rest())
 
     async def _open(self) -> Log:
         chosen = LogSettings(self.folder / "buffer.db", commit_every_s=1e9)
@@ -57,6 +67,10 @@ class LogAgainstModel(RuleBasedStateMachine):
             readings = (Reading("n", len(self.taken), self.clock.now()), Reading("t", true_us, self.clock.now()))
             assert self.log is not None
             self.run(self.log.append(ReadingSet(device, readings)))
+            for owed in self.owed.values():
+                owed.append(len(self.taken))
+            if not self.owed:
+                self.unclaimed.append(len(self.taken))
             self.taken.append(true_us)
 
     @rule()
@@ -77,11 +91,15 @@ class LogAgainstModel(RuleBasedStateMachine):
         if columns is None:
             return
         numbers = [v for v, s in zip(columns.value, columns.series, strict=True) if self._point(s) == "n"]
-        assert numbers == list(range(self.settled[name], self.settled[name] + len(numbers)))
+        assert numbers == self.owed[name][: len(numbers)]
         keep = data.draw(st.integers(1, len(numbers)))  # settle a part of it
         assert self.log is not None
         self.run(self.log.settle(name, sorted(set(columns.seq))[keep - 1]))
-        self.settled[name] += keep
+        self._settled(name, keep)
+
+    def _settled(self, name: str, count: int) -> None:
+        self.done[name] = self.owed[name][count - 1] + 1
+        del self.owed[name][:count]
 
     @precondition(lambda self: self.consumers)
     @rule(name=NAMES, later=st.booleans())
@@ -96,7 +114,7 @@ class LogAgainstModel(RuleBasedStateMachine):
         held = self.log.held.hold(name, "e", "d", columns, reason="refused", at=now, next_try_at=next_at)
         self.held[self.run(held)] = numbers
         self.run(self.log.settle(name, columns.last))
-        self.settled[name] += len(numbers)
+        self._settled(name, len(numbers))
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -112,25 +130,29 @@ class LogAgainstModel(RuleBasedStateMachine):
         if name in self.consumers:
             return
         assert self.log is not None
+        there = self._there()
+        assert set(self.unclaimed) <= set(there)
         self.consumers[name] = Consumer(name, start)
         self.run(self.log.set_consumers(list(self.consumers.values())))
-        if name not in self.settled:
-            self.settled[name] = len(self.taken) if start == "now" else self._oldest_there()
-        self.settled[name] = max(self.settled[name], self._oldest_there())
+        first = self.done.setdefault(name, len(self.taken) if start == "now" else 0)
+        self.owed[name] = [number for number in there if number >= first]
+        self.unclaimed = []
 
-    def _oldest_there(self) -> int:
-        """The oldest set that the log still has, as it tells itself; never one that somebody is owed."""
+    def _there(self) -> list[int]:
+        """All sets that the log has, settled or not."""
+        numbers: list[int] = []
+        after = -1
         assert self.log is not None
-        columns = self.run(self.log.scan(-1, 1))
-        if columns is None:
-            return len(self.taken)
-        return int(columns.value[0])
+        while (columns := self.run(self.log.scan(after))) is not None:
+            numbers += columns.value[::2]
+            after = columns.last
+        return numbers
 
     @precondition(lambda self: self.consumers)
     @rule(data=st.data())
     def remove(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.consumers)))
-        del self.consumers[name]
+        del self.consumers[name], self.owed[name]
         assert self.log is not None
         self.run(self.log.set_consumers(list(self.consumers.values())))
 
@@ -181,10 +203,9 @@ class LogAgainstModel(RuleBasedStateMachine):
                     assert columns.time_state[i] is TimeState.ESTIMATED
                     assert n < self.unsure
             after = columns.last
-        start = self.settled[name]
-        assert numbers == list(range(start, start + len(numbers)))
+        assert numbers == self.owed[name][: len(numbers)]
         if self.log.boots.confirmed:
-            assert start + len(numbers) == len(self.taken)
+            assert numbers == self.owed[name]
             assert self.log.backlog(name)[0] == 2 * len(numbers)
 
     def _point(self, series: int) -> str:
