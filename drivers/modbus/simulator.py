@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from gateway.sdk.config import LinkConfig
+from gateway.sdk.driver import OpenSerial
 from gateway.sdk.simulator import World, open_pty, serve_tcp
 
 _FUNCTIONS = {1: "coil", 2: "discrete", 3: "holding", 4: "input"}
@@ -251,6 +252,17 @@ class ModbusSimulator:
             while True:
                 buffer = (buffer + await pty.read())[-4096:]
                 buffer = await line.rtu_turn(buffer, pty.write)
+
+    async def run_on(self, config: LinkConfig, world: World, open_serial: OpenSerial) -> None:
+        """As `run`, on a real adapter: the device's end of a wire. Raises LinkError when it is gone."""
+        its: Any = config
+        line = _Line([_Unit(name, device, world) for name, device in its.devices.items()], world)
+        async with open_serial(its.port, its.baud_rate, parity=its.parity, stop_bits=its.stop_bits) as port:
+            buffer, sending = b"", list[bytes]()
+            while True:
+                buffer = await line.rtu_turn((buffer + await port.read())[-4096:], sending.append)
+                await port.write(b"".join(sending))
+                sending.clear()
 
 
 class _Line:
