@@ -13,6 +13,7 @@ from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason
 BAD_AGAIN_S = 60.0  # a point that stays bad for the same reason is logged at most this often
 MAX_TEXT_CHARACTERS = 512
 MAX_UNDECLARED_NAMES = 32
+MAX_CROWD = 100_000  # different values counted in one period of one point; about 10 MB
 HASH_CHARACTERS = 16  # 64 bits: enough to count with, too few to be anybody's name elsewhere
 
 _TYPES: dict[str, tuple[type, ...]] = {"number": (float, int), "integer": (int,), "boolean": (bool,), "text": (str,)}
@@ -26,6 +27,8 @@ class PointRule:
         low, high: plausible range in the point's unit.
         kind: what values the quantity has.
         personal: what becomes of personal data before it is logged or shown; "" = it is none.
+        count_every_s, fewest: of `count`: period after which the number of different values is told; fewer than that are
+            not told at all, because few are somebody.
         blur_to: step to which a blurred number is rounded, in the point's unit.
         on_change: report when the value moved by at least this; None = report every reading.
         at_least_s: report at least this often; None = only on change.
@@ -34,8 +37,10 @@ class PointRule:
     low: float = -math.inf
     high: float = math.inf
     kind: Literal["number", "integer", "boolean", "text"] = "number"
-    personal: Literal["", "drop", "hash", "blur"] = ""
+    personal: Literal["", "drop", "hash", "blur", "count"] = ""
     blur_to: float = 0.0
+    count_every_s: float = 900.0
+    fewest: int = 0
     on_change: float | None = None
     at_least_s: float | None = None
 
@@ -53,6 +58,14 @@ class _Memory:
     reported_at: datetime | None = None
     reason: Reason = Reason.NONE
     bad_at: datetime | None = None
+
+
+@dataclass(slots=True)
+class _Crowd:
+    """Who was seen in one period, as hashes in memory; never written."""
+
+    period: int = -1
+    seen: set[bytes] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +95,7 @@ class Intake:
     salt: bytes = b""
     undeclared: dict[str, int] = field(default_factory=dict)
     _memory: dict[str, _Memory] = field(default_factory=dict)
+    _crowds: dict[str, _Crowd] = field(default_factory=dict)
 
     def admit(self, readings: ReadingSet) -> Admitted:
         """Check each reading; drop what is undeclared, strip what is implausible, hold back what need not be reported."""
@@ -94,6 +108,12 @@ class Intake:
                 self._count_undeclared(reading.point)
                 changed = True
                 continue
+            if rule.personal == "count":
+                counted = self._count(reading, rule)
+                changed = True
+                if counted is None:
+                    continue
+                reading = counted
             checked = _check(reading, rule)
             if rule.personal:
                 hidden = _hide(checked, rule, self.salt)
@@ -111,6 +131,22 @@ class Intake:
         if not kept and not readings.state:
             return Admitted(None, tuple(shown))
         return Admitted(replace(readings, readings=tuple(kept)), tuple(shown))
+
+    def _count(self, reading: Reading, rule: PointRule) -> Reading | None:
+        """The number of different values of a period, told with the first value of a later one; None meanwhile."""
+        if reading.value is None:
+            return reading
+        crowd = self._crowds.setdefault(reading.point, _Crowd())
+        period = int(reading.observed_at.timestamp() // rule.count_every_s)
+        told: Reading | None = None
+        if period > crowd.period:
+            if crowd.period >= 0 and len(crowd.seen) >= rule.fewest:
+                end = datetime.fromtimestamp((crowd.period + 1) * rule.count_every_s, UTC)
+                told = replace(reading, value=len(crowd.seen), observed_at=end)
+            crowd.period, crowd.seen = period, set()
+        if period == crowd.period and len(crowd.seen) < MAX_CROWD:
+            crowd.seen.add(hmac.digest(self.salt, str(reading.value).encode("utf-8", "surrogatepass"), "sha256")[:12])
+        return told
 
     def _count_undeclared(self, point: str) -> None:
         if point in self.undeclared or len(self.undeclared) < MAX_UNDECLARED_NAMES:
@@ -157,7 +193,7 @@ def _hide(reading: Reading, rule: PointRule, salt: bytes) -> Reading | None:
     if rule.personal == "drop":
         return None
     value = reading.value
-    if value is None:
+    if value is None or rule.personal == "count":
         return reading
     if rule.personal == "hash":
         day = reading.observed_at.astimezone(UTC).date().isoformat()  # the same tag cannot be followed over days

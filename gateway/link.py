@@ -296,6 +296,8 @@ def _rules(device: DeviceConfig) -> Mapping[str, PointRule]:
             quantity.kind,
             point.privacy,
             point.blur_to or 0.0,
+            point.count_every_s,
+            point.fewest,
             on_change=report.on_change,
             at_least_s=report.at_least_s,
         )

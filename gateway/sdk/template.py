@@ -15,6 +15,16 @@ class TemplateModel(BaseModel):
     )
 
 
+def _duration_s(value: Any) -> Any:
+    """Seconds of `15 min`; the same words as everywhere, which stand in gateway.sdk.config (it imports this module)."""
+    from gateway.sdk.config import parse_duration_s
+
+    return value if isinstance(value, float) else parse_duration_s(value)
+
+
+_DURATION = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?(ms|s|min|h|d)$", "examples": ["15 min"]}
+
+
 class TemplatePoint(TemplateModel):
     """One value of the device: what it measures and in which unit the driver hands it over."""
 
@@ -22,15 +32,22 @@ class TemplatePoint(TemplateModel):
     unit: str = Field("", description="UN/CEFACT common code of the values; default: the quantity's canonical unit")
     description: str = Field("", description="what the data sheet calls it")
     range: tuple[float, float] | None = Field(None, description="plausible range in the unit; default: the quantity's")
-    personal: Literal["drop", "hash", "blur", "no"] | None = Field(
+    personal: Literal["drop", "hash", "blur", "count", "no"] | None = Field(
         None,
         description="what becomes of personal data before it is logged: drop it, hash it (a text; another hash every day), "
-        "blur it (a number); default: hash for what is personal by nature, as number plates, else no",
+        "blur it (a number), count how many different ones there were (the point's quantity is then the count); "
+        "default: hash for what is personal by nature, as number plates, else no",
+    )
+    count_every_s: Annotated[float, BeforeValidator(_duration_s), WithJsonSchema(_DURATION), Field(gt=0)] = Field(
+        900.0, alias="count_every", description="period of `personal: count`"
+    )
+    fewest: int = Field(
+        5, ge=0, description="with `personal: count`: fewer than this are not told, because few are somebody"
     )
     blur_to: float | None = Field(None, gt=0, description="step a blurred number is rounded to, in the unit, e.g. 0.01")
 
     @property
-    def privacy(self) -> Literal["", "drop", "hash", "blur"]:
+    def privacy(self) -> Literal["", "drop", "hash", "blur", "count"]:
         """What becomes of the value before it is logged; "" = it is logged as it is."""
         if self.personal == "no":
             return ""
@@ -43,19 +60,11 @@ class TemplatePoint(TemplateModel):
         kind = known.kind if known is not None else "text"
         if self.personal == "hash" and kind != "text":
             raise ValueError(f"only a text can be hashed, and {self.quantity} is none; blur it or drop it")
+        if self.personal == "count" and kind != "integer":
+            raise ValueError(f"how many there were is a whole number, and {self.quantity} is none; see people_count")
         if self.personal == "blur" and (kind not in ("number", "integer") or self.blur_to is None):
             raise ValueError("to blur a number say to which step, as in blur_to: 0.01; a text can be hashed or dropped")
         return self
-
-
-def _duration_s(value: Any) -> Any:
-    """Seconds of `15 min`; the same words as everywhere, which stand in gateway.sdk.config (it imports this module)."""
-    from gateway.sdk.config import parse_duration_s
-
-    return value if isinstance(value, float) else parse_duration_s(value)
-
-
-_DURATION = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?(ms|s|min|h|d)$", "examples": ["15 min"]}
 
 
 def _short_form(value: Any) -> Any:

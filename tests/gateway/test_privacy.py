@@ -126,3 +126,39 @@ async def test_raw_values_never_reach_the_disk(tmp_path: Path) -> None:
         content = file.read_bytes()
         for raw in (PLATE.encode(), b"Mario Rossi", PLATE.encode("utf-16-le")):
             assert raw not in content, file
+
+
+COUNTER = camera(people={"quantity": "radio_device_count", "personal": "count", "count_every": "15 min", "fewest": 3})
+
+
+def probe(name: str, minutes: float) -> ReadingSet:
+    return ReadingSet("cam", (Reading("people", name, NOON + timedelta(minutes=minutes)),))
+
+
+def told(intake: Intake, *probes: ReadingSet) -> list[tuple[Any, datetime]]:
+    logged = (intake.admit(one).logged for one in probes)
+    return [(reading.value, reading.observed_at) for one in logged if one is not None for reading in one.readings]
+
+
+def test_identifiers_are_counted_and_only_the_number_of_different_ones_is_logged() -> None:
+    intake = Intake(_rules(COUNTER), SALT)
+    first = [probe(name, n) for n, name in enumerate(["a", "b", "a", "c", "b", "a"])]
+    assert told(intake, *first) == []
+    assert told(intake, probe("z", 16)) == [(3, NOON + timedelta(minutes=15))]
+
+
+def test_few_are_somebody_and_are_not_told() -> None:
+    intake = Intake(_rules(COUNTER), SALT)
+    assert told(intake, probe("a", 0), probe("b", 1), probe("z", 16), probe("z", 31)) == []
+
+
+def test_a_late_identifier_of_a_told_period_changes_nothing() -> None:
+    intake = Intake(_rules(COUNTER), SALT)
+    assert told(intake, *(probe(n, 16) for n in "abc"), probe("late", 3), probe("z", 31)) == [
+        (3, NOON + timedelta(minutes=30))
+    ]
+
+
+def test_what_is_counted_must_be_a_number_of_something() -> None:
+    with pytest.raises(ValueError, match="whole number"):
+        camera(p={"quantity": "identifier", "personal": "count"})
