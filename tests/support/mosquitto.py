@@ -1,6 +1,7 @@
 """A real mosquitto on a free loopback port, with persistence, that tests can stop and start again."""
 
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -29,7 +30,8 @@ class Mosquitto:
         self._config.write_text(
             f"listener {self.port} 127.0.0.1\n{'' if 'allow_anonymous' in extra else 'allow_anonymous true'}\npersistence true\n"
             f"persistence_location {folder}/\nautosave_interval 1\nautosave_on_changes true\nmax_queued_messages 100000\n"
-            f"{extra}"
+            + ("user root\n" if os.geteuid() == 0 else "")  # else it gives up root, and with it this folder
+            + extra
         )
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -13,6 +13,8 @@ from gateway.sdk.reading import Quality, Reading, Reason, TimeSource, Value
 
 MAX_FIELDS = 256  # of one payload; 255 bytes cannot honestly say more
 MAX_TEXT = 256
+FIRST_TIME = datetime(2015, 1, 1, tzinfo=UTC)  # before it: a device whose clock was never set
+FUTURE = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +90,15 @@ class _Reader:
     offset: int = 0
     end: int = -1
     turn: int = 0
+    in_record: bool = False
+    muted: bool = False
+    sent_at: datetime = FIRST_TIME
     names: dict[str, float | int] = field(default_factory=dict)
     out: list[Reading] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.end = len(self.payload)
+        self.sent_at = self.received.at
 
     def refuse(self, message: str) -> FrameError:
         return FrameError(message, frame=self.payload, offset=self.offset)
@@ -147,10 +153,13 @@ class _Reader:
             self.meaning(part, raw)
 
     def _date(self, epoch: str, raw: float | int | None) -> None:
-        if raw is None or not 0 < raw < 2**32:
-            raise self.refuse(f"{raw} is no time")
-        at = datetime.fromtimestamp(EPOCHS_S[epoch] + raw, UTC)
-        self.received = Received(at, TimeSource.DEVICE)
+        """The device's own time, if its clock was set. Else the uplink's time holds; but not for a record within a
+        payload, which may be of any time: its values are left out."""
+        at = datetime.fromtimestamp(EPOCHS_S[epoch] + raw, UTC) if raw is not None and 0 < raw < 2**32 else None
+        if at is not None and FIRST_TIME <= at <= self.sent_at + FUTURE:
+            self.received = Received(at, TimeSource.DEVICE)
+        elif self.in_record:
+            self.muted = True
 
     def meaning(self, part: Meaning, raw: float | int | None) -> None:
         if raw is not None and part.bits is not None:
@@ -163,6 +172,8 @@ class _Reader:
     def emit(self, point: str, value: Value | None, reason: Reason) -> None:
         if len(self.out) >= MAX_FIELDS:
             raise self.refuse(f"more than {MAX_FIELDS} values")
+        if self.muted:
+            return
         quality = Quality.GOOD if value is not None else Quality.BAD
         self.out.append(Reading(point, value, self.received.at, quality, reason, self.received.source))
 
@@ -187,9 +198,9 @@ class _Reader:
     def group(self, steps: tuple[Step, ...], end: int) -> None:
         """Steps with their own end and time: what dates a record does not date its neighbours."""
         outer_end, outer_received = self.end, self.received
-        self.end = end
+        self.end, self.in_record = end, True
         self.walk(steps)
-        self.end, self.received = outer_end, outer_received
+        self.end, self.received, self.in_record, self.muted = outer_end, outer_received, False, False
 
     def repeat(self, repeat: Repeat) -> None:
         base, outer_turn = self.received, self.turn

@@ -334,6 +334,38 @@ async def test_ten_thousand_junk_packets_a_second_do_not_keep_good_traffic_out()
     assert spent < 0.9, f"the loop had no air at {rate:.0f} junk packets a second"
 
 
+async def test_what_a_bad_radio_does_is_counted_and_the_good_device_is_heard() -> None:
+    port = free_port(socket.SOCK_DGRAM)
+    other = "00112233445566778899aabbccddeeff"
+    devices = {
+        "good": device("00000001"),
+        "lossy": device("00000002", nwk=other, app=other),
+        "forged": device("00000003"),
+        "replayed": device("00000004"),
+    }
+    config = link(port, devices)
+    context = HeldContext()
+    context.automatic = True
+    served: list[tuple[str, dict[str, float]]] = []
+    bad = world(served, bad_mic={"forged"}, replay={"replayed"}, junk=2, drift=True)
+    async with running(SEMTECH_UDP.run(config, context.context), RADIO.run(config, bad)):
+        await until(lambda: len([s for s in context.sets if s.device == "lossy"]) >= 3)
+        bad.faults.extra["loss"] = {"lossy"}
+        heard = context.counts["uplinks"]
+        await until(lambda: context.counts["uplinks"] >= heard + 10)
+        bad.faults.extra["loss"] = set()
+        await until(lambda: context.counts["lost_uplinks"])
+    assert context.counts["mic_errors"] > 5
+    assert context.counts["replays"] + context.counts["copies_late"] > 5
+    assert "forged" not in {s.device for s in context.sets}
+    assert [s.values()["count"] for s in context.sets if s.device == "good"][:10] == list(range(10))
+    [gap] = {s.values()["lost_uplinks"] for s in context.sets if s.values().get("lost_uplinks")}
+    assert gap == context.counts["lost_uplinks"]
+    assert {r.time_source for s in context.sets for r in s.readings} == {TimeSource.GATEWAY}, (
+        "the clocks were an hour off"
+    )
+
+
 async def test_an_address_that_is_taken_is_named() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from drivers.lora.config import RADIO_POINTS, LoraTemplate
 from drivers.lora.driver import CHIRPSTACK
 from drivers.lora.layout import JavaScriptCodec, LayoutCodec
 from drivers.lora.scan import load_templates
+from drivers.lora.simulator import write_payload
 from gateway.sdk.errors import FrameError
 from gateway.sdk.quantities import conversion, quantities
 from gateway.sdk.reading import Quality, TimeSource
+from gateway.sdk.simulator import Faults, World
 from gateway.sdk.testing import NOON
 
 CASES = Path(__file__).parent / "cases" / "lorawan_codecs"
@@ -164,6 +166,70 @@ def test_datalogger_records_carry_their_own_time_and_the_rest_that_of_the_uplink
     assert times["co2"] == (old, TimeSource.DEVICE)
     assert times["battery_level"] == (NOON, TimeSource.GATEWAY)
     assert [(r.value, r.observed_at) for r in readings if r.point == "air_temperature"] == [(30.8, old), (25.6, NOON)]
+
+
+@pytest.mark.parametrize("unset", ["00000000", "80510100", "ffffffff"])
+def test_a_record_of_a_device_whose_clock_was_never_set_is_left_out(unset: str) -> None:
+    record = "20ce" + unset + "3401" + "6500" + "01" + "02" + "e704" + "0700" + "3f27"
+    payload = bytes.fromhex("01755c" + record + "03670001")
+    readings = CHIRPSTACK.decode(TEMPLATES["milesight/am307"], payload, {"f_port": 85, "received_at": NOON})
+    assert {r.point: r.value for r in readings} == {"battery_level": 92.0, "air_temperature": 25.6}
+
+
+def test_a_payload_dated_in_the_future_gets_the_time_of_its_uplink() -> None:
+    later = int((NOON + timedelta(hours=1)).timestamp()).to_bytes(4, "little")
+    frame = later + bytes.fromhex("031207000039")
+    readings = CHIRPSTACK.decode(TEMPLATES["emu/professional-ii"], frame, {"f_port": 1, "received_at": NOON})
+    assert [(r.value, r.observed_at, r.time_source) for r in readings] == [(1810.0, NOON, TimeSource.GATEWAY)]
+
+
+def meanings(steps: Any) -> dict[str, Any]:
+    """Point -> how its raw number becomes its value, of the points that the simulator writes."""
+    found: dict[str, Any] = {}
+    for step in steps:
+        for part in step.parts or (step,):
+            if step.sum:
+                continue
+            if part.point and part.polynomial is None and not part.flag and part.values is None and part.power == 1:
+                found.setdefault(part.point, part)
+        for group in (*(step.mask.groups if step.mask else ()), *(step.tlv.entries.values() if step.tlv else ())):
+            if not any(inner.time for inner in group):
+                found = {**meanings(group), **found}
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", sorted(name for name, made in TEMPLATES.items() if isinstance(made.codec, LayoutCodec))
+)
+@given(data=st.data())
+def test_one_step_of_a_field_moves_its_point_alone(name: str, data: st.DataObject) -> None:
+    made = TEMPLATES[name]
+    assert isinstance(made.codec, LayoutCodec)
+    parts = meanings(next(frame for frame in made.codec.frames if not frame.ignore).read)
+    if not parts:
+        return
+    moved = data.draw(st.sampled_from(sorted(parts)))
+    step = abs(parts[moved].scale / parts[moved].divide)
+    n = data.draw(st.integers(1, 12))  # fits the smallest field, of four bits
+
+    def decoded(extra: float) -> dict[str, Any]:
+        values = {point: part.offset + (n + part.bias) * part.scale / part.divide for point, part in parts.items()}
+        values[moved] += extra * step
+        world = World(lambda _d, point, _n: values.get(point, 0.0), lambda _d, _v: None, Faults())
+        port, payload, _ = write_payload("d", made, 0, world)
+        found = CHIRPSTACK.decode(made, payload, {"f_port": port, "received_at": NOON})
+        return {r.point: r.value for r in found}
+
+    before, after = decoded(0), decoded(1)
+    changed = {point for point in before if before[point] != after[point]}
+    assert changed - ALSO.get((name, moved), set()) == {moved}
+    if before[moved] is not None and after[moved] is not None:
+        assert after[moved] - before[moved] == pytest.approx(step, rel=1e-6, abs=1e-9)
+
+
+# one raw number with two meanings, and a sum
+ALSO = {("opensource/paxcounter", "wifi"): {"people"}, ("opensource/paxcounter", "ble"): {"people"},
+        ("decentlab/dl-5tm", "permittivity"): {"soil_moisture"}}  # fmt: skip
 
 
 def test_radio_points_are_there_without_being_declared() -> None:
