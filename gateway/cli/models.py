@@ -178,7 +178,8 @@ def _new(given: argparse.Namespace, folder: Path) -> int:
     from gateway.models.extension import read_brief, write_model
 
     if len(given.names) != 1:
-        raise UnknownName("new takes one file, the brief; a sample is config/models/BenchObserved.yaml")
+        sample = shipped("models") / "BenchObserved.yaml"
+        raise UnknownName(f"new takes one file, the brief; a sample is {sample}")
     brief_file = Path(given.names[0])
     try:
         brief = read_brief(brief_file)
