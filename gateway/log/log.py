@@ -225,12 +225,15 @@ class Log:
         log._arm()
         return log
 
+    @property
+    def _boot_name(self) -> str:
+        return "unknown" if self._box is None else self._box.boot_id
+
     # The file
 
     async def _open_file(self) -> None:
         """Try to open the file and take over what it holds; a failure is noted and tried again with the next commit."""
-        name = self._clock.boot_id if isinstance(self._clock, BoxClock) else "unknown"
-        at = self._clock.now()
+        name, at = self._boot_name, self._clock.now()
         try:
             store, loaded, report = await self._writer.submit(lambda: self._open_store(name, at))
         except (sqlite3.Error, OSError) as error:
@@ -263,8 +266,8 @@ class Log:
     async def _take_over(self, loaded: Loaded, report: Report | None) -> None:
         """The file is open: number the sets that were waiting for it, join the consumers."""
         assert self._store is not None
-        if loaded.newest_us and isinstance(self._clock, BoxClock):
-            self._clock.raise_floor(wall_time(loaded.newest_us))
+        if loaded.newest_us and self._box is not None:
+            self._box.raise_floor(wall_time(loaded.newest_us))
         self.boots = Boots(loaded.boots, loaded.boot)
         self._store.boots = self.boots
         self._store.now_us = self._trusted_now_us
@@ -393,10 +396,9 @@ class Log:
         with contextlib.suppress(sqlite3.Error):
             store.close()
         self._store = None  # until there is a new one: the next commit opens the file anew
-        name = self._clock.boot_id if isinstance(self._clock, BoxClock) else "unknown"
         report = salvage(self.settings.path, self.settings.max_size_bytes, self._clock.now())
         fresh = Store(self.settings.path, self.settings.max_size_bytes, self._connect)
-        _load(fresh, name, self._clock.now())
+        _load(fresh, self._boot_name, self._clock.now())
         fresh.boots, fresh.now_us = self.boots, self._trusted_now_us
         self._store = fresh
         return work(fresh), report

@@ -207,7 +207,7 @@ async def test_every_sound_segment_of_a_damaged_file_is_read_and_nothing_else(tm
     path = tmp_path / "buffer.db"
     whole, chance = path.read_bytes(), random.Random(kind)
     per_segment = 10
-    for trial in range(40):
+    for trial in range(25):
         content = bytearray(whole)
         start, end = damage(content, kind, chance)
         if trial == 0 and kind != "bit":

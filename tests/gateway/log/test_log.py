@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -231,3 +232,58 @@ async def test_what_append_confirmed_survives_kill_9(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 async def test_what_append_confirmed_survives_kill_9_two_hundred_times(tmp_path: Path) -> None:
     await survives_kills(tmp_path, 200)
+
+
+THRIFTY = textwrap.dedent(
+    """
+    import asyncio, sys
+    from pathlib import Path
+    from gateway.clock import SystemClock
+    from gateway.log.log import Consumer, Log, LogSettings
+    from gateway.sdk.reading import Reading, ReadingSet
+
+    async def main():
+        clock = SystemClock("system")
+        log = await Log.open(LogSettings(Path(sys.argv[1]), commit_every_s=0.5), clock=clock, consumers=[Consumer("milano")])
+        n = 0
+        while True:
+            await log.append(ReadingSet("meter-1", (Reading("count", n, clock.now()),)))
+            print(n, log.status()["commits"], flush=True)
+            n += 1
+            if n < 100:  # the city takes everything at once, then it is gone
+                columns = await log.read("milano")
+                await log.settle("milano", columns.last)
+            await asyncio.sleep(0.02)
+
+    asyncio.run(main())
+    """
+)
+
+
+async def test_from_the_window_after_the_city_is_gone_on_every_reading_is_in_the_file(tmp_path: Path) -> None:
+    def run_and_kill() -> tuple[int, int, int]:
+        path, last, cut_commits = tmp_path / "buffer.db", 0, 0
+        with subprocess.Popen([sys.executable, "-c", THRIFTY, str(path)], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            gone_s = window_s = float("inf")
+            in_time = 0
+            for line in process.stdout:
+                last, commits = map(int, line.split())
+                if last == 99:
+                    cut_commits, gone_s = commits, time.monotonic()
+                if last == 140:
+                    in_time, window_s = last, time.monotonic() + 1.2
+                if time.monotonic() > window_s:
+                    break
+            assert gone_s < window_s
+            os.kill(process.pid, signal.SIGKILL)
+        return in_time, cut_commits, last
+
+    in_time, cut_commits, last = await asyncio.to_thread(run_and_kill)
+    log = await opened(tmp_path, CITY)
+    kept = await everything(log, "milano")
+    await log.close()
+    assert cut_commits <= 2  # the card rested while the city took everything
+    assert kept == list(range(kept[0], kept[-1] + 1))
+    assert kept[0] <= 100
+    assert in_time <= kept[-1] <= last

@@ -1,0 +1,92 @@
+"""Held: bounded, on the card when `hold` returns, tried again when its time has come."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from gateway.log import held
+from gateway.log.log import Columns, Log
+from gateway.sdk.errors import LogError
+from gateway.sdk.testing import NOON
+from tests.gateway.log.scene import CITY, a_set, opened
+
+
+async def page(log: Log, n: int = 1) -> Columns:
+    await log.append(a_set(n))
+    columns = await log.read("milano")
+    assert columns is not None
+    await log.settle("milano", columns.last)
+    return columns
+
+
+async def test_held_readings_outlive_their_segment_and_a_restart(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    columns = await page(log)
+    number = await log.held.hold("milano", "urn:x", "meter-1", columns, reason="refused: 400 name", at=NOON)
+    await log.close()
+    log = await opened(tmp_path, CITY)
+    assert await log.scan(-1) is None
+    [piece] = log.held.pieces("milano")
+    assert (piece.id, piece.state, piece.reason, piece.readings, piece.tries) == (
+        number,
+        "dead",
+        "refused: 400 name",
+        2,
+        1,
+    )
+    again = await log.held.readings(number)
+    assert (again.series, again.time_us, again.value) == (columns.series, columns.time_us, columns.value)
+    assert log.held.count("milano") == (0, 1)
+    await log.close()
+
+
+async def test_later_pieces_come_due_and_end_as_released_or_dead(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    columns = await page(log)
+    soon, late = NOON + timedelta(seconds=30), NOON + timedelta(hours=1)
+    one = await log.held.hold("milano", "urn:x", "d", columns, reason="503", at=NOON, next_try_at=soon)
+    two = await log.held.hold("milano", "urn:y", "d", columns, reason="503", at=NOON, next_try_at=late)
+    assert log.held.due("milano", NOON) == []
+    assert log.held.next_try_at("milano") == soon
+    assert [piece.id for piece in log.held.due("milano", soon)] == [one]
+    assert [piece.id for piece in log.held.due("porto", late)] == []
+    await log.held.tried(one, reason="503 again", at=soon, next_try_at=None)
+    await log.held.release([two])
+    assert [(p.id, p.state, p.tries, p.reason) for p in log.held.pieces()] == [(one, "dead", 2, "503 again")]
+    assert await log.held.requeue([one, two], late) == 1
+    assert [piece.id for piece in log.held.due("milano", late)] == [one]
+    assert await log.held.purge([one], late) == 1
+    assert [(gap.reason, gap.readings) for gap in (await log._job(lambda store: store.gaps()))] == [("purged", 2)]
+    await log.close()
+
+
+async def test_the_table_is_bounded_dead_letters_go_first_and_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held, "MAX_PIECES", 3)
+    log = await opened(tmp_path, CITY)
+    columns = await page(log)
+    ids = [
+        await log.held.hold(
+            "milano", f"urn:{n}", "d", columns, reason="r", at=NOON, next_try_at=NOON if n in (0, 2) else None
+        )
+        for n in range(5)
+    ]
+    assert [piece.id for piece in log.held.pieces()] == [ids[0], ids[2], ids[4]]
+    assert log.held.dropped == 4
+    [gap] = await log._job(lambda store: store.gaps())
+    assert (gap.reason, gap.readings, gap.owed) == ("held", 4, {"milano": 4})
+    await log.close()
+
+
+async def test_nothing_is_held_when_there_is_nothing_or_the_file_cannot_be_used(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    with pytest.raises(LogError, match="nothing to hold"):
+        await log.held.hold("milano", "urn:x", "d", Columns(0), reason="r", at=NOON)
+    columns = await page(log)
+    store, log._store = log._store, None
+    with pytest.raises(LogError):
+        await log.held.hold("milano", "urn:x", "d", columns, reason="r", at=NOON)
+    log._store = store
+    await log.close()
