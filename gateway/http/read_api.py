@@ -7,20 +7,25 @@ that lists all contexts in use.
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 from aiohttp import web
 
 from gateway.harmonise.dialects import concise, key_values, ngsi_ld
-from gateway.harmonise.entity import Entity
+from gateway.harmonise.entity import Attribute, Entity
 from gateway.http.view import VIEW
 from gateway.models.catalogue import CORE_CONTEXT
 
 PREFIX = "/ngsi-ld/v1"
 CONTEXT_PATH = f"{PREFIX}/jsonldContexts/citygate"
 CONTEXT_RELATION = '; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+json"'
-JSON, JSON_LD = "application/json", "application/ld+json"
+JSON, JSON_LD, GEO_JSON = "application/json", "application/ld+json", "application/geo+json"
+MEDIA_TYPES = (JSON, JSON_LD, GEO_JSON)
+LOCATION = "location"
+OLDEST = datetime.min.replace(tzinfo=UTC)
 DEFAULT_LIMIT, MAX_LIMIT = 20, 1000
 SIMPLIFIED = frozenset({"keyValues", "simplified"})
 WRITERS: Mapping[str, Callable[[Entity], dict[str, Any]]] = {
@@ -62,7 +67,13 @@ async def query(request: web.Request) -> web.Response:
         onward = request.rel_url.update_query({"offset": offset + limit, "limit": limit})
         headers.append(("Link", f'<{onward}>; rel="next"; type="{media}"'))
     bodies = [_body(entity, form, _names(asked, "attrs")) for entity in page]
-    return _answer(request, bodies, page, media, headers, whole=bodies)
+    whole: Any = bodies
+    if media == GEO_JSON:
+        whole = {
+            "type": "FeatureCollection",
+            "features": [_feature(body, entity) for body, entity in zip(bodies, page, strict=True)],
+        }
+    return _answer(request, bodies, page, media, headers, whole=whole)
 
 
 async def retrieve(request: web.Request) -> web.Response:
@@ -70,11 +81,12 @@ async def retrieve(request: web.Request) -> web.Response:
     asked = _checked(request, RETRIEVE_PARAMETERS)
     media, form = _media_type(request), _form(asked)
     wanted = request.match_info["id"]
-    entity = next((entity for entity in request.app[VIEW].entities() if entity.id == wanted), None)
+    entity = next((entity for entity in _whole(request.app[VIEW].entities()) if entity.id == wanted), None)
     if entity is None:
         raise Refused(404, "ResourceNotFound", f"no entity {wanted} (yet); GET {PREFIX}/entities lists those there are")
     body = _body(entity, form, _names(asked, "attrs"))
-    return _answer(request, [body], [entity], media, [], whole=body)
+    whole = _feature(body, entity) if media == GEO_JSON else body
+    return _answer(request, [body], [entity], media, [], whole=whole)
 
 
 async def context(request: web.Request) -> web.Response:
@@ -116,9 +128,9 @@ def _media_type(request: web.Request) -> str:
         media, *parameters = (piece.strip() for piece in part.split(";"))
         weights[media] = next((_weight(value[2:]) for value in parameters if value.startswith("q=")), 1.0)
     any_weight = weights.get("application/*", weights.get("*/*", 0.0))
-    best = max((JSON, JSON_LD), key=lambda media: weights.get(media, any_weight))  # the first of equals
+    best = max(MEDIA_TYPES, key=lambda media: weights.get(media, any_weight))  # the first of equals
     if weights.get(best, any_weight) == 0.0:
-        raise Refused(406, "InvalidRequest", f"Accept: {accept[:100]}; this read API writes {JSON} and {JSON_LD}")
+        raise Refused(406, "InvalidRequest", f"Accept: {accept[:100]}; this read API writes {', '.join(MEDIA_TYPES)}")
     return best
 
 
@@ -144,14 +156,33 @@ def _names(asked: Mapping[str, str], name: str) -> set[str]:
     return {part.strip() for part in asked.get(name, "").split(",") if part.strip()}
 
 
+def _whole(entities: Iterable[Entity]) -> Iterable[Entity]:
+    """One entity for each id: what several devices know of it, newest first."""
+    found: dict[str, Entity] = {}
+    for entity in entities:
+        known = found.setdefault(entity.id, entity)
+        if known is not entity:
+            found[entity.id] = replace(known, attributes=_newest(known.attributes, entity.attributes))
+    return found.values()
+
+
+def _newest(one: Mapping[str, Attribute], other: Mapping[str, Attribute]) -> dict[str, Attribute]:
+    merged = dict(one)
+    for name, attribute in other.items():
+        known = merged.get(name)
+        if known is None or (attribute.observed_at or OLDEST) > (known.observed_at or OLDEST):
+            merged[name] = attribute
+    return merged
+
+
 def _selected(entities: Iterable[Entity], asked: Mapping[str, str]) -> Iterable[Entity]:
     types, ids, attributes = _names(asked, "type"), _names(asked, "id"), _names(asked, "attrs")
-    for entity in entities:
+    for entity in _whole(entities):
         if types and entity.type not in types:
             continue
         if ids and entity.id not in ids:
             continue
-        if attributes and not attributes & set(entity.attributes):
+        if attributes and attributes.isdisjoint(name.partition(" ")[0] for name in entity.attributes):
             continue
         yield entity
 
@@ -159,6 +190,13 @@ def _selected(entities: Iterable[Entity], asked: Mapping[str, str]) -> Iterable[
 def _body(entity: Entity, form: str, attributes: set[str]) -> dict[str, Any]:
     body = WRITERS[form](entity)
     return {key: body[key] for key in body if not attributes or key in attributes or key in ("id", "type")}
+
+
+def _feature(body: dict[str, Any], entity: Entity) -> dict[str, Any]:
+    """A GeoJSON feature for a map (4.5.16): where the entity is, and all the rest as its properties."""
+    place = entity.attributes.get(LOCATION)
+    properties = {key: value for key, value in body.items() if key != "id"}
+    return {"id": body["id"], "type": "Feature", "geometry": place.value if place else None, "properties": properties}
 
 
 def _answer(
@@ -170,12 +208,12 @@ def _answer(
     *,
     whole: Any,
 ) -> web.Response:
-    """JSON with the context as a Link, or JSON-LD with the context in each entity (6.3.5); never both."""
+    """JSON and GeoJSON with the context as a Link, or JSON-LD with the context in each entity (6.3.5); never both."""
     if media == JSON_LD:
         for body, entity in zip(bodies, entities, strict=True):
             body["@context"] = [entity.context, CORE_CONTEXT] if entity.context else CORE_CONTEXT
         return _json(whole, JSON_LD, headers=headers)
-    return _json(whole, JSON, headers=[*headers, ("Link", f"<{_context_url(request, entities)}>{CONTEXT_RELATION}")])
+    return _json(whole, media, headers=[*headers, ("Link", f"<{_context_url(request, entities)}>{CONTEXT_RELATION}")])
 
 
 def _context_url(request: web.Request, entities: Sequence[Entity]) -> str:

@@ -1,12 +1,14 @@
 """The read API, judged by what ETSI GS CIM 009 says about queries, media types, context and errors."""
 
+from datetime import timedelta
 from typing import Any
 
 import aiohttp
 import pytest
 
+from gateway.harmonise.entity import Attribute
 from tests.gateway.http.conftest import Running, Start
-from tests.support.fake_view import AIR, ENERGY, FakeView, air, meter
+from tests.support.fake_view import AIR, ENERGY, NOON, FakeView, air, meter
 
 CONTEXT = "http://www.w3.org/ns/json-ld#context"
 ENTITIES = "/ngsi-ld/v1/entities"
@@ -111,6 +113,37 @@ async def test_json_ld_carries_the_context_in_each_entity_and_no_link(start: Sta
 async def test_accept_chooses_the_media_type(start: Start, accept: str, media: str) -> None:
     async with start(FakeView(meter(1))) as running:
         assert (await running.get(ENTITIES, headers={"Accept": accept})).content_type == media
+
+
+async def test_a_map_gets_features_where_the_entities_are(start: Start) -> None:
+    placed = meter(1)
+    point = {"type": "Point", "coordinates": [9.1, 45.5]}
+    placed.attributes["location"] = Attribute("geo", point)
+    headers = {"Accept": "application/geo+json"}
+    async with start(FakeView(placed, air(2))) as running:
+        response = await running.get(ENTITIES + "?options=keyValues", headers=headers)
+        one = await running.get(f"{ENTITIES}/{placed.id}?options=keyValues", headers=headers)
+    assert response.content_type == "application/geo+json"
+    body = await response.json(content_type=None)
+    assert body["type"] == "FeatureCollection"
+    here, nowhere = body["features"]
+    assert (here["id"], here["type"], here["geometry"]) == (placed.id, "Feature", point)
+    assert here["properties"]["phaseVoltage"] == 230.5
+    assert nowhere["geometry"] is None
+    assert await one.json(content_type=None) == here
+
+
+async def test_what_several_devices_know_of_one_entity_is_one_entity(start: Start) -> None:
+    first, second = meter(1), meter(1)
+    later = NOON + timedelta(seconds=5)
+    second.attributes["phaseVoltage"] = Attribute("property", 231.0, unit="VLT", observed_at=later)
+    second.attributes["current"] = Attribute("property", 2.0, unit="AMP", observed_at=NOON)
+    for order in ((first, second), (second, first)):
+        async with start(FakeView(*order)) as running:
+            [body] = await found(running, "?options=keyValues")
+            one = await running.get(f"{ENTITIES}/{first.id}?options=keyValues")
+        assert (body["phaseVoltage"], body["current"]) == (231.0, 2.0)
+        assert await one.json() == body
 
 
 async def test_one_entity_is_found_by_its_id(start: Start) -> None:
