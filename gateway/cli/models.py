@@ -1,4 +1,4 @@
-"""Verbs of the city data models: list, show, search, new, check, refresh."""
+"""Verbs of the city data models: list, show, search, new, check, refresh; and the quantities and units there are."""
 
 import argparse
 import json
@@ -11,8 +11,9 @@ from gateway.config.loader import config_files, shipped
 from gateway.http.outcome import FINE, PROBLEM, UnknownName
 from gateway.models.catalogue import AttributeSpec, Catalogue, EntityType
 from gateway.sdk.errors import CitygateError, Problem
+from gateway.sdk.quantities import quantities, units
 
-ACTIONS = ("list", "show", "search", "new", "check", "refresh")
+ACTIONS = ("list", "show", "search", "new", "check", "refresh", "quantities", "units")
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -24,7 +25,8 @@ def add_verbs(verbs: Verbs) -> None:
         about="The types an entity can have, offline: the published ones, and those in models/ beside the config. `show` has "
         "attributes, units and bounds, and a sample mapping; `search` looks in names and descriptions. `new` makes an "
         "extension model of a short brief (schema, context, examples, specification, changelog); `check` verifies it; "
-        "`refresh` takes newer published schemas from a folder.",
+        "`refresh` takes newer published schemas from a folder. `quantities` and `units` are what a template's points can "
+        "measure, and in which units.",
         examples=(
             "citygate models",
             "citygate models show NoiseLevelObserved",
@@ -32,6 +34,8 @@ def add_verbs(verbs: Verbs) -> None:
             "citygate models new bench.yaml --into ./models",
             "citygate models check --into ./models",
             "citygate models refresh ./schemas --into ./models",
+            "citygate models quantities soil",
+            "citygate models units pressure",
         ),
     )
     verb.add_argument("action", nargs="?", choices=ACTIONS, default="list")
@@ -44,7 +48,16 @@ def add_verbs(verbs: Verbs) -> None:
 def models(given: argparse.Namespace) -> int:
     """`citygate models list|show|search|new|check|refresh`."""
     folder = given.into or config_files(given.config)[0].parent / "models"
-    run = {"list": _list, "show": _show, "search": _search, "new": _new, "check": _check, "refresh": _refresh}
+    run = {
+        "list": _list,
+        "show": _show,
+        "search": _search,
+        "new": _new,
+        "check": _check,
+        "refresh": _refresh,
+        "quantities": _quantities,
+        "units": _units,
+    }
     return run[given.action](given, folder)
 
 
@@ -243,3 +256,47 @@ def _refresh(given: argparse.Namespace, folder: Path) -> int:
     else:
         say(f"{len(index['types'])} types of {given.names[0]} now come before the shipped ones ({target})")
     return FINE
+
+
+def _quantities(given: argparse.Namespace, _: Path) -> int:
+    rows = [
+        {
+            "quantity": its.name,
+            "kind": its.kind,
+            "unit": its.unit,
+            "dimension": its.dimension,
+            "range": its.range,
+            "personal": its.personal,
+            "meaning": its.meaning,
+        }
+        for its in quantities().values()
+        if _about(f"{its.name} {its.meaning} {its.dimension}", given.names)
+    ]
+    shown = [(row["quantity"], row["unit"] or row["kind"], _span(row["range"]), row["meaning"]) for row in rows]
+    return _say_rows(given, rows, shown)
+
+
+def _units(given: argparse.Namespace, _: Path) -> int:
+    rows = [
+        {"code": its.code, "symbol": its.symbol, "name": its.name, "dimension": its.dimension}
+        for its in units().values()
+        if _about(f"{its.code} {its.symbol} {its.name} {its.dimension}", given.names)
+    ]
+    return _say_rows(given, rows, [(row["code"], row["symbol"], row["name"], row["dimension"]) for row in rows])
+
+
+def _about(text: str, words: list[str]) -> bool:
+    return all(word.lower() in text.lower() for word in words)
+
+
+def _span(bounds: tuple[float, float] | None) -> str:
+    return "" if bounds is None else f"{bounds[0]:g}..{bounds[1]:g}"
+
+
+def _say_rows(given: argparse.Namespace, rows: list[dict[str, Any]], shown: list[tuple[str, ...]]) -> int:
+    if given.json:
+        say_json(rows)
+    else:
+        for line in table(shown):
+            say(line)
+    return FINE if rows else PROBLEM

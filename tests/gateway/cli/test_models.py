@@ -96,3 +96,13 @@ def test_refreshed_schemas_come_before_the_shipped_ones(citygate: Command, tmp_p
     assert model["version"] == "9.9.9"
     assert citygate("models", "show", "AirQualityObserved", "--into", into).code == 0
     assert citygate("models", "refresh", str(tmp_path), "--into", into).code != 0
+
+
+def test_quantities_and_units_are_listed_for_who_writes_a_template(citygate: Command) -> None:
+    soil = {row["quantity"]: row for row in citygate("models", "quantities", "soil", "--json").json}
+    assert soil["soil_moisture"]["unit"] == "P1"
+    assert "noise_laeq" not in soil
+    pressure = {row["code"] for row in citygate("models", "units", "pressure", "--json").json}
+    assert {"PAL", "A97", "BAR"} <= pressure
+    assert citygate("models", "units", "parsec").code == 1
+    assert "A97" in citygate("models", "units", "hectopascal").out
