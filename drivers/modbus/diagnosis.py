@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 MIN_REQUESTS = 6  # fewer say nothing about a line
+FADE_AFTER = 32  # requests by unit and outcome; then what was seen counts half
 SHARE = 0.8  # of the requests that failed show the same thing
 
 
@@ -32,11 +33,15 @@ class Evidence:
 
     def note(self, unit: int, how: str) -> None:
         """A request to `unit` ended as `answered`, `silent` or `damaged`."""
-        setattr(self, how, getattr(self, how) + 1)
         self.by_unit[unit, how] += 1
         if how == "answered":
+            self.answered += 1
             self.late.discard(unit)
-        if self.answered + self.silent + self.damaged >= 64 * max(1, len({u for u, _ in self.by_unit})):
+        elif how == "silent":
+            self.silent += 1
+        else:
+            self.damaged += 1
+        if self.answered + self.silent + self.damaged >= FADE_AFTER * len(self.by_unit):
             self._fade()
 
     def _fade(self) -> None:

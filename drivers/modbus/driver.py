@@ -153,6 +153,9 @@ class _Link:
 
     def _diagnose(self, unit: Unit, polled: "_Polled") -> None:
         """Tell status in words what is wrong, once it is known."""
+        seen = self._evidence
+        if not (polled.silent or polled.refusal or self._noted or seen.echoes or seen.twice[unit.unit_id]):
+            return
         its = self._config
         self._note("", diagnosis.of_link(self._evidence, baud_rate=0 if its.host else its.baud_rate, echo=its.echo))
         if polled.silent or self._evidence.twice[unit.unit_id]:
@@ -163,9 +166,13 @@ class _Link:
             self._context.note(unit.name, polled.refusal, "is it the model that the template is for? see its manual")
 
     def _note(self, device: str, words: tuple[str, str]) -> None:
-        if words != self._noted.get(device, ("", "")):
+        if words == self._noted.get(device, ("", "")):
+            return
+        self._context.note(device, *words)
+        if words[0]:
             self._noted[device] = words
-            self._context.note(device, *words)
+        else:
+            del self._noted[device]
 
     def _is_dead(self) -> bool:
         """A connection on which nobody has answered for long: cut without our hearing of it."""
@@ -188,7 +195,9 @@ class _Link:
                     request.reply.set_result(exchange)
 
     async def _one_shot(self, request: Request) -> Exchange:
-        unit = self._units[request.device]
+        unit = self._units.get(request.device)
+        if unit is None:
+            raise CitygateError(f"no device {request.device} on this link; there are {', '.join(self._units)}")
         if request.kind == "write":
             return await self._write(unit, request)
         polled = await self._read(unit)

@@ -8,7 +8,7 @@ import pytest
 from drivers.modbus.config import ModbusConfig
 from drivers.modbus.driver import DRIVER
 from gateway.sdk.driver import Request
-from gateway.sdk.errors import FrameError, LinkError, PortClosed
+from gateway.sdk.errors import CitygateError, FrameError, LinkError, PortClosed
 from gateway.sdk.reading import Quality, Reason, Value
 from gateway.sdk.testing import ManualClock, RecordingContext
 from tests.support import modbus_slave as slave
@@ -227,6 +227,18 @@ async def test_a_one_shot_read_is_answered_between_polls() -> None:
     assert {r.point: r.value for r in exchange.readings} == {"a": 200, "b": 201}
     assert exchange.sent == slave.rtu(2, bytes.fromhex("0300000002"))
     assert exchange.received == slave.rtu(2, slave.words(3, [200, 201]))
+
+
+async def test_a_one_shot_request_for_a_device_that_is_not_there_is_refused_and_the_link_goes_on() -> None:
+    bench = Bench(two_devices(), served)
+    request = Request("read", "nobody")
+    bench.recorder.requests.put(request)
+
+    await bench.run_for(3)
+
+    with pytest.raises(CitygateError, match="no device nobody"):
+        request.reply.result()
+    assert len(bench.sets("one")) >= 3
 
 
 async def test_tcp_replies_to_earlier_requests_are_stepped_over() -> None:
