@@ -233,7 +233,9 @@ class Way:
         if self._session is None:
             connector = aiohttp.TCPConnector(
                 limit=2,
-                ssl=self._tls_context(),
+                ssl=True
+                if self._tls == Tls()
+                else self._tls_context(),  # True: aiohttp's own, TLS 1.2 or newer, verified
                 keepalive_timeout=10.0,
                 ttl_dns_cache=30,
                 happy_eyeballs_delay=0.25,
