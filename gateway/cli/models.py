@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +260,8 @@ def _refresh(given: argparse.Namespace, folder: Path) -> int:
 
 
 def _quantities(given: argparse.Namespace, _: Path) -> int:
-    rows = [
+    found = [q for q in quantities().values() if _about(f"{q.name} {q.meaning} {q.dimension}", given.names)]
+    rows: list[dict[str, Any]] = [
         {
             "quantity": its.name,
             "kind": its.kind,
@@ -269,10 +271,9 @@ def _quantities(given: argparse.Namespace, _: Path) -> int:
             "personal": its.personal,
             "meaning": its.meaning,
         }
-        for its in quantities().values()
-        if _about(f"{its.name} {its.meaning} {its.dimension}", given.names)
+        for its in found
     ]
-    shown = [(row["quantity"], row["unit"] or row["kind"], _span(row["range"]), row["meaning"]) for row in rows]
+    shown = [(its.name, its.unit or its.kind, _span(its.range), its.meaning) for its in found]
     return _say_rows(given, rows, shown)
 
 
@@ -293,7 +294,7 @@ def _span(bounds: tuple[float, float] | None) -> str:
     return "" if bounds is None else f"{bounds[0]:g}..{bounds[1]:g}"
 
 
-def _say_rows(given: argparse.Namespace, rows: list[dict[str, Any]], shown: list[tuple[str, ...]]) -> int:
+def _say_rows(given: argparse.Namespace, rows: list[dict[str, Any]], shown: Sequence[Sequence[str]]) -> int:
     if given.json:
         say_json(rows)
     else:
