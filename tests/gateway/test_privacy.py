@@ -10,7 +10,7 @@ from gateway.intake import Intake, PointRule
 from gateway.link import _rules
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.config import DeviceConfig
-from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason, no_values
+from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason, Value, no_values
 from gateway.sdk.template import Template
 from gateway.sdk.testing import ManualClock
 
@@ -34,12 +34,8 @@ CAMERA = camera(
 
 
 def seen(at: datetime = NOON, plate: str = PLATE) -> ReadingSet:
-    return ReadingSet(
-        "cam",
-        tuple(
-            Reading(p, v, at) for p, v in {"plate": plate, "owner": "Mario Rossi", "lat": HOME, "vehicles": 1}.items()
-        ),
-    )
+    values: dict[str, Value] = {"plate": plate, "owner": "Mario Rossi", "lat": HOME, "vehicles": 1}
+    return ReadingSet("cam", tuple(Reading(point, value, at) for point, value in values.items()))
 
 
 def test_a_plate_is_hashed_by_nature_and_the_marked_points_as_they_say() -> None:
