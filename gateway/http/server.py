@@ -9,7 +9,8 @@ import ipaddress
 import os
 import socket
 from base64 import b64decode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import orjson
@@ -41,7 +42,6 @@ class Server:
 
     Attributes:
         url: where the page is, once TCP listens; "" before.
-        fault: why something here does not listen; "" when all does.
     """
 
     name = "http"
@@ -56,38 +56,70 @@ class Server:
         self._control_socket = control_socket
         self._token = token
         self.url = ""
-        self.fault = ""
+        self._faults: dict[str, str] = {}
         if self._host and not token and not is_loopback(self._host):
             raise CitygateError(
                 f"http.listen {listen} can be reached from outside; set http.token, or listen on 127.0.0.1"
             )
 
-    async def run(self) -> None:
-        """Serve until cancelled.
+    @property
+    def fault(self) -> str:
+        """Why something here does not listen; "" when all does."""
+        return "; ".join(self._faults.values())
 
-        Raises:
-            CitygateError: another daemon answers at the control socket, or its folder cannot be written.
-        """
-        async with contextlib.AsyncExitStack() as stack:
+    async def run(self) -> None:
+        """Serve until cancelled. Socket and TCP stand for themselves: what cannot listen is tried again for ever."""
+        async with asyncio.TaskGroup() as group:
             if self._control_socket is not None:
-                app = web.Application(client_max_size=MAX_BODY_BYTES)
-                runner = await stack.enter_async_context(self._running(app, control.routes()))
-                await stack.enter_async_context(_unix_site(runner, self._control_socket))
+                group.create_task(self._keep("control", self._on_socket(self._control_socket)), name="http control")
             if self._host:
-                app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._guard])
-                runner = await stack.enter_async_context(self._running(app, []))
-                await self._listen(runner)
-            self.fault = ""
-            await asyncio.Event().wait()
+                group.create_task(self._keep("page", self._on_tcp), name="http page")
 
     def failed(self, error: Exception) -> None:
         """It failed and will be restarted."""
-        self.fault = str(error)
-        event("http_down", reason=self.fault)
+        self._faults["server"] = str(error)
 
     def stopped(self, error: Exception) -> None:
         """It cannot be helped by a restart."""
         self.failed(error)
+
+    async def _keep(self, name: str, serve: Callable[[], AbstractAsyncContextManager[None]]) -> None:
+        while True:
+            try:
+                async with serve():
+                    self._faults.pop(name, None)
+                    self._faults.pop("server", None)
+                    await asyncio.Event().wait()
+            except (CitygateError, OSError) as error:
+                if self._faults.get(name) != str(error):
+                    event("http_not_listening", part=name, reason=str(error))
+                self._faults[name] = str(error)
+                await asyncio.sleep(RETRY_LISTEN_S)
+
+    def _on_socket(self, path: Path) -> Callable[[], AbstractAsyncContextManager[None]]:
+        @contextlib.asynccontextmanager
+        async def serve() -> AsyncIterator[None]:
+            app = web.Application(client_max_size=MAX_BODY_BYTES)
+            async with self._running(app, control.routes()) as runner, _unix_site(runner, path):
+                yield
+
+        return serve
+
+    @contextlib.asynccontextmanager
+    async def _on_tcp(self) -> AsyncIterator[None]:
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._guard])
+        async with self._running(app, []) as runner:
+            try:
+                await web.TCPSite(runner, self._host, self._port).start()
+            except OSError as error:
+                said = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+                raise CitygateError(f"cannot listen on {self._host}:{self._port}: {said}") from error
+            port = next((address[1] for address in runner.addresses), self._port)
+            self.url = f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{port}/"
+            try:
+                yield
+            finally:
+                self.url = ""
 
     @contextlib.asynccontextmanager
     async def _running(self, app: web.Application, extra: list[web.RouteDef]) -> AsyncIterator[web.AppRunner]:
@@ -99,22 +131,7 @@ class Server:
         try:
             yield runner
         finally:
-            self.url = ""
             await runner.cleanup()
-
-    async def _listen(self, runner: web.AppRunner) -> None:
-        """Listen on TCP; a taken port is tried again for ever, the control socket stands meanwhile."""
-        while True:
-            try:
-                await web.TCPSite(runner, self._host, self._port).start()
-            except OSError as error:
-                self.fault = f"cannot listen on {self._host}:{self._port}: {os.strerror(error.errno or 0)}"
-                event("http_not_listening", reason=self.fault)
-                await asyncio.sleep(RETRY_LISTEN_S)
-            else:
-                break
-        port = next((address[1] for address in runner.addresses), self._port)
-        self.url = f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{port}/"
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
