@@ -132,6 +132,10 @@ class NgsiLdBroker:
 
         self._searching = suspect  # a 500 of one that is known for it says nothing of the broker
         outcome = await bisect(batch, watched)
+        if self._searching and outcome.accepted and outcome.later and outcome.fault is None:
+            # the broker may have come back in the middle of the search: only who fails again is to blame
+            again = await bisect([entity for entity in batch if entity.id in outcome.later], watched)
+            outcome = replace(outcome, later={}) + again
         searched, self._searching = self._searching and not suspect, False
         self._suspects -= outcome.accepted
         if searched and not outcome.accepted and not outcome.refused:

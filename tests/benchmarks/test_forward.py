@@ -29,12 +29,16 @@ FAST = ForwardSettings(linger_s=1.0, rate_per_s=1e9, records=True, records_withi
 
 
 class Sink(asyncio.Protocol):
-    """Reads requests, answers 204 (200 and `[]` to a GET), notes when a live value came."""
+    """Reads requests, answers 204 (200 and `[]` to a GET), notes when a live value came and in which order.
 
-    live_at: dict[float, float]
+    Args:
+        history_s: an answer to a request of the history comes so late.
+    """
 
-    def __init__(self, live_at: dict[float, float]) -> None:
-        self.live_at = live_at
+    def __init__(self, live_at: dict[float, float], order: list[str], history_s: float) -> None:
+        self._live_at = live_at
+        self._order = order
+        self._history_s = history_s
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -51,24 +55,36 @@ class Sink(asyncio.Protocol):
                 return
             body = self._buffer[end + 4 : end + 4 + length]
             self._buffer = self._buffer[end + 4 + length :]
-            if head.startswith(b"get"):
-                self._transport.write(
-                    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n[]"
-                )
-            else:
-                self._note(head, body)
-                self._transport.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+            self._answer(head, body)
 
-    def _note(self, head: bytes, body: bytes) -> None:
-        if self.live_at is not None and b"upsert" in head[:200] and b'"live"' in body:
-            for entity in json.loads(body):
-                if "live" in entity:
-                    self.live_at.setdefault(entity["live"]["value"], time.monotonic())
+    def _answer(self, head: bytes, body: bytes) -> None:
+        if head.startswith(b"get"):
+            self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n[]")
+            return
+        past = b"/temporal/" in head[:200]
+        if past:
+            self._order.append("history")
+        elif b'"live"' in body:
+            self._note(body)
+        answer = b"HTTP/1.1 204 No Content\r\n\r\n"
+        if past and self._history_s:
+            asyncio.get_running_loop().call_later(self._history_s, self._transport.write, answer)
+        else:
+            self._transport.write(answer)
+
+    def _note(self, body: bytes) -> None:
+        for entity in json.loads(body):
+            if "live" in entity:
+                value = entity["live"]["value"]
+                self._live_at.setdefault(value, time.monotonic())
+                self._order.append(f"live {value}")
 
 
 @contextlib.asynccontextmanager
-async def sink(live_at: dict[float, float]) -> AsyncIterator[str]:
-    server = await asyncio.get_running_loop().create_server(lambda: Sink(live_at), "127.0.0.1", 0)
+async def sink(live_at: dict[float, float], order: list[str], history_s: float = 0.0) -> AsyncIterator[str]:
+    """Yields its address."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Sink(live_at, order, history_s), "127.0.0.1", 0)
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
@@ -92,7 +108,7 @@ async def drain(folder: Path, history: str, readings: int) -> dict[str, float]:
     settings = await backlog(folder, readings)
     live_at: dict[float, float] = {}
     put_at: dict[float, float] = {}
-    async with sink(live_at) as url:
+    async with sink(live_at, []) as url:
         log = await Log.open(settings, clock=RealClock(), consumers=[Consumer("city")])
         mappings = tables(*DEVICES, points=POINTS) | tables("probe", points=("live",))
         health = BrokerHealth()
@@ -111,7 +127,7 @@ async def drain(folder: Path, history: str, readings: int) -> dict[str, float]:
                 await asyncio.sleep(0.1)
 
         pulse = asyncio.create_task(live())
-        while log.backlog("city")[0] > 100 and not task.done():
+        while log.backlog("city")[0] > 100 and not task.done():  # noqa: ASYNC110 - of another task
             await asyncio.sleep(0.05)
         took_s, cpu_s = time.monotonic() - started_s, time.process_time() - cpu_s
         stop.set()

@@ -560,8 +560,9 @@ class StrictBroker:
     async def _truncate(self, http: web.Request, payload: bytes) -> web.StreamResponse:
         response = web.StreamResponse(status=207, headers={"Content-Type": "application/json"})
         response.content_length = len(payload) + 100
-        await response.prepare(http)
-        await response.write(payload[: len(payload) // 2])
+        with contextlib.suppress(ConnectionError):  # the client may have gone
+            await response.prepare(http)
+            await response.write(payload[: len(payload) // 2])
         if http.transport is not None:
             http.transport.close()
         return response
