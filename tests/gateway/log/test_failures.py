@@ -12,7 +12,7 @@ import pytest
 
 from gateway.log.log import Log
 from gateway.log.segment import DamagedSegment, read_header
-from gateway.log.store import Store
+from gateway.log.store import Batch, Gap, Store
 from gateway.sdk.errors import LogError
 from tests.gateway.log.scene import CITY, OTHER, a_set, everything, opened
 from tests.gateway.log.test_powercut import PATH, Scene, dump
@@ -65,6 +65,22 @@ def test_a_card_that_is_full_at_any_operation_leaves_all_as_it_was(fails: int) -
             assert after in (before, *scene.states)
             scene.work(2)
             assert scene.store.quick_check() == []
+
+
+def test_a_commit_that_fails_half_way_leaves_nothing_behind() -> None:
+    scene = Scene()
+    scene.open()
+    scene.work(5)
+    assert scene.store is not None
+    before = dump(scene.store._db)
+
+    def fails(store: Store, batch: Batch, need_bytes: int) -> list[Gap]:
+        store.delete_upto(1 << 62)
+        raise LogError("half way")
+
+    with pytest.raises(LogError, match="half way"):
+        scene.store.commit(Batch(entries=scene.sets(3)), fails)
+    assert dump(scene.store._db) == before
 
 
 async def test_a_full_card_keeps_what_was_committed_and_the_newest_in_memory(tmp_path: Path) -> None:

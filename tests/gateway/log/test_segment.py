@@ -194,6 +194,15 @@ def test_an_ordinary_commit_costs_few_bytes_per_reading() -> None:
     assert sizes[-1] / 48 < 4.5
 
 
+def test_a_point_may_come_more_than_once_in_a_set() -> None:
+    """A data logger hands over several values of one point at once."""
+    readings = tuple(Reading("", 20.0 + n / 10, NOON + timedelta(seconds=n)) for n in range(5))
+    entries = [Entry(seq, (7,) * 5, readings, STAMP, 0.0, 0) for seq in (1, 2)]
+    layouts, columns = Layouts(), Columns(0)
+    decode(encode(entries, layouts), layouts, columns)
+    assert_same(columns, entries)
+
+
 def test_columns_become_sets_again() -> None:
     readings = (Reading("a", 1.5, NOON), Reading("b", "on", NOON, Quality.UNCERTAIN, Reason.WARMING_UP))
     entries = [Entry(7, (1, 2), readings, STAMP, 0.0, 0), Entry(9, (2,), readings[1:], STAMP, 0.0, 0)]
