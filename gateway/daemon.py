@@ -158,9 +158,9 @@ class Daemon:
         async def forward() -> None:
             bind(broker=plan.name)
             broker: Broker = broker_of(plan.config, offer_time=partial(self._clock.offer, source=Source.BROKER))
-            if plan.config.check != "off":
-                every = SAMPLE_OF if plan.config.check == "sampled" else 1
-                broker = Checked(broker, Validator(self.plan.models), every=every)
+            every = SAMPLE_OF if plan.config.check == "sampled" else 1
+            validator = None if plan.config.check == "off" else Validator(self.plan.models)
+            broker = Checked(broker, validator, every=every, left_out=record.left_out)
             settings = settings_of(plan.config)
             await Forwarder(plan.name, broker, plan.mappings, self._log, record, self._clock, settings).run()
 

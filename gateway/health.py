@@ -63,6 +63,7 @@ class BrokerHealth:
         history: history mode in use.
         backlog: readings owed to it. later, dead: held entities.
         month_bytes: both ways in this calendar month (UTC), without TCP and TLS.
+        left_out: "device: attribute" -> values left out because the model does not allow them.
         batch: entities a request, as learned.
         late: updates not sent because the broker holds newer and has no temporal API (dead letters).
         skipped: updates not sent because `latest-only` is chosen.
@@ -83,6 +84,7 @@ class BrokerHealth:
     dead: int = 0
     accepted: int = 0
     refused: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
     requests: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0

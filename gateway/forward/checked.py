@@ -6,17 +6,27 @@ from datetime import datetime
 from gateway.forward.broker import Broker, Outcome, Point, Probe, Traffic
 from gateway.harmonise.dialects import key_values
 from gateway.harmonise.entity import Entity
+from gateway.journal import event
 from gateway.models.validator import Validator
 
+MAX_LEFT_OUT_NAMES = 32
 SAMPLE_OF = 50  # with `sampled`, one update in so many, and the first of every entity
 
 
 class Checked:
-    """See `Broker`. An update is checked as it is: what the broker already has of the entity was checked when it was sent."""
+    """See `Broker`. An update is checked as it is: what the broker already has of the entity was checked when it was sent.
 
-    def __init__(self, broker: Broker, validator: Validator, *, every: int = 1) -> None:
+    Args:
+        validator: None checks nothing; values that the mapping left out are counted all the same.
+        left_out: "device: attribute" -> how many values were left out because the model does not allow them; bounded.
+    """
+
+    def __init__(
+        self, broker: Broker, validator: Validator | None, *, every: int = 1, left_out: dict[str, int] | None = None
+    ) -> None:
         self._broker = broker
         self._validator = validator
+        self._left_out = {} if left_out is None else left_out
         self._every = every
         self._count = 0
         self._seen: set[str] = set()
@@ -54,11 +64,21 @@ class Checked:
     def _refused(self, entities: Sequence[Entity]) -> dict[str, str]:
         refused: dict[str, str] = {}
         for entity in entities:
-            if self._due(entity.id):
+            for key in entity.dropped:
+                self._count_left_out(f"{entity.device}: {key}", entity.dropped[key])
+            if self._validator is not None and self._due(entity.id):
                 faults = self._validator.faults(key_values(entity), entity.context, whole=False)
                 if faults:
                     refused[entity.id] = f"not valid as {entity.type}: {'; '.join(faults)}"
         return refused
+
+    def _count_left_out(self, name: str, why: str) -> None:
+        if name not in self._left_out:
+            if len(self._left_out) >= MAX_LEFT_OUT_NAMES:
+                name = "others"
+            else:
+                event("value_left_out", attribute=name, reason=why)
+        self._left_out[name] = self._left_out.get(name, 0) + 1
 
     def _due(self, entity_id: str) -> bool:
         if entity_id not in self._seen:

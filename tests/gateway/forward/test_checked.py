@@ -1,5 +1,6 @@
 """What does not fit the official schema never reaches the broker; all else does."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -66,3 +67,15 @@ async def test_sampling_checks_the_first_of_every_entity_and_then_one_in_so_many
     checked = Checked(broker, Validator(catalogue()), every=3)
     refused = [bool((await checked.state([weather("a", 50.0)])).refused) for _ in range(7)]
     assert refused == [True, False, False, True, False, False, True]
+
+
+async def test_values_that_the_mapping_left_out_are_counted_by_name_and_the_names_are_bounded() -> None:
+    left_out: dict[str, int] = {}
+    checked = Checked(Open(), None, left_out=left_out)
+    for n in range(40):
+        entity = weather(f"s{n}", 0.5)
+        await checked.state([dataclasses.replace(entity, dropped={"status": "'broken' is no member"})] * 2)
+
+    assert left_out["s0: status"] == 2
+    assert left_out["others"] == 2 * 8
+    assert len(left_out) == 33
