@@ -57,7 +57,7 @@ const secondsSince = (at) => (Date.now() + boxAhead - Date.parse(at)) / 1000;
 
 function told(element) {
   const seconds = secondsSince(element.dateTime);
-  if (element.dataset.ahead) return seconds < 0 ? `in ${span(-seconds)}` : "now";
+  if (element.dataset.ahead) return seconds <= -1 ? `in ${span(-seconds)}` : "now";
   return seconds < 1 ? "now" : `${span(seconds)} ago`;
 }
 
