@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from drivers.lora.layout import Codec, LayoutCodec, layout_points
-from gateway.sdk.config import ConfigModel, DeviceConfig, Duration, LinkConfig
+from gateway.sdk.config import ConfigModel, DeviceConfig, Duration, LinkConfig, Secret
 from gateway.sdk.template import Template
 
 RADIO_POINTS: dict[str, dict[str, str]] = {
@@ -32,14 +32,14 @@ def _hex_of(digits: int, what: str) -> AfterValidator:
         plain = re.sub(r"[:\-\s]", "", text).lower()
         if not re.fullmatch(rf"[0-9a-f]{{{digits}}}", plain):
             raise ValueError(f"{what} has {digits} hexadecimal digits, not {len(plain)} characters")
-        return plain
+        return type(text)(plain)  # a secret stays one
 
     return AfterValidator(check)
 
 
 DevEui = Annotated[str, _hex_of(16, "a DevEUI"), Field(description="16 hex digits, as printed on the device")]
 DevAddr = Annotated[str, _hex_of(8, "a DevAddr"), Field(description="8 hex digits")]
-Key = Annotated[str, _hex_of(32, "a key"), Field(description="32 hex digits; give it as !secret")]
+Key = Annotated[Secret, _hex_of(32, "a key"), Field(description="32 hex digits; give it as !secret")]
 
 
 class LoraTemplate(Template):
@@ -119,7 +119,7 @@ class MqttLink(LinkConfig):
 
     url: str = Field(pattern=r"^mqtts?://[^/@\s]+$", description="mqtt://host:1883 or mqtts://host:8883")
     username: str = Field("", description="of the broker; The Things Stack: application@tenant")
-    password: str = Field("", description="or API key; give it as !secret")
+    password: Secret = Field(Secret(), description="or API key; give it as !secret")
     ca_file: str = Field("", description="PEM file of the authority of the broker's certificate; default: the system's")
     cert_file: str = Field("", description="PEM file of our own certificate, for mutual TLS")
     key_file: str = Field("", description="PEM file of its key")

@@ -124,7 +124,7 @@ class _Load:
         readable = bool(root.entries) or not self.problems  # else "missing key" would only distract
         for fragment in fragments:
             root = merge(root, read_tree(fragment, self.problems), self.problems)
-        root = migrate(override(root, self.environment), self.problems)
+        root = migrate(override(root, self.environment, self.problems), self.problems)
         profiles: dict[str, tuple[CityProfile, Map]] = {}
         root = self._with_profiles(root, profiles)
         secrets = Secrets(self.folder / "secrets", self.environment) if self.with_secrets else None

@@ -184,12 +184,17 @@ class _Builder:
         self._documents = 0
 
     def build(self, text: str) -> Map:
+        root = self.node(text)
+        if root is None or (isinstance(root, Scalar) and not root.text and root.plain):
+            return Map({}, Place(self._source, 1, 1))
+        if not isinstance(root, Map):
+            raise Unreadable(self._problem("wrong-type", "the file must be a map of keys and values", root.place))
+        return root
+
+    def node(self, text: str) -> Node | None:
+        """Whatever the text is; None when it is empty."""
         for event in self._events(text):
             self._take(event)
-        if self._root is None or (isinstance(self._root, Scalar) and not self._root.text and self._root.plain):
-            return Map({}, Place(self._source, 1, 1))
-        if not isinstance(self._root, Map):
-            raise Unreadable(self._problem("wrong-type", "the file must be a map of keys and values", self._root.place))
         return self._root
 
     def _events(self, text: str) -> Iterator[Any]:
@@ -436,20 +441,27 @@ def overlay(base: Map, over: Map) -> Map:
 OVERRIDE = "CITYGATE__"
 
 
-def override(root: Map, environment: Mapping[str, str]) -> Map:
+def override(root: Map, environment: Mapping[str, str], problems: list[Problem]) -> Map:
     """The tree with `CITYGATE__HTTP__LISTEN=…` and the like in place of what the files say.
 
     Parts are joined by two underscores; letter case and `-`, `.`, `_` do not matter where the files have the key already.
-    A variable that fits no key is found when the tree is checked: unknown keys are errors.
+    A variable that fits no key is found when the tree is checked: unknown keys are errors. `[…]` and `{…}` are lists and
+    maps, all else is one value.
     """
     for name in sorted(variable for variable in environment if variable.startswith(OVERRIDE)):
         parts = name.removeprefix(OVERRIDE).split("__")
-        place = Place(Source(f"environment {name}", ()), 0, 0)
-        root = _put(root, parts, Scalar(environment[name], place), place)
+        text, place = environment[name], Place(Source(f"environment {name}", ()), 0, 0)
+        value: Node = Scalar(text, place)
+        if (text[:1], text[-1:]) in (("[", "]"), ("{", "}")):
+            try:
+                value = _Builder(Source(f"environment {name}", (text,)), problems).node(text) or value
+            except Unreadable as error:
+                problems.append(error.problem)
+        root = _put(root, parts, value, place)
     return root
 
 
-def _put(node: Map, parts: list[str], value: Scalar, place: Place) -> Map:
+def _put(node: Map, parts: list[str], value: Node, place: Place) -> Map:
     same = (key for key in node.entries if _folded(key) == _folded(parts[0]))
     key = next(same, parts[0].lower())
     old = node.get(key)

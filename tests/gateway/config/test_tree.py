@@ -118,12 +118,21 @@ def test_an_unreadable_file_says_so(tmp_path: Path) -> None:
 def test_an_override_finds_a_key_whatever_its_case_and_dashes(tmp_path: Path) -> None:
     tree, _ = read(tmp_path, "links: {roof-rs485.a: {port: /dev/a}}\n")
 
-    changed = override(
-        tree, {"CITYGATE__LINKS__ROOF_RS485_A__PORT": "/dev/b", "CITYGATE__HTTP__LISTEN": "[::1]:1", "PATH": "x"}
-    )
+    environment = {"CITYGATE__LINKS__ROOF_RS485_A__PORT": "/dev/b", "CITYGATE__HTTP__LISTEN": "[::1]:1", "PATH": "x"}
+    changed = override(tree, environment, [])
 
     assert plain(changed) == {"links": {"roof-rs485.a": {"port": "/dev/b"}}, "http": {"listen": "[::1]:1"}}
     assert str(find(changed, ("http", "listen")).node.place) == "environment CITYGATE__HTTP__LISTEN"
+
+
+def test_an_override_may_be_a_list_or_a_map(tmp_path: Path) -> None:
+    tree, problems = read(tmp_path, "brokers: {milano: {send: [x]}}\n")
+
+    changed = override(tree, {"CITYGATE__BROKERS__MILANO__SEND": '["air-*", 012]', "CITYGATE__A": "{b: 1}"}, problems)
+    override(tree, {"CITYGATE__A": "[a: b: c]"}, problems)
+
+    assert plain(changed) == {"brokers": {"milano": {"send": ["air-*", "012"]}}, "a": {"b": 1}}
+    assert [(problem.code, problem.file) for problem in problems] == [("yaml-syntax", "environment CITYGATE__A")]
 
 
 @given(st.binary(max_size=200))
