@@ -87,7 +87,10 @@ def templates(given: argparse.Namespace) -> int:
     if given.json:
         say_json(rows)
     else:
-        for line in table([(row["name"], row["driver"], row["description"]) for row in rows]):
+        drivers_of: dict[tuple[str, str], list[str]] = {}
+        for row in rows:
+            drivers_of.setdefault((row["name"], row["description"]), []).append(row["driver"])
+        for line in table([(name, ", ".join(its), about) for (name, about), its in drivers_of.items()]):
             say(line)
     return FINE
 
