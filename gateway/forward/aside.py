@@ -103,7 +103,10 @@ class Aside:
         key = (update.mapping.entity_id, update.mapping.device, wait_s is None)
         gathered = self._gathered.setdefault(key, _Gathered([], reason, wait_s))
         gathered.updates.append(update)
-        gathered.reason, gathered.wait_s = reason, wait_s
+        if wait_s is None:
+            gathered.reason = reason
+        elif wait_s > (gathered.wait_s or 0.0):  # those that only queue behind do not shorten the wait
+            gathered.reason, gathered.wait_s = reason, wait_s
         self._sets += 1
         if wait_s is not None:
             self._waiting.add(update.mapping.entity_id)

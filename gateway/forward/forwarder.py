@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from gateway.backoff import Backoff, Breaker
 from gateway.config.model import BrokerConfig
 from gateway.forward.aside import GATHER_S, Aside, Held
-from gateway.forward.broker import Accepted, Broker, LoginFailed, Outcome, Probe, ReadRefused, Streak
+from gateway.forward.broker import Accepted, Broker, LoginFailed, Outcome, Point, Probe, Streak
 from gateway.forward.history_lane import INCOMPLETE_S, InOrderLane, PastLane, Shared, Source
 from gateway.forward.state_lane import StateLane
 from gateway.forward.updates import Complete, Sent, Update, Values
@@ -74,6 +74,17 @@ def settings_of(config: BrokerConfig) -> ForwardSettings:
     return ForwardSettings(config.linger_s, config.history, config.rate_per_s, records)
 
 
+def _breaker(settings: ForwardSettings, rng: random.Random | None) -> Breaker:
+    backoff = Backoff(
+        settings.retry_first_s,
+        settings.retry_cap_s,
+        quick_cap_s=settings.retry_quick_s,
+        quick_for_s=settings.retry_quick_for_s,
+        rng=rng,
+    )
+    return Breaker(backoff)
+
+
 class Log(Source, Protocol):
     """What the forwarder asks of the log beside the lanes."""
 
@@ -110,15 +121,8 @@ class Forwarder:
         self._health = health
         self._clock = clock
         self._settings = settings = settings or ForwardSettings()
-        self._breaker = Breaker(
-            Backoff(
-                settings.retry_first_s,
-                settings.retry_cap_s,
-                quick_cap_s=settings.retry_quick_s,
-                quick_for_s=settings.retry_quick_for_s,
-                rng=rng,
-            )
-        )
+        self._breaker, self._past_breaker = (_breaker(settings, rng) for _ in range(2))
+        self._past_fault: BrokerUnavailable | None = None
         self._mapping = {(m.entity_id, m.device): m for tables in mappings.values() for m in tables}
         self._mapping_of_id = {entity_id: mapping for (entity_id, _), mapping in self._mapping.items()}
         self._aside = Aside(name, log.held, clock, every_s=settings.gather_s)
@@ -151,6 +155,8 @@ class Forwarder:
         self._in_order: InOrderLane | None = None
         self._past: PastLane | None = None
         self._records = settings.records
+        self._sample: Point | None = None  # by which it is learned whether the broker records by itself
+        self._sample_until_s = 0.0
         self._started_s = clock.monotonic_s()
         self._state_due_s = 0.0
         self._held_due_s = 0.0
@@ -264,29 +270,25 @@ class Forwarder:
         )
 
     async def _learn_records(self) -> Outcome | None:
-        """Whether what became current turns up in the history by itself: looked for until it must have."""
-        sample = self._of.accepted.sample()
-        if sample is None:
-            await self._wait_for_work(None)
+        """Look whether what became current turns up in the history by itself; once decided, the past may flow."""
+        within_s, now_s = self._settings.records_within_s, self._clock.monotonic_s()
+        if self._sample is None:
+            self._sample, self._sample_until_s = self._of.accepted.sample(), now_s + 3 * within_s
+        if self._sample is None:  # nothing became current yet
+            await self._rest()
             return None
-        entity_id, key, at = sample
+        entity_id, key, at = self._sample
         mapping = self._mapping_of_id[entity_id]
         attribute = Attribute("property", 0, "", at)
         asked = Entity(entity_id, mapping.entity_type, mapping.context, {key: attribute}, mapping.device)
-        until_s = self._clock.monotonic_s() + self._settings.records_within_s
-        while True:
-            try:
-                found = await self._broker.history_back([asked])
-            except ReadRefused:
-                found = frozenset({sample})
-            if sample in found or self._clock.monotonic_s() >= until_s:
-                self._records = sample in found
-                self._past = self._past_lane(records=self._records, temporal=True)
-                event("history_recorded", broker=self.name, by_itself=self._records)
-                return Outcome()
-            await self._clock.sleep(self._settings.records_within_s / 20)
-            if self._sweep_is_due():
-                return await self._sweep()
+        recorded = self._sample in await self._broker.history_back([asked])
+        if recorded or now_s >= self._sample_until_s:
+            self._records = recorded
+            self._past = self._past_lane(records=recorded, temporal=True)
+            event("history_recorded", broker=self.name, by_itself=recorded)
+        else:
+            await self._clock.sleep(min(within_s / 20, self._settings.linger_s or within_s / 20))
+        return None
 
     # the two ways
 
@@ -324,6 +326,9 @@ class Forwarder:
         lane = self._past
         if lane is None:
             return await self._learn_records()
+        if self._past_breaker.wait_s(self._clock.monotonic_s()) > 0:
+            await self._rest()
+            return None
         if lane.idle and not await self._retry_held(lane):
             self._stuck = not await lane.fill()
             if self._stuck:
@@ -335,16 +340,39 @@ class Forwarder:
         if self._ahead_of_rate() or self._too_early(lane):
             await self._rest()
             return None
-        outcome = await lane.send()
+        try:
+            outcome = await lane.send()
+        except BrokerUnavailable as fault_of_read:
+            outcome = Outcome(fault=fault_of_read)
         self._spend(len(outcome.accepted))
+        if outcome.fault is not None:
+            self._past_failed(outcome.fault)
+            return None
+        if not self._past_breaker.closed:
+            self._past_breaker.worked()
+            self._past_fault = None
         return outcome
+
+    def _past_failed(self, fault: BrokerUnavailable) -> None:
+        """The past waits by itself: a broker that refuses or fails only there still gets the present at once."""
+        wait_s = self._past_breaker.failed(self._clock.monotonic_s(), fault.retry_after_s)
+        self._past_fault = fault
+        self._show_past_fault()
+        self._health.next_try_at = self._clock.now() + timedelta(seconds=wait_s)
+
+    def _show_past_fault(self) -> None:
+        fault = self._past_fault
+        if fault is not None:
+            state = "login" if isinstance(fault, LoginFailed) else "down"
+            self._set_state(state, f"history: {fault}", REMEDIES[state])
 
     def _sweep_is_due(self) -> bool:
         return self._clock.monotonic_s() >= self._state_due_s and self._state.changed()
 
     async def _sweep(self, most: int | None = None) -> Outcome:
         self._state_due_s = self._clock.monotonic_s() + self._settings.linger_s
-        outcome = await self._state.send(most)
+        self._tries += 1
+        outcome = await self._state.send(most, skip=self._tries)
         self._of.streak.note(outcome)
         if outcome.refused and not outcome.accepted and not self._of.streak.one_bad:
             self._state.hurry()  # the verdict is open: no entity is set aside yet
@@ -445,6 +473,9 @@ class Forwarder:
         if not self._breaker.closed:
             self._state.hurry()
         self._breaker.worked()
+        if self._past_fault is not None:
+            self._show_past_fault()
+            return
         self._health.next_try_at = None
         self._set_state("ok")
 

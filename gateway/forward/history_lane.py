@@ -480,8 +480,10 @@ class PastLane:
         refused, streak = self._refused, self._of.streak
         if streak.config_fault:
             self._refused = []
-            for update, _ in reversed(refused):
-                self._queues.setdefault(update.entity.id, deque()).appendleft(update)
+            for update, _ in reversed(refused):  # at the end of the turn: another entity tries next
+                queue = self._queues.pop(update.entity.id, None) or deque()
+                queue.appendleft(update)
+                self._queues[update.entity.id] = queue
         elif refused and (not streak.begun or streak.one_bad):
             self._refused = []
             self.counts.refused += self._of.bury(refused)

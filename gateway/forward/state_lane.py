@@ -59,7 +59,6 @@ class StateLane:
         self._unreadable: set[str] = set()  # entities whose state at the broker cannot be asked
         self._doubted: dict[str, set[tuple[int, int]]] = {}  # entity -> series, time that may have been taken
         self._not_before_s: dict[str, float] = {}  # entity -> monotonic time of its next try
-        self.reasons: dict[str, str] = {}  # entity -> why it waits
 
     def changed(self) -> bool:
         """Whether something is to be sent now."""
@@ -90,19 +89,20 @@ class StateLane:
     def hurry(self) -> None:
         """After an outage nothing waits for its own retry."""
         self._not_before_s.clear()
-        self.reasons.clear()
 
-    async def send(self, most: int | None = None) -> Outcome:
+    async def send(self, most: int | None = None, *, skip: int = 0) -> Outcome:
         """One sweep over what changed.
 
         Args:
-            most: send at most this many entities (a probe sends one).
+            most: send at most this many entities, `skip` being left out first (a probe tries them in turn).
 
         Raises:
             BrokerUnavailable: what the broker holds could not be read back.
         """
         tried = [self._update(key) for key in list(self._dirty) if self._due(key)]
-        due = [update for update in tried if update is not None][:most]
+        due = [update for update in tried if update is not None]
+        if most is not None and due:
+            due = [due[(skip + n) % len(due)] for n in range(min(most, len(due)))]
         await self._read_back(due)
         batch = [update for update in map(self._guarded, due) if update is not None]
         outcome = await self._broker.state(_merged(batch)) if batch else Outcome()
@@ -210,7 +210,6 @@ class StateLane:
         entity = update.entity
         if entity.id in outcome.accepted:
             self._not_before_s.pop(entity.id, None)
-            self.reasons.pop(entity.id, None)
             self._accepted.note(entity.id, observed(entity))
             for point, (_, time_us, number) in update.readings.items():
                 if any(slot.key in entity.attributes for slot in update.mapping.slots[point]):
@@ -223,7 +222,6 @@ class StateLane:
             self._doubted.setdefault(entity.id, set()).update(points)
         if outcome.fault is None:
             self._not_before_s[entity.id] = self._clock.monotonic_s() + ENTITY_RETRY_S
-            self.reasons[entity.id] = outcome.refused.get(entity.id) or outcome.later.get(entity.id, "")
 
 
 def _key(mapping: "Mapping") -> Key:

@@ -248,3 +248,45 @@ async def test_a_tenant_that_its_first_write_makes(box: Box) -> None:
     assert found == Counter(box.expected)
     assert health.history == "temporal"
     assert strict.backwards == []
+
+
+async def test_a_broker_that_does_not_record_by_itself_is_found_out_while_live_data_goes_on(box: Box) -> None:
+    strict = StrictBroker()
+    strict.behaviour.records = False
+    async with strict.serve() as url, box.running(url):
+        n = 0
+        while not any(value.via == "temporal" for value in strict.stored):
+            await live(box, n, n + 1, pause_s=0.03)
+            n += 1
+            assert n < 200
+        await strict.until(lambda: box.settled and strict.current(entity_id("air-0"), "no2") == n - 1)
+    assert_exact(strict, box)
+
+
+async def test_a_history_that_refuses_does_not_delay_the_present(box: Box) -> None:
+    strict = StrictBroker()
+    slow = replace(FAST, records=True, retry_first_s=60.0, retry_quick_s=60.0, retry_cap_s=60.0)
+    async with strict.serve() as url, box.running(url, slow) as health:
+        await strict.until(lambda: health.history == "temporal")
+        strict.behaviour.fault, strict.behaviour.path = "403", "temporal/entities"
+        for n in range(1, 6):
+            await box.put("air-0", n - 0.5, no2=n - 0.5)
+            await box.put("air-0", n, no2=float(n))
+            await strict.until(lambda: strict.current(entity_id("air-0"), "no2") == n)  # noqa: B023 - awaited in the turn
+        await strict.until(lambda: health.state == "login" and health.reason.startswith("history: 403"))
+        assert health.backlog > 0
+
+
+async def test_a_config_fault_with_one_bad_entity_ends_when_another_is_accepted(box: Box) -> None:
+    strict = StrictBroker()
+    strict.behaviour.refuse = "."
+    async with strict.serve() as url, box.running(url, replace(FAST, records=True)) as health:
+        await live(box, 0, 3)
+        await strict.until(lambda: health.state == "config_fault")
+        assert health.dead == 0
+        strict.behaviour.refuse = "air-0$"
+        await strict.until(lambda: health.state == "ok" and box.settled)
+        assert health.dead > 0
+    box.expected = {point for point in box.expected if point[0] != entity_id("air-0")}
+    strict.refusals.clear()
+    assert_exact(strict, box)
