@@ -59,6 +59,11 @@ class Ask:
     def function(self) -> int:
         return self.pdu[0]
 
+    @property
+    def pdu_if_read(self) -> bytes | None:
+        """What an echo of a read carries; it is never the reply, although that of 24 coils from 0x03xx may look so."""
+        return self.pdu if self.function in TABLES else None
+
 
 class DeviceException(CitygateError):
     """The device answered with an exception. Never leaves the driver.
@@ -186,7 +191,7 @@ class RtuFraming:
                 candidate = data[start : start + size]
                 if not candidate.startswith(head[: len(candidate)]):
                     continue
-                if len(candidate) == size and rtu_sound(candidate):
+                if len(candidate) == size and candidate[1:-2] != ask.pdu_if_read and rtu_sound(candidate):
                     return candidate[1:-2], start + size
                 if len(candidate) < size and not last:
                     return None  # a later match inside it could be chance
@@ -260,6 +265,8 @@ class AsciiFraming:
             if not body or body[0] != ask.unit:
                 continue
             pdu = body[1:]
+            if pdu == ask.pdu_if_read:
+                continue
             if (pdu.startswith(ask.reply_head) and len(pdu) == (ask.reply_size or len(pdu))) or (
                 len(pdu) == 2 and pdu[0] == ask.function | 0x80
             ):

@@ -161,3 +161,14 @@ def test_a_read_beyond_the_limits_is_refused(table: str, address: int, count: in
 @given(reads)
 def test_a_captured_request_says_what_was_asked(ask) -> None:  # type: ignore[no-untyped-def]
     assert ask_of(ask.unit, ask.pdu) == ask
+
+
+@pytest.mark.parametrize("framing", [RtuFraming(), AsciiFraming()], ids=lambda f: type(f).__name__)
+@pytest.mark.parametrize("noise", [b"", b"\x55", b"\x01\x01\x03"])
+def test_an_echo_is_never_the_reply_also_behind_noise_and_where_it_looks_like_one(
+    framing: Framing, noise: bytes
+) -> None:
+    ask = read_request(1, "coil", 0x0305, 24)
+    echo = framing.frame(ask, 0)
+
+    assert framing.find(ask, 0, noise + echo, last=True) is None
