@@ -487,6 +487,7 @@ def _log_settings(plan: Plan) -> LogSettings:
         max_size_bytes=buffer.max_size_bytes,
         max_age_s=buffer.max_age_s,
         keep_s=buffer.keep_s,
+        unconfirmed=plan.config.clock.unconfirmed,
     )
 
 

@@ -180,6 +180,9 @@ class ClockConfig(ConfigModel):
     trust: Literal["auto", "system"] = Field(
         "auto", description="auto asks for a time source; system takes the system's word (containers, tests)"
     )
+    unconfirmed: Literal["hold", "mark"] = Field(
+        "hold", description="readings whose time is not known yet: hold them back, or send them marked, as history only"
+    )
 
 
 class Config(ConfigModel):

@@ -46,7 +46,9 @@ class Retention:
         """Give up the oldest segments as long as the next one is doomed."""
         readings, owed, from_us, to_us = 0, dict.fromkeys(self.cursors, 0), None, None
         unsettled = False
-        while chunk := store.oldest(_CHUNK):
+        look_at = 1  # at most commits nothing is doomed
+        while chunk := store.oldest(look_at):
+            look_at = _CHUNK
             for last, count, header in chunk:
                 if header is not None and not doomed(header):
                     break
