@@ -146,6 +146,8 @@ class Daemon:
         if plan.driver is None or plan.config is None:
             self._health.set_state(record, plan.name, "off", plan.fault, plan.remedy)
             return
+        for device in plan.devices.values():
+            self._log.statistics.expect(device.name, getattr(device.config, "every_s", None))
         service = LinkService(
             plan.name, plan.driver, plan.config, log=self._log, health=self._health, clock=self._clock
         )

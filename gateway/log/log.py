@@ -158,7 +158,7 @@ class Log:
         self.boots = Boots([_NO_BOOT], _NO_BOOT.id)
         self.last_values = LastValues(self.series, self.boots)
         self.held = Held(self._job, lambda: self._stamp)
-        self.statistics = Statistics(self.series, {}, hour=now_us // HOUR_US, up_s=now_s)
+        self.statistics = Statistics(self.series, hour=now_us // HOUR_US, up_s=now_s)
         self.first_seq = 0
         self._ids: dict[str, dict[str, int]] = {}
         self._next_series = _LATE_SERIES + secrets.randbelow(2**20) * 1000
@@ -276,10 +276,7 @@ class Log:
         self._renumber(loaded.start << 32, self._take_series(loaded))
         self._take_last_values(loaded, late=late)
         self.held.take(loaded.held)
-        now_us = microseconds(self._clock.now())
-        self.statistics = Statistics(
-            self.series, loaded.statistics, hour=now_us // HOUR_US, up_s=self._clock.monotonic_s()
-        )
+        self.statistics.load(loaded.statistics)
         for (device, key), value in loaded.states.items():
             self._states.setdefault(device, {}).setdefault(key, value)
         self._gaps = loaded.gaps

@@ -50,20 +50,22 @@ def bucket(latency_us: int) -> int:
 
 
 class Statistics:
-    """Counts by point, this hour's and the last two days'.
+    """Counts by point, this hour's and the last two days'."""
 
-    Args:
-        saved: hour number -> blob, as `to_save` gave them.
-    """
-
-    def __init__(self, series: Mapping[int, Series], saved: Mapping[int, bytes], *, hour: int, up_s: float) -> None:
+    def __init__(self, series: Mapping[int, Series], *, hour: int, up_s: float) -> None:
         self._series = series
-        self._hours = {number: _unpack(blob) for number, blob in saved.items()}
+        self._hours: dict[int, dict[int, Quality]] = {}
         self._every_s: dict[str, float] = {}
         self._hour = hour
         self._counted_s = up_s
         self._sets: Counter[tuple[tuple[int, ...], int]] = Counter()
         self._bad: Counter[int] = Counter()
+
+    def load(self, saved: Mapping[int, bytes]) -> None:
+        """Take over what the file holds, as `to_save` gave it: hour number -> blob."""
+        self._sets.clear()  # counted under numbers that the file may not know
+        self._bad.clear()
+        self._hours = {number: _unpack(blob) for number, blob in saved.items()}
 
     def expect(self, device: str, every_s: float | None) -> None:
         """From now on each point of the device should come so often; None: it has no rhythm."""

@@ -117,7 +117,7 @@ async def test_statistics_count_what_came_was_bad_and_late_and_survive_a_restart
 
 @given(st.integers(0, 10**10))
 def test_a_latency_is_told_to_twenty_percent(latency_us: int) -> None:
-    statistics = Statistics({1: Series(1, "d", "p")}, {}, hour=5, up_s=0.0)
+    statistics = Statistics({1: Series(1, "d", "p")}, hour=5, up_s=0.0)
     statistics.note((1,), latency_us, [])
     statistics.turn(6, 10.0)
     found = statistics.of()["d", "p"]
@@ -129,7 +129,8 @@ def test_a_latency_is_told_to_twenty_percent(latency_us: int) -> None:
 
 
 def test_hours_are_forgotten_in_memory_after_two_days_and_damage_is_left_out() -> None:
-    statistics = Statistics({1: Series(1, "d", "p")}, {3: b"noise"}, hour=4, up_s=0.0)
+    statistics = Statistics({1: Series(1, "d", "p")}, hour=4, up_s=0.0)
+    statistics.load({3: b"noise"})
     statistics.note((1,), 0, [])
     statistics.turn(5, 1.0)
     assert statistics.of()["d", "p"].got == 1
