@@ -37,7 +37,7 @@ def main(baud_rate: int, seconds: float) -> None:
     master, slave = os.openpty()
     tty.setraw(slave)
     print(json.dumps({"port": os.ttyname(slave)}), flush=True)
-    reply_end_s = first_s = 0.0
+    reply_end_s = first_s = last_s = 0.0
     gaps_s: list[float] = []
     answered = 0
     while True:
@@ -51,6 +51,7 @@ def main(baud_rate: int, seconds: float) -> None:
         if first_s and now_s > first_s + seconds:
             break
         first_s = first_s or now_s
+        last_s = now_s
         if reply_end_s:
             gaps_s.append(now_s - reply_end_s)
         assert crc16(request[:-2]) == request[-2:], request.hex()
@@ -68,7 +69,7 @@ def main(baud_rate: int, seconds: float) -> None:
     print(
         json.dumps(
             {
-                "polls_per_s": answered / seconds,
+                "polls_per_s": (answered - 1) / (last_s - first_s),
                 "limit_per_s": 1 / period_s,
                 "shortest_gap_in_characters": min(gaps_s) / character_s,
                 "shortest_gap_of_what_is_asked": min(gaps_s) / gap_s,
