@@ -160,16 +160,16 @@ class Concentrators:
         session = self._session[name]
         key = key_of(packet.phy.hex(), found.f_cnt)
         if found.verdict == "repeat" or key in self._receiver.memory(name).keys:
-            self._context.count("copies_late")
+            self._context.count("copies_late", device=name)
             return
         if found.verdict == "replay":
-            self._context.count("replays")
+            self._context.count("replays", device=name)
             self._context.reject(
                 FrameError(f"{name}: counter {found.f_cnt} after {session.last}: replay", frame=packet.phy)
             )
             return
         if found.verdict == "reset":
-            self._context.count("counter_resets")
+            self._context.count("counter_resets", device=name)
             self._context.note(
                 name, f"its frame counter started again at {found.f_cnt}", "power loss, or a replayed frame"
             )
@@ -212,7 +212,7 @@ class Concentrators:
         return uplink if packet.gps else network_time_or_none(uplink, now.timestamp())
 
     def _merge(self, waiting: _Merging, packet: Packet, gateway: str) -> None:
-        self._context.count("copies")
+        self._context.count("copies", device=waiting.device)
         kept = waiting.uplink
         if packet.rssi is not None and (kept.rssi is None or packet.rssi > kept.rssi):
             kept = replace(

@@ -66,15 +66,15 @@ class Receiver:
             redelivered: the broker says that it sends it again.
         """
         if uplink.simulated or uplink.f_port == TEST_PORT:
-            self._context.count("simulated")
+            self._context.count("simulated", device=device)
             return None
         memory = self._memory[device]
         if memory.known(uplink, redelivered=redelivered):
-            self._context.count("duplicates")
+            self._context.count("duplicates", device=device)
             # the first one may still be in the log's head: what comes behind it is durable no earlier
             return await self._context.emit(ReadingSet(device, (), {STATE: memory.pack()}))
         received = self._received(uplink)
-        radio = self._radio(uplink, memory, received)
+        radio = self._radio(device, uplink, memory, received)
         decoded = await self._payload(device, uplink, received)
         memory.remember(uplink)
         self._context.count("uplinks")
@@ -93,7 +93,7 @@ class Receiver:
         if status.battery_percent is None:
             return None
         if status.key in memory.keys:
-            self._context.count("duplicates")
+            self._context.count("duplicates", device=device)
             return await self._context.emit(ReadingSet(device, (), {STATE: memory.pack()}))
         memory.keys.append(status.key)
         at, source = (status.time, TimeSource.NETWORK) if status.time else (self._context.now(), TimeSource.GATEWAY)
@@ -145,12 +145,12 @@ class Receiver:
             return Received(uplink.time, TimeSource.NETWORK)
         return Received(uplink.heard_at or self._context.now(), TimeSource.GATEWAY)
 
-    def _radio(self, uplink: Uplink, memory: Memory, received: Received) -> tuple[Reading, ...]:
+    def _radio(self, device: str, uplink: Uplink, memory: Memory, received: Received) -> tuple[Reading, ...]:
         lost = memory.lost_before(uplink)
         if lost is None and memory.f_cnt is not None and uplink.f_cnt is not None:
-            self._context.count("sessions_restarted")
+            self._context.count("sessions_restarted", device=device)
         if lost:
-            self._context.count("lost_uplinks", lost)
+            self._context.count("lost_uplinks", lost, device=device)
         values: tuple[tuple[str, Value | None], ...] = (
             ("rssi", uplink.rssi),
             ("snr", uplink.snr),
@@ -189,7 +189,7 @@ class Receiver:
             self._costly[device] = costly
             if costly >= COSTLY_FAULTS:
                 self._rests_until_s[device] = self._context.monotonic_s() + REST_S
-                self._context.count("programs_rested")
+                self._context.count("programs_rested", device=device)
             raise
         except CitygateError as error:
             raise FrameError(str(error), frame=uplink.payload) from None
@@ -197,7 +197,7 @@ class Receiver:
         return result
 
     def _complain(self, device: str, error: FrameError) -> None:
-        self._context.count("payload_errors")
+        self._context.count("payload_errors", device=device)
         self._context.reject(error)
         self._context.note(
             device, f"payload not (wholly) read: {error}", "is it the right template, and its newest firmware?"

@@ -81,6 +81,10 @@ class HeldContext(RecordingContext):
             self.commit()
         return _Receipt(future)
 
+    def total(self, name: str) -> int:
+        """A counter over all devices of the link."""
+        return sum(counts[name] for counts in self.device_counts.values())
+
     def commit(self, count: int | None = None) -> None:
         """Make the oldest `count` sets durable, or all."""
         for future in self._held_open[:count]:
