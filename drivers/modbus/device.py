@@ -60,19 +60,23 @@ class Unit:
 
     Attributes:
         blocks: its requests; they change when the device refuses a merged one.
-        due_s: when the next poll is due (monotonic), on the grid of its period.
+        due_s: when this poll was due (monotonic), on the grid of its period.
         again_s: when to ask again: the next poll, or a second try of this one.
         failures: polls in a row that brought nothing.
     """
 
-    def __init__(self, name: str, device: ModbusDevice, *, timeout_s: float, due_s: float, saved: Saved) -> None:
+    def __init__(
+        self, name: str, device: ModbusDevice, *, timeout_s: float, start_s: float, grid_s: float, saved: Saved
+    ) -> None:
         self.name = name
         self.unit_id = device.unit_id
         self.every_s = device.every_s
         self.patience = Patience(device.timeout_s or timeout_s)
         self.rest_s = device.template.read.gap_s
         self.points = tuple(device.template.points)
-        self.due_s = self.again_s = due_s
+        # the first poll comes at once, that nobody waits an hour for a first value; the second falls on the grid
+        self.due_s = grid_s - device.every_s if start_s < grid_s else grid_s
+        self.again_s = start_s
         self.failures = 0
         self.retried = False
         self.template = device.template

@@ -64,27 +64,20 @@ class _Link:
             quiet_s=config.quiet_s if config.quiet_s is not None else 3 * config.timeout_s,
             echo=config.echo,
         )
-        count = len(config.devices)
-        self._units = {
-            name: Unit(
-                name,
-                device,
-                timeout_s=config.timeout_s,
-                due_s=self._first_s(device.every_s, place / count),
-                saved=context.state,
-            )
-            for place, (name, device) in enumerate(config.devices.items())
-        }
+        self._units = {name: self._unit(name, place) for place, name in enumerate(config.devices)}
         self._evidence = Evidence()
         self._noted: dict[str, tuple[str, str]] = {}
         self._bus: Bus
 
-    def _first_s(self, every_s: float, share: float) -> float:
-        """When to poll first: spread over the period, or at its next full multiple by the clock."""
-        now_s = self._context.monotonic_s()
-        if self._config.align:
-            return now_s + every_s - self._context.now().timestamp() % every_s
-        return now_s + every_s * share
+    def _unit(self, name: str, place: int) -> Unit:
+        """A unit whose polls are spread over its period, or fall on full multiples of it by the clock."""
+        its, now_s = self._config, self._context.monotonic_s()
+        device = its.devices[name]
+        grid_s = now_s + device.every_s * place / len(its.devices)
+        if its.align:
+            grid_s = now_s + device.every_s - self._context.now().timestamp() % device.every_s
+        start_s = grid_s if its.align else now_s
+        return Unit(name, device, timeout_s=its.timeout_s, start_s=start_s, grid_s=grid_s, saved=self._context.state)
 
     def open(self) -> AbstractAsyncContextManager[ByteStream]:
         """The link's stream."""
