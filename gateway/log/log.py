@@ -803,7 +803,8 @@ class Log:
             await self._open_file()
             if self._store is None:
                 return
-        entries = list(self._head.entries) if sets else []
+        # driver state never goes before its set: a source that sends again what was not durable would be refused it
+        entries = list(self._head.entries) if sets or self._pending.states else []
         pending, self._pending = self._pending, _Pending()
         batch = self._batch(entries, pending, housekeeping)
         cursors = {name: lane.cursor for name, lane in self._lanes.items()}

@@ -126,3 +126,21 @@ async def test_a_set_of_state_alone_is_durable_no_earlier_than_what_came_before_
     assert not repeat.done()
     await log.close()
     assert repeat.done()
+
+
+async def test_driver_state_is_never_on_the_card_before_its_set(tmp_path: Path) -> None:
+    clock = SystemClock("system")
+    settings = LogSettings(tmp_path / "log.db", commit_every_s=3600.0)
+    log = await Log.open(settings, clock=clock, consumers=[Consumer("city")])
+    await log.append(ReadingSet("node", (Reading("count", 7, datetime.now(UTC)),), {"k": b"7"}))
+    await log._commit(sets=False)  # what the housekeeping of the hour does, while the set is young
+    copied = tmp_path / "copy.db"  # what a power cut would leave
+    for suffix in ("", "-wal"):
+        if (file := Path(f"{settings.path}{suffix}")).exists():
+            Path(f"{copied}{suffix}").write_bytes(file.read_bytes())
+    await log.close()
+
+    after = await Log.open(LogSettings(copied), clock=clock, consumers=[Consumer("city")])
+    state, columns = after.driver_state("node"), await after.read("city")
+    await after.close()
+    assert (dict(state), columns and columns.value) in [({}, None), ({"k": b"7"}, [7])]
