@@ -159,6 +159,7 @@ class StrictBroker:
         self.bodies: list[bytes] = []  # of accepted or refused POSTs, newest last; at most 2000
         self._record = record.open("a") if record else None
         self._read = asyncio.Event()
+        self._closing = asyncio.Event()  # ends the requests that hang
 
     # what tests ask
 
@@ -504,7 +505,9 @@ class StrictBroker:
         try:
             yield f"{'https' if ssl else 'http'}://127.0.0.1:{bound}"
         finally:
+            self._closing.set()
             await runner.cleanup()
+            self._closing.clear()
             if self._record is not None:
                 self._record.close()
 
@@ -544,7 +547,7 @@ class StrictBroker:
 
     async def _fail(self, http: web.Request, fault: str) -> web.StreamResponse:
         if fault == "hang":
-            await asyncio.sleep(3600)
+            await self._closing.wait()
         if fault == "reset":
             if http.transport is not None:
                 http.transport.abort()
