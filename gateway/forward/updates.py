@@ -1,6 +1,6 @@
 """Updates: what the readings of a set change in an entity. The one walk that both lanes share."""
 
-from collections import deque
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as MappingOf
 from dataclasses import dataclass, replace
@@ -145,13 +145,14 @@ class Complete:
 class Sent:
     """Points that the state lane sent and that the history lane has not passed yet.
 
-    A broker that records history by itself has them already.
+    A broker that records history by itself has them already. Times of a series stand in order, so that the readings of a
+    long backlog, older than all of them, cost a comparison.
     """
 
     LIMIT = 200_000  # about 10 MB
 
     def __init__(self) -> None:
-        self._times: dict[tuple[str, int], deque[int]] = {}
+        self._times: dict[tuple[str, int], list[int]] = {}
         self._count = 0
 
     @property
@@ -160,20 +161,22 @@ class Sent:
         return self._count >= self.LIMIT
 
     def note(self, entity_id: str, series: int, time_us: int) -> None:
-        times = self._times.setdefault((entity_id, series), deque())
-        if not times or times[-1] != time_us:
-            times.append(time_us)
+        """The broker has it as a current value, or had."""
+        times = self._times.setdefault((entity_id, series), [])
+        at = bisect_left(times, time_us)
+        if at == len(times) or times[at] != time_us:
+            times.insert(at, time_us)
             self._count += 1
-
-    def has(self, entity_id: str, series: int, time_us: int) -> bool:
-        return time_us in self._times.get((entity_id, series), ())
 
     def take(self, entity_id: str, series: int, time_us: int) -> bool:
         """Whether it was sent; then it is forgotten."""
         times = self._times.get((entity_id, series))
-        if not times or time_us not in times:
+        if times is None:
             return False
-        times.remove(time_us)  # nearly always the first
+        at = bisect_left(times, time_us)
+        if at == len(times) or times[at] != time_us:
+            return False
+        del times[at]
         self._count -= 1
         if not times:
             del self._times[entity_id, series]
