@@ -41,7 +41,8 @@ class Console:
         log = self._log
         pieces = log.held.pieces()
         return {
-            **log.status(),
+            **(status := log.status()),
+            "since": _text(status["since"]),
             "held": {"later": sum(p.state == "later" for p in pieces), "dead": sum(p.state == "dead" for p in pieces)},
             "newest_gaps": [
                 {

@@ -7,7 +7,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -175,6 +175,7 @@ class Log:
         self._time_epoch = 0  # counts what was learned about time
         self._committing: asyncio.Task[None] | None = None
         self._one_at_a_time = asyncio.Lock()
+        self._attempt = self._loop.create_future()
         self._again = False
         self._timer: asyncio.TimerHandle | None = None
         self._housekeeping_at_s = now_s + _HOUSEKEEPING_S
@@ -183,6 +184,7 @@ class Log:
         self._room = self._loop.create_future()
         self._receipts: list[tuple[int, asyncio.Future[None]]] = []
         self._failure = ""
+        self._bad_since = clock.now()
         self._failed_s = 0.0
         self._dropping = ""
         self._gaps: list[Gap] = []
@@ -316,12 +318,13 @@ class Log:
     def _renumber(self, first_seq: int, series: Mapping[int, int]) -> None:
         """Numbers given before the file could be read were provisional, below all that a file can hold."""
         more = first_seq - self.first_seq
+        stamps = {e.stamp: replace(e.stamp, boot=self.boots.current) for e in self._head.entries}
         self.first_seq = first_seq
         self._next_seq += more
         self._durable_upto = first_seq
         self._head.replace(
             [
-                e._replace(seq=e.seq + more, stamp=self._stamp, series=tuple(series[number] for number in e.series))
+                e._replace(seq=e.seq + more, stamp=stamps[e.stamp], series=tuple(series[number] for number in e.series))
                 for e in self._head.entries
             ]
         )
@@ -375,7 +378,7 @@ class Log:
             raise LogError(self._failure or f"{self.settings.path} is not open")
         try:
             result, report = await self._writer.submit(lambda: self._run(work))
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise LogError(f"{self.settings.path}: {error}") from error
         if report is not None:
             await self._after_salvage(report)
@@ -392,10 +395,13 @@ class Log:
                 raise
         with contextlib.suppress(sqlite3.Error):
             store.close()
-        self._store = None  # until there is a new one: the next commit opens the file anew
-        report = salvage(self.settings.path, self.settings.max_size_bytes, self._clock.now())
-        fresh = Store(self.settings.path, self.settings.max_size_bytes, self._connect)
-        _load(fresh, self._boot_name, self._clock.now())
+        try:
+            report = salvage(self.settings.path, self.settings.max_size_bytes, self._clock.now())
+            fresh = Store(self.settings.path, self.settings.max_size_bytes, self._connect)
+            _load(fresh, self._boot_name, self._clock.now())
+        except BaseException:
+            self._store = None  # the next commit opens the file anew
+            raise
         fresh.boots, fresh.now_us = self.boots, self._trusted_now_us
         self._store = fresh
         return work(fresh), report
@@ -407,8 +413,10 @@ class Log:
         self._pending.boots += self.boots.rows()
         if self._store is not None:
             self._gaps = await self._writer.submit(self._store.gaps)
+            self.held.take(await self._writer.submit(self._store.held_rows))
         self._note_salvage(report)
         await self._recount()
+        self._start_commit()
 
     def _note_salvage(self, report: Report) -> None:
         self._salvaged = report
@@ -452,17 +460,23 @@ class Log:
         self.statistics.note(series, (late.days * 86_400 + late.seconds) * 1_000_000 + late.microseconds, bad)
         if not self._arrival.done():
             self._arrival.set_result(None)
-        if self.settings.commit_every_s == 0 and not self._failure:
-            await self._when_durable(seq)
+        if self.settings.commit_every_s == 0:
+            await self._written(seq)
         elif self._due(now_s):
             self._start_commit()
         elif self._timer is None:
             self._arm()
         return SetReceipt(self, seq)
 
+    async def _written(self, seq: int) -> None:
+        """Until the set is on the card, or the card has refused: then it stays in the head like any other."""
+        while seq > self._durable_upto and seq > self._settled() and not self._failure:
+            self._start_commit()
+            await asyncio.shield(self._attempt)
+
     async def _wait_for_room(self) -> None:
         """A slow card slows polling; a card that refuses costs the oldest sets in memory, counted."""
-        if self._failure and self._committing is None:
+        if self._failure and not self._one_at_a_time.locked():
             self._give_up(self._head.drop_oldest(self._head.max_bytes * 9 // 10))
             return
         self._start_commit()
@@ -802,6 +816,8 @@ class Log:
         if self._store is None:
             await self._open_file()
             if self._store is None:
+                self._use_boots(self._pending.boots)  # the cities must not wait for the card
+                self._attempted()
                 return
         # driver state never goes before its set: a source that sends again what was not durable would be refused it
         entries = list(self._head.entries) if sets or self._pending.states else []
@@ -814,6 +830,8 @@ class Log:
         except (LogError, OSError) as error:
             self._take_back(pending)
             self._fail(error)
+            self._use_boots(pending.boots)  # the cities must not wait for the card
+            self._attempted()
             return
         if self._failure:
             _events.info("log_writes_again", path=str(self.settings.path))
@@ -826,6 +844,12 @@ class Log:
             self._housekeeping_at_s = self._clock.monotonic_s() + _HOUSEKEEPING_S
         await self._stored(entries, done)
         self._use_boots(pending.boots)
+        self._attempted()
+
+    def _attempted(self) -> None:
+        """A commit has ended, well or not."""
+        attempt, self._attempt = self._attempt, self._loop.create_future()
+        attempt.set_result(None)
 
     def _batch(self, entries: Sequence[Entry], pending: _Pending, housekeeping: bool) -> Batch:
         now_s, now_us = self._clock.monotonic_s(), microseconds(self._clock.now())
@@ -876,6 +900,7 @@ class Log:
         reason = gaps[-1].reason
         if reason != self._dropping:
             self._dropping = reason
+            self._bad_since = self._clock.now()
             _events.warning("log_drops_the_oldest", path=str(self.settings.path), reason=reason)
 
     def _take_back(self, pending: _Pending) -> None:
@@ -891,12 +916,9 @@ class Log:
     def _fail(self, error: Exception) -> None:
         self._failed_s = self._clock.monotonic_s()
         if not self._failure:
+            self._bad_since = self._clock.now()
             _events.error("log_write_failed", path=str(self.settings.path), error=str(error))
         self._failure = f"{self.settings.path} cannot be written: {error}"
-        for _, future in self._receipts if self.settings.commit_every_s == 0 else ():
-            if not future.done():  # the newest stay in the head; waiting for the card would stop the driver
-                future.set_exception(LogError(self._failure))
-                future.exception()
 
     def _make_room(self) -> None:
         if not self._room.done() and (not self._head.full or self._failure):
@@ -940,6 +962,7 @@ class Log:
             "state": state,
             "reason": reason,
             "remedy": remedy,
+            "since": None if state == "ok" else self._bad_since,
             "path": str(self.settings.path),
             "size_bytes": self._size_bytes,
             "max_size_bytes": self.settings.max_size_bytes,

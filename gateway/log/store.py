@@ -265,7 +265,7 @@ class Store:
             last=last,
             newest_us=newest_us,
             last_values=saved,
-            held=self._load_held(),
+            held=self.held_rows(),
             gaps=self.gaps(),
             statistics=self._load_statistics(),
         )
@@ -351,7 +351,7 @@ class Store:
         rows = self._db.execute("SELECT hour, body FROM statistic ORDER BY hour DESC LIMIT 48")
         return dict(_typed(row, (int, bytes)) for row in rows.fetchall())
 
-    def _load_held(self) -> list[HeldRow]:
+    def held_rows(self) -> list[HeldRow]:
         return [
             HeldRow(*_typed(row, (int, str, str, str, str, int, int, int, (int, type(None)), int, int)))
             for row in self._db.execute(

@@ -10,11 +10,14 @@ from typing import Any
 import apsw
 import pytest
 
+from gateway.clock import Source
 from gateway.log.log import Log
-from gateway.log.segment import DamagedSegment, read_header
+from gateway.log.segment import DamagedSegment, microseconds, read_header
 from gateway.log.store import Batch, Gap, Store
 from gateway.sdk.errors import LogError
-from tests.gateway.log.scene import CITY, OTHER, a_set, everything, opened
+from gateway.sdk.reading import Reading, ReadingSet
+from gateway.sdk.testing import NOON
+from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, everything, opened
 from tests.gateway.log.test_powercut import PATH, Scene, dump
 from tests.support.powercut import Card, Connection
 
@@ -162,6 +165,31 @@ async def test_a_card_that_refuses_at_the_start_is_taken_up_when_it_works(
     log = await opened(tmp_path, CITY, OTHER, connect=card.connect)
     assert await everything(log, "milano") == [2, 3, 4, 100, 101, 102, 103, 104, 105]
     assert log.last_values.device("meter-1")["count"].value == 105
+    await log.close()
+
+
+async def test_readings_of_a_start_without_card_and_clock_end_true(tmp_path: Path) -> None:
+    """The card refuses, the clock is wrong; the clock is set, cities are served; the card works, all is written."""
+    card, clock = Refusing(), BootClock("b1", NOON, -86400.0)
+    card.refuse(apsw.IOError)
+    log = await opened(tmp_path, CITY, connect=card.connect, clock=clock)
+    await log.append(ReadingSet("d", (Reading("n", 1, clock.now()),)))
+    true = [microseconds(clock.true)]
+    assert await log.read("milano") is None
+    clock.learn(Source.KERNEL)
+    clock.advance(60)
+    await log.append(ReadingSet("d", (Reading("n", 2, clock.now()),)))
+    true.append(microseconds(clock.true))
+    with pytest.raises(LogError):
+        await log.commit()
+    served = await log.read("milano")
+    assert served is not None
+    assert served.time_us == true
+    card.refuse(None)
+    await log.commit()
+    written = await log.read("milano")
+    assert written is not None
+    assert written.time_us == true
     await log.close()
 
 
@@ -387,10 +415,11 @@ async def test_no_error_of_the_card_ends_the_daemons_log(tmp_path: Path) -> None
     log: Log = await opened(tmp_path, CITY, connect=card.connect, commit_every_s=0.0)
     for error in (apsw.FullError, apsw.IOError, apsw.ReadOnlyError):
         card.refuse(error)
-        with pytest.raises(LogError):
-            await asyncio.wait_for(log.append(a_set(1)), 5)
+        await asyncio.wait_for(log.append(a_set(1)), 5)  # it is in memory, as `emit` promises
+        assert log.status()["state"] == "bad"
         card.refuse(None)
         await asyncio.wait_for(log.append(a_set(2)), 5)
         await log.commit()
     assert log.status()["state"] == "ok"
+    assert await everything(log, "milano") == [1, 2] * 3
     await log.close()
