@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def test_examples_of_the_vendors_codec_give_their_values(name: str, case: dict[s
 
 def test_every_file_of_examples_has_a_template_or_a_reason() -> None:
     assert {file.stem for file in CASES.glob("*.json")} == set(NAMES)
-    assert sum("none" in rules for rules in NAMES.values()) <= 8
+    assert sum("none" in rules for rules in NAMES.values()) <= 7
     assert len(TEMPLATES) >= 50
 
 
@@ -230,6 +231,13 @@ def test_one_step_of_a_field_moves_its_point_alone(name: str, data: st.DataObjec
 # one raw number with two meanings, and a sum
 ALSO = {("opensource/paxcounter", "wifi"): {"people"}, ("opensource/paxcounter", "ble"): {"people"},
         ("decentlab/dl-5tm", "permittivity"): {"soil_moisture"}}  # fmt: skip
+
+
+def test_the_readme_lists_every_template_and_the_sample_uses_some() -> None:
+    folder = Path(str(CHIRPSTACK.templates)).parent
+    listed = set(re.findall(r"^\| `([\w./-]+)` \|", (folder / "README.md").read_text(), re.MULTILINE)) & set(TEMPLATES)
+    assert listed == set(TEMPLATES)
+    assert any(name in (folder / "sample.yaml").read_text() for name in TEMPLATES)
 
 
 def test_radio_points_are_there_without_being_declared() -> None:
