@@ -224,6 +224,7 @@ class Way:
         self._session: aiohttp.ClientSession | None = None
         self._context: ssl.SSLContext | None = None
         self._stamp: tuple[float, ...] = ()
+        self.warning = "" if self._tls.verify else "TLS is not verified: anybody can read and forge what is sent"
         if not self._tls.verify:
             event("tls_not_verified", remedy="anybody can read and forge what is sent; remove tls: verify: false")
 

@@ -94,12 +94,14 @@ class Traffic:
     Attributes:
         sent_bytes, received_bytes: requests and answers with their headers; without TLS, TCP and IP.
         batch: entities a request, as learned; may be set before the first request to what was learned before.
+        warning: what status must say although it works, "" for nothing.
     """
 
     requests: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0
     batch: int = 0
+    warning: str = ""
 
 
 class BatchSize:

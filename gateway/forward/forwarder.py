@@ -477,7 +477,7 @@ class Forwarder:
             self._show_past_fault()
             return
         self._health.next_try_at = None
-        self._set_state("ok")
+        self._set_state("ok", self._broker.traffic.warning)
 
     def _set_state(self, state: str, reason: str = "", remedy: str = "") -> None:
         health = self._health

@@ -99,7 +99,7 @@ class NgsiLdBroker:
         self._greeted = False
         self._suspects: set[str] = set()
         self._size: BatchSize | None = None
-        self.traffic = Traffic()
+        self.traffic = Traffic(warning=self._way.warning)
 
     async def state(self, entities: Sequence[Entity]) -> Outcome:
         """Upsert current values, `options=update`; one subject context per request."""

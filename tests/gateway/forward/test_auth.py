@@ -125,7 +125,9 @@ async def test_a_citys_own_ca_is_trusted_when_named_and_only_then(authority: Aut
     async with strict.serve(ssl=authority.server("127.0.0.1")) as url:
         assert (await one_request(url, Way(tls=Tls(ca=str(authority.ca))))).accepted
         assert "TLS" in str((await one_request(url, Way())).fault)
-        assert (await one_request(url, Way(tls=Tls(verify=False)))).accepted
+        blind = Way(tls=Tls(verify=False))
+        assert (await one_request(url, blind)).accepted
+        assert "not verified" in NgsiLdBroker(NgsiLdSettings(url), blind).traffic.warning
 
 
 async def test_mutual_tls_and_a_certificate_that_comes_later(authority: Authority, tmp_path: Path) -> None:
