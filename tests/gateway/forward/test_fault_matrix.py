@@ -41,8 +41,10 @@ SETTINGS = ForwardSettings(
     retry_cap_s=0.3,
 )
 TIMEOUT = aiohttp.ClientTimeout(total=4.0, sock_connect=1.0, sock_read=1.0)
-CELL_S = 25.0  # for one cell, others running beside it
-ABREAST = 18
+CELL_S = 45.0  # for one cell, others running beside it
+ABREAST = 24
+
+pytestmark = pytest.mark.timeout(180)  # the first test waits for all cells
 
 Point = tuple[str, str, str | None, Any]
 
