@@ -23,11 +23,11 @@ class Link(LinkConfig):
     port: str = ""
 
 
-async def at_once(_: float) -> None:
-    await asyncio.sleep(0)
+async def briefly(seconds: float) -> None:
+    await asyncio.sleep(min(seconds, 0.005))
 
 
-WORLD = World(value=lambda *_: 0.0, served=lambda *_: None, faults=Faults(), sleep=at_once)
+WORLD = World(value=lambda *_: 0.0, served=lambda *_: None, faults=Faults(), sleep=briefly)
 
 
 async def test_a_pty_is_linked_at_its_path_and_gone_afterwards(tmp_path: Path) -> None:
@@ -104,5 +104,4 @@ async def test_a_device_that_talks_by_itself_talks_on(tmp_path: Path) -> None:
         while len(heard) < 24:
             heard += await port.read()
 
-    assert heard.startswith(b"ticktockticktocktick"[:4])
-    assert b"ticktocktick" in heard
+    assert heard[:20] in b"ticktock" * 4  # it began before anybody listened
