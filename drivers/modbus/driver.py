@@ -9,7 +9,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import TYPE_CHECKING, Any
 
-from drivers.modbus import diagnosis, provision, scan, sunspec
+from drivers.modbus import diagnosis, sunspec
 from drivers.modbus.codec.blocks import Block
 from drivers.modbus.codec.frames import (
     ABSENT_EXCEPTIONS,
@@ -380,14 +380,20 @@ class ModbusDriver:
 
     def scan(self, options: Mapping[str, Any], context: Context) -> AsyncIterator[dict[str, Any]]:
         """See `drivers.modbus.scan.scan`."""
+        from drivers.modbus import scan  # a daemon never needs it
+
         return scan.scan(options, context)
 
     def provision(self, options: Mapping[str, Any], context: Context) -> AsyncIterator[dict[str, Any]]:
         """See `drivers.modbus.provision.provision`."""
+        from drivers.modbus import provision  # a daemon never needs it
+
         return provision.provision(options, context)
 
     def solve(self, options: Mapping[str, Any], context: Context) -> AsyncIterator[dict[str, Any]]:
         """See `drivers.modbus.scan.solve`."""
+        from drivers.modbus import scan  # a daemon never needs it
+
         return scan.solve(options, context)
 
     def shares(self, config: ModbusConfig) -> Mapping[str, float]:
