@@ -1,8 +1,12 @@
 """A card that is full, refuses, forgets or lies: nothing committed is lost, nothing false is read, the box goes on."""
 
 import asyncio
+import contextlib
 import random
+import shutil
 import sqlite3
+import subprocess
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -422,4 +426,49 @@ async def test_no_error_of_the_card_ends_the_daemons_log(tmp_path: Path) -> None
         await log.commit()
     assert log.status()["state"] == "ok"
     assert await everything(log, "milano") == [1, 2] * 3
+    await log.close()
+
+
+@pytest.fixture
+def small_card(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 1 MB; needs the right to mount."""
+    folder = tmp_path / "card"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a file system can be mounted by root alone")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+async def test_at_zero_bytes_free_nothing_committed_is_lost_and_settling_makes_room(small_card: Path) -> None:
+    log = await opened(small_card, CITY, head_bytes=60_000)
+    n = 0
+    while log.status()["size_bytes"] < 300_000:
+        await log.append(a_set(n, f"meter-{'x' * 40}-{n}"))  # new names all the time: much to write
+        n += 1
+        if n % 50 == 0:
+            await log.commit()
+    await log.commit()
+    committed = n
+    with contextlib.suppress(OSError), (small_card / "other").open("wb", buffering=0) as other:
+        while True:
+            other.write(bytes(4096))
+    with contextlib.suppress(LogError):
+        for _ in range(400):
+            await asyncio.wait_for(log.append(a_set(n, f"meter-{'x' * 40}-{n}")), 5)
+            n += 1
+            if n % 50 == 0:
+                await log.commit()
+        pytest.fail("the card took more than it has")
+    assert log.status()["state"] == "bad"
+    assert await everything(log, "milano") == list(range(n))
+    while (columns := await log.read("milano")) is not None:
+        await log.settle("milano", columns.last)
+    (small_card / "other").unlink()
+    await log.append(a_set(n))
+    await log.commit()
+    assert log.status()["state"] == "ok"
+    assert not log.gaps
+    assert committed < n
     await log.close()
