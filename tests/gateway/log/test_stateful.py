@@ -1,6 +1,7 @@
 """The log against a plain model: a list of sets and one number per consumer, whatever is done in whatever order."""
 
 import asyncio
+import os
 import shutil
 import tempfile
 from datetime import timedelta
@@ -171,6 +172,30 @@ class LogAgainstModel(RuleBasedStateMachine):
         self.log = self.run(self._open())
 
     @rule()
+    def kill(self) -> None:
+        """Without warning: what was committed and owed is still owed, no other set appears."""
+        assert self.log is not None
+        self.run(killed(self.log))
+        self.log = None
+        self.log = self.run(self._open())
+        for name in self.consumers:
+            there = self._owed_now(name)
+            assert {number for number in self.owed[name] if number < self.durable} <= set(there)
+            self.owed[name] = there
+            self.done[name] = there[0] if there else len(self.taken)
+        self.unclaimed = [number for number in self.unclaimed if number < self.durable]
+
+    def _owed_now(self, name: str) -> list[int]:
+        """By the cursor on the card; what is held back for its time is in it."""
+        numbers: list[int] = []
+        assert self.log is not None
+        after = self.log._lanes[name].cursor
+        while (columns := self.run(self.log.scan(after))) is not None:
+            numbers += columns.value[::2]
+            after = columns.last
+        return numbers
+
+    @rule()
     def synchronise(self) -> None:
         """The clock is set right, if it was not."""
         if self.clock.trust.trusted:
@@ -217,6 +242,17 @@ class LogAgainstModel(RuleBasedStateMachine):
             self.run(self.log.close())
         self.runner.close()
         shutil.rmtree(self.folder)
+
+
+async def killed(log: Log) -> None:
+    """End a log as kill -9 does: nothing more is written."""
+    log._closed = True
+    if log._timer is not None:
+        log._timer.cancel()
+    assert log._store is not None
+    await log._writer.submit(log._store.close)
+    await log._writer.close()
+    os.close(log._lock)
 
 
 LogAgainstModel.TestCase.settings = settings(
