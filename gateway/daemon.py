@@ -6,7 +6,7 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import version
@@ -22,7 +22,7 @@ from gateway.forward.forwarder import Forwarder, settings_of
 from gateway.forward.ngsild import broker_of
 from gateway.harmonise.devices import box_set, sensor_set
 from gateway.harmonise.entity import Entity, harmonise
-from gateway.health import Health, notify, watchdog_every_s
+from gateway.health import BrokerHealth, Health, notify, watchdog_every_s
 from gateway.http.outcome import UnknownName
 from gateway.http.preview import Good, entities, remarks, sample_values
 from gateway.http.server import Server
@@ -322,7 +322,7 @@ class Daemon:
             "links": {name: self._link_status(name) for name in self.plan.links},
             "brokers": {
                 name: {**_plain(record), "url": self.plan.brokers[name].config.url}
-                for name, record in self._health.brokers.items()
+                for name, record in self._brokers()
             },
             "log": _texts(self._log.status()),
             "clock": _texts(self._clock.status()),
@@ -400,10 +400,17 @@ class Daemon:
         """See `GatewayView.pause`."""
         return {"device": device, "until": utc(self._service(self._device(device)).pause(device, seconds))}
 
+    def _brokers(self) -> Iterator[tuple[str, BrokerHealth]]:
+        """Their records, with what is owed at this moment: a forwarder that waits has not looked since."""
+        for name, record in self._health.brokers.items():
+            with contextlib.suppress(KeyError):  # in the middle of a reload
+                record.backlog, record.oldest_unsent_at = self._log.backlog(name)
+            yield name, record
+
     async def once(self) -> dict[str, Any]:
         """See `GatewayView.once`. Sending goes on by itself; who asks watches the backlog."""
         devices = {name: await self._once(plan) for name, plan in self.plan.devices.items()}
-        return {"devices": devices, "brokers": {name: _plain(record) for name, record in self._health.brokers.items()}}
+        return {"devices": devices, "brokers": {name: _plain(record) for name, record in self._brokers()}}
 
     async def _once(self, device: DevicePlan) -> dict[str, Any]:
         try:
