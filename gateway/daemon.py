@@ -321,8 +321,7 @@ class Daemon:
             },
             "links": {name: self._link_status(name) for name in self.plan.links},
             "brokers": {
-                name: {**_plain(record), "url": self.plan.brokers[name].config.url}
-                for name, record in self._brokers()
+                name: {**_plain(record), "url": self.plan.brokers[name].config.url} for name, record in self._brokers()
             },
             "log": _texts(self._log.status()),
             "clock": _texts(self._clock.status()),
