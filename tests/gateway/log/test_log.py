@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -180,58 +181,75 @@ async def test_an_asked_commit_and_one_that_is_due_do_not_meet(tmp_path: Path) -
     await log.close()
 
 
-WRITER = textwrap.dedent(
+WRITERS = textwrap.dedent(
     """
-    import asyncio, sys
+    import asyncio, os, sys
     from pathlib import Path
     from gateway.log.log import Log, LogSettings
     from gateway.sdk.reading import Reading, ReadingSet
     from gateway.sdk.testing import NOON, ManualClock
 
-    async def main():
-        log = await Log.open(LogSettings(Path(sys.argv[1]), commit_every_s=0.0), clock=ManualClock(), consumers=[])
-        n = int(sys.argv[2])
+    async def write(path, n):
+        log = await Log.open(LogSettings(Path(path), commit_every_s=0.0), clock=ManualClock(), consumers=[])
         while True:
             await log.append(ReadingSet("meter-1", (Reading("count", n, NOON),)))
             print(n, flush=True)
             n += 1
 
-    asyncio.run(main())
+    for line in sys.stdin:  # forked, so that two hundred starts cost one import
+        path, n = line.split()
+        child = os.fork()
+        if not child:
+            print("pid", os.getpid(), flush=True)
+            asyncio.run(write(path, int(n)))
+        os.waitpid(child, 0)
+        print("dead", flush=True)
     """
 )
 
 
-def killed_after(lines: int, path: Path, first: int) -> int:
-    """Run the writer, kill it without warning; returns the last number it had confirmed."""
-    with subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path), str(first)], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        for _ in range(lines):
-            process.stdout.readline()
-        os.kill(process.pid, signal.SIGKILL)
-        return max(map(int, process.stdout.read().split("\n")[:-1]), default=first + lines - 1)
+class Writers:
+    """Starts writers one after the other and kills each without warning."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", WRITERS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def killed_after(self, lines: int, path: Path, first: int) -> int:
+        """Run a writer and kill it; returns the last number it had confirmed."""
+        tell, told = self._process.stdin, self._process.stdout
+        assert tell is not None
+        assert told is not None
+        print(path, first, file=tell, flush=True)
+        pid = int(told.readline().removeprefix("pid "))
+        confirmed = [int(told.readline()) for _ in range(lines)]
+        os.kill(pid, signal.SIGKILL)
+        while (line := told.readline()) != "dead\n":
+            confirmed.append(int(line))
+        return confirmed[-1]
+
+    def close(self) -> None:
+        self._process.communicate()
 
 
-async def survives_kills(path: Path, times: int) -> None:
+@pytest.fixture
+def writers() -> Iterator[Writers]:
+    writers = Writers()
+    yield writers
+    writers.close()
+
+
+@pytest.mark.parametrize("half", [1, 2])
+async def test_what_append_confirmed_survives_a_hundred_kill_9(writers: Writers, tmp_path: Path, half: int) -> None:
     n = 0
-    for turn in range(times):
-        confirmed = await asyncio.to_thread(killed_after, 1 + turn % 25, path / "buffer.db", n)
-        log = await opened(path, CITY)
+    for turn in range(100):
+        confirmed = await asyncio.to_thread(writers.killed_after, 1 + turn * half % 25, tmp_path / "buffer.db", n)
+        log = await opened(tmp_path, CITY)
         kept = await everything(log, "milano")
         await log.close()
         assert kept[: confirmed + 1] == list(range(confirmed + 1))
         n = len(kept)
-
-
-async def test_what_append_confirmed_survives_kill_9(tmp_path: Path) -> None:
-    await survives_kills(tmp_path, 5)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-async def test_what_append_confirmed_survives_kill_9_two_hundred_times(tmp_path: Path) -> None:
-    await survives_kills(tmp_path, 200)
 
 
 THRIFTY = textwrap.dedent(
