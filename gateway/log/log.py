@@ -36,6 +36,7 @@ from gateway.sdk.reading import Reading, ReadingSet, TimeSource
 T = TypeVar("T")
 _READING_BYTES: Final = 250  # what one reading costs in the head, as measured with tracemalloc
 _HOUSEKEEPING_S: Final = 3600.0
+_KEEPS_AGAIN_AFTER_S: Final = 600.0  # a full file drops some with every few commits: that is one state, not many
 _STATE_S: Final = 300.0
 _DRAIN_S: Final = 60.0  # a cursor that moved over stored segments is written within this
 _RETRY_S: Final = 5.0
@@ -187,6 +188,7 @@ class Log:
         self._bad_since = clock.now()
         self._failed_s = 0.0
         self._dropping = ""
+        self._dropped_s = 0.0
         self._gaps: list[Gap] = []
         self._salvaged: Report | None = None
         self._size_bytes = 0
@@ -890,7 +892,9 @@ class Log:
             self._note_gaps(done.gaps)
             with contextlib.suppress(LogError):
                 await self._recount()
-        elif self._dropping and not self._failure:
+        elif (
+            self._dropping and not self._failure and self._clock.monotonic_s() - self._dropped_s >= _KEEPS_AGAIN_AFTER_S
+        ):
             self._dropping = ""
             _events.info("log_keeps_everything_again", path=str(self.settings.path))
 
@@ -898,6 +902,7 @@ class Log:
         self._gaps += gaps
         del self._gaps[:-1000]
         reason = gaps[-1].reason
+        self._dropped_s = self._clock.monotonic_s()
         if reason != self._dropping:
             self._dropping = reason
             self._bad_since = self._clock.now()

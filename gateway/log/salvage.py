@@ -37,6 +37,7 @@ _TYPES: Final[dict[str, tuple[Any, ...]]] = {
     "boot": (int, str, _MAYBE_INT, int, int, _MAYBE_INT, int),
     "cursor": (str, int, int),
     "state": (str, str, bytes),
+    "newer_state": (int, str, str, bytes),
     "held": (int, str, str, str, str, int, int, int, _MAYBE_INT, int, bytes),
     "gap": (int, int, _MAYBE_INT, _MAYBE_INT, int, str, str),
     "statistic": (int, bytes),
@@ -165,7 +166,18 @@ def _read_tables(path: Path, found: _Found, report: Report) -> None:
         report.lost.append(f"tables: {error}")
         return
     try:
-        for table in ("start", "boot", "cursor", "state", "held", "gap", "statistic", "record", "record_copy"):
+        for table in (
+            "start",
+            "boot",
+            "cursor",
+            "state",
+            "newer_state",
+            "held",
+            "gap",
+            "statistic",
+            "record",
+            "record_copy",
+        ):
             found.rows[table] = _rows(db, f"SELECT * FROM {table}", table, report)
         for total, body in _rows(db, "SELECT total, body FROM segment ORDER BY id", "segment", None):
             if isinstance(body, bytes) and isinstance(total, int):

@@ -62,6 +62,12 @@ MIGRATIONS: Final = (
         readings INTEGER NOT NULL, reason TEXT NOT NULL, owed TEXT NOT NULL);
     CREATE TABLE statistic(hour INTEGER PRIMARY KEY, body BLOB NOT NULL)
     """,
+    """
+    CREATE TABLE newer_state(id INTEGER PRIMARY KEY, device TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL)
+    """,
+)
+_NEWER_STATES: Final = (
+    512  # a thousand nodes' states lie on pages of their own: one after the other costs one page a commit
 )
 
 
@@ -200,6 +206,7 @@ class Store:
         self.boots = Boots((), 0)
         self.now_us: Callable[[], int | None] = lambda: None
         self.total = 0
+        self._newer_states = 0
         try:
             self._prepare()
         except BaseException:
@@ -344,8 +351,10 @@ class Store:
         return found
 
     def _load_states(self) -> dict[tuple[str, str], bytes]:
-        rows = [_typed(row, (str, str, bytes)) for row in self._db.execute("SELECT device, key, value FROM state")]
-        return {(device, key): value for device, key, value in rows}
+        tables = ("SELECT device, key, value FROM state", "SELECT device, key, value FROM newer_state ORDER BY id")
+        old, newer = ([_typed(row, (str, str, bytes)) for row in self._db.execute(sql).fetchall()] for sql in tables)
+        self._newer_states = len(newer)
+        return {(device, key): value for device, key, value in (*old, *newer)}
 
     def _load_statistics(self) -> dict[int, bytes]:
         rows = self._db.execute("SELECT hour, body FROM statistic ORDER BY hour DESC LIMIT 48")
@@ -388,9 +397,7 @@ class Store:
                 first = group[0].seq
                 db.execute("INSERT INTO segment VALUES(?, ?, ?, ?)", (first, group[-1].seq - first, done.total, body))
             self._put_cursors(batch)
-            db.executemany(
-                "INSERT OR REPLACE INTO state VALUES(?, ?, ?)", [(*key, value) for key, value in batch.states.items()]
-            )
+            newer_states = self._put_states(batch.states)
             self._put_boots(batch.boots)
             if batch.up_us is not None:
                 db.execute("UPDATE boot SET up_us = ? WHERE id = ?", (batch.up_us, self.boots.current))
@@ -404,7 +411,24 @@ class Store:
             done.size_bytes = self.used_pages() * PAGE_BYTES
         self.layouts.unsaved.clear()
         self.total = done.total
+        self._newer_states = newer_states
         return done
+
+    def _put_states(self, states: Mapping[tuple[str, str], bytes]) -> int:
+        """Append driver states; when they are many they go where they belong. How many are appended now."""
+        self._db.executemany(
+            "INSERT INTO newer_state(device, key, value) VALUES(?, ?, ?)",
+            [(*key, value) for key, value in states.items()],
+        )
+        count = self._newer_states + len(states)
+        if count <= _NEWER_STATES:
+            return count
+        self._db.execute(
+            "INSERT OR REPLACE INTO state SELECT device, key, value FROM newer_state"
+            " WHERE id IN (SELECT max(id) FROM newer_state GROUP BY device, key)"
+        )
+        self._db.execute("DELETE FROM newer_state")
+        return 0
 
     def _put_records(self, series: Mapping[int, tuple[str, str]], layouts: Sequence[Layout]) -> None:
         for body in records(series, layouts):

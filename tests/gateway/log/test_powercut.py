@@ -30,6 +30,7 @@ from tests.support.powercut import MODES, Card, Connection, Op, Platter, put_fil
 CUTS = 2_000
 PATH = "/card/buffer.db"
 TABLES = (
+    "newer_state",
     "start",
     "record",
     "record_copy",
