@@ -66,9 +66,8 @@ MIGRATIONS: Final = (
     CREATE TABLE newer_state(id INTEGER PRIMARY KEY, device TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL)
     """,
 )
-_NEWER_STATES: Final = (
-    512  # a thousand nodes' states lie on pages of their own: one after the other costs one page a commit
-)
+_FEW_STATES: Final = 40  # so many lie on a page or two: written where they belong
+_NEWER_STATES: Final = 512  # of more nodes, what changed is appended: a page a commit, not one for each node
 
 
 class Connection(Protocol):
@@ -207,6 +206,7 @@ class Store:
         self.now_us: Callable[[], int | None] = lambda: None
         self.total = 0
         self._newer_states = 0
+        self._state_keys: set[tuple[str, str]] = set()
         try:
             self._prepare()
         except BaseException:
@@ -354,7 +354,9 @@ class Store:
         tables = ("SELECT device, key, value FROM state", "SELECT device, key, value FROM newer_state ORDER BY id")
         old, newer = ([_typed(row, (str, str, bytes)) for row in self._db.execute(sql).fetchall()] for sql in tables)
         self._newer_states = len(newer)
-        return {(device, key): value for device, key, value in (*old, *newer)}
+        states = {(device, key): value for device, key, value in (*old, *newer)}
+        self._state_keys = set(states)
+        return states
 
     def _load_statistics(self) -> dict[int, bytes]:
         rows = self._db.execute("SELECT hour, body FROM statistic ORDER BY hour DESC LIMIT 48")
@@ -415,7 +417,12 @@ class Store:
         return done
 
     def _put_states(self, states: Mapping[tuple[str, str], bytes]) -> int:
-        """Append driver states; when they are many they go where they belong. How many are appended now."""
+        """Write driver states; of many devices they are appended first. How many are appended now."""
+        self._state_keys |= states.keys()
+        if len(self._state_keys) <= _FEW_STATES and not self._newer_states:
+            rows = [(*key, value) for key, value in states.items()]
+            self._db.executemany("INSERT OR REPLACE INTO state VALUES(?, ?, ?)", rows)
+            return 0
         self._db.executemany(
             "INSERT INTO newer_state(device, key, value) VALUES(?, ?, ?)",
             [(*key, value) for key, value in states.items()],

@@ -305,3 +305,21 @@ async def test_from_the_window_after_the_city_is_gone_on_every_reading_is_in_the
     assert kept == list(range(kept[0], kept[-1] + 1))
     assert kept[0] <= 100
     assert in_time <= kept[-1] <= last
+
+
+async def test_the_newest_driver_state_of_every_device_is_there_after_a_restart_also_when_they_are_many(
+    tmp_path: Path,
+) -> None:
+    log = await opened(tmp_path, CITY)
+    for turn in range(40):
+        for node in range(turn, turn + 60):
+            await log.append(ReadingSet(f"node-{node}", (Reading("t", float(turn), NOON),), {"counter": bytes([turn])}))
+        await log.commit()
+    await log.close()
+
+    log = await opened(tmp_path, CITY)
+
+    assert {node: log.driver_state(f"node-{node}").get("counter") for node in range(99)} == {
+        node: bytes([min(node, 39)]) for node in range(99)
+    }
+    await log.close()
