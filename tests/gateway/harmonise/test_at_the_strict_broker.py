@@ -82,7 +82,11 @@ LANGUAGE = """\
 
 def test_the_operators_file_carries_the_whole_language(tmp_path: Path) -> None:
     point = "pm2_5"
-    text = CONFIG.partition("          type: BenchObserved")[0] + LANGUAGE.replace("POINT", point) + "publish: {provider: Comune di Milano}\nbrokers: {}\n"
+    text = (
+        CONFIG.partition("          type: BenchObserved")[0]
+        + LANGUAGE.replace("POINT", point)
+        + "publish: {provider: Comune di Milano}\nbrokers: {}\n"
+    )
     (tmp_path / "citygate.yaml").write_text(text)
     plan = make_plan(tmp_path, BenchRegistry())
     traffic, measurement = plan.read_api["air-1"]
