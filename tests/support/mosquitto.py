@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 SEARCHED = f"{Path('/usr/sbin')}:{Path('/usr/local/sbin')}:{Path('/usr/bin')}"
 
 
@@ -38,7 +40,9 @@ class Mosquitto:
     def start(self) -> None:
         """Start and wait until it accepts connections."""
         program = shutil.which("mosquitto") or shutil.which("mosquitto", path=SEARCHED)
-        assert program, "mosquitto is not installed: apt-get install mosquitto"
+        if program is None and not os.environ.get("CI"):
+            pytest.skip("mosquitto is not installed: apt-get install mosquitto")
+        assert program, "mosquitto is not installed"
         self._process = subprocess.Popen(
             [program, "-c", str(self._config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
