@@ -1,7 +1,8 @@
 """Warnings: what the file may say, but will be regretted."""
 
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gateway.sdk.errors import Problem
 
 LINE_FULL = 0.9  # part of a line's time taken by polls; beyond it one slow answer makes every device late
 BYTES_PER_READING = 12  # on the card, segment and database pages together; a poll of few points costs more for each
+RATE_FULL = 0.8  # the rest is for what was owed: an outage must be made up some day
 DAY_S = 86400.0
 _UNSTABLE = re.compile(r"/dev/tty(?:USB|ACM)[0-9]+")
 _SECRET_KEY = re.compile(r"(?i)(?:.*_)?(?:password|secret|token)|.+_key")  # of drivers that do not say it by type
@@ -32,7 +34,8 @@ def advise(loaded: Loaded) -> tuple[Problem, ...]:
     found = [problem for link in loaded.links.values() for problem in _link(link)]
     found += _shared_ports(loaded)
     if loaded.config is not None:
-        found += [*_devices_and_brokers(loaded, loaded.config), *_buffer(loaded, loaded.config)]
+        config = loaded.config
+        found += [*_devices_and_brokers(loaded, config), *_buffer(loaded, config), *_rates(loaded, config)]
         found += _clear_text(loaded.config, (), loaded)
     return tuple(locate(problem, loaded.root) for problem in found)
 
@@ -129,15 +132,31 @@ def _devices_and_brokers(loaded: Loaded, config: Config) -> Iterator[Problem]:
         yield Problem("unsent-device", where, message, "add it to send: of a broker, or take it out", "warning", "key")
 
 
-def readings_per_s(config: Config) -> float:
-    """What all devices give when all is well; devices that do not say how often they speak count nothing."""
+def readings_per_s(config: Config, globs: Sequence[str] = ("*",)) -> float:
+    """What these devices give when all is well; devices that do not say how often they speak count nothing."""
     total = 0.0
     for link in config.links.values():
-        for device in link.devices.values():
+        for name, device in link.devices.items():
+            if not any(fnmatchcase(name, glob) for glob in globs):
+                continue
             period_s = getattr(device, "every_s", None) or getattr(device.template, "period_s", None)
             if isinstance(period_s, int | float) and period_s > 0:
                 total += len(device.template.points) / period_s
     return total
+
+
+def _rates(loaded: Loaded, config: Config) -> Iterator[Problem]:
+    """A broker that may be sent less than its devices give falls behind for ever."""
+    for broker, its in config.brokers.items():
+        given = readings_per_s(config, its.send)
+        if given > RATE_FULL * its.rate_per_s:
+            path: PathOf = ("brokers", broker, "rate")
+            placed = path if find(loaded.root, path).missing is None else path[:2]
+            message = f"its devices give {given:.4g} readings a second, and {its.rate_per_s:.4g} may be sent"
+            remedy = (
+                f"rate: {math.ceil(given / RATE_FULL / 100) * 100}/s or more, or report: less of what does not change"
+            )
+            yield Problem("slow-rate", placed, message, remedy, "warning", "value" if placed == path else "key")
 
 
 def _buffer(loaded: Loaded, config: Config) -> Iterator[Problem]:
