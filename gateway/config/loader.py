@@ -180,8 +180,9 @@ class _Load:
             return empty
         kind, _, name = use.text.partition("/")
         folders = (self.folder / "cities", shipped("cities"))
-        file = next((f for f in (folder / f"{name}.yaml" for folder in folders) if f.is_file()), None)
-        if kind != "cities" or not NAME.fullmatch(name) or file is None:
+        files = [folder / f"{name}.yaml" for folder in folders] if kind == "cities" and NAME.fullmatch(name) else []
+        file = next((f for f in files if f.is_file()), None)  # a profile's name is no path
+        if file is None:
             known = sorted({f"cities/{f.stem}" for folder in folders for f in yaml_files(folder)})
             remedy = known_or_near(use.text, known) or "put it into cities/ beside the config"
             self._add("unknown-profile", path, f"no city profile {use.text}", use, remedy)
