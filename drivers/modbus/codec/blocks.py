@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from drivers.modbus.codec.frames import MAX_READ_BITS, MAX_READ_WORDS, Table
-from drivers.modbus.codec.registers import Encoding
+from drivers.modbus.codec.registers import Encoding, shortest
 from gateway.sdk.reading import Quality, Reading, Reason, Value
 
 
@@ -90,7 +90,8 @@ class Block:
         readings = []
         for f, raw in zip(self.fields, self.unpack(data), strict=True):
             if f.encoding.plain and type(raw) is float and math.isfinite(raw):  # the common case, without a detour
-                readings.append(Reading(f.point, raw, observed_at))
+                decimal = shortest(raw) if f.encoding.type == "float32" else raw
+                readings.append(Reading(f.point, decimal, observed_at))
                 continue
             value, reason = f.encoding.value(raw)
             quality = Quality.GOOD if value is not None else Quality.BAD

@@ -1,6 +1,7 @@
 """The block planner: few requests, every field whole, nothing forbidden; and parting what a device refuses."""
 
 import itertools
+import struct
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,3 +107,13 @@ def test_coils_stand_lowest_bit_first() -> None:
     block = Block("coil", 100, 10, tuple(Field(f"c{n}", "coil", 100 + n, Encoding("bit")) for n in range(10)))
 
     assert [value for value, _ in block.values(b"\x81\x02")] == [True, *[False] * 6, True, False, True]
+
+
+@given(st.integers(-999_999, 999_999), st.integers(1, 6))
+def test_a_float32_of_a_block_is_the_decimal_that_the_device_meant(digits: int, places: int) -> None:
+    meant = digits / 10**places
+    block = Block("input", 0, 2, (Field("power", "input", 0, Encoding("float32")),))
+
+    [reading] = block.readings(struct.pack(">f", meant), NOON)
+
+    assert reading.value == meant
