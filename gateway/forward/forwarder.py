@@ -23,7 +23,7 @@ from gateway.health import BrokerHealth
 from gateway.journal import event
 from gateway.sdk.driver import Clock
 from gateway.sdk.errors import BrokerUnavailable, LogError
-from gateway.sdk.reading import ReadingSet
+from gateway.sdk.reading import Quality, ReadingSet
 
 if TYPE_CHECKING:
     from gateway.harmonise.compile import Mapping
@@ -275,7 +275,8 @@ class Forwarder:
         if self._sample is None:
             self._sample, self._sample_until_s = self._of.accepted.sample(), now_s + 3 * within_s
         if self._sample is None:  # nothing became current yet
-            await self._rest()
+            if not await self._pass_over_bad():
+                await self._rest()
             return None
         entity_id, key, at = self._sample
         mapping = self._mapping_of_id[entity_id]
@@ -289,6 +290,14 @@ class Forwarder:
         else:
             await self._clock.sleep(min(within_s / 20, self._settings.linger_s or within_s / 20))
         return None
+
+    async def _pass_over_bad(self) -> bool:
+        """Readings without a value concern no city: devices that are all silent leave no backlog. Whether there were any."""
+        columns = await self._log.read(self.name, max_readings=self._settings.max_readings)
+        if columns is None or Quality.GOOD in columns.quality:
+            return False
+        await self._log.settle(self.name, columns.last)
+        return True
 
     # the two ways
 

@@ -17,7 +17,7 @@ from gateway.forward.forwarder import Forwarder, ForwardSettings
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
 from gateway.health import BrokerHealth
 from gateway.log.log import Consumer, Log, LogSettings
-from gateway.sdk.reading import Reading, ReadingSet
+from gateway.sdk.reading import Reading, ReadingSet, Reason, no_values
 from tests.gateway.forward.scene import START, RealClock, entity_id, measured_only, tables, wire
 from tests.support.strict_broker import StrictBroker
 
@@ -289,4 +289,18 @@ async def test_a_config_fault_with_one_bad_entity_ends_when_another_is_accepted(
         assert health.dead > 0
     box.expected = {point for point in box.expected if point[0] != entity_id("air-0")}
     strict.refusals.clear()
+    assert_exact(strict, box)
+
+
+async def test_devices_that_are_all_silent_leave_no_backlog(box: Box) -> None:
+    strict = StrictBroker()
+    async with strict.serve() as url, box.running(url):
+        assert box.log is not None
+        for at_s in range(3):
+            at = START + timedelta(seconds=at_s)
+            await box.log.append(no_values(DEVICES[0], ("pm25",), Reason.TIMEOUT, observed_at=at))
+            await strict.until(lambda: box.settled)
+
+        await box.put(DEVICES[1], 5, pm25=4.0)
+        await strict.until(lambda: box.settled and bool(strict.history()))
     assert_exact(strict, box)
