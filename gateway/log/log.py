@@ -791,7 +791,7 @@ class Log:
                 now_s = self._clock.monotonic_s()
                 # young sets stay in memory: most are settled before they are of age, and never written
                 await self._commit(sets=self._sets_due(now_s), housekeeping=now_s >= self._housekeeping_at_s)
-                if not self._again or self._failure:
+                if not self._again or self._failure or self._closed:
                     return
         finally:
             self._committing = None
@@ -1013,10 +1013,10 @@ class Log:
         """
         if self._closed:
             return
+        self._closed = True  # no commit starts by itself from here on: it would meet a closed file
         try:
             await self.commit()
         finally:
-            self._closed = True
             if self._timer is not None:
                 self._timer.cancel()
             for _, future in self._receipts:
