@@ -1,7 +1,6 @@
 """Keep services running: one that fails is restarted, a silent one too, and a driver that blocks the loop is named."""
 
 import asyncio
-import contextlib
 import sys
 import threading
 import time
@@ -83,8 +82,7 @@ async def _run_watched(service: Service, clock: Clock) -> None:
         if not task.done():
             fault("service_ignores_cancel", service=service.name)
         elif not task.cancelled():
-            with contextlib.suppress(Exception):
-                task.exception()
+            task.exception()  # looked at, so that asyncio does not report it once more
 
 
 class LagMonitor:

@@ -20,6 +20,7 @@ from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
 from gateway.health import BrokerHealth
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.reading import Reading, ReadingSet
+from tests.benchmarks.sink import Sink
 from tests.gateway.forward.scene import RealClock, tables
 
 READINGS = int(os.environ.get("BENCH_READINGS", "1000000"))
@@ -28,7 +29,7 @@ DEVICES = tuple(f"unit-{n}" for n in range(50))
 FAST = ForwardSettings(linger_s=1.0, rate_per_s=1e9, records=True, records_within_s=0.1)
 
 
-class Sink(asyncio.Protocol):
+class TimedSink(Sink):
     """Reads requests, answers 204 (200 and `[]` to a GET), notes when a live value came and in which order.
 
     Args:
@@ -36,26 +37,10 @@ class Sink(asyncio.Protocol):
     """
 
     def __init__(self, live_at: dict[float, float], order: list[str], history_s: float) -> None:
+        super().__init__()
         self._live_at = live_at
         self._order = order
         self._history_s = history_s
-        self._buffer = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
-            head = self._buffer[:end].lower()
-            at = head.find(b"content-length:")
-            length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
-            if len(self._buffer) < end + 4 + length:
-                return
-            body = self._buffer[end + 4 : end + 4 + length]
-            self._buffer = self._buffer[end + 4 + length :]
-            self._answer(head, body)
 
     def _answer(self, head: bytes, body: bytes) -> None:
         if head.startswith(b"get"):
@@ -84,7 +69,7 @@ class Sink(asyncio.Protocol):
 async def sink(live_at: dict[float, float], order: list[str], history_s: float = 0.0) -> AsyncIterator[str]:
     """Yields its address."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Sink(live_at, order, history_s), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: TimedSink(live_at, order, history_s), "127.0.0.1", 0)
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:

@@ -29,9 +29,9 @@ def eventually(what: str, look: Callable[[], T], *, within_s: float = 20.0) -> T
     raise AssertionError(f"{what}: not within {within_s:g} s; last seen: {last!r}")
 
 
-def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as sock:
+def free_port(kind: int = socket.SOCK_STREAM) -> int:
+    """A loopback port that was free a moment ago."""
+    with socket.socket(socket.AF_INET, kind) as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
 

@@ -11,15 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.box import free_port
+
 SEARCHED = f"{Path('/usr/sbin')}:{Path('/usr/local/sbin')}:{Path('/usr/bin')}"
-
-
-def free_port(kind: int = socket.SOCK_STREAM) -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket(socket.AF_INET, kind) as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 class Mosquitto:

@@ -31,7 +31,7 @@ from tests.drivers.lora.support import (
     until,
     world,
 )
-from tests.support.mosquitto import free_port
+from tests.support.box import free_port
 
 ADDRESS = "49be7df1"
 FIRST, SECOND = CONCENTRATORS

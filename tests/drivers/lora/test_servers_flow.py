@@ -32,7 +32,8 @@ from tests.drivers.lora.support import (
     until,
     world,
 )
-from tests.support.mosquitto import Mosquitto, free_port, mosquitto
+from tests.support.box import free_port
+from tests.support.mosquitto import Mosquitto, mosquitto
 
 EUI = "24e124713d123456"
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import dataclasses
-import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from gateway.sdk.simulator import Faults, World
 from gateway.sdk.streams import open_serial, open_tcp
 from gateway.sdk.testing import RecordingContext
 from tests.drivers.modbus.test_templates import NAMES
+from tests.support.box import free_port
 from tests.support.modbus_config import link, shipped
 
 
@@ -91,12 +91,6 @@ async def listening(config: ModbusConfig) -> bool:
     writer.close()
     await writer.wait_closed()
     return True
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def all_devices() -> dict[str, dict[str, object]]:
