@@ -31,10 +31,6 @@ class Writer:
         since_s = self._busy_since_s
         return 0.0 if since_s is None else time.monotonic() - since_s
 
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
-
     def _run(self) -> None:
         while (item := self._jobs.get()) is not None:
             job, future = item
