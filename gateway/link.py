@@ -241,7 +241,7 @@ class LinkService:
         event("device_resumed", device=device)
         return False
 
-    def _reject(self, error: FrameError) -> None:
+    def _reject(self, error: FrameError, *, device: str = "", remedy: str = "") -> None:
         self._record.counters["rejected_frames"] += 1
         now_s = self._clock.monotonic_s()
         if now_s - self._rejected_event_s >= REJECT_EVENT_EVERY_S:

@@ -155,7 +155,7 @@ def driver_context(waiting: "asyncio.Queue[Request]") -> Any:
     def ignore(*_: Any, **__: Any) -> None:
         """Counters, notes and offered times have no place here."""
 
-    def reject(error: FrameError) -> None:
+    def reject(error: FrameError, *, device: str = "", remedy: str = "") -> None:
         """Noise before the answer; the request goes on."""
 
     return Context(

@@ -39,6 +39,8 @@ REASONS: Final = (
     Reason.WARMING_UP,
     Reason.DEVICE_FAULT,
     Reason.MISSING,
+    Reason.WRONG_TYPE,
+    Reason.BAD_TIME,
 )
 SOURCES: Final = (TimeSource.GATEWAY, TimeSource.DEVICE, TimeSource.NETWORK)
 _QUALITY_CODE: Final = {quality: code for code, quality in enumerate(QUALITIES)}

@@ -101,13 +101,18 @@ class OpenTcp(Protocol):
     ) -> AbstractAsyncContextManager[ByteStream]: ...
 
 
+class Reject(Protocol):
+    def __call__(self, error: FrameError, *, device: str = "", remedy: str = "") -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """All that a driver sees of the gateway: injected callables, so that a test builds one in a line.
 
     Attributes:
         emit: hand over a set; waits only while the log's head is full.
-        reject: a frame could not be decoded: counted, reported sparingly.
+        reject: a frame or message could not be decoded: counted, its reason shown in status; with `device=` when it is
+            known whose it was, with `remedy=` where the driver knows a better one than that of its kind of link.
         count: add to a counter of this link, shown in status and metrics (`frames`, `crc_errors`); with `device=` to
             one of that device.
         now, monotonic_s, sleep: the clock.
@@ -120,7 +125,7 @@ class Context:
     """
 
     emit: Callable[[ReadingSet], Awaitable[Receipt]]
-    reject: Callable[[FrameError], None]
+    reject: Reject
     count: Callable[..., None]
     now: Callable[[], datetime]
     monotonic_s: Callable[[], float]

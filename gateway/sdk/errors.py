@@ -1,5 +1,7 @@
 """Errors: a class stands for what the caller does next, the message carries the evidence."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,10 +77,31 @@ class FrameError(CitygateError):
     """
 
     def __init__(self, message: str, *, frame: bytes = b"", offset: int = 0) -> None:
+        self.message = message
         self.frame = frame
         self.offset = offset
         shown = frame[:32].hex(" ") + (" …" if len(frame) > 32 else "")
         super().__init__(f"{message} at byte {offset} of [{shown}]")
+
+
+@contextmanager
+def foreign(what: str, frame: bytes = b"") -> Iterator[None]:
+    """The gate for foreign bytes: whatever a parser raises inside is the fault of what came in, and leaves as `FrameError`.
+
+    Put it round pure parsing alone (also as a decorator), never round an `await` or a write: a fault of ours in there
+    would be blamed on the sender.
+
+    Args:
+        what: what was being read, for the message, e.g. "uplink event".
+        frame: the bytes as received.
+    """
+    try:
+        yield
+    except CitygateError:
+        raise
+    except Exception as error:
+        reason = str(error)[:200] or type(error).__name__
+        raise FrameError(f"{what}: {type(error).__name__}: {reason}", frame=frame) from error
 
 
 class BrokerUnavailable(CitygateError):

@@ -31,6 +31,8 @@ class Reason(StrEnum):
     WARMING_UP = "warming_up"  # the device is not ready after power-on
     DEVICE_FAULT = "device_fault"  # the device reports a fault of its own
     MISSING = "missing"  # declared by the template, absent from the frame
+    WRONG_TYPE = "wrong_type"  # another kind of value than the point's: text where a number is meant, text that is none
+    BAD_TIME = "bad_time"  # the time that came with the value cannot be read at all
 
 
 class TimeSource(StrEnum):

@@ -109,7 +109,7 @@ class RecordingContext:
     def context(self) -> Context:
         return Context(
             emit=self._emit,
-            reject=self.rejected.append,
+            reject=self._reject,
             count=self._count,
             now=self.clock.now,
             monotonic_s=self.clock.monotonic_s,
@@ -129,6 +129,9 @@ class RecordingContext:
             self.state[readings.device, key] = value
         await asyncio.sleep(0)
         return _Done()
+
+    def _reject(self, error: FrameError, *, device: str = "", remedy: str = "") -> None:
+        self.rejected.append(error)
 
     def _count(self, name: str, n: int = 1, device: str = "") -> None:
         if device:
