@@ -35,9 +35,13 @@ class Backoff:
         self.tries = 0
         self._handed_out_s = 0.0
 
-    def next_s(self, retry_after_s: float | None = None) -> float:
-        """Seconds to wait now. What the other side asked for is a lower bound, with jitter on top."""
-        bound_s = min(self.first_s * 2.0 ** min(self.tries, 30), self._cap_now_s())
+    def next_s(self, retry_after_s: float | None = None, *, hurry: bool = True) -> float:
+        """Seconds to wait now. What the other side asked for is a lower bound, with jitter on top.
+
+        Args:
+            hurry: whether the quick bound holds; not for a peer that takes us in only to throw us out.
+        """
+        bound_s = min(self.first_s * 2.0 ** min(self.tries, 30), self._cap_now_s() if hurry else self.cap_s)
         self.tries += 1
         wait_s = max(FLOOR_S, self._rng.uniform(0.0, bound_s))
         if retry_after_s is not None:

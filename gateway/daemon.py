@@ -5,6 +5,8 @@ import contextlib
 import dataclasses
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -16,6 +18,7 @@ from typing import Any
 from gateway.backoff import Backoff
 from gateway.clock import Source, SystemClock
 from gateway.config.explain import as_json
+from gateway.driver_run import owned_task
 from gateway.forward.broker import Broker
 from gateway.forward.checked import SAMPLE_OF, Checked
 from gateway.forward.forwarder import Forwarder, settings_of
@@ -28,7 +31,7 @@ from gateway.http.preview import Good, entities, remarks, sample_values
 from gateway.http.server import Server
 from gateway.http.shapes import exchange_row, reading_rows, socket_path, utc
 from gateway.http.view import Verb
-from gateway.journal import bind, event
+from gateway.journal import bind, event, fault
 from gateway.link import LinkService
 from gateway.log import console
 from gateway.log.log import Consumer, Log, LogSettings
@@ -38,13 +41,15 @@ from gateway.registry import Registry
 from gateway.sdk.errors import CitygateError, ConfigError
 from gateway.sdk.quantities import units
 from gateway.sdk.reading import Quality, ReadingSet
-from gateway.supervisor import LagMonitor, Service, supervise
+from gateway.supervisor import Interrupted, LagMonitor, Service, supervise
 
 STOP_WITHIN_S = 5.0
+LEAVE_WITHIN_S = 1.0  # everything is committed by then
 TELL_FIRST_S = 60.0  # after the start there is little to tell
 HOUSEKEEPING_S = 2.0
 WRITER_STUCK_S = 60.0  # a card may take long; longer than this systemd may restart us
 LINK_RETRY_FIRST_S, LINK_RETRY_CAP_S = 1.0, 60.0
+LINK_RETRY_QUICK_S, LINK_RETRY_QUICK_FOR_S = 5.0, 300.0  # an outage is noticed to be over soon, while it is young
 
 
 class Daemon:
@@ -125,7 +130,9 @@ class Daemon:
         self._tasks[name] = self._group.create_task(work, name=name)
 
     def _start(self, name: str, service: Service) -> None:
-        backoff = Backoff(LINK_RETRY_FIRST_S, LINK_RETRY_CAP_S)
+        backoff = Backoff(
+            LINK_RETRY_FIRST_S, LINK_RETRY_CAP_S, quick_cap_s=LINK_RETRY_QUICK_S, quick_for_s=LINK_RETRY_QUICK_FOR_S
+        )
         self._spawn(name, supervise(service, backoff=backoff, clock=self._clock))
 
     async def _end(self, *names: str) -> None:
@@ -338,7 +345,8 @@ class Daemon:
             for device, its in plan.devices.items()
             if device in record.devices
         }
-        return {**_plain(record), "devices": devices}
+        rejected = [_texts(dataclasses.asdict(row)) for row in record.rejected.newest_first()]
+        return {**_plain(record), "rejected": rejected, "devices": devices}
 
     def _point_status(self, device: DevicePlan) -> dict[str, Any]:
         last = self._log.last_values.device(device.name)
@@ -445,6 +453,7 @@ class Chore:
 
     silent_after_s: float | None = None
     progress_at_s = 0.0
+    came_up = False
 
     def __init__(
         self, name: str, work: Callable[[], Awaitable[None]], failed: Callable[[Exception], None] | None = None
@@ -467,10 +476,13 @@ class Chore:
         """Only a config can cure it."""
         self.failed(error)
 
+    def cut_off(self) -> None:
+        """It is our own code: named in the journal, nothing else to do."""
+
 
 def _plain(record: Any) -> dict[str, Any]:
-    """A health record as JSON, its devices left out."""
-    fields = (field.name for field in dataclasses.fields(record) if field.name != "devices")
+    """A health record as JSON, its devices and rejections left out."""
+    fields = (field.name for field in dataclasses.fields(record) if field.name not in ("devices", "rejected"))
     return _texts({name: getattr(record, name) for name in fields})
 
 
@@ -499,8 +511,42 @@ def _log_settings(plan: Plan) -> LogSettings:
     )
 
 
-async def serve(path: Path) -> None:
-    """Run the daemon of this config until it is told to stop."""
+def serve(path: Path) -> None:
+    """Run the daemon of this config until it is told to stop; then nothing that a driver left behind can hold it.
+
+    Raises:
+        ConfigError: with every problem; nothing was touched.
+        LogError: the log cannot be used, or another daemon holds it.
+    """
     daemon = Daemon(path)
-    with contextlib.suppress(asyncio.CancelledError):
-        await daemon.run()
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        loop.set_task_factory(owned_task)
+        main = loop.create_task(daemon.run(), name="daemon")
+        while True:
+            try:
+                with contextlib.suppress(asyncio.CancelledError):
+                    loop.run_until_complete(main)
+                break
+            except (SystemExit, KeyboardInterrupt, Interrupted) as error:
+                if main.done():
+                    raise
+                fault(
+                    "exit_refused", error
+                )  # from a callback or a task of a driver's own; the loop goes on where it was
+        _leave(loop)
+
+
+def _leave(loop: asyncio.AbstractEventLoop) -> None:
+    """End the process where a driver would keep it: by a task that ignores cancel, or a thread that never ends."""
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        _, left = loop.run_until_complete(asyncio.wait(left, timeout=LEAVE_WITHIN_S))
+    threads = [its.name for its in threading.enumerate() if not its.daemon and its is not threading.main_thread()]
+    if left or threads:
+        event("left_behind", tasks=sorted(task.get_name() for task in left), threads=threads)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import socket
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,6 +11,62 @@ from typing import Any
 
 from gateway.journal import event
 from gateway.sdk.driver import Clock
+
+MAX_REJECTIONS = 16  # kinds remembered of a link; the one not seen for longest makes room
+MAX_REASON_CHARACTERS = 200
+ALIKE = 5  # so many in a row for one reason and nothing good: it is no noise
+_VARIES = re.compile(r"\b(?:0x)?[0-9a-f]*[0-9][0-9a-f]*\b", re.IGNORECASE)  # numbers, addresses, bytes in hex
+
+
+@dataclass(slots=True)
+class Rejection:
+    """Frames or messages that were refused for one reason.
+
+    Attributes:
+        kind: the reason without what varies (numbers, addresses, bytes).
+        reason: as said of the newest.
+        device: whose they were; "" when that cannot be told.
+    """
+
+    kind: str
+    reason: str
+    device: str
+    remedy: str
+    count: int
+    first_at: datetime
+    last_at: datetime
+
+
+class Rejections:
+    """What was rejected on one link, by reason and device, newest first; bounded."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, str], Rejection] = {}
+        self._in_a_row: tuple[tuple[str, str] | None, int] = (None, 0)
+        self.forgotten = 0  # of kinds that had to make room
+
+    def add(self, reason: str, device: str, remedy: str, at: datetime) -> bool:
+        """Count one. Whether it is one of many in a row, all for the same reason."""
+        key = _VARIES.sub("#", reason)[:MAX_REASON_CHARACTERS], device
+        row = self._rows.pop(key, None)
+        if row is None:
+            if len(self._rows) >= MAX_REJECTIONS:
+                self.forgotten += self._rows.pop(next(iter(self._rows))).count
+            row = Rejection(key[0], "", device, remedy, 0, at, at)
+        row.reason, row.remedy, row.last_at = reason[:MAX_REASON_CHARACTERS], remedy, at
+        row.count += 1
+        self._rows[key] = row
+        of, count = self._in_a_row
+        self._in_a_row = key, count + 1 if of == key else 1
+        return self._in_a_row[1] >= ALIKE
+
+    def good(self) -> None:
+        """Something could be read."""
+        self._in_a_row = None, 0
+
+    def newest_first(self) -> list[Rejection]:
+        """All kinds remembered."""
+        return list(reversed(self._rows.values()))
 
 
 @dataclass(slots=True)
@@ -41,7 +98,9 @@ class LinkHealth:
     """One link as its supervisor and driver see it.
 
     Attributes:
-        state: starting | ok | down | off | paused; off is not tried again before the next reload.
+        state: starting | ok | bad | down | off | paused; bad: it is connected, and nothing of what comes can be read; off
+            is not tried again before the next reload.
+        rejected: what could not be read, by reason and device.
     """
 
     driver: str = ""
@@ -51,6 +110,7 @@ class LinkHealth:
     since: datetime | None = None
     restarts: int = 0
     counters: Counter[str] = field(default_factory=Counter)
+    rejected: Rejections = field(default_factory=Rejections)
     devices: dict[str, DeviceHealth] = field(default_factory=dict)
 
 
@@ -126,7 +186,7 @@ class Health:
 
     def bad(self) -> list[str]:
         """What is wrong now, one line each; empty when all is well."""
-        lines = [f"link {n}: {r.state}: {r.reason}" for n, r in self.links.items() if r.state in ("down", "off")]
+        lines = [f"link {n}: {r.state}: {r.reason}" for n, r in self.links.items() if r.state in ("bad", "down", "off")]
         lines += [
             f"device {name}: {device.reason}"
             for link in self.links.values()

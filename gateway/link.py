@@ -7,19 +7,19 @@ from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from gateway.driver_run import DriverRun, RequestQueue
 from gateway.health import DeviceHealth, Health, LinkHealth
 from gateway.intake import Intake, PointRule
 from gateway.journal import bind, event
 from gateway.log.log import Log
 from gateway.sdk.config import DeviceConfig, LinkConfig, Report
 from gateway.sdk.driver import Clock, Context, Driver, Exchange, Receipt, Request
-from gateway.sdk.errors import Busy, ConfigError, FrameError, LinkError
+from gateway.sdk.errors import ConfigError, FrameError, LinkError
 from gateway.sdk.quantities import plausible_range, quantities
 from gateway.sdk.reading import Quality, Reading, ReadingSet, Value
 from gateway.sdk.recording import MAX_BYTES, Chunk, Direction, written
 from gateway.sdk.streams import Tap, open_serial, open_tcp
 
-MAX_REQUESTS = 8  # one-shot reads and writes waiting for a link; more are refused, not queued
 SILENT_AFTER_S = 120.0  # a driver loop that calls no `progress` for so long is restarted
 REJECT_EVENT_EVERY_S = 60.0
 
@@ -33,29 +33,6 @@ class _Settled:
 
 
 NOTHING_TO_LOG = _Settled()
-
-
-class RequestQueue:
-    """One-shot requests of a link, bounded."""
-
-    def __init__(self) -> None:
-        self._queue: asyncio.Queue[Request] = asyncio.Queue(maxsize=MAX_REQUESTS)
-
-    def put(self, request: Request) -> None:
-        """Raises Busy when too many wait already."""
-        try:
-            self._queue.put_nowait(request)
-        except asyncio.QueueFull:
-            raise Busy(f"{MAX_REQUESTS} requests wait for this link already; try again in a moment") from None
-
-    async def get(self) -> Request:
-        return await self._queue.get()
-
-    def get_nowait(self) -> Request | None:
-        try:
-            return self._queue.get_nowait()
-        except asyncio.QueueEmpty:
-            return None
 
 
 class LinkService:
@@ -80,6 +57,10 @@ class LinkService:
         self._notes: dict[str, tuple[str, str]] = {}  # remarks of the driver, by device; "" is the link
         self._paused_until_s: dict[str, float] = {}
         self._rejected_event_s = -REJECT_EVENT_EVERY_S
+        self._remedies = _remedies(config)
+        self._run = DriverRun(self.name, self.emit, clock)
+        self.came_up = False
+        self._heard_good = False  # in this run
         self.requests = RequestQueue()
         self.tap = Tap()
 
@@ -87,7 +68,13 @@ class LinkService:
         """Run the driver until cancelled; its errors are the supervisor's business."""
         bind(link=self._link)
         self._progress()
-        await self._driver.run(self._config, self._context())
+        self.came_up = self._heard_good = False
+        self._run = DriverRun(self.name, self.emit, self._clock)
+        await self._run.drive(self._driver.run(self._config, self._context()))
+
+    def cut_off(self) -> None:
+        """The driver ignores that it was cancelled: it is heard no more, and its port is free for the next run."""
+        self._run.end()
 
     def failed(self, error: Exception) -> None:
         """The link is down and will be tried again."""
@@ -158,24 +145,25 @@ class LinkService:
             self._is_paused(device)
 
     def _context(self) -> Context:
+        run = self._run
         return Context(
-            emit=self.emit,
-            reject=self._reject,
-            count=self._count,
+            emit=run.emit,
+            reject=run.heard(self._reject),
+            count=run.heard(self._count),
             now=self._clock.now,
             monotonic_s=self._clock.monotonic_s,
             sleep=self._clock.sleep,
-            progress=self._progress,
-            open_serial=self.tap.through(open_serial),
-            open_tcp=self.tap.through(open_tcp),
-            requests=self.requests,
-            offer_time=self._offer_time,
+            progress=run.heard(self._progress),
+            open_serial=run.opener(self.tap.through(open_serial)),
+            open_tcp=run.opener(self.tap.through(open_tcp)),
+            requests=run.requests(self.requests),
+            offer_time=run.heard(self._offer_time),
             state={
                 (device, key): value
                 for device in self._config.devices
                 for key, value in self._log.driver_state(device).items()
             },
-            note=self._note,
+            note=run.heard(self._note),
         )
 
     async def emit(self, readings: ReadingSet) -> Receipt:
@@ -189,8 +177,10 @@ class LinkService:
         record.undeclared = intake.undeclared
         checked = admitted.logged.readings if admitted.logged else ()
         self._note_set(readings.device, record, (*checked, *admitted.shown) if admitted.shown else checked)
-        if self._record.state != "ok" and record.state == "ok":
-            self._set_link_state("ok")
+        if record.state == "ok":
+            self._heard_good = True
+            self._record.rejected.good()
+            self._up()
         for reading in admitted.shown:
             self._log.note_unreported(readings.device, reading)
         if admitted.logged is None:
@@ -211,7 +201,7 @@ class LinkService:
             state, reason, remedy = "ok" if good else record.state, "", ""
         else:
             reasons = sorted({reading.reason.value for reading in bad})
-            reason, remedy = ", ".join(reasons), _REMEDIES.get(reasons[0], "")
+            reason, remedy = ", ".join(reasons), self._remedies.get(reasons[0], "")
             state = "ok" if good else "bad"
             if good:
                 reason = f"{len(bad)} of {len(readings)} points without value: {reason}"
@@ -243,10 +233,19 @@ class LinkService:
 
     def _reject(self, error: FrameError, *, device: str = "", remedy: str = "") -> None:
         self._record.counters["rejected_frames"] += 1
+        remedy = remedy or self._remedies["bad_frame"]
+        many_alike = self._record.rejected.add(error.message, device, remedy, self._clock.now())
+        if many_alike and not self._heard_good and self._record.state in ("starting", "ok"):
+            self._set_link_state("bad", f"nothing of what comes can be read: {error.message}", remedy)
         now_s = self._clock.monotonic_s()
         if now_s - self._rejected_event_s >= REJECT_EVENT_EVERY_S:
             self._rejected_event_s = now_s
-            event("frame_rejected", link=self._link, reason=str(error))
+            event("frame_rejected", link=self._link, device=device, reason=str(error))
+
+    def _up(self) -> None:
+        self.came_up = True
+        if self._record.state != "ok":
+            self._set_link_state("ok")
 
     def _count(self, name: str, n: int = 1, device: str = "") -> None:
         record: DeviceHealth | LinkHealth = self._devices[device] if device else self._record
@@ -270,14 +269,45 @@ class LinkService:
 
 
 _REMEDIES = {
-    "timeout": "is it powered, and do address, baud rate and wiring (A/B) fit?",
     "link_down": "see the link",
-    "bad_frame": "noise or a wrong baud rate; check wiring and termination",
     "refused": "the device does not know what was asked: is it the model that the template is for?",
     "out_of_range": "the value is not plausible: check the sensor, or the range in the template",
     "not_available": "the device itself says that it has no value",
     "warming_up": "wait; the device is not ready yet",
+    "wrong_type": "the value is of another kind than the template says: is it the right template, and its firmware's?",
+    "bad_time": "the time that came with the value cannot be read: check the clock of the device or its server",
 }
+_REMEDIES_OF = {  # by what a link has: a port, a host or a url
+    "port": {
+        "timeout": "is it powered, and do address, baud rate and wiring (A/B) fit?",
+        "bad_frame": "noise or a wrong baud rate; check wiring and termination",
+    },
+    "host": {
+        "timeout": "is it powered and reachable, and is it the address that the gateway in between knows?",
+        "bad_frame": "what came is of another protocol or device: check host, port, framing and template",
+    },
+    "url": {
+        "timeout": "is it powered and in range, and does its server hear it?",
+        "bad_frame": "what came is not what the template describes: is it the right template, and the server's format?",
+    },
+    "": {
+        "timeout": "is it powered, and do address and wiring fit?",
+        "bad_frame": "what came is not what the template describes: check wiring, device and template",
+    },
+}
+
+
+def _remedies(config: LinkConfig) -> Mapping[str, str]:
+    """Reason -> what to do, for this kind of link."""
+    kind = next(
+        (
+            key
+            for key in ("url", "host", "port")
+            if isinstance(getattr(config, key, None), str) and getattr(config, key)
+        ),
+        "",
+    )
+    return {**_REMEDIES, **_REMEDIES_OF[kind]}
 
 
 _SALT = os.urandom(32)  # of this run, for hashes of personal data; never stored

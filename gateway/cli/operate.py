@@ -1,7 +1,6 @@
 """Verbs of the running box: run, status, watch, reload, once, pause."""
 
 import argparse
-import asyncio
 import shutil
 import sys
 import time
@@ -90,7 +89,7 @@ def run(given: argparse.Namespace) -> int:
     from gateway.journal import set_up
 
     set_up(debug=given.debug)
-    asyncio.run(serve(given.config))
+    serve(given.config)
     return FINE
 
 

@@ -1,6 +1,6 @@
 """The status as text for a technician's terminal: what is wrong first in colour, what to do beside it. Pure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -9,6 +9,7 @@ from gateway.cli.terminal import colour, printable, table
 MARKS = {"ok": ("●", "green"), "paused": ("‖", "yellow"), "waiting": ("○", "dim"), "starting": ("○", "dim")}
 BAD = ("✗", "red")
 MANY_DEVICES = 12
+REJECTED_SHOWN, REJECTED_SHOWN_S = 3, 86400.0  # what was rejected long ago is in the JSON form and the metrics
 
 
 def status_text(status: Mapping[str, Any], *, values: bool | None = None) -> str:
@@ -105,8 +106,23 @@ def _link(name: str, link: Mapping[str, Any], now: datetime | None, *, values: b
     yield f"{mark(link.get('state', ''))} link {colour(printable(name), 'bold')}  {link.get('driver', '')}  {why}".rstrip()
     if link.get("remedy"):
         yield f"    → {printable(link['remedy'])}"
+    yield from _rejected(link.get("rejected", ()), now)
     for device, record in link.get("devices", {}).items():
         yield from _device(device, record, now, values=values)
+
+
+def _rejected(rows: Sequence[Mapping[str, Any]], now: datetime | None) -> Iterator[str]:
+    """The newest of what could not be read, as long as it is news."""
+    for row in rows[:REJECTED_SHOWN]:
+        last_at = time_of(row.get("last_at"))
+        if now and last_at and (now - last_at).total_seconds() > REJECTED_SHOWN_S:
+            return
+        of = f" of {printable(row['device'])}" if row.get("device") else ""
+        yield f"    {row['count']}× rejected{of}, {age(last_at, now)} ago: {printable(row['reason'])}"
+        if row.get("remedy"):
+            yield f"      → {printable(row['remedy'])}"
+    if len(rows) > REJECTED_SHOWN:
+        yield f"    {len(rows) - REJECTED_SHOWN} more kinds of rejection: citygate status --json"
 
 
 def _device(name: str, device: Mapping[str, Any], now: datetime | None, *, values: bool) -> Iterator[str]:

@@ -59,6 +59,7 @@ class _Status(Collector):
         yield _up("citygate_link", "1 while the link works", ("link",), link_rows)
         yield from _counters("citygate_link", ("link",), LINK_COUNTERS, link_rows)
         yield _events("citygate_link", ("link",), link_rows)
+        yield _rejected(links)
         yield _up("citygate_device", "1 while the device's last set was good", ("link", "device"), device_rows)
         yield from _times("citygate_device", ("link", "device"), DEVICE_TIMES, device_rows)
         yield from _counters("citygate_device", ("link", "device"), DEVICE_COUNTERS, device_rows)
@@ -126,6 +127,16 @@ def _events(prefix: str, labels: tuple[str, ...], rows: Iterable[Row]) -> Metric
     for names, record in rows:
         for event, count in record.get("counters", {}).items():
             family.add_metric((*names, str(event)), float(count))
+    return family
+
+
+def _rejected(links: Mapping[str, Any]) -> Metric:
+    """Bounded: a link remembers few kinds. Numbers in a reason vary, so that they are left out of the label."""
+    labels = ("link", "device", "reason")
+    family = CounterMetricFamily("citygate_link_rejected", "Frames or messages that could not be read", labels=labels)
+    for name, link in links.items():
+        for row in link.get("rejected", ()):
+            family.add_metric((name, row["device"], row["kind"]), float(row["count"]))
     return family
 
 

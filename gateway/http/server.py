@@ -47,6 +47,7 @@ class Server:
     name = "http"
     silent_after_s: float | None = None
     progress_at_s = 0.0
+    came_up = False
 
     def __init__(
         self, view: GatewayView, *, listen: str, control_socket: Path | None = None, token: str | None = None
@@ -82,6 +83,9 @@ class Server:
     def stopped(self, error: Exception) -> None:
         """It cannot be helped by a restart."""
         self.failed(error)
+
+    def cut_off(self) -> None:
+        """It is our own code: nothing else to do."""
 
     async def _keep(self, name: str, serve: Callable[[], AbstractAsyncContextManager[None]]) -> None:
         while True:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from gateway.driver_run import MAX_REQUESTS
 from gateway.health import Health
-from gateway.link import MAX_REQUESTS, LinkService
+from gateway.link import LinkService
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.config import DeviceConfig, LinkConfig, Report
 from gateway.sdk.driver import SDK_VERSION, Context, Exchange

@@ -12,7 +12,7 @@ import pytest
 from gateway.backoff import Backoff
 from gateway.sdk.errors import ConfigError, LinkError
 from gateway.sdk.testing import ManualClock
-from gateway.supervisor import LagMonitor, supervise
+from gateway.supervisor import Interrupted, LagMonitor, supervise
 
 
 class Scripted:
@@ -20,11 +20,13 @@ class Scripted:
 
     silent_after_s: float | None = None
     name = "link scripted"
+    came_up = False
 
     def __init__(self, *runs: Callable[[], Awaitable[None]]) -> None:
         self._runs = list(runs)
         self.failures: list[str] = []
         self.stops: list[str] = []
+        self.cuts = 0
         self.progress_at_s = 0.0
         self.exhausted = asyncio.Event()
 
@@ -40,8 +42,11 @@ class Scripted:
     def stopped(self, error: Exception) -> None:
         self.stops.append(str(error))
 
+    def cut_off(self) -> None:
+        self.cuts += 1
 
-def failing(error: Exception) -> Callable[[], Awaitable[None]]:
+
+def failing(error: BaseException) -> Callable[[], Awaitable[None]]:
     async def run() -> None:
         raise error
 
@@ -138,6 +143,126 @@ async def test_cancellation_passes_and_reaches_the_service() -> None:
 
     assert cancelled.is_set()
     assert service.failures == []
+
+
+class MoreThanAnException(BaseException):
+    """As a careless library may define one."""
+
+
+async def returns() -> None:
+    return
+
+
+async def cancels_itself() -> None:
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (returns, "Misbehaved: link scripted ended by itself"),
+        (cancels_itself, "Misbehaved: link scripted cancelled itself"),
+        (failing(SystemExit(3)), "Misbehaved: link scripted raised SystemExit(3)"),
+        (failing(KeyboardInterrupt()), "Misbehaved: link scripted raised KeyboardInterrupt()"),
+        (failing(MoreThanAnException("x")), "Misbehaved: link scripted raised MoreThanAnException(x)"),
+        (failing(BaseExceptionGroup("two", [SystemExit(1)])), "Misbehaved: link scripted raised BaseExceptionGroup"),
+    ],
+)
+async def test_however_a_service_ends_it_is_a_failure_of_its_own(run: Callable[[], Awaitable[None]], said: str) -> None:
+    service = Scripted(run, run)
+
+    async with supervised(service, ManualClock()) as task:
+        await asyncio.wait_for(service.exhausted.wait(), 5)
+        assert not task.done()
+
+    assert len(service.failures) == 2
+    assert all(failure.startswith(said) for failure in service.failures)
+
+
+async def test_one_that_ignores_cancel_is_cut_off_and_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.supervisor.CANCEL_WITHIN_S", 0.05)
+    let_go = asyncio.Event()
+
+    async def deaf() -> None:
+        while not let_go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await let_go.wait()
+
+    service = Scripted(deaf)
+    async with supervised(service, ManualClock()) as task:
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait({task}, timeout=5)
+        assert task.cancelled()
+
+    assert service.cuts == 1
+    let_go.set()
+    await asyncio.sleep(0)
+
+
+async def waits_of(came_up: bool, runs: int) -> list[float]:
+    """Bounds would be drawn from; the draw is always the bound itself."""
+    clock = RecordingClock()
+    service = Scripted(*[failing(LinkError("closed by the peer"))] * runs)
+    service.came_up = came_up
+
+    class Whole(random.Random):
+        def uniform(self, a: float, b: float) -> float:
+            return b
+
+    backoff = Backoff(1.0, 60.0, quick_cap_s=5.0, quick_for_s=300.0, rng=Whole())
+    task = asyncio.create_task(supervise(service, backoff=backoff, clock=clock))
+    await asyncio.wait_for(service.exhausted.wait(), 5)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return clock.waits_s
+
+
+async def test_while_an_outage_is_young_tries_are_at_most_5_s_apart() -> None:
+    assert await waits_of(came_up=False, runs=6) == [1.0, 2.0, 4.0, 5.0, 5.0, 5.0]
+
+
+async def test_a_peer_that_takes_us_in_and_throws_us_out_is_left_alone_from_the_third_time_on() -> None:
+    assert await waits_of(came_up=True, runs=7) == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0]
+
+
+@pytest.mark.parametrize("deaf", [True, False])
+async def test_a_link_that_goes_on_blocking_is_interrupted_also_when_it_catches_everything(deaf: bool) -> None:
+    monitor = asyncio.create_task(
+        LagMonitor(lambda task, seconds: None, blocked_after_s=0.05, interrupted_after_s=0.2).run()
+    )
+    await asyncio.sleep(0.06)
+
+    async def block() -> None:
+        while deaf:
+            try:
+                time.sleep(20)  # noqa: ASYNC251 - blocking is the point
+            except Exception:  # noqa: BLE001, S112 - as careless code does
+                continue
+        time.sleep(20)  # noqa: ASYNC251
+
+    started_s = time.monotonic()
+    [outcome] = await asyncio.gather(asyncio.create_task(block(), name="link roof"), return_exceptions=True)
+    monitor.cancel()
+    await asyncio.gather(monitor, return_exceptions=True)
+
+    assert isinstance(outcome, Interrupted)
+    assert time.monotonic() - started_s < 10
+
+
+async def test_what_is_no_link_is_only_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor = asyncio.create_task(
+        LagMonitor(lambda task, seconds: None, blocked_after_s=0.02, interrupted_after_s=0.05).run()
+    )
+    await asyncio.sleep(0.03)
+
+    async def busy() -> str:
+        time.sleep(0.5)  # noqa: ASYNC251 - blocking is the point
+        return "done"
+
+    assert await asyncio.create_task(busy(), name="broker milano") == "done"
+    monitor.cancel()
+    await asyncio.gather(monitor, return_exceptions=True)
 
 
 async def test_a_task_that_blocks_the_loop_is_named() -> None:

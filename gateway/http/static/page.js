@@ -8,6 +8,8 @@ const LOST_AFTER_MS = 7000;
 const TRACE_LENGTH = 60;
 const LONG = 8; // figures that need the room of the trace
 const FILTER_FROM_DEVICES = 13;
+const REJECTED_SHOWN = 3;
+const REJECTED_S = 86400;
 const WAITING = new Set(["waiting", "starting", "paused", "unconfirmed"]);
 const SIGNS = { ok: "●", waiting: "○", starting: "○", paused: "❚❚" };
 const TITLES = { pid: "process", size_bytes: "size", cpu: "CPU" };
@@ -175,7 +177,17 @@ function linkPart(name, link) {
   return make("section", { class: `link ${size}`, id: `link-${name}` },
     make("header", {}, make("h2", {}, name), make("span", { class: "quiet" }, link.driver || ""), state(link.state)),
     why(link),
+    rejectedList(link.rejected ?? []),
     make("div", { class: "cards" }, devices.map(([device, its]) => deviceCard(device, its))));
+}
+
+/* What came and could not be read, newest first. */
+function rejectedList(rows) {
+  const news = rows.filter((row) => secondsSince(row.last_at) < REJECTED_S).slice(0, REJECTED_SHOWN);
+  if (!news.length) return null;
+  return make("ul", { class: "rejected" }, news.map((row) => make("li", {},
+    make("b", {}, `${number(row.count)}× rejected${row.device ? ` of ${row.device}` : ""}: ${row.reason}`),
+    make("span", { class: "quiet" }, " ", since(row.last_at), row.remedy ? ` · ${row.remedy}` : ""))));
 }
 
 function matches(link, device, its) {

@@ -1,0 +1,137 @@
+"""A run of a driver that is over is over: nothing that it opened, started or says goes on."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from gateway.driver_run import EMITS_A_TURN, DriverRun, RequestQueue, owned_task
+from gateway.sdk.driver import Receipt, Request
+from gateway.sdk.errors import LinkError
+from gateway.sdk.reading import ReadingSet
+from gateway.sdk.testing import ManualClock
+
+SET = ReadingSet("d", ())
+
+
+class Taken:
+    """What came through."""
+
+    def __init__(self) -> None:
+        self.sets = 0
+        self.closed = 0
+
+    async def emit(self, readings: ReadingSet) -> Receipt:
+        self.sets += 1
+        return None  # type: ignore[return-value]
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[Any]:
+        try:
+            yield object()
+        finally:
+            self.closed += 1
+
+
+@pytest.fixture
+def taken() -> Taken:
+    return Taken()
+
+
+@pytest.fixture
+def run(taken: Taken) -> DriverRun:
+    return DriverRun("link l", taken.emit, ManualClock())
+
+
+async def test_a_driver_that_never_waits_leaves_the_loop_its_turns(run: DriverRun) -> None:
+    turns = 0
+
+    async def neighbour() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(neighbour())
+    for _ in range(10 * EMITS_A_TURN):
+        await run.emit(SET)
+    task.cancel()
+
+    assert turns >= 9
+
+
+async def test_once_over_nothing_is_taken_and_nobody_spins(run: DriverRun, taken: Taken) -> None:
+    told: list[str] = []
+    say = run.heard(told.append)
+    say("before")
+    run.end()
+    say("after")
+    for _ in range(3):
+        with pytest.raises(LinkError, match="over"):
+            await run.emit(SET)
+    with pytest.raises(LinkError, match="over"):
+        async with run.opener(taken.open)():
+            pass
+
+    assert (taken.sets, told) == (0, ["before"])
+
+
+async def test_streams_that_were_left_open_are_closed(run: DriverRun, taken: Taken) -> None:
+    opened = asyncio.Event()
+
+    async def deaf() -> None:
+        async with run.opener(taken.open)():
+            opened.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(deaf())
+    await opened.wait()
+    run.end()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    closed = taken.closed
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    assert closed == 1
+    assert taken.closed == 1  # once is enough
+
+
+async def test_tasks_that_were_left_behind_end_with_the_run(run: DriverRun) -> None:
+    asyncio.get_running_loop().set_task_factory(owned_task)
+    left: list[asyncio.Task[None]] = []
+
+    async def forever() -> None:
+        await asyncio.Event().wait()
+
+    async def driver() -> None:
+        left.append(asyncio.create_task(forever()))
+        await asyncio.sleep(0)
+        raise LinkError("gone")
+
+    with pytest.raises(LinkError):
+        await asyncio.create_task(run.drive(driver()))
+    other = asyncio.create_task(forever())
+    await asyncio.wait(left, timeout=5)
+
+    assert left[0].cancelled()
+    assert not other.done()
+    other.cancel()
+    asyncio.get_running_loop().set_task_factory(None)
+
+
+async def test_a_request_goes_to_the_run_that_is_alive() -> None:
+    queue, clock, taken = RequestQueue(), ManualClock(), Taken()
+    old, new = (DriverRun("link l", taken.emit, clock) for _ in range(2))
+    waits = asyncio.create_task(old.requests(queue).get())
+    await asyncio.sleep(0)
+    old.end()
+    request = Request("read", "d")
+    queue.put(request)
+
+    with pytest.raises(LinkError):
+        await waits
+    assert old.requests(queue).get_nowait() is None
+    assert await new.requests(queue).get() is request
