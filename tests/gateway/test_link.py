@@ -1,6 +1,8 @@
 """One link at work, with a real log: what reaches it, what health says, one-shot requests, pause."""
 
 import asyncio
+import itertools
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.driver_run import MAX_REQUESTS
-from gateway.health import Health
+from gateway.health import ALIKE, MAX_REASON_CHARACTERS, MAX_REJECTIONS, Health
 from gateway.link import LinkService
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.config import DeviceConfig, LinkConfig, Report
@@ -207,3 +209,94 @@ async def test_quality_and_reason_reach_the_log(log: Log, clock: ManualClock) ->
 
     assert columns is not None
     assert (columns.quality, columns.reason) == ([Quality.BAD], [Reason.OUT_OF_RANGE])
+
+
+def kinds(service: LinkService) -> list[tuple[str, str, int]]:
+    return [(row.reason, row.device, row.count) for row in service._health.links["l"].rejected.newest_first()]
+
+
+async def test_rejections_are_kept_by_reason_and_device_newest_first(log: Log, clock: ManualClock) -> None:
+    service = link(log, clock, idle)
+    context = service._context()
+
+    for n in range(3):
+        context.reject(FrameError(f"payload version {n}, expected 1", frame=b"\x00" * 40), device="d")
+        context.reject(FrameError(f"crc {n:04x} does not fit"))
+    context.reject(FrameError("payload version 9, expected 1"))
+
+    assert kinds(service) == [
+        ("payload version 9, expected 1", "", 1),
+        ("crc 0002 does not fit", "", 3),
+        ("payload version 2, expected 1", "d", 3),
+    ]
+
+
+async def test_kinds_of_rejections_are_bounded_and_their_texts_too(log: Log, clock: ManualClock) -> None:
+    service = link(log, clock, idle)
+    for word in itertools.product("ghijk", repeat=4):
+        service._reject(FrameError("".join(word) * 1000))
+
+    rejected = service._health.links["l"].rejected
+    assert len(rejected.newest_first()) == MAX_REJECTIONS
+    assert sum(row.count for row in rejected.newest_first()) + rejected.forgotten == 625
+    assert max(len(row.reason) for row in rejected.newest_first()) == MAX_REASON_CHARACTERS
+
+
+async def test_a_link_of_which_nothing_can_be_read_is_bad_until_something_can(log: Log, clock: ManualClock) -> None:
+    service = link(log, clock, idle)
+    context, record = service._context(), service._health.links["l"]
+
+    for n in range(ALIKE - 1):
+        context.reject(FrameError(f"not JSON: char {n}"), remedy="set json = true")
+    before = record.state
+    context.reject(FrameError("not JSON: char 9"), remedy="set json = true")
+    then = (record.state, record.reason, record.remedy, service._health.bad())
+    await context.emit(values(t=20.0))
+
+    assert before == "starting"
+    assert then[0] == "bad"
+    assert "not JSON" in then[1]
+    assert then[2] == "set json = true"
+    assert then[3]
+    assert record.state == "ok"
+
+
+async def test_noise_on_a_link_that_works_is_no_fault(log: Log, clock: ManualClock) -> None:
+    service = link(log, clock, idle)
+    context, record = service._context(), service._health.links["l"]
+    await context.emit(values(t=20.0))
+
+    for _ in range(10 * ALIKE):
+        context.reject(FrameError("crc does not fit"))
+
+    assert record.state == "ok"
+
+
+class Networked(LinkConfig):
+    host: str = "127.0.0.1"
+
+
+class Messaging(LinkConfig):
+    url: str = "mqtt://127.0.0.1"
+
+
+class Wired(LinkConfig):
+    port: str = "/dev/ttyUSB0"
+
+
+@pytest.mark.parametrize("reason", [Reason.TIMEOUT, Reason.BAD_FRAME])
+@pytest.mark.parametrize("kind", [Networked, Messaging])
+async def test_a_remedy_fits_the_kind_of_link(
+    log: Log, clock: ManualClock, reason: Reason, kind: type[LinkConfig]
+) -> None:
+    remedies = {}
+    for model in (kind, Wired):
+        config = model(driver="scripted", devices={"d": DeviceConfig(template=TEMPLATE)})
+        service = LinkService(model.__name__, ScriptedDriver(idle), config, log=log, health=Health(clock), clock=clock)
+        await service.emit(no_values("d", ("t", "p"), reason, observed_at=NOON))
+        service._reject(FrameError("x"))
+        record = service._health.links[model.__name__]
+        remedies[model] = record.devices["d"].remedy + record.rejected.newest_first()[0].remedy
+
+    assert "wiring" in remedies[Wired]
+    assert not re.search("wiring|baud|termination", remedies[kind])

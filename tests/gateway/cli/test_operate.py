@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.cli.status_text import status_text
 from tests.gateway.cli.conftest import Command
 from tests.support.box import Process, eventually
 from tests.support.fake_view import FakeView, device_status, status
@@ -146,3 +147,23 @@ def test_a_page_that_cannot_listen_is_told_by_the_verbs_that_still_work(citygate
             assert f"http: cannot listen on {listen}" in citygate("status", "-c", str(folder)).out
         finally:
             assert process.end() == 0
+
+
+def test_what_was_rejected_is_told_with_device_age_and_remedy() -> None:
+    shown = status()
+    row = {
+        "kind": "not JSON",
+        "reason": "not JSON",
+        "device": "bin-42",
+        "remedy": "set json = true",
+        "count": 5,
+        "first_at": "2026-06-01T11:00:00Z",
+        "last_at": "2026-06-01T12:00:00Z",
+    }
+    shown["links"]["roof"]["rejected"] = [row, {**row, "reason": "old news", "last_at": "2026-05-01T12:00:00Z"}]
+
+    text = status_text(shown)
+
+    assert "5× rejected of bin-42, 5 s ago: not JSON" in text
+    assert "→ set json = true" in text
+    assert "old news" not in text

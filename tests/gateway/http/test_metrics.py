@@ -72,3 +72,13 @@ def test_names_with_quotes_and_line_ends_stay_labels() -> None:
 
 def test_an_empty_status_is_still_an_exposition() -> None:
     assert one(of({}), "citygate_ready") == 1
+
+
+def test_rejections_are_counted_by_reason_and_device() -> None:
+    shown = status()
+    row = {"kind": "crc # does not fit", "reason": "crc 12 does not fit", "device": "meter-12", "count": 4}
+    shown["links"]["roof"]["rejected"] = [row]
+
+    assert b'citygate_link_rejected_total{device="meter-12",link="roof",reason="crc # does not fit"} 4.0' in render(
+        shown
+    )
