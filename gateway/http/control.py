@@ -18,6 +18,7 @@ from gateway.sdk.errors import CitygateError, ConfigError
 
 PREFIX = "/control"
 CONNECT_TIMEOUT_S = 3.0
+BODY_WITHIN_S = 10.0
 
 
 # --- the daemon's side ---------------------------------------------------------------------------------------------
@@ -45,7 +46,7 @@ _VERBS: Mapping[str, Callable[[GatewayView, Mapping[str, Any]], Awaitable[Any]]]
 async def _serve(request: web.Request) -> web.Response:
     view, name = request.app[VIEW], request.match_info["verb"]
     try:
-        given = _arguments(await request.read())
+        given = _arguments(await _body(request))
         if name in _VERBS:
             result = await _VERBS[name](view, given)
         elif name in view.verbs:
@@ -62,6 +63,14 @@ async def _serve(request: web.Request) -> web.Response:
             {"error": f"the daemon failed at this ({said}); its journal has more", "exit": PROBLEM}, status=500
         )
     return _json(result)
+
+
+async def _body(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(BODY_WITHIN_S):
+            return await request.read()
+    except TimeoutError:
+        raise UnknownName(f"the arguments did not come within {BODY_WITHIN_S:g} s") from None
 
 
 def _arguments(body: bytes) -> Mapping[str, Any]:

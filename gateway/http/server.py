@@ -2,7 +2,6 @@
 verbs on the Unix control socket."""
 
 import asyncio
-import binascii
 import contextlib
 import hmac
 import ipaddress
@@ -15,16 +14,18 @@ from pathlib import Path
 
 import orjson
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 
 from gateway.config.model import is_loopback, parse_listen
 from gateway.http import control, page, read_api
+from gateway.http.door import Door
 from gateway.http.view import VIEW, GatewayView
 from gateway.journal import event
 from gateway.sdk.errors import CitygateError
 
 RETRY_LISTEN_S = 10.0
 MAX_BODY_BYTES = 64 * 1024  # verbs carry names and numbers
+MAX_PAGES, MAX_VERBS = 64, 32  # connections at once, by TCP and on the control socket
 STOP_S = 1.0  # open answers get this long when the daemon stops
 SOCKET_MODE = 0o660  # the daemon's group may use the verbs
 MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un
@@ -103,37 +104,43 @@ class Server:
     def _on_socket(self, path: Path) -> Callable[[], AbstractAsyncContextManager[None]]:
         @contextlib.asynccontextmanager
         async def serve() -> AsyncIterator[None]:
-            app = web.Application(client_max_size=MAX_BODY_BYTES)
-            async with self._running(app, control.routes()) as runner, _unix_site(runner, path):
+            async with self._serving(MAX_VERBS, control.routes()) as protocol, _unix_server(protocol, path):
                 yield
 
         return serve
 
     @contextlib.asynccontextmanager
     async def _on_tcp(self) -> AsyncIterator[None]:
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._guard])
-        async with self._running(app, []) as runner:
+        async with self._serving(MAX_PAGES, [], self._guard) as protocol:
             try:
-                await web.TCPSite(runner, self._host, self._port).start()
+                server = await asyncio.get_running_loop().create_server(protocol, self._host, self._port)
             except OSError as error:
                 said = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
                 raise CitygateError(f"cannot listen on {self._host}:{self._port}: {said}") from error
-            port = next((address[1] for address in runner.addresses), self._port)
+            port = next((its.getsockname()[1] for its in server.sockets), self._port)
             self.url = f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{port}/"
             try:
                 yield
             finally:
                 self.url = ""
+                server.close()
 
     @contextlib.asynccontextmanager
-    async def _running(self, app: web.Application, extra: list[web.RouteDef]) -> AsyncIterator[web.AppRunner]:
+    async def _serving(
+        self, most: int, extra: list[web.RouteDef], *guards: Middleware
+    ) -> AsyncIterator[Callable[[], asyncio.Protocol]]:
+        """The application behind a door, as a protocol factory."""
+        door = Door(most)
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[door.middleware, *guards])
         app[VIEW] = self._view
         app.on_response_prepare.append(_sign)
         app.add_routes([*page.routes(), *read_api.routes(), *_plain_routes(), *extra])
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=STOP_S)
         await runner.setup()
+        assert runner.server is not None
         try:
-            yield runner
+            async with door.watched():
+                yield door.through(runner.server)
         finally:
             await runner.cleanup()
 
@@ -165,15 +172,16 @@ def _knows(request: web.Request, token: str) -> bool:
     if scheme.lower() == "basic":
         try:
             given = b64decode(given, validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # no base64, no UTF-8
             return False
     elif scheme.lower() != "bearer":
         return False
-    return hmac.compare_digest(given.strip().encode(), token.encode())
+    # header bytes that are no UTF-8 come as lone surrogates
+    return hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), token.encode())
 
 
 @contextlib.asynccontextmanager
-async def _unix_site(runner: web.AppRunner, path: Path) -> AsyncIterator[None]:
+async def _unix_server(protocol: Callable[[], asyncio.Protocol], path: Path) -> AsyncIterator[None]:
     if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
         raise CitygateError(
             f"{path} is too long for a socket ({MAX_SOCKET_PATH_BYTES} bytes); use a shorter buffer.path"
@@ -183,14 +191,14 @@ async def _unix_site(runner: web.AppRunner, path: Path) -> AsyncIterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # left behind by a killed daemon
-        site = web.SockSite(runner, _bound(path))
-        await site.start()
+        server = await asyncio.get_running_loop().create_unix_server(protocol, sock=_bound(path))
     except OSError as error:
         raise CitygateError(f"cannot listen at {path}: {error.strerror}; is its folder the daemon's own?") from error
     inode = path.stat().st_ino
     try:
         yield
     finally:
+        server.close()
         with contextlib.suppress(OSError):
             if path.stat().st_ino == inode:
                 path.unlink()

@@ -13,6 +13,7 @@ from gateway.sdk.errors import CitygateError
 Verb = Callable[[Mapping[str, Any]], Coroutine[Any, Any, Any]]
 _PAGE_READINGS: Final = 2000
 _GAPS_SHOWN: Final = 20
+_LARGEST: Final = 2**63 - 1  # what SQLite can compare
 
 
 def verbs(log: Log) -> dict[str, Verb]:
@@ -93,7 +94,9 @@ class Console:
         pieces = self._log.held.pieces(
             _name(given, "broker"), entity=_name(given, "entity"), device=_name(given, "device")
         )
-        ids = given.get("ids")
+        ids = given.get("ids") or []
+        if not isinstance(ids, list) or not all(isinstance(number, int) for number in ids):
+            raise CitygateError("ids must be a list of whole numbers")
         return pieces if not ids else [piece for piece in pieces if piece.id in ids]
 
     def _chosen(self, given: Mapping[str, Any]) -> list[int]:
@@ -188,6 +191,8 @@ def _whole(given: Mapping[str, Any], name: str, default: int | None = None) -> i
     value = given.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool):
         raise CitygateError(f"{name} must be a whole number")
+    if not -_LARGEST <= value <= _LARGEST:
+        raise CitygateError(f"{name} is no number of this log: {value}")
     return value
 
 
