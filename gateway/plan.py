@@ -90,6 +90,7 @@ class Plan:
         read_api: tables for the embedded read API, without any city's profile.
         files: main file and fragments.
         models: the catalogue with the operator's extensions.
+        secrets: the texts of all secrets in it, to be hidden wherever something is shown.
     """
 
     config: Config
@@ -100,6 +101,7 @@ class Plan:
     warnings: tuple[Problem, ...] = ()
     files: tuple[Path, ...] = ()
     models: Catalogue = field(default_factory=catalogue)
+    secrets: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 def make_plan(path: Path, registry: Drivers, *, with_secrets: bool = True) -> Plan:
@@ -112,7 +114,7 @@ def make_plan(path: Path, registry: Drivers, *, with_secrets: bool = True) -> Pl
     Raises:
         ConfigError: carries every problem, warnings too, in order of file and line.
     """
-    loaded = load(path, lambda name: _find_driver(registry, name), with_secrets=with_secrets)
+    loaded = load(path, lambda name: find_driver(registry, name), with_secrets=with_secrets)
     problems = [*loaded.problems, *advise(loaded)]
     # of a gateway that is not known yet, nothing can be said to be missing
     location = loaded.gateway.location if loaded.gateway else (0.0, 0.0)
@@ -135,7 +137,7 @@ def make_plan(path: Path, registry: Drivers, *, with_secrets: bool = True) -> Pl
         name: BrokerPlan(name, config, loaded.profiles[name][0], _sent(config, tables[name]))
         for name, config in loaded.config.brokers.items()
     }
-    return Plan(loaded.config, links, devices, brokers, read_api, ordered, loaded.files, models)
+    return Plan(loaded.config, links, devices, brokers, read_api, ordered, loaded.files, models, loaded.secrets)
 
 
 def _rough_devices(loaded: Loaded, location: tuple[float, float] | None) -> dict[str, DevicePlan]:
@@ -168,7 +170,8 @@ def _unknown_types(loaded: Loaded, models: Catalogue) -> list[Problem]:
     return problems
 
 
-def _find_driver(registry: Drivers, name: str) -> Driver[Any] | NoDriver:
+def find_driver(registry: Drivers, name: str) -> Driver[Any] | NoDriver:
+    """The driver of this name, or why there is none."""
     try:
         return registry.driver(name)
     except DriverUnavailable as error:
@@ -291,7 +294,7 @@ def check_template(driver: Driver[Any], name: str, beside: Path) -> tuple[Loaded
         beside: the folder of own templates, which come first.
     """
     problems: list[Problem] = []
-    asked = Scalar(name, Place(Source("", ()), 0, 0))
+    asked = Scalar(name, Place(Source("", []), 0, 0))
     loaded = Templates(beside, problems).find(driver, asked, ())
     if loaded.template is None:
         return loaded, in_order(problems)

@@ -123,7 +123,7 @@ def find_template(
         known += {*template_names(folder), *template_names(driver.templates)}
         if templates.file(driver, name) is None:
             continue
-        loaded = templates.find(driver, Scalar(name, Place(Source("TEMPLATE", ()), 0, 0)), ())
+        loaded = templates.find(driver, Scalar(name, Place(Source("TEMPLATE", []), 0, 0)), ())
         if loaded.template is not None:
             found.append((driver, loaded.template))
     if found and len({str(driver.templates) for driver, _ in found}) == 1:

@@ -5,14 +5,13 @@ import importlib.metadata
 import io
 import os
 import platform
-import re
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -21,6 +20,9 @@ from gateway.cli.terminal import say, say_json
 from gateway.cli.verbs import Verbs
 from gateway.http.outcome import FINE
 from gateway.sdk.errors import CitygateError, ConfigError
+
+if TYPE_CHECKING:
+    from gateway.config.loader import Loaded
 
 JOURNAL_LINES = 5000
 JOURNAL_WITHIN_S = 20.0
@@ -37,7 +39,7 @@ status.json   what the daemon says, if it ran
 metrics.txt   its counters
 journal.txt   the last events of the service, if this user may read them
 
-Secrets were looked for by name, by the keys that hold them and in addresses. Read the files before you pass them on.
+Secrets were looked for by their kind in the config, by value and in addresses. Read the files before you pass them on.
 """
 
 
@@ -56,10 +58,13 @@ def add_verbs(verbs: Verbs) -> None:
 
 def bundle(given: argparse.Namespace) -> int:
     """`citygate bundle`."""
+    from gateway.config.secrets import Secrets, hide_logins
+
     now = datetime.now(UTC)
     path: Path = given.output or Path(f"citygate-{platform.node()}-{now:%Y%m%dT%H%M%SZ}.tar.gz")
-    redact = _redaction(given.config)
-    contents = {name: redact(text) for name, text in _contents(given.config)}
+    loaded = _loaded(given.config)
+    secrets = Secrets(given.config, {}, set(loaded.secrets))
+    contents = {name: hide_logins(secrets.redact(text)) for name, text in _contents(given.config, loaded)}
     try:
         _write(path, contents, now)
     except OSError as error:
@@ -83,10 +88,19 @@ def _write(path: Path, contents: dict[str, str], now: datetime) -> None:
             archive.addfile(entry, io.BytesIO(data))
 
 
-def _contents(config: Path) -> Iterator[tuple[str, str]]:
+def _loaded(config: Path) -> "Loaded":
+    from gateway.config.loader import load
+    from gateway.plan import find_driver
+    from gateway.registry import Registry
+
+    registry = Registry()
+    return load(config, lambda name: find_driver(registry, name))
+
+
+def _contents(config: Path, loaded: "Loaded") -> Iterator[tuple[str, str]]:
     yield "README.txt", README
     yield "about.json", _json(_about())
-    yield from _config_files(config)
+    yield from _config_files(loaded)
     yield "check.json", _json(_check(config))
     yield "doctor.json", _json(_doctor(config))
     for name, ask in (("status.json", _status), ("metrics.txt", _metrics), ("journal.txt", _journal)):
@@ -115,24 +129,25 @@ def _about() -> dict[str, Any]:
 
 
 def _text(path: Path) -> str:
+    from gateway.config.tree import read_bytes
+
     try:
-        with path.open("rb") as file:
-            return file.read(MAX_FILE_BYTES).decode(errors="replace")
+        return read_bytes(path, MAX_FILE_BYTES).decode(errors="replace")
     except OSError:
         return ""
 
 
-def _config_files(config: Path) -> Iterator[tuple[str, str]]:
+def _config_files(loaded: "Loaded") -> Iterator[tuple[str, str]]:
     """Main file, fragments, own templates and city profiles; never the folder `secrets`."""
-    from gateway.config.loader import config_files
+    from gateway.config.hiding import shown_lines
+    from gateway.config.tree import Source
 
-    main, fragments = config_files(config)
-    own = [
-        file for folder in ("templates", "cities", "models") for file in sorted((main.parent / folder).rglob("*.yaml"))
-    ]
-    for file in (main, *fragments, *own)[:MAX_FILES]:
+    folder = loaded.files[0].parent
+    own = [file for name in ("templates", "cities", "models") for file in sorted((folder / name).rglob("*.yaml"))]
+    for file in (*loaded.files, *own)[:MAX_FILES]:
         if file.is_file():
-            yield f"config/{file.relative_to(main.parent)}", _text(file)
+            source = loaded.sources.get(str(file)) or Source(str(file), _text(file).splitlines(), parsed=False)
+            yield f"config/{file.relative_to(folder)}", "".join(f"{line}\n" for line in shown_lines(source))
 
 
 def _check(config: Path) -> dict[str, Any]:
@@ -165,34 +180,3 @@ def _metrics(config: Path) -> str:
 def _journal(_: Path) -> str:
     command = ["journalctl", "--unit", "citygate", "--no-pager", "--lines", str(JOURNAL_LINES), "--output", "short-iso"]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=JOURNAL_WITHIN_S).stdout
-
-
-def _redaction(config: Path) -> Callable[[str], str]:
-    """Hides what the config's `!secret` names stand for, what stands in clear text behind keys of secrets, and logins."""
-    from gateway.config.loader import config_files
-    from gateway.config.secrets import Secrets, hide_in_line
-
-    main, fragments = config_files(config)
-    secrets = Secrets(main.parent / "secrets", os.environ)
-    for file in (main, *fragments):
-        text = _text(file)
-        for name in re.findall(r"!secret\s+['\"]?([A-Za-z0-9._-]+)", text):
-            try:
-                secrets.get(name)  # from now on it is known, and hidden
-            except LookupError:
-                continue
-        secrets.known.update(_in_clear(text))
-
-    def redact(text: str) -> str:
-        return "".join(hide_in_line(line) for line in secrets.redact(text).splitlines(keepends=True))
-
-    return redact
-
-
-def _in_clear(text: str) -> Iterator[str]:
-    """Values that stand in clear text behind the keys of secrets, so that they are hidden in the journal too."""
-    from gateway.config.secrets import SENSITIVE
-
-    for key, value in re.findall(r"([\w-]+)['\"]?\s*:\s+['\"]?([^\s'\",{}\[\]#]+)", text):
-        if SENSITIVE.fullmatch(key) and not value.startswith("!"):
-            yield value

@@ -15,7 +15,7 @@ from gateway.config.tree import LOADER, Place, Scalar, Source, is_surprise, plai
 from gateway.sdk.errors import ConfigError
 
 _SAFE = re.compile(r"[A-Za-z/][\w./+@-]*(?::[\w./+@-]+)*|[0-9]+(?:\.[0-9]+)? ?[A-Za-z/]+")
-_NOWHERE = Place(Source("", ()), 0, 0)
+_NOWHERE = Place(Source("", []), 0, 0)
 
 
 def put_device(

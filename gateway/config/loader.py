@@ -4,13 +4,14 @@ The drivers' models are given: the loader imports no driver.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
 from gateway.config.explain import known_or_near, locate
+from gateway.config.hiding import hide, shown_lines
 from gateway.config.migrate import migrate
 from gateway.config.model import NAME, VERSION, CityProfile, Config, GatewayConfig
 from gateway.config.secrets import Secrets, hide_logins, resolve
@@ -20,6 +21,7 @@ from gateway.config.tree import (
     Map,
     Node,
     Scalar,
+    Source,
     find,
     merge,
     overlay,
@@ -76,6 +78,8 @@ class Loaded:
         gateway: this box, also when something else has errors; None when it has some itself.
         profiles: city profile by broker (an empty one where none is used), with the tree of its file.
         root: the merged tree, to place further problems.
+        sources: main file, fragments and profiles by name, their secrets hidden.
+        secrets: the texts of all secrets that are known, to be hidden wherever something is shown.
     """
 
     config: Config | None
@@ -85,6 +89,8 @@ class Loaded:
     problems: tuple[Problem, ...]
     files: tuple[Path, ...]
     root: Map
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    secrets: frozenset[str] = frozenset()
 
 
 def config_files(path: Path) -> tuple[Path, tuple[Path, ...]]:
@@ -121,27 +127,59 @@ class _Load:
         self.folder = main.parent
         self.templates = Templates(self.folder / "templates", self.problems)
         root = read_tree(main, self.problems)
+        trees = [root]
         readable = bool(root.entries) or not self.problems  # else "missing key" would only distract
         for fragment in fragments:
-            root = merge(root, read_tree(fragment, self.problems), self.problems)
+            trees.append(read_tree(fragment, self.problems))
+            root = merge(root, trees[-1], self.problems)
         root = migrate(override(root, self.environment, self.problems), self.problems)
         profiles: dict[str, tuple[CityProfile, Map]] = {}
         root = self._with_profiles(root, profiles)
-        secrets = Secrets(self.folder / "secrets", self.environment) if self.with_secrets else None
-        root, untold = resolve(root, secrets, self.problems)
+        secrets = Secrets(self.folder / "secrets", self.environment)
+        as_written = root
+        root, untold = resolve(root, secrets if self.with_secrets else None, self.problems)
         links = self._links(root)
+        secrets.known |= hide(self._parts(as_written, links))
+        sources = {tree.place.source.name: tree.place.source for tree in (*trees, *(t for _, t in profiles.values()))}
         config = self._config(root) if readable else None
         if config is not None:
             ready = {name: link.config for name, link in links.items() if link.config is not None}
             config = config.model_copy(update={"links": ready})
-        return Loaded(config, _gateway(root), links, profiles, self._shown(untold, secrets), (main, *fragments), root)
+        return Loaded(
+            config,
+            _gateway(root),
+            links,
+            profiles,
+            self._shown(untold, secrets, sources),
+            (main, *fragments),
+            root,
+            sources,
+            frozenset(secrets.known),
+        )
 
-    def _shown(self, untold: frozenset[KeyPath], secrets: Secrets | None) -> tuple[Problem, ...]:
+    def _parts(self, root: Map, links: Mapping[str, LoadedLink]) -> Iterator[tuple[Node, Any]]:
+        """Every part of the file with the model it is to fit."""
+        for key, entry in (*root.entries.items(), *root.dropped):
+            if key != "links":
+                field_of = next((its for name, its in Config.model_fields.items() if key in (name, its.alias)), None)
+                yield (entry.node, field_of.annotation) if field_of else (Map({key: entry}, entry.key), Config)
+            elif isinstance(entry.node, Map):
+                for name, link in (*entry.node.entries.items(), *entry.node.dropped):
+                    driver = links[name].driver if name in links else None
+                    yield link.node, driver.config_model if driver else None
+            else:
+                yield entry.node, None
+
+    def _shown(
+        self, untold: frozenset[KeyPath], secrets: Secrets, sources: Mapping[str, Source]
+    ) -> tuple[Problem, ...]:
         """Without what follows from a secret that was not found, and without any secret's text."""
         about = {"missing-secret", "wrong-name"}
         kept = [problem for problem in self.problems if problem.path not in untold or problem.code in about]
-        redact = secrets.redact if secrets else str
-        return tuple(replace(problem, message=hide_logins(redact(problem.message))) for problem in kept)
+        return tuple(
+            replace(problem, message=hide_logins(secrets.redact(problem.message)), source=_line(problem, sources))
+            for problem in kept
+        )
 
     def _config(self, root: Map) -> Config | None:
         links = root.entries.get("links")
@@ -153,7 +191,7 @@ class _Load:
             self._add("newer-version", ("version",), f"the file is for version {version.text}", version, remedy)
             return None  # every other complaint would be about keys that we cannot know
         own = {key: entry for key, entry in root.entries.items() if key != "links" and not key.startswith(ASIDE)}
-        without = Map(own, root.place)
+        without = Map(own, root.place, root.dropped)
         config, problems = validate(Config, without)
         self.problems += problems
         return config
@@ -170,8 +208,8 @@ class _Load:
             base = tree.get("broker")
             if isinstance(base, Map) and isinstance(entry.node, Map):
                 entries[name] = Entry(entry.key, overlay(base, entry.node))
-        over = Entry(root.entries["brokers"].key, Map(entries, brokers.place))
-        return Map({**root.entries, "brokers": over}, root.place)
+        over = Entry(root.entries["brokers"].key, Map(entries, brokers.place, brokers.dropped))
+        return Map({**root.entries, "brokers": over}, root.place, root.dropped)
 
     def _profile(self, broker: Node, path: KeyPath) -> tuple[CityProfile, Map]:
         use = broker.get("use") if isinstance(broker, Map) else None
@@ -268,6 +306,14 @@ class _Load:
             self.problems.append(locate(problem, node))
         else:
             self.problems.append(place_problem(problem, node.place))
+
+
+def _line(problem: Problem, sources: Mapping[str, Source]) -> str:
+    """The source line as it may be shown by now."""
+    source = sources.get(problem.file)
+    if source is None or not 0 < problem.line <= len(source.lines):
+        return problem.source
+    return shown_lines(source)[problem.line - 1] if not source.parsed else source.lines[problem.line - 1]
 
 
 def _gateway(root: Map) -> GatewayConfig | None:

@@ -37,7 +37,7 @@ def migrate(
         root = migrations[older](root) if older in migrations else root
     if written < version and isinstance(given, Scalar):
         entry = Entry(root.entries["version"].key, Scalar(str(version), given.place))
-        root = Map({**root.entries, "version": entry}, root.place)
+        root = Map({**root.entries, "version": entry}, root.place, root.dropped)
     for rule in renamed:
         root = _rename(root, rule.old, rule.new, problems, ())
     return root
@@ -45,7 +45,7 @@ def migrate(
 
 def _rename(node: Map, old: tuple[str, ...], new: str, problems: list[Problem], path: tuple[str, ...]) -> Map:
     entries = dict(_renamed(node, old, new, problems, path))
-    return Map(entries, node.place)
+    return Map(entries, node.place, node.dropped)
 
 
 def _renamed(

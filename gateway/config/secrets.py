@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway.config.tree import Entry, Items, Map, Node, Scalar, place_problem
+from gateway.config.tree import Entry, Items, Map, Node, Scalar, place_problem, read_bytes
 from gateway.sdk.errors import Problem
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -16,12 +16,31 @@ HIDDEN = "•••"
 MIN_REDACTED = 4  # a shorter secret would blank out half of every text
 
 # Keys whose value is a secret whoever defines them; used only to hide source lines and to warn, never to find secrets.
-SENSITIVE = re.compile(r"(?i)^(?:.*[_-])?(?:password|passwd|passphrase|secret|token|api_?key|app_?key|nwk_?key|key)$")
-_IN_LINE = re.compile(
-    r"(?i)(?P<head>['\"]?[\w-]*(?:password|passwd|passphrase|secret|token|key)['\"]?\s*:\s+)"
+SENSITIVE = re.compile(
+    r"(?i)^(?:.*[_-])?(?:password|passwd|passphrase|secret|token|bearer|api_?key|app_?key|nwk_?key|key)$"
+)
+_MOST = 4096  # characters of a line; nobody is shown more
+_IN_LINE = re.compile(  # counted repeats: a hostile line must not cost its length squared
+    r"(?i)(?P<head>(?:password|passwd|passphrase|secret|token|bearer|key)['\"]?\s{0,16}:\s{1,16})"
     r"(?P<value>(?!!secret\b)(?:\"[^\"]*\"?|'[^']*'?|[^\s,{}\[\]#][^,{}\[\]#]*))"
 )
-_LOGIN = re.compile(r"(?<=://)[^/\s@\"']+(?=@)")
+_LOGIN = re.compile(r"(?<=://)[^/\s@\"']{1,1024}(?=@)")
+_QUERY = re.compile(r"(?<=[?&])([^=&\s#\"']{1,64}=)([^&\s#\"']+)")
+
+_LOOKS = re.compile(
+    r"(?i:bearer|basic) +\S+|eyJ[\w-]{6,}.*|-----BEGIN .*|(?:NNSXS|ghp|gho|xox[bpas]|AKIA|sk)[._-]?[A-Za-z0-9._-]{12,}"
+    r"|[0-9a-fA-F]{32,}",
+    re.DOTALL,
+)
+_RANDOM = re.compile(r"[A-Za-z0-9+_=-]{24,}")  # and letters of both cases and digits: no name looks so
+
+
+def looks_secret(text: str) -> bool:
+    """Whether a value can be nothing but a key or token, whatever its key is called."""
+    if _LOOKS.fullmatch(text):
+        return True
+    kinds = (str.islower, str.isupper, str.isdigit)
+    return bool(_RANDOM.fullmatch(text)) and all(any(kind(character) for character in text) for kind in kinds)
 
 
 @dataclass
@@ -72,13 +91,16 @@ class Secrets:
 
 
 def hide_in_line(line: str) -> str:
-    """A source line with clear-text secrets hidden, at the same width so that a caret still fits."""
-    return hide_logins(_IN_LINE.sub(lambda match: match["head"] + "•" * len(match["value"]), line))
+    """A source line with clear-text secrets hidden as far as the words in it tell, at the same width so that a caret
+    still fits. For what no tree was made of; `gateway.config.hiding` knows the rest by type and value."""
+    known, rest = line[:_MOST], line[_MOST:]
+    return hide_logins(_IN_LINE.sub(lambda match: match["head"] + "•" * len(match["value"]), known)) + "•" * len(rest)
 
 
 def hide_logins(text: str) -> str:
-    """The text with the login of every `scheme://user:password@host` hidden."""
-    return _LOGIN.sub(lambda match: "•" * len(match[0]), text)
+    """The text with the login of every `scheme://user:password@host` hidden, and what stands behind `?` in it."""
+    text = _LOGIN.sub(lambda match: "•" * len(match[0]), text)
+    return _QUERY.sub(lambda match: match[1] + "•" * len(match[2]), text) if "://" in text else text
 
 
 def _variable(name: str) -> str:
@@ -88,8 +110,7 @@ def _variable(name: str) -> str:
 def _from_file(path: Path) -> str | None:
     """None when there is no such file. Raises LookupError when it cannot be used."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_SECRET_BYTES + 1)
+        data = read_bytes(path, MAX_SECRET_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -122,7 +143,7 @@ def resolve(
     def walk(node: Node, path: tuple[str | int, ...]) -> Node:
         if isinstance(node, Map):
             entries = {key: Entry(entry.key, walk(entry.node, (*path, key))) for key, entry in node.entries.items()}
-            return Map(entries, node.place)
+            return Map(entries, node.place, node.dropped)
         if isinstance(node, Items):
             return Items(tuple(walk(item, (*path, index)) for index, item in enumerate(node.items)), node.place)
         return _text(node, path) if node.tag == "!secret" else node
@@ -130,7 +151,7 @@ def resolve(
     def _text(node: Scalar, path: tuple[str | int, ...]) -> Scalar:
         problem: Problem | None = None
         text = ""
-        if not NAME.fullmatch(node.text):
+        if not NAME.fullmatch(node.text) or looks_secret(node.text):
             problem = Problem("wrong-name", path, "!secret takes a name, not the secret itself", "as in !secret milano")
         elif secrets is not None:
             try:

@@ -117,7 +117,7 @@ def yaml_files(folder: Traversable) -> list[Any]:
 
 
 def _nothing() -> Map:
-    return Map({}, Place(Source("", ()), 0, 0))
+    return Map({}, Place(Source("", []), 0, 0))
 
 
 def check_points(tree: Map) -> list[Problem]:

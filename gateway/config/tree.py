@@ -4,11 +4,15 @@ We read events instead of using a YAML constructor: it drops places, takes dupli
 and `010` into false, 750 and 8.
 """
 
+import errno
 import io
+import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -22,12 +26,26 @@ MAX_NODES = 200_000  # with aliases expanded: an alias bomb is small on disk
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Source:
-    """A file, or an environment variable that stands for one line of it."""
+    """A file, or an environment variable that stands for one line of it.
+
+    Attributes:
+        lines: as they may be shown: a secret is hidden in them once it is known to be one.
+        parsed: whether a tree could be made of it.
+    """
 
     name: str
-    lines: tuple[str, ...]
+    lines: list[str]
+    parsed: bool = True
+
+    def hide(self, place: "Place") -> None:
+        """Dots in place of what stands there, at the same width; a block of several lines to its end."""
+        for number in range(place.line, min(place.line + place.lines, len(self.lines) + 1)):
+            line = self.lines[number - 1]
+            first = place.column - 1 if number == place.line else len(line) - len(line.lstrip())
+            last = first + place.width if place.lines == 1 else len(line)
+            self.lines[number - 1] = line[:first] + "•" * (min(last, len(line)) - first) + line[last:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +56,7 @@ class Place:
     line: int
     column: int
     width: int = 1
+    lines: int = 1
 
     def __str__(self) -> str:
         return f"{self.source.name}:{self.line}:{self.column}" if self.line else self.source.name
@@ -71,10 +90,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Map:
-    """A map by name."""
+    """A map by name; `dropped`: what was given a second time."""
 
     entries: dict[str, Entry]
     place: Place
+    dropped: tuple[tuple[str, Entry], ...] = ()
 
     def get(self, key: str) -> "Node | None":
         """The value of a key, or None."""
@@ -113,12 +133,13 @@ def place_problem(problem: Problem, place: Place) -> Problem:
 
 def read_tree(path: Traversable, problems: list[Problem]) -> Map:
     """The tree of a YAML file; what is wrong with it is added to `problems`. A file that cannot be read is an empty map."""
-    source = Source(str(path), ())
+    source = Source(str(path), [])
     try:
         text = _read_text(path, source)
-        source = Source(str(path), tuple(text.splitlines()))
+        source.lines = text.splitlines()
         return _Builder(source, problems).build(text)
     except Unreadable as error:
+        source.parsed = False
         problems.append(error.problem)
     return Map({}, Place(source, 1, 1))
 
@@ -130,8 +151,7 @@ def _read_text(path: Traversable, source: Source) -> str:
         )
 
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        data = read_bytes(path, MAX_FILE_BYTES + 1)
     except OSError as error:
         raise refuse("unreadable-file", f"cannot be read: {error.strerror or error}", _READ_REMEDY) from error
     if len(data) > MAX_FILE_BYTES:
@@ -146,6 +166,22 @@ def _read_text(path: Traversable, source: Source) -> str:
         column = len(before[before.rfind(b"\n") + 1 :].decode("utf-8", "replace")) + 1
         message = f"byte 0x{data[error.start]:02x} is not UTF-8"
         raise refuse("not-utf8", message, "save it as UTF-8", before.count(b"\n") + 1, column) from error
+
+
+def read_bytes(path: Traversable, most: int) -> bytes:
+    """At most so many bytes of a file.
+
+    Raises:
+        OSError: also for what is no regular file: a pipe would keep us waiting, a device never ends.
+    """
+    if not isinstance(path, Path):
+        with path.open("rb") as packed:
+            return packed.read(most)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        return file.read(most)
 
 
 _READ_REMEDY = "does it exist, and may this user read it? `citygate init` writes a new one"
@@ -167,6 +203,7 @@ class _Open:
     entries: dict[str, Entry]
     items: list[Node]
     merged: list[tuple[Node, Place]]
+    dropped: list[tuple[str, Entry]] = field(default_factory=list)
     key: tuple[str, Place] | None = None
     skip: bool = False  # the value of a key that was refused
     nodes: int = 1
@@ -234,9 +271,10 @@ class _Builder:
 
     def _place(self, event: Any, width: int | None = None) -> Place:
         start, end = event.start_mark, event.end_mark
+        lines = end.line - start.line + (end.column > 0)
         if width is None:
             width = end.column - start.column if end.line == start.line else 1
-        return Place(self._source, start.line + 1, start.column + 1, max(width, 1))
+        return Place(self._source, start.line + 1, start.column + 1, max(width, 1), max(lines, 1))
 
     def _take(self, event: Any) -> None:
         match event:
@@ -277,7 +315,7 @@ class _Builder:
         node: Node
         if frame.is_map:
             self._merge(frame)
-            node = Map(frame.entries, frame.place)
+            node = Map(frame.entries, frame.place, tuple(frame.dropped))
         else:
             node = Items(tuple(frame.items), frame.place)
         self._finish(node, frame.anchor, frame.nodes)
@@ -349,7 +387,7 @@ class _Builder:
             key, key_place = frame.key
             frame.key = None
             if frame.skip:
-                pass
+                frame.dropped.append((key, Entry(key_place, node)))
             elif key == "<<":
                 frame.merged.append((node, key_place))
             else:
@@ -405,7 +443,7 @@ def plain_value(scalar: Scalar) -> str | int | float | bool | None:
 
 def merge(first: Map, second: Map, problems: list[Problem], path: tuple[str, ...] = ()) -> Map:
     """Two maps as one, by name at every depth. What both give is a problem that names both places; the first stays."""
-    entries = dict(first.entries)
+    entries, dropped = dict(first.entries), [*first.dropped, *second.dropped]
     for key, entry in second.entries.items():
         mine = entries.get(key)
         if mine is None:
@@ -421,7 +459,8 @@ def merge(first: Map, second: Map, problems: list[Problem], path: tuple[str, ...
                 at="key",
             )
             problems.append(place_problem(problem, entry.key))
-    return Map(entries, first.place)
+            dropped.append((key, entry))
+    return Map(entries, first.place, tuple(dropped))
 
 
 def overlay(base: Map, over: Map) -> Map:
@@ -435,7 +474,7 @@ def overlay(base: Map, over: Map) -> Map:
             entries[key] = Entry(entry.key, overlay(mine.node, entry.node))
         else:
             entries[key] = entry
-    return Map(entries, over.place)
+    return Map(entries, over.place, over.dropped)
 
 
 OVERRIDE = "CITYGATE__"
@@ -450,11 +489,11 @@ def override(root: Map, environment: Mapping[str, str], problems: list[Problem])
     """
     for name in sorted(variable for variable in environment if variable.startswith(OVERRIDE)):
         parts = name.removeprefix(OVERRIDE).split("__")
-        text, place = environment[name], Place(Source(f"environment {name}", ()), 0, 0)
+        text, place = environment[name], Place(Source(f"environment {name}", []), 0, 0)
         value: Node = Scalar(text, place)
         if (text[:1], text[-1:]) in (("[", "]"), ("{", "}")):
             try:
-                value = _Builder(Source(f"environment {name}", (text,)), problems).node(text) or value
+                value = _Builder(Source(f"environment {name}", [text]), problems).node(text) or value
             except Unreadable as error:
                 problems.append(error.problem)
         root = _put(root, parts, value, place)
@@ -468,7 +507,7 @@ def _put(node: Map, parts: list[str], value: Node, place: Place) -> Map:
     new: Node = value
     if len(parts) > 1:
         new = _put(old if isinstance(old, Map) else Map({}, place), parts[1:], value, place)
-    return Map({**node.entries, key: Entry(place, new)}, node.place)
+    return Map({**node.entries, key: Entry(place, new)}, node.place, node.dropped)
 
 
 def _folded(key: str) -> str:

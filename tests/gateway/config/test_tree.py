@@ -21,7 +21,7 @@ from gateway.config.tree import (
 )
 from gateway.sdk.errors import Problem
 
-NOWHERE = Place(Source("", ()), 1, 1)
+NOWHERE = Place(Source("", []), 1, 1)
 
 
 def read(tmp_path: Path, text: str | bytes) -> tuple[Map, list[Problem]]:
