@@ -31,7 +31,7 @@ from gateway.http.preview import Good, entities, remarks, sample_values
 from gateway.http.server import Server
 from gateway.http.shapes import exchange_row, reading_rows, socket_path, utc
 from gateway.http.view import Verb
-from gateway.journal import bind, event, fault
+from gateway.journal import bind, event, fault, keep_secret
 from gateway.link import LinkService
 from gateway.log import console
 from gateway.log.log import Consumer, Log, LogSettings
@@ -66,6 +66,7 @@ class Daemon:
         self._path = path
         self._registry = registry or Registry()
         self.plan: Plan = make_plan(path, self._registry)
+        keep_secret(self.plan.secrets)
         self._clock = clock or SystemClock(trust=self.plan.config.clock.trust)
         self._health = Health(self._clock)
         self._links: dict[str, LinkService] = {}
@@ -248,6 +249,7 @@ class Daemon:
             except ConfigError:
                 event("reload_refused")
                 raise
+            keep_secret(self.plan.secrets | new.secrets)  # what goes is still said until it is gone
             change = difference(self.plan, new)
             for name in change.links:
                 await self._end(f"link {name}")

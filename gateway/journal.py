@@ -1,10 +1,60 @@
 """Events for the journal: `snake_case` facts with fields, not sentences."""
 
+import base64
 import logging
 import sys
+from collections import deque
+from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
+from urllib.parse import quote
 
 import structlog
+
+HIDDEN = "•••"
+MIN_HIDDEN = 4  # a shorter secret would blank out half of every text
+_secrets: frozenset[str] = frozenset()  # those of the config, and what they look like on the wire
+_passing: deque[str] = deque(maxlen=32)  # tokens of this run; the newest are the ones that can still be said
+
+
+def keep_secret(texts: Iterable[str]) -> None:
+    """From now on these, and no others of before, are hidden in whatever is shown."""
+    global _secrets
+    _secrets = frozenset(form for text in texts if len(text) >= MIN_HIDDEN for form in _forms(text))
+
+
+def keep_passing_secret(*texts: str) -> None:
+    """Hide these too: a token of this run, a login as it is sent."""
+    _passing.extend(text for text in texts if len(text) >= MIN_HIDDEN and text not in _passing)
+
+
+def hidden(text: str) -> str:
+    """The text without any secret that is known: a broker may say ours in its error."""
+    for secrets in (_secrets, _passing):
+        for secret in secrets:
+            if secret in text:
+                text = text.replace(secret, HIDDEN)
+    return text
+
+
+def all_hidden(value: Any) -> Any:
+    """The same for every text in a JSON value."""
+    if isinstance(value, str):
+        return hidden(value)
+    if isinstance(value, Mapping):
+        return {hidden(key) if isinstance(key, str) else key: all_hidden(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [all_hidden(item) for item in value]
+    return value
+
+
+def _forms(secret: str) -> Iterable[str]:
+    yield secret
+    yield quote(secret, safe="")
+    yield base64.b64encode(secret.encode("utf-8", "replace")).decode()
+
+
+def _hide_secrets(_: Any, __: str, fields: Any) -> Any:
+    return all_hidden(fields)
 
 
 def set_up(*, debug: bool = False, stream: TextIO | None = None) -> None:
@@ -17,6 +67,7 @@ def set_up(*, debug: bool = False, stream: TextIO | None = None) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            _hide_secrets,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if debug else logging.INFO),

@@ -13,7 +13,7 @@ import orjson
 from aiohttp.abc import AbstractResolver
 
 from gateway.forward.broker import LoginFailed
-from gateway.journal import event
+from gateway.journal import event, keep_passing_secret
 from gateway.sdk.errors import BrokerUnavailable
 
 RENEW_BEFORE_S = 60.0
@@ -107,7 +107,9 @@ class Static:
 
 def basic(user: str, password: str) -> Static:
     """HTTP Basic, UTF-8 (RFC 7617)."""
-    return Static({"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")})
+    login = base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
+    keep_passing_secret(login)
+    return Static({"Authorization": f"Basic {login}"})
 
 
 def bearer(token: str) -> Static:
@@ -187,6 +189,7 @@ class OAuth2:
         if status not in (200, 201) or not isinstance(token, str) or not token.isascii() or not token.isprintable():
             raise BrokerUnavailable(f"token endpoint: {status} without a token")
         lasts_s = _lasts_s(answer.get("expires_in"))
+        keep_passing_secret(token)
         self._token, self._fresh = token, True
         self._good_until_s = asked_s + max(lasts_s - RENEW_BEFORE_S, lasts_s / 2)
 
