@@ -13,7 +13,7 @@ from gateway.config.explain import did_you_mean, locate
 from gateway.config.loader import Loaded, LoadedLink
 from gateway.config.model import Config
 from gateway.config.tree import Scalar, find
-from gateway.sdk.config import DeviceConfig, LinkConfig, Secret
+from gateway.sdk.config import Claim, DeviceConfig, LinkConfig, Secret
 from gateway.sdk.driver import SharesLine
 from gateway.sdk.errors import Problem
 
@@ -32,7 +32,7 @@ PathOf = tuple[str | int, ...]
 def advise(loaded: Loaded) -> tuple[Problem, ...]:
     """All warnings about a config, placed; the errors that show only when links and templates are known are among them."""
     found = [problem for link in loaded.links.values() for problem in _link(link)]
-    found += _shared_ports(loaded)
+    found += _claims(loaded)
     if loaded.config is not None:
         config = loaded.config
         found += [*_devices_and_brokers(loaded, config), *_buffer(loaded, config), *_rates(loaded, config)]
@@ -67,21 +67,45 @@ def _shared_addresses(link: str, config: LinkConfig) -> Iterator[Problem]:
                 yield Problem("shared-address", ("links", link, "devices", name, key), message, remedy, "warning")
 
 
-def _shared_ports(loaded: Loaded) -> Iterator[Problem]:
-    """Two links on one serial port: each would keep the other out."""
-    owners: dict[str, str] = {}
+def _claims(loaded: Loaded) -> Iterator[Problem]:
+    """Two links that take the same: each would keep the other out, or both would have the other's."""
+    owners: list[tuple[Claim, str]] = []
+    if loaded.config is not None and loaded.config.http.port:
+        its = loaded.config.http
+        owners.append((Claim("listener", f"TCP {its.host}:{its.port}", ()), "http.listen"))
     for link in loaded.links.values():
-        port = getattr(link.config, "port", "")
-        if isinstance(port, str) and port.startswith("/"):
-            if port in owners:
-                message = f"{port} is the port of link {owners[port]} too"
-                yield Problem(
-                    "shared-port",
-                    ("links", link.name, "port"),
-                    message,
-                    "one link for each port; put the devices together",
-                )
-            owners.setdefault(port, link.name)
+        for claim in link.config.claims() if link.config is not None else ():
+            for other, owner in owners:
+                if _same(claim, other) and (owner != link.name or claim.within):
+                    code, message, remedy = _shared(claim, owner)
+                    yield Problem(code, ("links", link.name, *claim.path), message, remedy)
+                    break
+            else:
+                owners.append((claim, link.name))
+
+
+def _shared(claim: Claim, owner: str) -> tuple[str, str, str]:
+    """Code, message, remedy."""
+    if claim.kind == "port":
+        message = f"{claim.name} is the port of link {owner} too"
+        return "shared-port", message, "one link for each port; put the devices together"
+    if claim.kind == "listener":
+        return "shared-listener", f"{claim.name} is taken by {owner} too", "another port for one of them"
+    if claim.kind == "session":
+        message = f"{claim.name} is that of link {owner} too: each would throw the other out"
+        return "shared-session", message, "another client_id, or none: the default is made from the link's name"
+    message = f"{claim.name} is a device of link {owner} too: it would be read twice, under two names"
+    return "shared-device", message, "take one of them out; what two templates read of one unit belongs on one link"
+
+
+def _same(one: Claim, other: Claim) -> bool:
+    if one.kind != other.kind or one.kind != "listener":
+        return (one.kind, one.name) == (other.kind, other.name)
+    (first, a), (second, b) = (name.rpartition(":")[::2] for name in (one.name, other.name))
+    protocol, host = first.split(" ", 1)
+    other_protocol, other_host = second.split(" ", 1)
+    everywhere = {"0.0.0.0", "::", "[::]", "*", ""}
+    return (protocol, a) == (other_protocol, b) and (host == other_host or bool({host, other_host} & everywhere))
 
 
 def _stable_name(port: str) -> str:

@@ -22,6 +22,8 @@ def _check_url(url: str) -> str:
     match = re.fullmatch(r"([a-z]+)://([^/?#\s@]+@)?([^/?#\s@:]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?(/[^?#\s]*)?", url)
     if not match or match[1] not in ("http", "https"):
         raise ValueError(f"{url!r} is not an address of a broker; write it as in https://broker.example:1026")
+    if match[4] and not 1 <= int(match[4][1:]) <= 65535:
+        raise ValueError(f"{match[4][1:]} is no port; ports go from 1 to 65535")
     if match[2]:
         raise ValueError("a login in the address would be shown in logs; remove it")
     return url.rstrip("/")

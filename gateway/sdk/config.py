@@ -1,9 +1,10 @@
 """What a driver's config models build on: the common part of links and devices; durations, sizes and rates with units."""
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, WithJsonSchema
 from pydantic_core import core_schema
@@ -129,8 +130,30 @@ class DeviceConfig(ConfigModel):
     report: dict[str, Report] = Field(default={}, description="thinning by point")
 
 
+class Claim(NamedTuple):
+    """What only one link of a box may have; two that claim the same are an error when the config is loaded.
+
+    Attributes:
+        kind: port (a line) | listener | session (at a message broker) | device (by the address that is its own).
+        name: what must differ, as people would say it: "UDP 0.0.0.0:1700".
+        path: where it stands within the link, e.g. ("devices", "bin-42", "dev_eui").
+        within: whether two of one link exclude each other too.
+    """
+
+    kind: Literal["port", "listener", "session", "device"]
+    name: str
+    path: tuple[str, ...]
+    within: bool = False
+
+
 class LinkConfig(ConfigModel):
     """The common part of a link; a driver adds port or host and its own devices."""
 
     driver: str = Field(description="kind of link, e.g. modbus")
     devices: Mapping[str, DeviceConfig] = Field(default={}, description="the devices on this link, by name")
+
+    def claims(self) -> Iterator[Claim]:
+        """What this link must have for itself: its serial port; a driver adds what else it takes."""
+        port = getattr(self, "port", None)
+        if isinstance(port, str) and port.startswith(("/", "usb:")):
+            yield Claim("port", os.path.realpath(port) if port.startswith("/") else port, ("port",))
