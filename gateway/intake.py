@@ -3,20 +3,28 @@
 import hashlib
 import hmac
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Literal
+from enum import StrEnum
+from typing import Any, Literal, TypeVar
 
-from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason
+from gateway.sdk.config import Report
+from gateway.sdk.quantities import plausible_range, quantities
+from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason, TimeSource, Value
+from gateway.sdk.template import Template
+from gateway.sdk.values import Kind, told, value_of
 
 BAD_AGAIN_S = 60.0  # a point that stays bad for the same reason is logged at most this often
-MAX_TEXT_CHARACTERS = 512
 MAX_UNDECLARED_NAMES = 32
+MAX_NAME_CHARACTERS = 64  # of an undeclared name
 MAX_CROWD = 100_000  # different values counted in one period of one point; about 10 MB
 HASH_CHARACTERS = 16  # 64 bits: enough to count with, too few to be anybody's name elsewhere
 
-_TYPES: dict[str, tuple[type, ...]] = {"number": (float, int), "integer": (int,), "boolean": (bool,), "text": (str,)}
+# No sensor of a city measures what is smaller than the one, and not 0, or larger than the other: such numbers are bytes
+# of something else read as a float. The larger one also keeps every integer within 64 bits.
+TINY = 1e-30
+CEILING = 9e18
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +40,12 @@ class PointRule:
         blur_to: step to which a blurred number is rounded, in the point's unit.
         on_change: report when the value moved by at least this; None = report every reading.
         at_least_s: report at least this often; None = only on change.
+        thins: whether some readings of this point are not reported.
     """
 
-    low: float = -math.inf
-    high: float = math.inf
-    kind: Literal["number", "integer", "boolean", "text"] = "number"
+    low: float = -CEILING
+    high: float = CEILING
+    kind: Kind = "number"
     personal: Literal["", "drop", "hash", "blur", "count"] = ""
     blur_to: float = 0.0
     count_every_s: float = 900.0
@@ -44,10 +53,10 @@ class PointRule:
     on_change: float | None = None
     at_least_s: float | None = None
 
-    @property
-    def thins(self) -> bool:
-        """Whether some readings of this point are not reported."""
-        return self.on_change is not None or self.at_least_s is not None
+    thins: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "thins", self.on_change is not None or self.at_least_s is not None)
 
 
 @dataclass(slots=True)
@@ -75,10 +84,27 @@ class Admitted:
     Attributes:
         logged: what goes into the log, and so to the cities; None when nothing does.
         shown: readings that only page, status and read API see.
+        fault: what the driver handed over that is no reading; "" when all were.
     """
 
     logged: ReadingSet | None
     shown: tuple[Reading, ...] = ()
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What the rules make of readings that are not logged.
+
+    Attributes:
+        readings: of declared points, as they would be logged, before anything personal is hidden.
+        undeclared: of points that the template does not declare: they would be dropped.
+        fault: as in `Admitted`.
+    """
+
+    readings: tuple[Reading, ...]
+    undeclared: tuple[Reading, ...] = ()
+    fault: str = ""
 
 
 @dataclass(slots=True)
@@ -102,35 +128,52 @@ class Intake:
         kept: list[Reading] = []
         shown: list[Reading] = []
         changed = False
-        for reading in readings.readings:
+        fault = ""
+        for handed in readings.readings:
+            reading = handed
+            if type(handed) is not Reading or type(handed.point) is not str:
+                mended = _mended(handed)
+                if mended is None:
+                    fault, changed = fault or _not_a_reading(handed), True
+                    continue
+                reading = mended
             rule = self.rules.get(reading.point)
             if rule is None:
                 self._count_undeclared(reading.point)
                 changed = True
                 continue
-            if rule.personal == "count":
-                counted = self._count(reading, rule)
-                changed = True
-                if counted is None:
-                    continue
-                reading = counted
             checked = _check(reading, rule)
             if rule.personal:
-                hidden = _hide(checked, rule, self.salt)
+                hidden = self._count(checked, rule) if rule.personal == "count" else _hide(checked, rule, self.salt)
                 if hidden is None:
                     changed = True
                     continue
                 checked = hidden
-            changed = changed or checked is not reading
-            if self._worth_reporting(checked, rule):
+            changed = changed or checked is not handed
+            if (not rule.thins and checked.quality is Quality.GOOD) or self._worth_reporting(checked, rule):
                 kept.append(checked)
             else:
                 shown.append(checked)
         if not changed and not shown:
             return Admitted(readings)
         if not kept and not readings.state:
-            return Admitted(None, tuple(shown))
-        return Admitted(replace(readings, readings=tuple(kept)), tuple(shown))
+            return Admitted(None, tuple(shown), fault)
+        return Admitted(replace(readings, readings=tuple(kept)), tuple(shown), fault)
+
+    def judge(self, readings: Iterable[Reading]) -> Judged:
+        """What `admit` would make of these readings, without remembering anything: for who shows and does not log."""
+        kept: list[Reading] = []
+        undeclared: list[Reading] = []
+        fault = ""
+        for handed in readings:
+            reading = _mended(handed)
+            if reading is None:
+                fault = fault or _not_a_reading(handed)
+            elif (rule := self.rules.get(reading.point)) is not None:
+                kept.append(_check(reading, rule))
+            else:
+                undeclared.append(reading)
+        return Judged(tuple(kept), tuple(undeclared), fault)
 
     def _count(self, reading: Reading, rule: PointRule) -> Reading | None:
         """The number of different values of a period, told with the first value of a later one; None meanwhile."""
@@ -138,17 +181,18 @@ class Intake:
             return reading
         crowd = self._crowds.setdefault(reading.point, _Crowd())
         period = int(reading.observed_at.timestamp() // rule.count_every_s)
-        told: Reading | None = None
+        number: Reading | None = None
         if period > crowd.period:
             if crowd.period >= 0 and len(crowd.seen) >= rule.fewest:
                 end = datetime.fromtimestamp((crowd.period + 1) * rule.count_every_s, UTC)
-                told = replace(reading, value=len(crowd.seen), observed_at=end)
+                number = replace(reading, value=len(crowd.seen), observed_at=end)
             crowd.period, crowd.seen = period, set()
         if period == crowd.period and len(crowd.seen) < MAX_CROWD:
-            crowd.seen.add(hmac.digest(self.salt, str(reading.value).encode("utf-8", "surrogatepass"), "sha256")[:12])
-        return told
+            crowd.seen.add(hmac.digest(self.salt, str(reading.value).encode(), "sha256")[:12])
+        return number
 
-    def _count_undeclared(self, point: str) -> None:
+    def _count_undeclared(self, name: str) -> None:
+        point = told(name, MAX_NAME_CHARACTERS)
         if point in self.undeclared or len(self.undeclared) < MAX_UNDECLARED_NAMES:
             self.undeclared[point] = self.undeclared.get(point, 0) + 1
 
@@ -158,8 +202,6 @@ class Intake:
             memory = self._memory[reading.point] = _Memory()
         if reading.quality is not Quality.GOOD:
             return _bad_is_news(reading, memory)
-        if not rule.thins:
-            return True
         if memory.reported_at is not None and not _moved(reading, memory, rule):
             return False
         memory.value, memory.reported_at = reading.value, reading.observed_at
@@ -197,29 +239,117 @@ def _hide(reading: Reading, rule: PointRule, salt: bytes) -> Reading | None:
         return reading
     if rule.personal == "hash":
         day = reading.observed_at.astimezone(UTC).date().isoformat()  # the same tag cannot be followed over days
-        digest = hmac.new(salt, f"{day} {value}".encode("utf-8", "surrogatepass"), hashlib.sha256)
+        digest = hmac.new(salt, f"{day} {value}".encode(), hashlib.sha256)
         return replace(reading, value=digest.hexdigest()[:HASH_CHARACTERS])
-    if isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value / rule.blur_to):
         return replace(reading, value=round(round(value / rule.blur_to) * rule.blur_to, 9))
     return None
 
 
 def _check(reading: Reading, rule: PointRule) -> Reading:
-    """The reading itself, or the same without its value and with the reason."""
+    """The reading itself, or the same as it may be logged: exact types, and without a value the reason why."""
     value = reading.value
-    if value is None:
-        if reading.quality is Quality.GOOD:  # no value cannot be good
-            return replace(reading, quality=Quality.BAD, reason=Reason.NOT_AVAILABLE)
+    if (
+        type(value) is float
+        and rule.low <= value <= rule.high
+        and (value >= TINY or value <= -TINY or not value)
+        and rule.kind == "number"
+        and reading.quality is Quality.GOOD
+        and reading.reason is Reason.NONE
+        and type(reading.time_source) is TimeSource
+    ):
+        return reading  # by far the most
+    quality, reason = _member(Quality, reading.quality), _member(Reason, reading.reason)
+    source = _member(TimeSource, reading.time_source)
+    if quality is None or reason is None or source is None:
+        value, quality, reason = None, Quality.BAD, Reason.WRONG_TYPE
+    elif quality is Quality.BAD:
+        value = None
+    elif value is None:
+        if quality is Quality.GOOD:  # no value cannot be good
+            quality, reason = Quality.BAD, Reason.NOT_AVAILABLE
+    else:
+        value, fault = _judged(value, rule)
+        if fault is not Reason.NONE:
+            quality, reason = Quality.BAD, fault
+    same = value is reading.value and quality is reading.quality and reason is reading.reason
+    if same and source is reading.time_source:
         return reading
-    if reading.quality is Quality.BAD:
-        return replace(reading, value=None)
-    if type(value) is float and not math.isfinite(value):
-        return replace(reading, value=None, quality=Quality.BAD, reason=Reason.NOT_FINITE)
-    if type(value) not in _TYPES[rule.kind]:
-        return replace(reading, value=None, quality=Quality.BAD, reason=Reason.BAD_FRAME)
-    if isinstance(value, str):
-        if len(value) > MAX_TEXT_CHARACTERS or "\0" in value:
-            return replace(reading, value=None, quality=Quality.BAD, reason=Reason.BAD_FRAME)
-    elif not rule.low <= value <= rule.high:
-        return replace(reading, value=None, quality=Quality.BAD, reason=Reason.OUT_OF_RANGE)
-    return reading
+    return Reading(reading.point, value, reading.observed_at, quality, reason, source or TimeSource.GATEWAY)
+
+
+def _judged(raw: Value, rule: PointRule) -> tuple[Value | None, Reason]:
+    if rule.personal == "count":
+        return _somebody(raw)
+    if rule.kind != "text" and issubclass(type(raw), float) and not math.isfinite(raw):  # type: ignore[arg-type]
+        return None, Reason.NOT_FINITE
+    value = value_of(rule.kind, raw)
+    if value is None:
+        return None, Reason.WRONG_TYPE
+    if isinstance(value, str | bool):
+        return value, Reason.NONE
+    if not rule.low <= value <= rule.high or 0 < abs(value) < TINY:
+        return None, Reason.OUT_OF_RANGE
+    return value, Reason.NONE
+
+
+def _somebody(raw: Value) -> tuple[Value | None, Reason]:
+    """Who is to be counted: a text or a number that stands for somebody."""
+    value = value_of("text", raw)
+    if value is None:
+        value = value_of("integer", raw)
+    if value is None or (isinstance(value, int) and not -CEILING <= value <= CEILING):
+        return None, Reason.WRONG_TYPE
+    return value, Reason.NONE
+
+
+_Member = TypeVar("_Member", bound=StrEnum)
+
+
+def _member(kind: type[_Member], given: Any) -> _Member | None:
+    """The member that is meant, also by its plain text; None when there is none."""
+    if type(given) is kind:
+        return given
+    try:
+        return kind(str.__str__(given)) if issubclass(type(given), str) else None
+    except ValueError:
+        return None
+
+
+def _mended(handed: Any) -> Reading | None:
+    """The reading with its point's name as a plain text; None when it is none or its point has no name."""
+    if type(handed) is not Reading or not issubclass(type(handed.point), str):
+        return None
+    return handed if type(handed.point) is str else replace(handed, point=str.__str__(handed.point))
+
+
+def _not_a_reading(thing: Any) -> str:
+    if type(thing) is Reading:
+        return f"a reading of a point named {told(thing.point)}"
+    return f"a {told(type(thing).__name__)} in place of a reading"
+
+
+def rules_of(template: Template, report: Mapping[str, Report] | None = None) -> Mapping[str, PointRule]:
+    """The rules of a device with this template, compiled once.
+
+    Args:
+        report: thinning by point.
+    """
+    rules = {}
+    for name, point in template.points.items():
+        quantity = quantities()[point.quantity]
+        bounds = point.range or plausible_range(quantity, point.unit or quantity.unit)
+        low, high = sorted(bounds) if bounds else (-CEILING, CEILING)
+        thinning = (report or {}).get(name, Report())
+        rules[name] = PointRule(
+            max(low, -CEILING),
+            min(high, CEILING),
+            quantity.kind,
+            point.privacy,
+            point.blur_to or 0.0,
+            point.count_every_s,
+            point.fewest,
+            on_change=thinning.on_change,
+            at_least_s=thinning.at_least_s,
+        )
+    return rules

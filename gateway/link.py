@@ -7,18 +7,19 @@ from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from gateway import gate
 from gateway.driver_run import DriverRun, RequestQueue
 from gateway.health import DeviceHealth, Health, LinkHealth
-from gateway.intake import Intake, PointRule
+from gateway.intake import Intake, rules_of
 from gateway.journal import bind, event
 from gateway.log.log import Log
-from gateway.sdk.config import DeviceConfig, LinkConfig, Report
+from gateway.sdk.config import LinkConfig
 from gateway.sdk.driver import Clock, Context, Driver, Exchange, Receipt, Request
-from gateway.sdk.errors import ConfigError, FrameError, LinkError
-from gateway.sdk.quantities import plausible_range, quantities
+from gateway.sdk.errors import ConfigError, FrameError, LinkError, said
 from gateway.sdk.reading import Quality, Reading, ReadingSet, Value
 from gateway.sdk.recording import MAX_BYTES, Chunk, Direction, written
 from gateway.sdk.streams import Tap, open_serial, open_tcp
+from gateway.sdk.values import told
 
 SILENT_AFTER_S = 120.0  # a driver loop that calls no `progress` for so long is restarted
 REJECT_EVENT_EVERY_S = 60.0
@@ -50,7 +51,9 @@ class LinkService:
         self._log, self._clock = log, clock
         self._health = health
         self._record: LinkHealth = health.link(name, driver.name)
-        self._intakes = {device: Intake(_rules(its), _SALT) for device, its in config.devices.items()}
+        self._intakes = {
+            device: Intake(rules_of(its.template, its.report), _SALT) for device, its in config.devices.items()
+        }
         self._devices = {device: self._record.devices.setdefault(device, DeviceHealth()) for device in config.devices}
         for gone in set(self._record.devices) - set(config.devices):
             del self._record.devices[gone]
@@ -82,12 +85,12 @@ class LinkService:
         remedy = (
             "" if isinstance(error, LinkError) else "this is a fault of the driver: please report it with the journal"
         )
-        self._set_link_state("down", str(error) or type(error).__name__, remedy)
+        self._set_link_state("down", said(error), remedy)
 
     def stopped(self, error: Exception) -> None:
         """The link is off until the config changes."""
         remedy = error.problems[0].remedy if isinstance(error, ConfigError) else ""
-        self._health.set_state(self._record, self._link, "off", str(error), remedy)
+        self._health.set_state(self._record, self._link, "off", said(error), remedy)
 
     async def request(
         self, device: str, *, point: str = "", value: Value | None = None, timeout_s: float = 30.0
@@ -169,12 +172,20 @@ class LinkService:
     async def emit(self, readings: ReadingSet) -> Receipt:
         """Intake and append: what a driver hands over, and what `once` has just read."""
         self._progress()
+        if not gate.is_sound(readings, self._devices):
+            try:
+                readings, fault = gate.mended(readings, self._devices, self._log.driver_state)
+            except FrameError as error:
+                self._driver_fault(error.message)
+                return NOTHING_TO_LOG
+            self._driver_fault(fault, readings.device)
         record = self._devices[readings.device]
         if self._is_paused(readings.device):
             return NOTHING_TO_LOG
         intake = self._intakes[readings.device]
         admitted = intake.admit(readings)
         record.undeclared = intake.undeclared
+        self._driver_fault(admitted.fault, readings.device)
         checked = admitted.logged.readings if admitted.logged else ()
         self._note_set(readings.device, record, (*checked, *admitted.shown) if admitted.shown else checked)
         if record.state == "ok":
@@ -232,37 +243,58 @@ class LinkService:
         return False
 
     def _reject(self, error: FrameError, *, device: str = "", remedy: str = "") -> None:
+        reason = error.message if isinstance(error, FrameError) else said(error)
+        device = device if self._of(device) is not None else ""
+        remedy = ("" if remedy is None else told(remedy)) or self._remedies["bad_frame"]
         self._record.counters["rejected_frames"] += 1
-        remedy = remedy or self._remedies["bad_frame"]
-        many_alike = self._record.rejected.add(error.message, device, remedy, self._clock.now())
+        many_alike = self._record.rejected.add(reason, device, remedy, self._clock.now())
         if many_alike and not self._heard_good and self._record.state in ("starting", "ok"):
-            self._set_link_state("bad", f"nothing of what comes can be read: {error.message}", remedy)
+            self._set_link_state("bad", f"nothing of what comes can be read: {reason}", remedy)
         now_s = self._clock.monotonic_s()
         if now_s - self._rejected_event_s >= REJECT_EVENT_EVERY_S:
             self._rejected_event_s = now_s
-            event("frame_rejected", link=self._link, device=device, reason=str(error))
+            event("frame_rejected", link=self._link, device=device, reason=said(error))
 
     def _up(self) -> None:
         self.came_up = True
         if self._record.state != "ok":
             self._set_link_state("ok")
 
+    def _driver_fault(self, fault: str, device: str = "") -> None:
+        """The driver handed over what cannot be taken: counted and told; "" is no fault."""
+        if fault:
+            (self._of(device) or self._record).counters["driver_faults"] += 1
+            self._reject(FrameError(fault), device=device, remedy=gate.REMEDY)
+
+    def _of(self, device: Any) -> DeviceHealth | LinkHealth | None:
+        """The record that a driver means; "" is the link, None: it has no such device."""
+        if not issubclass(type(device), str):
+            return None
+        return self._devices.get(device) if device else self._record
+
     def _count(self, name: str, n: int = 1, device: str = "") -> None:
-        record: DeviceHealth | LinkHealth = self._devices[device] if device else self._record
-        record.counters[name] += n
+        record = self._of(device)
+        if record is None:
+            self._driver_fault(f"counted for device {told(device)}, which this link does not have")
+        else:
+            self._driver_fault(gate.add(record.counters, name, n), device)
 
     def _progress(self) -> None:
         self.progress_at_s = self._clock.monotonic_s()
 
     def _note(self, device: str, text: str, remedy: str) -> None:
-        record: DeviceHealth | LinkHealth = self._devices[device] if device else self._record
-        if text:
-            self._notes[device] = (text, remedy)
-            record.reason, record.remedy = text, remedy
+        record = self._of(device)
+        if record is None:
+            self._driver_fault(f"a remark on device {told(device)}, which this link does not have")
+        elif text is not None and (remark := told(text)):
+            self._notes[device] = record.reason, record.remedy = remark, "" if remedy is None else told(remedy)
         elif self._notes.pop(device, None) is not None and record.state == "ok":
             record.reason, record.remedy = "", ""
 
     def _offer_time(self, utc: datetime, uncertainty_s: float) -> None:
+        if fault := gate.offered(utc, uncertainty_s):
+            self._driver_fault(fault)
+            return
         offer = getattr(self._clock, "offer", None)
         if offer is not None:
             offer(utc, uncertainty_s)
@@ -311,24 +343,3 @@ def _remedies(config: LinkConfig) -> Mapping[str, str]:
 
 
 _SALT = os.urandom(32)  # of this run, for hashes of personal data; never stored
-
-
-def _rules(device: DeviceConfig) -> Mapping[str, PointRule]:
-    rules = {}
-    for name, point in device.template.points.items():
-        quantity = quantities()[point.quantity]
-        bounds = point.range or plausible_range(quantity, point.unit or quantity.unit)
-        low, high = sorted(bounds) if bounds else (float("-inf"), float("inf"))
-        report = device.report.get(name, Report())
-        rules[name] = PointRule(
-            low,
-            high,
-            quantity.kind,
-            point.privacy,
-            point.blur_to or 0.0,
-            point.count_every_s,
-            point.fewest,
-            on_change=report.on_change,
-            at_least_s=report.at_least_s,
-        )
-    return rules

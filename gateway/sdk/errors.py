@@ -5,6 +5,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from gateway.sdk.reading import Reading
+from gateway.sdk.values import told
+
 
 class CitygateError(Exception):
     """Everything we raise on purpose."""
@@ -36,6 +39,7 @@ class Problem:
     width: int = 1
 
 
+MAX_MESSAGE_CHARACTERS = 500  # of a FrameError
 MAX_TOLD = 10  # problems in an error's own text; `problems` has them all
 
 
@@ -71,17 +75,21 @@ class FrameError(CitygateError):
     """Bytes that are not the frame they should be: count it, next frame.
 
     Args:
-        message: what is wrong, e.g. "payload version 7, expected 1".
+        message: what is wrong, e.g. "payload version 7, expected 1". It may quote what came in: it is kept printable and short.
         frame: the bytes as received.
         offset: byte at which it shows.
+        readings: what was read before it showed; `decode` shows it, and fails all the same.
     """
 
-    def __init__(self, message: str, *, frame: bytes = b"", offset: int = 0) -> None:
-        self.message = message
-        self.frame = frame
-        self.offset = offset
-        shown = frame[:32].hex(" ") + (" …" if len(frame) > 32 else "")
-        super().__init__(f"{message} at byte {offset} of [{shown}]")
+    def __init__(
+        self, message: str, *, frame: bytes = b"", offset: int = 0, readings: tuple[Reading, ...] = ()
+    ) -> None:
+        self.message = told(message, MAX_MESSAGE_CHARACTERS)
+        self.frame = bytes(frame) if isinstance(frame, bytes | bytearray | memoryview) else b""
+        self.offset = offset if type(offset) is int else 0
+        self.readings = readings
+        shown = self.frame[:32].hex(" ") + (" …" if len(self.frame) > 32 else "")
+        super().__init__(f"{self.message} at byte {self.offset} of [{shown}]")
 
 
 @contextmanager
@@ -100,8 +108,16 @@ def foreign(what: str, frame: bytes = b"") -> Iterator[None]:
     except CitygateError:
         raise
     except Exception as error:
-        reason = str(error)[:200] or type(error).__name__
-        raise FrameError(f"{what}: {type(error).__name__}: {reason}", frame=frame) from error
+        raise FrameError(f"{what}: {type(error).__name__}: {said(error)}", frame=frame) from error
+
+
+def said(error: BaseException) -> str:
+    """The text of a foreign exception as it can be shown, whatever is in it; its kind where there is none."""
+    try:
+        text = told(str(error), MAX_MESSAGE_CHARACTERS)
+    except Exception:  # noqa: BLE001 - its own text may raise, too
+        text = ""
+    return text or told(type(error).__name__)
 
 
 class BrokerUnavailable(CitygateError):

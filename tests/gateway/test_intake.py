@@ -3,14 +3,17 @@
 import math
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.intake import MAX_UNDECLARED_NAMES, Intake, PointRule
-from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason, Value
+from gateway.intake import MAX_NAME_CHARACTERS, MAX_UNDECLARED_NAMES, Intake, PointRule
+from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason, TimeSource, Value
 from gateway.sdk.testing import NOON
+from tests.support import hostile
 
 
 def reading(value: Value | None, *, point: str = "t", at_s: float = 0, **changes: object) -> Reading:
@@ -58,12 +61,20 @@ def test_names_of_undeclared_fields_are_bounded() -> None:
         (-math.inf, {}, Reason.NOT_FINITE),
         (100.1, {"low": 0, "high": 100}, Reason.OUT_OF_RANGE),
         (-0.1, {"low": 0, "high": 100}, Reason.OUT_OF_RANGE),
-        ("21.5", {}, Reason.BAD_FRAME),
-        (True, {}, Reason.BAD_FRAME),
-        (1.5, {"kind": "integer"}, Reason.BAD_FRAME),
-        (1, {"kind": "boolean"}, Reason.BAD_FRAME),
-        ("a\0b", {"kind": "text"}, Reason.BAD_FRAME),
-        ("x" * 513, {"kind": "text"}, Reason.BAD_FRAME),
+        ("warm", {}, Reason.WRONG_TYPE),
+        (True, {}, Reason.WRONG_TYPE),
+        (1.5, {"kind": "integer"}, Reason.WRONG_TYPE),
+        (2, {"kind": "boolean"}, Reason.WRONG_TYPE),
+        (1.5, {"kind": "text"}, Reason.WRONG_TYPE),
+        ("a\0b", {"kind": "text"}, Reason.WRONG_TYPE),
+        ("\ud83d", {"kind": "text"}, Reason.WRONG_TYPE),
+        ("x" * 513, {"kind": "text"}, Reason.WRONG_TYPE),
+        (-2.4e-41, {}, Reason.OUT_OF_RANGE),
+        (5e-324, {"low": 0, "high": 1}, Reason.OUT_OF_RANGE),
+        (1e300, {}, Reason.OUT_OF_RANGE),
+        (10**400, {}, Reason.OUT_OF_RANGE),
+        (2**64, {"kind": "integer"}, Reason.OUT_OF_RANGE),
+        ("900", {"high": 100}, Reason.OUT_OF_RANGE),
     ],
 )
 def test_an_implausible_value_becomes_quality_and_reason_never_a_value(
@@ -128,6 +139,97 @@ def test_driver_state_passes_even_when_no_reading_does() -> None:
     admitted = gate.admit(ReadingSet("d", (reading(20.0, at_s=1),), state={"fcnt": b"\x07"}))
 
     assert admitted.logged == ReadingSet("d", (), state={"fcnt": b"\x07"})
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind", "value"),
+    [
+        (3.0, "integer", 3),
+        (1.0, "boolean", True),
+        (0, "boolean", False),
+        ("21.50", "number", 21.5),
+        (0.0, "number", 0.0),
+        (hostile.OBJECTS[2], "number", 21.5),
+    ],
+)
+def test_a_value_that_means_one_of_its_kind_is_taken_as_that(raw: Any, kind: str, value: Value) -> None:
+    [kept] = logged(intake(kind=kind), reading(raw))
+
+    assert (kept.value, type(kept.value), kept.quality) == (value, type(value), Quality.GOOD)
+
+
+def test_words_of_the_sdk_are_understood_as_plain_text_and_unknown_ones_cost_the_value() -> None:
+    plain = reading(21.5, quality="uncertain", reason="device_fault", time_source="device")
+    for odd in ({"quality": "excellent"}, {"reason": 7}, {"time_source": None}, {"quality": hostile.RAISES}):
+        [kept] = logged(intake(), reading(21.5, **odd))
+        assert (kept.value, kept.quality, kept.reason) == (None, Quality.BAD, Reason.WRONG_TYPE)
+
+    [kept] = logged(intake(), plain)
+    assert (kept.value, kept.quality, kept.reason) == (21.5, Quality.UNCERTAIN, Reason.DEVICE_FAULT)
+    assert type(kept.quality) is Quality
+
+
+def test_what_is_no_reading_is_left_out_and_told_the_rest_of_the_set_goes_on() -> None:
+    handed: Any = (None, "t", ("t", 1.0), replace(reading(1.0), point=7), hostile.RAISES, reading(21.5))  # type: ignore[arg-type]
+    admitted = intake().admit(ReadingSet("d", handed))
+
+    assert admitted.logged is not None
+    assert admitted.logged.values() == {"t": 21.5}
+    assert admitted.fault
+
+
+def test_names_of_undeclared_fields_can_be_shown_whatever_they_are() -> None:
+    gate = intake()
+    for name in hostile.TEXTS:
+        gate.admit(ReadingSet("d", (reading(1.0, point=name),)))
+
+    for name in gate.undeclared:
+        assert len(name) <= MAX_NAME_CHARACTERS
+        name.encode()
+
+
+@st.composite
+def handed_over(draw: st.DrawFn) -> Any:
+    """Something near a reading: any part of it may be anything."""
+    word = st.one_of(st.sampled_from(["good", "bad", "timeout", "device", "", "odd"]), hostile.values())
+    return reading(
+        draw(hostile.values()),
+        point=draw(st.one_of(st.sampled_from(["t", "u"]), hostile.values())),
+        quality=draw(st.one_of(st.sampled_from(Quality), word)),
+        reason=draw(st.one_of(st.sampled_from(Reason), word)),
+        time_source=draw(st.one_of(st.sampled_from(TimeSource), word)),
+    )
+
+
+RULES: tuple[dict[str, object], ...] = (
+    {},
+    {"low": -10.0, "high": 10.0, "on_change": 0.5},
+    {"kind": "integer"},
+    {"kind": "boolean", "on_change": 0.0, "at_least_s": 60.0},
+    {"kind": "text", "on_change": 0.0},
+    {"kind": "text", "personal": "hash"},
+    {"personal": "blur", "blur_to": 0.01},
+    {"personal": "blur", "blur_to": 1e-300},
+    {"kind": "integer", "personal": "count"},
+)
+
+
+@given(st.sampled_from(RULES), st.lists(st.one_of(handed_over(), hostile.values()), max_size=6))
+def test_whatever_a_driver_hands_over_what_is_admitted_can_be_stored_and_shown(
+    rule: dict[str, object], handed: list[Any]
+) -> None:
+    gate = intake(**rule)
+    admitted = gate.admit(ReadingSet("d", tuple(handed)))
+    judged = gate.judge(handed)
+
+    for kept in (*(admitted.logged.readings if admitted.logged else ()), *admitted.shown, *judged.readings):
+        assert (type(kept.quality), type(kept.reason), type(kept.time_source)) == (Quality, Reason, TimeSource)
+        assert type(kept.value) in (float, int, bool, str, type(None))
+        assert (kept.value is None) == (kept.quality is Quality.BAD) or kept.quality is Quality.UNCERTAIN
+        orjson.dumps(kept.value)
+        if kept.quality is Quality.GOOD and type(kept.value) is float:
+            assert math.isfinite(kept.value)
+            assert kept.value == 0 or 1e-30 <= abs(kept.value) <= 9e18
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(), st.integers(), st.booleans(), st.text()), min_size=1, max_size=8))

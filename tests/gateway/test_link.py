@@ -2,15 +2,20 @@
 
 import asyncio
 import itertools
+import json
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
+from gateway import gate
 from gateway.driver_run import MAX_REQUESTS
 from gateway.health import ALIKE, MAX_REASON_CHARACTERS, MAX_REJECTIONS, Health
 from gateway.link import LinkService
@@ -21,6 +26,7 @@ from gateway.sdk.errors import Busy, FrameError, LinkError
 from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason, no_values
 from gateway.sdk.template import Template, TemplatePoint
 from gateway.sdk.testing import NOON, ManualClock
+from tests.support import hostile
 
 TEMPLATE = Template(
     vendor="Made",
@@ -300,3 +306,130 @@ async def test_a_remedy_fits_the_kind_of_link(
 
     assert "wiring" in remedies[Wired]
     assert not re.search("wiring|baud|termination", remedies[kind])
+
+
+GOOD = ReadingSet("d", (Reading("t", 21.5, NOON),))
+HUGE_STATE: Any = {"big": bytes(50_000_000), "small": b"\x07", "": b"", "\ud83d": b"", 7: b"x", "text": "x"}
+
+
+class Unread(dict[str, bytes]):
+    """State that cannot be walked."""
+
+    def keys(self) -> Any:
+        raise RuntimeError("no keys")
+
+    __iter__ = keys
+
+
+@pytest.mark.parametrize(
+    "handed",
+    [
+        None,
+        "a set",
+        hostile.RAISES,
+        ReadingSet("nobody", GOOD.readings),
+        ReadingSet(None, GOOD.readings),  # type: ignore[arg-type]
+        ReadingSet(["d"], GOOD.readings),  # type: ignore[arg-type]
+        ReadingSet("\ud83d" * 10_000, ()),
+        ReadingSet("d", None),  # type: ignore[arg-type]
+        ReadingSet("d", (r for r in GOOD.readings)),  # type: ignore[arg-type]
+        ReadingSet("d", (None, "t", ("t", 1.0))),  # type: ignore[arg-type]
+        ReadingSet("d", (), state=7),  # type: ignore[arg-type]
+        ReadingSet("d", (), state=Unread()),
+        ReadingSet("d", (), state={"k": bytearray(b"x")}),  # type: ignore[dict-item]
+    ],
+)
+async def test_what_is_no_set_costs_itself_and_is_told(handed: Any, log: Log, clock: ManualClock) -> None:
+    async def work(context: Context) -> None:
+        await context.emit(handed)
+        await (await context.emit(GOOD)).durable
+
+    service = link(log, clock, work)
+    running = asyncio.create_task(service.run())
+    await asyncio.sleep(0)
+    await log.commit()
+    await running
+
+    record = service._health.links["l"]
+    faults = record.counters["driver_faults"] + record.devices["d"].counters["driver_faults"]
+    assert (await logged(log), faults, record.state) == ([21.5], 1, "ok")
+
+
+async def test_readings_in_a_list_and_names_that_only_inherit_are_taken(log: Log, clock: ManualClock) -> None:
+    class Name(StrEnum):
+        DEVICE = "d"
+        POINT = "t"
+
+    service = link(log, clock, idle)
+    await service._context().emit(ReadingSet(Name.DEVICE, [Reading(Name.POINT, 20.0, NOON)]))  # type: ignore[arg-type]
+    await log.commit()
+
+    assert log.last_values.device("d")["t"].value == 20.0
+
+
+async def test_state_beyond_its_bounds_is_left_out_and_the_rest_outlives_a_restart(tmp_path: Path) -> None:
+    clock = ManualClock()
+    log = await Log.open(LogSettings(tmp_path / "b.db"), clock=clock, consumers=[])
+    service = link(log, clock, idle)
+    context = service._context()
+    await context.emit(ReadingSet("d", GOOD.readings, state=HUGE_STATE))
+    for n in range(200):
+        await context.emit(ReadingSet("d", (), state={f"k{n}": b"x"}))
+    await context.emit(ReadingSet("d", (), state={"small": b"\x08"}))
+    await log.commit()
+    await log.close()
+
+    log = await Log.open(LogSettings(tmp_path / "b.db"), clock=clock, consumers=[])
+    state = log.driver_state("d")
+    await log.close()
+    assert state["small"] == b"\x08"
+    assert len(state) == gate.MAX_STATE_KEYS
+    assert "big" not in state
+    assert service._health.links["l"].devices["d"].counters["driver_faults"] == 1 + 200 - (gate.MAX_STATE_KEYS - 1)
+
+
+async def test_counters_remarks_and_times_of_a_driver_are_bounded(log: Log, clock: ManualClock) -> None:
+    service = link(log, clock, idle)
+    context = service._context()
+    record = service._health.links["l"]
+    device = record.devices["d"]
+    odd: Any
+    for n in range(1000):
+        context.count(f"c{n}", device="d")
+    for name in (*hostile.TEXTS, *hostile.OBJECTS):
+        context.count(name)
+    for odd in (-1, 10**400, 0.5, math.nan, "x", None, hostile.RAISES):
+        context.count("odd", odd)
+    context.count("frames", 2.0)
+    context.count("frames", 3, device="nobody")
+    for odd in (*hostile.TEXTS, *hostile.OBJECTS):
+        context.note("d", odd, odd)
+        context.note(odd, "a remark", "")
+        json.dumps([device.reason, device.remedy]).encode()
+        assert len(device.reason) < 300
+    for at in (*hostile.OBJECTS, datetime(2026, 6, 1)):
+        context.offer_time(at, 1.0)
+    context.offer_time(NOON, math.nan)
+
+    assert len(device.counters) <= gate.MAX_COUNTERS + 1
+    assert len(record.counters) <= gate.MAX_COUNTERS + 1
+    assert record.counters["frames"] == 2
+    assert "odd" not in record.counters
+    orjson.dumps([dict(record.counters), dict(device.counters), record.reason, device.reason])
+
+
+async def test_a_rejected_frame_may_hold_anything(
+    log: Log, clock: ManualClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = link(log, clock, idle)
+    context = service._context()
+    odd: Any
+    for odd in (*hostile.TEXTS, *hostile.OBJECTS):
+        clock.advance(120)
+        context.reject(FrameError(odd, frame=bytes(10_000_000)), device="d")
+        context.reject(FrameError("bad", frame=odd, offset=odd), device=odd)
+        context.reject(odd)
+        context.reject(FrameError("bad"), remedy=odd)
+
+    assert service._health.links["l"].counters["rejected_frames"] > 0
+    assert max(map(len, capsys.readouterr().out.splitlines()), default=0) < 2000

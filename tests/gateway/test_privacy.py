@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.intake import Intake, PointRule
-from gateway.link import _rules
+from gateway.intake import Intake, PointRule, rules_of
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.config import DeviceConfig
 from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason, Value, no_values
@@ -39,7 +38,7 @@ def seen(at: datetime = NOON, plate: str = PLATE) -> ReadingSet:
 
 
 def test_a_plate_is_hashed_by_nature_and_the_marked_points_as_they_say() -> None:
-    logged = Intake(_rules(CAMERA), SALT).admit(seen()).logged
+    logged = Intake(rules_of(CAMERA.template), SALT).admit(seen()).logged
     assert logged is not None
     values = logged.values()
     assert set(values) == {"plate", "lat", "vehicles"}
@@ -56,16 +55,16 @@ def hashed(intake: Intake, at: datetime = NOON, plate: str = PLATE) -> str:
 
 
 def test_a_hash_tells_two_apart_within_a_day_and_links_nothing_beyond() -> None:
-    intake = Intake(_rules(CAMERA), SALT)
+    intake = Intake(rules_of(CAMERA.template), SALT)
     assert hashed(intake) == hashed(intake, NOON + timedelta(hours=11))
     assert hashed(intake) != hashed(intake, plate="AB123CE")
     assert hashed(intake) != hashed(intake, NOON + timedelta(hours=13)), "another day"
-    assert hashed(intake) != hashed(Intake(_rules(CAMERA), b"another run"))
+    assert hashed(intake) != hashed(Intake(rules_of(CAMERA.template), b"another run"))
 
 
 def test_a_template_can_say_that_an_identifier_is_not_personal() -> None:
     open_ = camera(tag={"quantity": "identifier", "personal": "no"})
-    logged = Intake(_rules(open_), SALT).admit(ReadingSet("cam", (Reading("tag", "pallet 7", NOON),))).logged
+    logged = Intake(rules_of(open_.template), SALT).admit(ReadingSet("cam", (Reading("tag", "pallet 7", NOON),))).logged
     assert logged is not None
     assert logged.values() == {"tag": "pallet 7"}
 
@@ -86,7 +85,7 @@ def test_a_mark_that_cannot_be_kept_is_refused_at_load(point: dict[str, Any]) ->
 
 def test_bad_quality_passes_without_a_value_except_where_all_is_dropped() -> None:
     bad = no_values("cam", tuple(CAMERA.template.points), Reason.TIMEOUT, observed_at=NOON)
-    logged = Intake(_rules(CAMERA), SALT).admit(bad).logged
+    logged = Intake(rules_of(CAMERA.template), SALT).admit(bad).logged
     assert logged is not None
     assert {r.point: (r.value, r.quality) for r in logged.readings} == dict.fromkeys(
         ("plate", "lat", "vehicles"), (None, Quality.BAD)
@@ -95,15 +94,22 @@ def test_bad_quality_passes_without_a_value_except_where_all_is_dropped() -> Non
 
 def test_a_value_of_the_wrong_kind_is_not_let_through_by_blurring() -> None:
     rule = PointRule(kind="number", personal="blur", blur_to=0.01)
-    for value in (True, "45.50312345", float("nan"), float("inf")):
+    for value in (True, "45.50312345 N", float("nan"), float("inf")):
         admitted = Intake({"lat": rule}, SALT).admit(ReadingSet("cam", (Reading("lat", value, NOON),)))
         assert admitted.logged is None or admitted.logged.values() == {}
+
+
+def test_a_number_written_as_text_is_blurred_like_the_number() -> None:
+    rule = PointRule(kind="number", personal="blur", blur_to=0.01)
+    admitted = Intake({"lat": rule}, SALT).admit(ReadingSet("cam", (Reading("lat", "45.50312345", NOON),)))
+    assert admitted.logged is not None
+    assert admitted.logged.values() == {"lat": 45.5}
 
 
 async def test_raw_values_never_reach_the_disk(tmp_path: Path) -> None:
     settings = LogSettings(path=tmp_path / "buffer.db", commit_every_s=0.0)
     log = await Log.open(settings, clock=ManualClock(NOON), consumers=[Consumer("city")])
-    intake = Intake(_rules(CAMERA), SALT)
+    intake = Intake(rules_of(CAMERA.template), SALT)
     try:
         for n in range(50):
             admitted = intake.admit(seen(NOON + timedelta(seconds=n)))
@@ -137,19 +143,19 @@ def told(intake: Intake, *probes: ReadingSet) -> list[tuple[Any, datetime]]:
 
 
 def test_identifiers_are_counted_and_only_the_number_of_different_ones_is_logged() -> None:
-    intake = Intake(_rules(COUNTER), SALT)
+    intake = Intake(rules_of(COUNTER.template), SALT)
     first = [probe(name, n) for n, name in enumerate(["a", "b", "a", "c", "b", "a"])]
     assert told(intake, *first) == []
     assert told(intake, probe("z", 16)) == [(3, NOON + timedelta(minutes=15))]
 
 
 def test_few_are_somebody_and_are_not_told() -> None:
-    intake = Intake(_rules(COUNTER), SALT)
+    intake = Intake(rules_of(COUNTER.template), SALT)
     assert told(intake, probe("a", 0), probe("b", 1), probe("z", 16), probe("z", 31)) == []
 
 
 def test_a_late_identifier_of_a_told_period_changes_nothing() -> None:
-    intake = Intake(_rules(COUNTER), SALT)
+    intake = Intake(rules_of(COUNTER.template), SALT)
     assert told(intake, *(probe(n, 16) for n in "abc"), probe("late", 3), probe("z", 31)) == [
         (3, NOON + timedelta(minutes=30))
     ]
