@@ -41,6 +41,7 @@ from gateway.registry import Registry
 from gateway.sdk.errors import CitygateError, ConfigError
 from gateway.sdk.quantities import units
 from gateway.sdk.reading import Quality, ReadingSet
+from gateway.sdk.values import told
 from gateway.supervisor import Interrupted, LagMonitor, Service, supervise
 
 STOP_WITHIN_S = 5.0
@@ -197,7 +198,7 @@ class Daemon:
             if self._health.log.get("writer_busy_s", 0) < WRITER_STUCK_S:
                 notify("WATCHDOG=1")
             bad = self._health.bad()
-            notify(f"STATUS={bad[0] if bad else 'all is well'}")
+            notify(f"STATUS={told(bad[0]) if bad else 'all is well'}")
             await asyncio.sleep(every_s)
 
     async def _tell_of_devices(self) -> None:

@@ -206,7 +206,7 @@ def notify(state: str) -> None:
         return
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.connect("\0" + address[1:] if address.startswith("@") else address)
-        sock.sendall(state.encode())
+        sock.sendall(state.encode(errors="replace"))
 
 
 def watchdog_every_s() -> float | None:

@@ -11,6 +11,7 @@ from typing import Any
 from gateway.cli import box
 from gateway.cli.terminal import complain, printable, say, say_json, table
 from gateway.cli.verbs import Verbs
+from gateway.encode import mended
 from gateway.http.outcome import FINE, PROBLEM, NoDaemon
 from gateway.sdk.errors import CitygateError
 
@@ -250,7 +251,7 @@ def export(given: argparse.Namespace) -> int:
                 if writer is None:
                     say_json(row, line=True)
                 else:
-                    writer.writerow(row)
+                    writer.writerow(mended(row))
     return FINE
 
 

@@ -18,6 +18,7 @@ from gateway.cli.verbs import Verbs, duration
 from gateway.config.explain import known_or_near
 from gateway.config.templates import Templates, template_names
 from gateway.config.tree import Place, Scalar, Source
+from gateway.encode import to_json
 from gateway.http.outcome import FINE, PROBLEM, UNREACHABLE, NoDaemon, UnknownName
 from gateway.http.shapes import exchange_row, reading_rows
 from gateway.registry import DriverUnavailable, Registry
@@ -260,7 +261,7 @@ def preview(given: argparse.Namespace) -> int:
     if given.json:
         say_json(found["brokers"])
     else:
-        say(orjson.dumps(found["brokers"], option=orjson.OPT_INDENT_2).decode())
+        say(to_json(found["brokers"], option=orjson.OPT_INDENT_2).decode())
     return PROBLEM if found.get("remarks") else FINE
 
 

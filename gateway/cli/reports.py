@@ -18,6 +18,7 @@ import orjson
 from gateway.cli import box
 from gateway.cli.terminal import say, say_json
 from gateway.cli.verbs import Verbs
+from gateway.encode import to_json
 from gateway.http.outcome import FINE
 from gateway.sdk.errors import CitygateError, ConfigError
 
@@ -111,7 +112,7 @@ def _contents(config: Path, loaded: "Loaded") -> Iterator[tuple[str, str]]:
 
 
 def _json(value: Any) -> str:
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
+    return to_json(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
 
 
 def _about() -> dict[str, Any]:

@@ -8,12 +8,18 @@ from typing import Any, TextIO
 
 import orjson
 
+from gateway.encode import to_json
+
 COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 
 
 def say(text: str = "") -> None:
     """A line on standard output."""
-    sys.stdout.write(f"{text}\n")
+    try:
+        sys.stdout.write(f"{text}\n")
+    except UnicodeEncodeError:  # half a surrogate pair, or a terminal that is not UTF-8
+        encoding = sys.stdout.encoding
+        sys.stdout.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()
 
 
@@ -26,7 +32,7 @@ def complain(text: str) -> None:
 def say_json(value: Any, *, line: bool = False) -> None:
     """One object or list; on one line when it is one of a stream or goes to a program."""
     pretty = not line and sys.stdout.isatty()
-    say(orjson.dumps(value, option=orjson.OPT_INDENT_2 if pretty else 0).decode())
+    say(to_json(value, option=orjson.OPT_INDENT_2 if pretty else 0).decode())
 
 
 def colour(text: str, name: str, stream: TextIO | None = None) -> str:

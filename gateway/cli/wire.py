@@ -13,6 +13,7 @@ from gateway.cli.devices import find_template, read_code, reading_lines
 from gateway.cli.terminal import colour, complain, say, say_json
 from gateway.cli.verbs import Verbs, duration
 from gateway.config.templates import template_names
+from gateway.encode import to_json
 from gateway.http.outcome import FINE, PROBLEM, UNREACHABLE, NoDaemon, UnknownName
 from gateway.http.shapes import exchange_row, reading_rows
 from gateway.registry import Registry
@@ -330,7 +331,7 @@ def case(given: argparse.Namespace) -> int:
     remark = f"# Recorded: {given.recording.name}. Add where, when and by whom, and the licence.\n"
     (given.to / "frames.hex").write_text(remark + "\n".join(lines) + "\n")
     (given.to / "config.yaml").write_text(f"template: {given.template}\n")
-    (given.to / "expected.json").write_bytes(orjson.dumps(expected, option=orjson.OPT_INDENT_2) + b"\n")
+    (given.to / "expected.json").write_bytes(to_json(expected, option=orjson.OPT_INDENT_2) + b"\n")
     if given.json:
         say_json({"folder": str(given.to), "points": sorted(expected), "skipped": skipped})
     else:

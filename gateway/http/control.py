@@ -11,6 +11,7 @@ import orjson
 from aiohttp import web
 
 from gateway.config.explain import as_json, text
+from gateway.encode import to_json
 from gateway.http.outcome import PROBLEM, UNREACHABLE, NoDaemon, Refused, UnknownName, exit_code
 from gateway.http.view import VIEW, GatewayView
 from gateway.journal import fault
@@ -107,7 +108,7 @@ def _error_body(error: CitygateError) -> dict[str, Any]:
 
 
 def _json(body: Any, *, status: int = 200) -> web.Response:
-    return web.Response(body=orjson.dumps(body), status=status, content_type="application/json")
+    return web.Response(body=to_json(body), status=status, content_type="application/json")
 
 
 # --- the command's side --------------------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ async def ask(path: Path, verb: str, arguments: Mapping[str, Any] | None = None,
                 connector=aiohttp.UnixConnector(str(path)),
                 timeout=aiohttp.ClientTimeout(total=timeout_s, connect=CONNECT_TIMEOUT_S),
             ) as session,
-            session.post(f"http://citygate{PREFIX}/{verb}", data=orjson.dumps(dict(arguments or {}))) as response,
+            session.post(f"http://citygate{PREFIX}/{verb}", data=to_json(dict(arguments or {}))) as response,
         ):
             body = orjson.loads(await response.read())
             status = response.status

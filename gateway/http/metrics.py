@@ -8,6 +8,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from gateway.encode import mended
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 Row = tuple[tuple[str, ...], Mapping[str, Any]]
 
@@ -37,6 +39,13 @@ BROKER_COUNTERS = {
 
 def render(status: Mapping[str, Any]) -> bytes:
     """The exposition of one status (its shape: `GatewayView.status`)."""
+    try:
+        return _exposed(status)
+    except UnicodeEncodeError:  # half a surrogate pair in somebody's name
+        return _exposed(mended(status))
+
+
+def _exposed(status: Mapping[str, Any]) -> bytes:
     registry = CollectorRegistry()
     registry.register(_Status(status))
     return generate_latest(registry)

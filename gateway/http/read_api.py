@@ -11,9 +11,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
 from aiohttp import web
 
+from gateway.encode import to_json
 from gateway.harmonise.dialects import concise, key_values, ngsi_ld
 from gateway.harmonise.entity import Attribute, Entity
 from gateway.http.view import VIEW
@@ -224,7 +224,7 @@ def _context_url(request: web.Request, entities: Sequence[Entity]) -> str:
 
 
 def _json(body: Any, media: str, *, status: int = 200, headers: Sequence[tuple[str, str]] = ()) -> web.Response:
-    response = web.Response(body=orjson.dumps(body), status=status, content_type=media)
+    response = web.Response(body=to_json(body), status=status, content_type=media)
     for name, value in headers:
         response.headers.add(name, value)
     return response

@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from gateway.config.model import is_loopback, parse_listen
+from gateway.encode import to_json
 from gateway.http import control, page, read_api
 from gateway.http.door import Door
 from gateway.http.view import VIEW, GatewayView
@@ -247,7 +247,7 @@ async def _healthz(_: web.Request) -> web.Response:
 async def _readyz(request: web.Request) -> web.Response:
     """200 when the box does all of its work, 503 with the reasons when not."""
     reasons = request.app[VIEW].ready()
-    body = orjson.dumps({"ready": not reasons, "reasons": list(reasons)})
+    body = to_json({"ready": not reasons, "reasons": list(reasons)})
     return web.Response(body=body, status=503 if reasons else 200, content_type="application/json")
 
 

@@ -1,5 +1,6 @@
 """`citygate buffer` on a box whose daemon does not run: the file itself, under the daemon's lock."""
 
+import asyncio
 import csv
 import io
 import json
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.cli.main import main
+from gateway.sdk.reading import Reading, ReadingSet
 from gateway.sdk.testing import NOON
 from tests.gateway.log.scene import CITY, a_set, opened
 
@@ -97,3 +99,16 @@ def test_without_daemon_and_file_it_says_so(capsys: pytest.CaptureFixture[str], 
     file.write_text(f"version: 1\nbuffer: {{path: {tmp_path}/none.db}}\n")
     assert main(["buffer", "status", "-c", str(file)]) == 4
     assert "no log at" in capsys.readouterr().err
+
+
+async def test_a_text_that_an_older_version_let_in_can_be_exported(
+    capsys: pytest.CaptureFixture[str], config: Path
+) -> None:
+    log = await opened(config.parent, CITY)
+    await log.append(ReadingSet("cam", (Reading("text", "a\ud83d", NOON),)))
+    await log.close()
+
+    for form in ("--json", "--csv"):
+        code, text = await asyncio.to_thread(run, capsys, config, "export", "--device", "cam", form)
+        assert code == 0
+        assert "a\ufffd" in text

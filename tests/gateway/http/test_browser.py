@@ -81,8 +81,8 @@ async def test_the_page_follows_what_changes(start: Start, tmp_path: Path) -> No
 
 async def test_a_box_that_falls_silent_is_told_in_red(start: Start, tmp_path: Path) -> None:
     view = FakeView()
-    answers = iter([view.status()])
-    view.status = lambda: next(answers, {"broken": object()})  # type: ignore[method-assign]
+    answers = [view.status()]
+    view.status = answers.pop  # type: ignore[method-assign]
     async with start(view) as running:
         page = await seen(running.server.url, tmp_path, after_s=20)
     assert "No answer from the box for" in page

@@ -4,9 +4,11 @@ import re
 
 import pytest
 
+from gateway.harmonise.entity import Attribute, Entity
+from gateway.http.control import ask
 from gateway.http.page import FILES
 from tests.gateway.http.conftest import Start
-from tests.support.fake_view import status
+from tests.support.fake_view import NOON, FakeView, device_status, status
 
 
 @pytest.mark.parametrize("path", FILES)
@@ -45,3 +47,25 @@ async def test_the_page_gets_the_same_status_as_the_command(start: Start) -> Non
         response = await running.get("/status")
         assert response.headers["Cache-Control"] == "no-store"
         assert await response.json() == status()
+
+
+HALF = "a\ud83d\0\x1b[2J"
+
+
+async def test_a_text_that_an_older_version_let_in_closes_no_door(start: Start) -> None:
+    device = device_status(state="bad", reason=HALF, remedy=HALF, undeclared={HALF: 3}, counters={HALF: 1})
+    device["points"] |= {HALF: device["points"]["voltage"], "text": {**device["points"]["voltage"], "value": HALF}}
+    device["points"]["count"] = {**device["points"]["voltage"], "value": 10**30}
+    link = {"state": "down", "reason": HALF, "remedy": HALF, "counters": {HALF: 2}, "devices": {HALF: device}}
+    named = Entity("urn:x:1", "Device", "", {"name": Attribute("property", HALF, observed_at=NOON)}, "d")
+    view = FakeView(named)
+    view.shown = status(links={"roof": link})
+    view.reasons = (HALF,)
+    async with start(view) as running:
+        for path in ("/status", "/metrics", "/readyz", "/ngsi-ld/v1/entities?type=Device"):
+            answer = await running.get(path)
+            assert answer.status == (503 if path == "/readyz" else 200), path
+            (await answer.read()).decode()
+        shown = await ask(running.socket, "status")
+    [asked] = shown["links"]["roof"]["devices"].values()
+    assert asked["points"]["text"]["value"].startswith("a\ufffd")
