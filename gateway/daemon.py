@@ -400,11 +400,7 @@ class Daemon:
         """See `GatewayView.read`."""
         plan = self._device(device)
         exchange = await self._service(plan).request(device)
-        return {
-            "sent": exchange.sent.hex(),
-            "received": exchange.received.hex(),
-            "readings": reading_rows(plan.template.points, exchange.readings),
-        }
+        return exchange_row(plan.template, exchange)
 
     async def pause(self, device: str, seconds: float) -> dict[str, Any]:
         """See `GatewayView.pause`."""
@@ -429,7 +425,7 @@ class Daemon:
             await service.emit(ReadingSet(device.name, exchange.readings))
         except CitygateError as error:
             return {"readings": 0, "error": str(error)}
-        good = sum(1 for reading in exchange.readings if reading.quality is Quality.GOOD)
+        good = sum(row["quality"] == "good" for row in reading_rows(device.template, exchange.readings))
         return {"readings": good, "error": "" if good else "no good reading"}
 
     async def preview(self, device: str) -> dict[str, Any]:

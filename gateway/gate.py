@@ -1,5 +1,5 @@
 """The door for what a driver hands over beside values: sets, state, counters, offered times. A driver is foreign: what it
-gets wrong costs that one thing, and is told with `REMEDY`. Pure."""
+gets wrong costs that one thing, and is told as a fault of the driver. Pure."""
 
 from collections import Counter
 from collections.abc import Callable, Container, Mapping
@@ -9,8 +9,6 @@ from typing import Any
 from gateway.sdk.errors import FrameError, foreign
 from gateway.sdk.reading import ReadingSet
 from gateway.sdk.values import told, value_of
-
-REMEDY = "this is a fault of the driver: please report it with the journal"
 
 MAX_READINGS = 10_000  # of one set; a data logger that was away for a week sends some thousand
 MAX_STATE_KEYS = 64  # of one device

@@ -14,8 +14,8 @@ from gateway.intake import Intake, rules_of
 from gateway.journal import bind, event
 from gateway.log.log import Log
 from gateway.sdk.config import LinkConfig
-from gateway.sdk.driver import Clock, Context, Driver, Exchange, Receipt, Request
-from gateway.sdk.errors import ConfigError, FrameError, LinkError, said
+from gateway.sdk.driver import Clock, Context, Driver, Exchange, Receipt, Request, answered
+from gateway.sdk.errors import DRIVER_FAULT, ConfigError, FrameError, LinkError, said
 from gateway.sdk.reading import Quality, Reading, ReadingSet, Value
 from gateway.sdk.recording import MAX_BYTES, Chunk, Direction, written
 from gateway.sdk.streams import Tap, open_serial, open_tcp
@@ -82,9 +82,7 @@ class LinkService:
     def failed(self, error: Exception) -> None:
         """The link is down and will be tried again."""
         self._record.restarts += 1
-        remedy = (
-            "" if isinstance(error, LinkError) else "this is a fault of the driver: please report it with the journal"
-        )
+        remedy = "" if isinstance(error, LinkError) else DRIVER_FAULT
         self._set_link_state("down", said(error), remedy)
 
     def stopped(self, error: Exception) -> None:
@@ -100,6 +98,7 @@ class LinkService:
         Raises:
             Busy: too many requests wait.
             LinkError: the link is down, or its driver did not come to it within `timeout_s`.
+            CitygateError: the driver refuses, fails at it, or answers with what is no exchange.
         """
         if self._record.state == "down":
             raise LinkError(f"link {self._link} is down: {self._record.reason}")
@@ -107,10 +106,12 @@ class LinkService:
         request = Request(kind, device, point, value)
         self.requests.put(request)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await request.reply
-        except TimeoutError:
-            raise LinkError(f"link {self._link} did not come to the request within {timeout_s:g} s") from None
+            await asyncio.wait({request.reply}, timeout=timeout_s)
+            if not request.reply.done():
+                raise LinkError(f"link {self._link} did not come to the request within {timeout_s:g} s")
+            return answered(request.reply)
+        finally:
+            request.reply.cancel()  # nobody waits for it any more
 
     async def record(self, seconds: float) -> str:
         """What goes over the link's wire in the next `seconds`, as the text of a recording."""
@@ -264,7 +265,7 @@ class LinkService:
         """The driver handed over what cannot be taken: counted and told; "" is no fault."""
         if fault:
             (self._of(device) or self._record).counters["driver_faults"] += 1
-            self._reject(FrameError(fault), device=device, remedy=gate.REMEDY)
+            self._reject(FrameError(fault), device=device, remedy=DRIVER_FAULT)
 
     def _of(self, device: Any) -> DeviceHealth | LinkHealth | None:
         """The record that a driver means; "" is the link, None: it has no such device."""

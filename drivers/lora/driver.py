@@ -52,8 +52,8 @@ class LoraDriver:
             result = decode_once(program_of(codec, template.name), frame, port)
             return readings_of(flatten(result), codec.fields, received)
         decoded = decode_plain(codec, frame, port, received, context.get("object"))
-        if decoded.problem and not decoded.readings:
-            raise FrameError(decoded.problem, frame=frame)
+        if decoded.problem:  # a link takes what was read; who asks what a frame means wants all of it
+            raise FrameError(decoded.problem, frame=frame, readings=decoded.readings)
         return decoded.readings
 
     async def scan(self, options: Mapping[str, Any], context: Context) -> AsyncIterator[dict[str, Any]]:

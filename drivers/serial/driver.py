@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from drivers.serial.codec import sds011
 from drivers.serial.config import SerialLink, SerialTemplate
-from gateway.sdk.driver import SDK_VERSION, Context, Exchange, Request
+from gateway.sdk.driver import SDK_VERSION, Context, Decoded, Exchange, Request
 from gateway.sdk.errors import CitygateError, FrameError
 from gateway.sdk.reading import Reading, ReadingSet, Reason, no_values
 from gateway.sdk.streams import ByteStream
@@ -62,7 +62,9 @@ class SerialDriver:
         frames = list(codec.framer().feed(frame))
         if not frames:
             raise FrameError(f"no complete {template.codec} frame", frame=frame, offset=len(frame))
-        return tuple(reading for found in frames for reading in codec.decode(found, received_at=received_at))
+        over = len(frame) - sum(map(len, frames))
+        remark = f"{over} of {len(frame)} bytes belong to no frame" if over else ""
+        return Decoded((its for found in frames for its in codec.decode(found, received_at=received_at)), remark)
 
 
 class _Line:

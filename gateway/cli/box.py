@@ -16,7 +16,7 @@ import yaml
 
 from gateway.http.outcome import NoDaemon, Refused, UnknownName
 from gateway.http.shapes import socket_path
-from gateway.sdk.errors import CitygateError, FrameError, LinkError
+from gateway.sdk.errors import DRIVER_FAULT, CitygateError, FrameError, LinkError, said
 
 if TYPE_CHECKING:
     from gateway.plan import DevicePlan, Plan
@@ -89,7 +89,7 @@ async def open_device(plan: "Plan", name: str) -> "AsyncIterator[Callable[..., A
     Yields:
         A function that reads the device once, or writes (point, value). It raises LinkError when the port is absent, taken or refuses.
     """
-    from gateway.sdk.driver import Request
+    from gateway.sdk.driver import Request, answered
 
     device = device_plan(plan, name)
     link = plan.links[device.link]
@@ -105,18 +105,28 @@ async def open_device(plan: "Plan", name: str) -> "AsyncIterator[Callable[..., A
         either: set[asyncio.Future[Any]] = {running, request.reply}
         await asyncio.wait(either, timeout=READ_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
         if request.reply.done():
-            return request.reply.result()
+            return answered(request.reply)
         request.reply.cancel()
         if running.done():
-            running.result()  # its LinkError says why
+            _ended(link.driver_name, running)
         raise LinkError(f"link {link.name} did not come to the request within {READ_WITHIN_S:g} s")
 
     try:
         yield read
     finally:
         running.cancel()
-        with contextlib.suppress(asyncio.CancelledError, CitygateError):
+        with contextlib.suppress(asyncio.CancelledError, Exception):  # what it has to say was said
             await running
+
+
+def _ended(driver: str, running: "asyncio.Task[None]") -> None:
+    """Why a driver has ended: its LinkError says it; anything else is a fault of the driver."""
+    try:
+        running.result()
+    except CitygateError:
+        raise
+    except Exception as error:
+        raise CitygateError(f"driver {driver} failed: {type(error).__name__}: {said(error)}; {DRIVER_FAULT}") from error
 
 
 class _Waiting:

@@ -318,7 +318,7 @@ def _is_free(config: Path, link: str) -> bool:
 def _try(plan: Any, given: argparse.Namespace) -> int:
     """Read the new device once and show what it says."""
     from gateway.cli import box
-    from gateway.cli.devices import reading_lines
+    from gateway.cli.devices import read_code, reading_lines
     from gateway.http.shapes import reading_rows
 
     async def read() -> Any:
@@ -330,8 +330,8 @@ def _try(plan: Any, given: argparse.Namespace) -> int:
     except CitygateError as error:
         complain(f"{given.device}: {error}")
         return UNREACHABLE
-    rows = reading_rows(box.device_plan(plan, given.device).template.points, exchange.readings)
+    rows = reading_rows(box.device_plan(plan, given.device).template, exchange.readings)
     if not given.json:
         for line in reading_lines(rows):
             say(line)
-    return FINE if any(row["quality"] == "good" for row in rows) else UNREACHABLE
+    return FINE if any(row["quality"] == "good" for row in rows) else read_code(rows) or PROBLEM

@@ -20,9 +20,9 @@ from gateway.config.templates import Templates, template_names
 from gateway.config.tree import Place, Scalar, Source
 from gateway.encode import to_json
 from gateway.http.outcome import FINE, PROBLEM, UNREACHABLE, NoDaemon, UnknownName
-from gateway.http.shapes import exchange_row, reading_rows
+from gateway.http.shapes import UNDECLARED, exchange_row, reading_rows
 from gateway.registry import DriverUnavailable, Registry
-from gateway.sdk.driver import Driver
+from gateway.sdk.driver import Driver, decoded
 from gateway.sdk.errors import ConfigError, FrameError, Problem
 from gateway.sdk.quantities import units
 from gateway.sdk.template import Template
@@ -92,18 +92,23 @@ def decode(given: argparse.Namespace) -> int:
     context = {"received_at": datetime.now(UTC), **_context(given.context)}
     driver, template = find_template(given.template, given.templates, Registry(), only=given.driver)
     try:
-        readings = driver.decode(template, frame, context)
+        readings = decoded(driver, template, frame, context)
     except FrameError as error:
+        rows = reading_rows(template, error.readings)
         if given.json:
-            say_json({"error": str(error)})
+            say_json({"error": str(error), "readings": rows} if rows else {"error": str(error)})
             return PROBLEM
+        for line in reading_lines(rows):
+            say(line)
         raise
-    rows = reading_rows(template.points, readings)
+    rows = reading_rows(template, readings)
     if given.json:
         say_json(rows)
     else:
         for line in reading_lines(rows):
             say(line)
+    if readings.remark:
+        complain(f"! {readings.remark}")
     return FINE if any(row["quality"] != "bad" for row in rows) else PROBLEM
 
 
@@ -177,12 +182,15 @@ def _context(text: str) -> dict[str, Any]:
     return context
 
 
+_WHY = {UNDECLARED: "the template does not declare it, so it is dropped"}
+
+
 def reading_lines(rows: list[dict[str, Any]]) -> list[str]:
     """Readings for people: point, value with unit symbol, what is wrong."""
     shown = []
     for row in rows:
         symbol = units()[row["unit"]].symbol if row["unit"] in units() else row["unit"]
-        wrong = "" if row["quality"] == "good" else f"{row['quality']}: {row['reason']}"
+        wrong = "" if row["quality"] == "good" else f"{row['quality']}: {_WHY.get(row['reason'], row['reason'])}"
         shown.append((row["point"], shown_value({**row, "symbol": symbol}), row["quantity"], wrong))
     return table(shown, right=frozenset((1,)))
 

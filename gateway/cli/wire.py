@@ -15,9 +15,9 @@ from gateway.cli.verbs import Verbs, duration
 from gateway.config.templates import template_names
 from gateway.encode import to_json
 from gateway.http.outcome import FINE, PROBLEM, UNREACHABLE, NoDaemon, UnknownName
-from gateway.http.shapes import exchange_row, reading_rows
+from gateway.http.shapes import UNDECLARED, exchange_row, reading_rows
 from gateway.registry import Registry
-from gateway.sdk.driver import Driver, Provisions, Request, Scans, Solves
+from gateway.sdk.driver import Driver, Provisions, Request, Scans, Solves, decoded
 from gateway.sdk.errors import CitygateError, FrameError
 from gateway.sdk.recording import exchanges, parsed
 
@@ -316,7 +316,7 @@ def case(given: argparse.Namespace) -> int:
     for request, reply, _ in exchanges(chunks):
         context: dict[str, Any] = {"request": request.hex()} if request else {}
         try:
-            readings = driver.decode(template, reply, context)
+            readings = decoded(driver, template, reply, context)
         except FrameError:
             skipped += 1
             continue
@@ -324,7 +324,8 @@ def case(given: argparse.Namespace) -> int:
             continue  # RTU has the unit first, TCP seventh
         if readings and not set(expected) & {reading.point for reading in readings}:
             lines += ([f"> {request.hex(' ')}"] if request else []) + [f"< {reply.hex(' ')}"]
-            expected |= {row["point"]: row["value"] for row in reading_rows(template.points, readings)}
+            rows = reading_rows(template, readings)
+            expected |= {row["point"]: row["value"] for row in rows if row["reason"] != UNDECLARED}
     if not expected:
         raise CitygateError(f"{given.template} understands nothing of this recording ({skipped} exchanges tried)")
     given.to.mkdir(parents=True, exist_ok=True)

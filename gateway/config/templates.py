@@ -10,11 +10,13 @@ from gateway.config.explain import known_or_near, locate
 from gateway.config.model import NAME
 from gateway.config.tree import Map, Node, Place, Scalar, Source, overlay, place_problem, read_tree
 from gateway.config.validate import KeyPath, validate
-from gateway.sdk.driver import Driver
+from gateway.intake import Intake, rules_of
+from gateway.sdk.driver import Driver, decoded
 from gateway.sdk.errors import FrameError, Problem
 from gateway.sdk.quantities import quantities, unit_fits, units
-from gateway.sdk.reading import Value
+from gateway.sdk.reading import Reading, Value
 from gateway.sdk.template import Sample, Template
+from gateway.sdk.values import told
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,20 +185,27 @@ def _sample_fault(driver: Driver[Any], template: Template, sample: Sample) -> st
         return "hex is not hexadecimal"
     context = {"received_at": _RECEIVED_AT, **sample.context}
     try:
-        readings = {reading.point: reading.value for reading in driver.decode(template, frame, context)}
+        found = decoded(driver, template, frame, context)
     except FrameError as error:
         return f"refused: {error}"
-    except Exception as error:  # noqa: BLE001 - a codec that breaks on a sample is what this is to find
-        return f"the codec broke: {type(error).__name__}: {error}"
-    undeclared = sorted(set(readings) - set(template.points))
-    if undeclared:
-        return f"gives {', '.join(undeclared)}, which the template does not declare"
+    judged = Intake(rules_of(template)).judge(found)
+    if judged.undeclared or judged.fault:
+        undeclared = sorted({told(reading.point) for reading in judged.undeclared})
+        return judged.fault or f"gives {', '.join(undeclared)}, which the template does not declare"
+    readings = {reading.point: reading for reading in judged.readings}
+    raw = {reading.point: reading.value for reading in found}
     wrong = [
-        f"{point} is {readings.get(point)!r}, expected {value!r}"
+        _difference(point, readings.get(point), raw.get(point), value)
         for point, value in sample.expect.items()
-        if point not in readings or not _same(readings[point], value)
+        if point not in readings or not _same(readings[point].value, value)
     ]
     return "; ".join(wrong)
+
+
+def _difference(point: str, reading: Reading | None, raw: Value | None, expected: Value | None) -> str:
+    if reading is not None and reading.value is None and raw is not None:
+        return f"{point} is {raw!r}, which the gateway drops as {reading.reason.value}; expected {expected!r}"
+    return f"{point} is {None if reading is None else reading.value!r}, expected {expected!r}"
 
 
 def _same(value: Value | None, expected: Value | None) -> bool:

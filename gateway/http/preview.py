@@ -7,8 +7,9 @@ from typing import Any
 from gateway.harmonise.compile import Mapping as Table
 from gateway.harmonise.dialects import key_values, ngsi_ld, ngsi_v2
 from gateway.harmonise.entity import harmonise
+from gateway.intake import Intake, rules_of
 from gateway.models.validator import Validator
-from gateway.sdk.driver import Driver
+from gateway.sdk.driver import Driver, decoded
 from gateway.sdk.errors import FrameError
 from gateway.sdk.reading import Quality, Value
 from gateway.sdk.template import Template
@@ -45,13 +46,14 @@ def remarks(tables: Iterable[Table], good: Good, validator: Validator | None = N
 def sample_values(driver: Driver[Any], template: Template, *, now: datetime) -> dict[str, tuple[Value, int]]:
     """Good values of the template's own sample frames, as if received now; the first sample that has a point counts."""
     good: dict[str, tuple[Value, int]] = {}
+    intake = Intake(rules_of(template))
     now_us = round(now.astimezone(UTC).timestamp() * 1e6)
     for sample in template.samples:
         try:
-            readings = driver.decode(template, bytes.fromhex(sample.hex), {**sample.context, "received_at": now})
+            readings = decoded(driver, template, bytes.fromhex(sample.hex), {**sample.context, "received_at": now})
         except (FrameError, ValueError):
             continue  # `templates check` is where a sample that does not decode is told
-        for reading in readings:
+        for reading in intake.judge(readings).readings:
             if reading.quality is Quality.GOOD and reading.value is not None:
                 good.setdefault(reading.point, (reading.value, now_us))
     return good

@@ -1,14 +1,16 @@
 """What the control socket and the command share: JSON shapes of readings, and where the socket is. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gateway.intake import Intake, rules_of
 from gateway.sdk.driver import Exchange
 from gateway.sdk.quantities import quantities
 from gateway.sdk.reading import Reading
 from gateway.sdk.template import Template, TemplatePoint
+from gateway.sdk.values import told
 
 
 def utc(time: datetime | None) -> str | None:
@@ -19,20 +21,28 @@ def utc(time: datetime | None) -> str | None:
     return time.astimezone(UTC).isoformat(timespec=precision).replace("+00:00", "Z")
 
 
-def reading_rows(points: Mapping[str, TemplatePoint], readings: Iterable[Reading]) -> list[dict[str, Any]]:
-    """Readings as `decode` and `read` print them: `{point, quantity, value, unit, quality, reason, observed_at}`."""
-    return [
+UNDECLARED = "undeclared"  # reason of a row that the template does not declare: the daemon drops it
+
+
+def reading_rows(template: Template, readings: Iterable[Reading]) -> list[dict[str, Any]]:
+    """Readings as `decode` and `read` print them, judged by the rules of the daemon's intake; what the template does not
+    declare comes last, without a value: `{point, quantity, value, unit, quality, reason, observed_at}`."""
+    judged = Intake(rules_of(template)).judge(readings)
+    declared = [
         {
             "point": reading.point,
-            "quantity": points[reading.point].quantity if reading.point in points else "",
+            "quantity": template.points[reading.point].quantity,
             "value": reading.value,
-            "unit": _unit(points[reading.point]) if reading.point in points else "",
+            "unit": _unit(template.points[reading.point]),
             "quality": reading.quality.value,
             "reason": reading.reason.value,
             "observed_at": utc(reading.observed_at),
         }
-        for reading in readings
+        for reading in judged.readings
     ]
+    dropped = {"quantity": "", "value": None, "unit": "", "quality": "bad", "reason": UNDECLARED, "observed_at": None}
+    names = dict.fromkeys(told(reading.point) for reading in judged.undeclared)
+    return [*declared, *({"point": name, **dropped} for name in names)]
 
 
 def exchange_row(template: Template, exchange: Exchange) -> dict[str, Any]:
@@ -40,7 +50,7 @@ def exchange_row(template: Template, exchange: Exchange) -> dict[str, Any]:
     return {
         "sent": exchange.sent.hex(),
         "received": exchange.received.hex(),
-        "readings": reading_rows(template.points, exchange.readings),
+        "readings": reading_rows(template, exchange.readings),
     }
 
 

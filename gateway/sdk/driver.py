@@ -1,7 +1,7 @@
 """What a driver is, and all it sees of the gateway."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -9,10 +9,11 @@ from importlib.resources.abc import Traversable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from gateway.sdk.config import LinkConfig
-from gateway.sdk.errors import FrameError
+from gateway.sdk.errors import DRIVER_FAULT, CitygateError, FrameError, foreign, said
 from gateway.sdk.reading import Reading, ReadingSet, Value
 from gateway.sdk.streams import ByteStream
 from gateway.sdk.template import Template
+from gateway.sdk.values import told
 
 if TYPE_CHECKING:
     import ssl
@@ -71,6 +72,30 @@ class Request:
     point: str = ""
     value: Value | None = None
     reply: "asyncio.Future[Exchange]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+def answered(reply: "asyncio.Future[Exchange]") -> Exchange:
+    """The driver's answer to a one-shot request.
+
+    Args:
+        reply: the request's future, which is done.
+
+    Raises:
+        CitygateError: what the driver says, or that it answers with what is no answer.
+    """
+    if reply.cancelled():
+        raise CitygateError("the driver gave the request up")
+    error = reply.exception()
+    if error is not None:
+        if isinstance(error, CitygateError):
+            raise error
+        raise CitygateError(
+            f"the driver failed at this: {type(error).__name__}: {said(error)}; {DRIVER_FAULT}"
+        ) from error
+    its: object = reply.result()
+    if type(its) is Exchange and type(its.sent) is type(its.received) is bytes and type(its.readings) is tuple:
+        return its
+    raise CitygateError(f"the driver answered with a {told(type(its).__name__)} that is no exchange; {DRIVER_FAULT}")
 
 
 class Requests(Protocol):
@@ -139,6 +164,21 @@ class Context:
     note: Callable[[str, str, str], None]
 
 
+class Decoded(tuple[Reading, ...]):
+    """Readings of one frame with what is to be said of it: `decode` may give it in place of a plain tuple.
+
+    Attributes:
+        remark: what was left over, e.g. "3 bytes behind the last field"; "" when all of it was read.
+    """
+
+    remark: str
+
+    def __new__(cls, readings: Iterable[Reading], remark: str = "") -> "Decoded":
+        made = super().__new__(cls, readings)
+        made.remark = remark
+        return made
+
+
 class Driver(Protocol[ConfigT]):
     """A kind of link we can serve."""
 
@@ -171,9 +211,26 @@ class Driver(Protocol[ConfigT]):
         Args:
             context: what the bytes alone do not say; key `received_at` (datetime) is always there.
 
+        Returns:
+            The readings; as `Decoded` where something of the bytes was left over.
+
         Raises:
-            FrameError: the bytes are not a frame of this template.
+            FrameError: the bytes are not a frame of this template, or one that is cut short; then with the `readings`
+                up to there.
         """
+
+
+def decoded(driver: Driver[Any], template: Template, frame: bytes, context: Mapping[str, Any]) -> Decoded:
+    """What this driver decodes: the one door to a decoder that somebody else wrote.
+
+    Raises:
+        FrameError: it refuses, it raises whatever it likes, or what it gives are no readings.
+    """
+    with foreign(f"the decoder of driver {driver.name}", frame):
+        found = driver.decode(template, frame, context)
+        if not isinstance(found, tuple | list) or not all(type(reading) is Reading for reading in found):
+            raise FrameError(f"the decoder of driver {driver.name} gives no tuple of readings", frame=frame)
+        return Decoded(found, told(found.remark) if isinstance(found, Decoded) else "")
 
 
 @runtime_checkable

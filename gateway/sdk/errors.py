@@ -39,6 +39,7 @@ class Problem:
     width: int = 1
 
 
+DRIVER_FAULT = "this is a fault of the driver: please report it with the journal"  # the remedy of it
 MAX_MESSAGE_CHARACTERS = 500  # of a FrameError
 MAX_TOLD = 10  # problems in an error's own text; `problems` has them all
 

@@ -22,7 +22,7 @@ from gateway.link import LinkService
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.config import DeviceConfig, LinkConfig, Report
 from gateway.sdk.driver import SDK_VERSION, Context, Exchange
-from gateway.sdk.errors import Busy, FrameError, LinkError
+from gateway.sdk.errors import Busy, CitygateError, FrameError, LinkError
 from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason, no_values
 from gateway.sdk.template import Template, TemplatePoint
 from gateway.sdk.testing import NOON, ManualClock
@@ -433,3 +433,18 @@ async def test_a_rejected_frame_may_hold_anything(
 
     assert service._health.links["l"].counters["rejected_frames"] > 0
     assert max(map(len, capsys.readouterr().out.splitlines()), default=0) < 2000
+
+
+@pytest.mark.parametrize("answer", [None, "x", Exchange("sent", b"", ()), Exchange(b"", b"", None), hostile.RAISES])  # type: ignore[arg-type]
+async def test_an_answer_that_is_none_is_told_as_the_drivers_fault(answer: Any, log: Log, clock: ManualClock) -> None:
+    async def work(context: Context) -> None:
+        (await context.requests.get()).reply.set_result(answer)
+        (await context.requests.get()).reply.set_exception(ZeroDivisionError("oops"))
+        (await context.requests.get()).reply.cancel()
+
+    service = link(log, clock, work)
+    running = asyncio.create_task(service.run())
+    for says in ("no exchange", "oops", "gave the request up"):
+        with pytest.raises(CitygateError, match=says):
+            await service.request("d", timeout_s=5)
+    await running
