@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from gateway.sdk.errors import FrameError, foreign
-from gateway.sdk.reading import ReadingSet
+from gateway.sdk.reading import Reading, ReadingSet
 from gateway.sdk.values import told, value_of
 
 MAX_READINGS = 10_000  # of one set; a data logger that was away for a week sends some thousand
@@ -18,8 +18,11 @@ MAX_COUNT = 2**53  # what JSON and metrics hold exactly
 MAX_NAME_CHARACTERS = 64  # of a key or a counter
 
 
+_READING: frozenset[type] = frozenset((Reading,))
+
+
 def is_sound(handed: Any, devices: Container[str]) -> bool:
-    """Whether this is a set of the SDK's shape that can be taken as it is; its readings are judged at intake."""
+    """Whether this is a set of readings that can be taken as it is; what the readings hold is judged at intake."""
     return (
         type(handed) is ReadingSet
         and type(handed.readings) is tuple
@@ -27,6 +30,7 @@ def is_sound(handed: Any, devices: Container[str]) -> bool:
         and handed.state is None
         and type(handed.device) is str
         and handed.device in devices
+        and set(map(type, handed.readings)) <= _READING
     )
 
 
@@ -50,11 +54,13 @@ def mended(
             raise FrameError(f"a set of device {told(name)}, which this link does not have")
         if not issubclass(type(readings), tuple | list):
             raise FrameError(f"a set whose readings are {_kind(readings)}, not a tuple")
-        remark = f"{len(readings)} readings in one set; the last are left out" if len(readings) > MAX_READINGS else ""
+        kept = tuple(reading for reading in readings[:MAX_READINGS] if type(reading) is Reading)
+        left_out = len(readings) - len(kept)
+        remark = f"{left_out} readings left out of a set: too many, or no readings" if left_out else ""
         if state is not None:
             state, fault = _bounded_state(dict(state), state_of(device))
             remark = remark or fault
-        return ReadingSet(device, tuple(readings[:MAX_READINGS]), state or None), remark
+        return ReadingSet(device, kept, state or None), remark
 
 
 def _bounded_state(state: Mapping[Any, Any], known: Mapping[str, bytes]) -> tuple[dict[str, bytes], str]:
@@ -84,7 +90,7 @@ def _state_fault(key: Any, value: Any) -> str:
     return f"{key} has {len(value)} bytes, at most {MAX_STATE_BYTES} are kept" if len(value) > MAX_STATE_BYTES else ""
 
 
-def add(counters: Counter[str], name: Any, n: Any) -> str:
+def added(counters: Counter[str], name: Any, n: Any) -> str:
     """Add to a counter; what is wrong when it cannot be counted, else ""."""
     whole = value_of("integer", n)
     if whole is None or not 0 <= whole <= MAX_COUNT:  # type: ignore[operator]  # an integer is none but an int

@@ -84,12 +84,10 @@ class Admitted:
     Attributes:
         logged: what goes into the log, and so to the cities; None when nothing does.
         shown: readings that only page, status and read API see.
-        fault: what the driver handed over that is no reading; "" when all were.
     """
 
     logged: ReadingSet | None
     shown: tuple[Reading, ...] = ()
-    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +96,11 @@ class Judged:
 
     Attributes:
         readings: of declared points, as they would be logged, before anything personal is hidden.
-        undeclared: of points that the template does not declare: they would be dropped.
-        fault: as in `Admitted`.
+        undeclared: names that the template does not declare: their readings would be dropped.
     """
 
     readings: tuple[Reading, ...]
-    undeclared: tuple[Reading, ...] = ()
-    fault: str = ""
+    undeclared: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -128,15 +124,8 @@ class Intake:
         kept: list[Reading] = []
         shown: list[Reading] = []
         changed = False
-        fault = ""
         for handed in readings.readings:
-            reading = handed
-            if type(handed) is not Reading or type(handed.point) is not str:
-                mended = _mended(handed)
-                if mended is None:
-                    fault, changed = fault or _not_a_reading(handed), True
-                    continue
-                reading = mended
+            reading = handed if type(handed.point) is str else _named(handed)
             rule = self.rules.get(reading.point)
             if rule is None:
                 self._count_undeclared(reading.point)
@@ -157,23 +146,20 @@ class Intake:
         if not changed and not shown:
             return Admitted(readings)
         if not kept and not readings.state:
-            return Admitted(None, tuple(shown), fault)
-        return Admitted(replace(readings, readings=tuple(kept)), tuple(shown), fault)
+            return Admitted(None, tuple(shown))
+        return Admitted(replace(readings, readings=tuple(kept)), tuple(shown))
 
     def judge(self, readings: Iterable[Reading]) -> Judged:
         """What `admit` would make of these readings, without remembering anything: for who shows and does not log."""
         kept: list[Reading] = []
-        undeclared: list[Reading] = []
-        fault = ""
-        for handed in readings:
-            reading = _mended(handed)
-            if reading is None:
-                fault = fault or _not_a_reading(handed)
-            elif (rule := self.rules.get(reading.point)) is not None:
-                kept.append(_check(reading, rule))
+        undeclared: dict[str, None] = {}
+        for reading in map(_named, readings):
+            rule = self.rules.get(reading.point)
+            if rule is None:
+                undeclared[told(reading.point, MAX_NAME_CHARACTERS)] = None
             else:
-                undeclared.append(reading)
-        return Judged(tuple(kept), tuple(undeclared), fault)
+                kept.append(_check(reading, rule))
+        return Judged(tuple(kept), tuple(undeclared))
 
     def _count(self, reading: Reading, rule: PointRule) -> Reading | None:
         """The number of different values of a period, told with the first value of a later one; None meanwhile."""
@@ -316,17 +302,12 @@ def _member(kind: type[_Member], given: Any) -> _Member | None:
         return None
 
 
-def _mended(handed: Any) -> Reading | None:
-    """The reading with its point's name as a plain text; None when it is none or its point has no name."""
-    if type(handed) is not Reading or not issubclass(type(handed.point), str):
-        return None
-    return handed if type(handed.point) is str else replace(handed, point=str.__str__(handed.point))
-
-
-def _not_a_reading(thing: Any) -> str:
-    if type(thing) is Reading:
-        return f"a reading of a point named {told(thing.point)}"
-    return f"a {told(type(thing).__name__)} in place of a reading"
+def _named(reading: Reading) -> Reading:
+    """With its point's name as a plain text; one that is no text becomes a name that nothing declares."""
+    point: Any = reading.point
+    if type(point) is str:
+        return reading
+    return replace(reading, point=str.__str__(point) if issubclass(type(point), str) else told(point))
 
 
 def rules_of(template: Template, report: Mapping[str, Report] | None = None) -> Mapping[str, PointRule]:

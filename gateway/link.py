@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from gateway import gate
 from gateway.driver_run import DriverRun, RequestQueue
+from gateway.gate import added, is_sound, mended, offered
 from gateway.health import DeviceHealth, Health, LinkHealth
 from gateway.intake import Intake, rules_of
 from gateway.journal import bind, event
@@ -173,9 +173,9 @@ class LinkService:
     async def emit(self, readings: ReadingSet) -> Receipt:
         """Intake and append: what a driver hands over, and what `once` has just read."""
         self._progress()
-        if not gate.is_sound(readings, self._devices):
+        if not is_sound(readings, self._devices):
             try:
-                readings, fault = gate.mended(readings, self._devices, self._log.driver_state)
+                readings, fault = mended(readings, self._devices, self._log.driver_state)
             except FrameError as error:
                 self._driver_fault(error.message)
                 return NOTHING_TO_LOG
@@ -186,7 +186,6 @@ class LinkService:
         intake = self._intakes[readings.device]
         admitted = intake.admit(readings)
         record.undeclared = intake.undeclared
-        self._driver_fault(admitted.fault, readings.device)
         checked = admitted.logged.readings if admitted.logged else ()
         self._note_set(readings.device, record, (*checked, *admitted.shown) if admitted.shown else checked)
         if record.state == "ok":
@@ -278,7 +277,7 @@ class LinkService:
         if record is None:
             self._driver_fault(f"counted for device {told(device)}, which this link does not have")
         else:
-            self._driver_fault(gate.add(record.counters, name, n), device)
+            self._driver_fault(added(record.counters, name, n), device)
 
     def _progress(self) -> None:
         self.progress_at_s = self._clock.monotonic_s()
@@ -293,7 +292,7 @@ class LinkService:
             record.reason, record.remedy = "", ""
 
     def _offer_time(self, utc: datetime, uncertainty_s: float) -> None:
-        if fault := gate.offered(utc, uncertainty_s):
+        if fault := offered(utc, uncertainty_s):
             self._driver_fault(fault)
             return
         offer = getattr(self._clock, "offer", None)

@@ -16,7 +16,6 @@ from gateway.sdk.errors import FrameError, Problem
 from gateway.sdk.quantities import quantities, unit_fits, units
 from gateway.sdk.reading import Reading, Value
 from gateway.sdk.template import Sample, Template
-from gateway.sdk.values import told
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +188,8 @@ def _sample_fault(driver: Driver[Any], template: Template, sample: Sample) -> st
     except FrameError as error:
         return f"refused: {error}"
     judged = Intake(rules_of(template)).judge(found)
-    if judged.undeclared or judged.fault:
-        undeclared = sorted({told(reading.point) for reading in judged.undeclared})
-        return judged.fault or f"gives {', '.join(undeclared)}, which the template does not declare"
+    if judged.undeclared:
+        return f"gives {', '.join(sorted(judged.undeclared))}, which the template does not declare"
     readings = {reading.point: reading for reading in judged.readings}
     raw = {reading.point: reading.value for reading in found}
     wrong = [

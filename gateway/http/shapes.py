@@ -10,7 +10,6 @@ from gateway.sdk.driver import Exchange
 from gateway.sdk.quantities import quantities
 from gateway.sdk.reading import Reading
 from gateway.sdk.template import Template, TemplatePoint
-from gateway.sdk.values import told
 
 
 def utc(time: datetime | None) -> str | None:
@@ -41,8 +40,7 @@ def reading_rows(template: Template, readings: Iterable[Reading]) -> list[dict[s
         for reading in judged.readings
     ]
     dropped = {"quantity": "", "value": None, "unit": "", "quality": "bad", "reason": UNDECLARED, "observed_at": None}
-    names = dict.fromkeys(told(reading.point) for reading in judged.undeclared)
-    return [*declared, *({"point": name, **dropped} for name in names)]
+    return [*declared, *({"point": name, **dropped} for name in judged.undeclared)]
 
 
 def exchange_row(template: Template, exchange: Exchange) -> dict[str, Any]:

@@ -93,7 +93,13 @@ def answered(reply: "asyncio.Future[Exchange]") -> Exchange:
             f"the driver failed at this: {type(error).__name__}: {said(error)}; {DRIVER_FAULT}"
         ) from error
     its: object = reply.result()
-    if type(its) is Exchange and type(its.sent) is type(its.received) is bytes and type(its.readings) is tuple:
+    if type(its) is Exchange and [type(part) for part in (its.sent, its.received, its.readings)] == [
+        bytes,
+        bytes,
+        tuple,
+    ]:
+        if not set(map(type, its.readings)) <= {Reading}:
+            raise CitygateError(f"the driver answered with what are no readings; {DRIVER_FAULT}")
         return its
     raise CitygateError(f"the driver answered with a {told(type(its).__name__)} that is no exchange; {DRIVER_FAULT}")
 
@@ -228,7 +234,7 @@ def decoded(driver: Driver[Any], template: Template, frame: bytes, context: Mapp
     """
     with foreign(f"the decoder of driver {driver.name}", frame):
         found = driver.decode(template, frame, context)
-        if not isinstance(found, tuple | list) or not all(type(reading) is Reading for reading in found):
+        if not isinstance(found, tuple | list) or not set(map(type, found)) <= {Reading}:
             raise FrameError(f"the decoder of driver {driver.name} gives no tuple of readings", frame=frame)
         return Decoded(found, told(found.remark) if isinstance(found, Decoded) else "")
 

@@ -88,7 +88,7 @@ class FrameError(CitygateError):
         self.message = told(message, MAX_MESSAGE_CHARACTERS)
         self.frame = bytes(frame) if isinstance(frame, bytes | bytearray | memoryview) else b""
         self.offset = offset if type(offset) is int else 0
-        self.readings = readings
+        self.readings = tuple(reading for reading in readings if type(reading) is Reading)
         shown = self.frame[:32].hex(" ") + (" …" if len(self.frame) > 32 else "")
         super().__init__(f"{self.message} at byte {self.offset} of [{shown}]")
 

@@ -169,13 +169,12 @@ def test_words_of_the_sdk_are_understood_as_plain_text_and_unknown_ones_cost_the
     assert type(kept.quality) is Quality
 
 
-def test_what_is_no_reading_is_left_out_and_told_the_rest_of_the_set_goes_on() -> None:
-    handed: Any = (None, "t", ("t", 1.0), replace(reading(1.0), point=7), hostile.RAISES, reading(21.5))  # type: ignore[arg-type]
-    admitted = intake().admit(ReadingSet("d", handed))
+def test_a_point_without_a_name_is_undeclared() -> None:
+    gate = intake()
+    nameless = [replace(reading(1.0), point=point) for point in hostile.OBJECTS]
 
-    assert admitted.logged is not None
-    assert admitted.logged.values() == {"t": 21.5}
-    assert admitted.fault
+    assert logged(gate, *nameless, reading(21.5)) == (reading(21.5),)
+    assert sum(gate.undeclared.values()) == len(nameless)
 
 
 def test_names_of_undeclared_fields_can_be_shown_whatever_they_are() -> None:
@@ -214,7 +213,7 @@ RULES: tuple[dict[str, object], ...] = (
 )
 
 
-@given(st.sampled_from(RULES), st.lists(st.one_of(handed_over(), hostile.values()), max_size=6))
+@given(st.sampled_from(RULES), st.lists(handed_over(), max_size=6))
 def test_whatever_a_driver_hands_over_what_is_admitted_can_be_stored_and_shown(
     rule: dict[str, object], handed: list[Any]
 ) -> None:
