@@ -177,7 +177,7 @@ def _context(text: str) -> dict[str, Any]:
     if isinstance(context.get("received_at"), str):
         try:
             context["received_at"] = datetime.fromisoformat(context["received_at"]).astimezone(UTC)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise UnknownName(f"--context received_at: {error}") from None
     return context
 

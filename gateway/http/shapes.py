@@ -8,7 +8,7 @@ from typing import Any
 from gateway.intake import Intake, rules_of
 from gateway.sdk.driver import Exchange
 from gateway.sdk.quantities import quantities
-from gateway.sdk.reading import Reading
+from gateway.sdk.reading import Quality, Reading, Reason
 from gateway.sdk.template import Template, TemplatePoint
 
 
@@ -27,20 +27,27 @@ def reading_rows(template: Template, readings: Iterable[Reading]) -> list[dict[s
     """Readings as `decode` and `read` print them, judged by the rules of the daemon's intake; what the template does not
     declare comes last, without a value: `{point, quantity, value, unit, quality, reason, observed_at}`."""
     judged = Intake(rules_of(template)).judge(readings)
-    declared = [
-        {
-            "point": reading.point,
-            "quantity": template.points[reading.point].quantity,
-            "value": reading.value,
-            "unit": _unit(template.points[reading.point]),
-            "quality": reading.quality.value,
-            "reason": reading.reason.value,
-            "observed_at": utc(reading.observed_at),
-        }
-        for reading in judged.readings
-    ]
+    declared = [_row(reading, template.points[reading.point]) for reading in judged.readings]
     dropped = {"quantity": "", "value": None, "unit": "", "quality": "bad", "reason": UNDECLARED, "observed_at": None}
     return [*declared, *({"point": name, **dropped} for name in judged.undeclared)]
+
+
+def _row(reading: Reading, point: TemplatePoint) -> dict[str, Any]:
+    try:
+        observed_at = utc(reading.observed_at) if reading.observed_at.tzinfo else None
+    except (AttributeError, OverflowError, ValueError):  # no time at all, or outside the years that can be told
+        observed_at = None
+    told = (reading.value, reading.quality, reading.reason)
+    value, quality, reason = told if observed_at else (None, Quality.BAD, Reason.BAD_TIME)
+    return {
+        "point": reading.point,
+        "quantity": point.quantity,
+        "value": value,
+        "unit": _unit(point),
+        "quality": quality.value,
+        "reason": reason.value,
+        "observed_at": observed_at,
+    }
 
 
 def exchange_row(template: Template, exchange: Exchange) -> dict[str, Any]:

@@ -1,8 +1,14 @@
 """decode: a captured frame becomes values, without config or hardware."""
 
+import json
+from typing import Any
+
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.gateway.cli.conftest import Command
+from tests.support import hostile
 
 FRAME = "aac00600060058d93dab"  # captured from an SDS011: 0.6 and 0.6
 
@@ -50,6 +56,7 @@ def test_the_time_of_reception_can_be_given(citygate: Command) -> None:
         ("nova/sds011", FRAME, "[", "not JSON"),
         ("nova/sds011", FRAME, "3", "not a JSON object"),
         ("nova/sds011", FRAME, '{"received_at": "soon"}', "received_at"),
+        ("nova/sds011", FRAME, '{"received_at": "0001-01-01T00:00:00+14:00"}', "received_at"),
     ],
 )
 def test_wrong_use_is_told_apart_from_a_bad_frame(
@@ -71,3 +78,18 @@ def test_an_unknown_driver_is_named(citygate: Command) -> None:
     ended = citygate("decode", "nova/sds011", FRAME, "--driver", "nope")
     assert ended.code == 2
     assert "nope" in ended.err
+
+
+@given(st.text(max_size=20), hostile.json_trees())
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_context_ends_with_a_traceback(citygate: Command, text: str, tree: Any) -> None:
+    for context in (
+        text,
+        json.dumps(tree),
+        json.dumps({"received_at": tree}),
+        json.dumps({"f_port": tree, "object": tree}),
+    ):
+        for template in ("nova/sds011", "generic/cayenne", "eastron/sdm120"):
+            ended = citygate("decode", template, FRAME, f"--context={context}")
+            assert ended.code in (0, 1, 2)
+            assert "Traceback" not in ended.err

@@ -9,7 +9,7 @@ from tests.gateway.cli.conftest import Command
 
 DRIVER = """
 import importlib.resources, pathlib
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Literal
 from gateway.sdk.config import DeviceConfig, LinkConfig
 from gateway.sdk.driver import SDK_VERSION, Decoded, Exchange
@@ -42,6 +42,8 @@ DECODED = {
     10: lambda: made(t=20.0, n=3.0, open=1, name="hall"),
     11: lambda: made(t=900.0, n=2.5, open=2, name="\\ud83d"),
     12: lambda: made(t=-2.4e-41, n=10**400, open="yes", name=7),
+    14: lambda: (Reading("t", 20.0, datetime(2026, 6, 1)), Reading("n", 3, None), Reading("open", True, "noon"),
+        Reading("name", "hall", datetime.min.replace(tzinfo=timezone(timedelta(hours=14))))),
     13: lambda: made(t="21.50", n="3", secret=7, **{"\\ud83d": 1}),
 }
 
@@ -146,6 +148,7 @@ def test_values_are_those_that_the_daemon_would_log(citygate: Command) -> None:
         "name": (None, "bad", "wrong_type"),
     }
     assert decode(citygate, 11)[0] == 1
+    assert rows(citygate, 14) == dict.fromkeys(("t", "n", "open", "name"), (None, "bad", "bad_time"))
 
 
 def test_what_is_not_declared_is_named_and_has_no_value(citygate: Command) -> None:
