@@ -175,11 +175,11 @@ class LinkService:
         self._progress()
         if not is_sound(readings, self._devices):
             try:
-                readings, fault = mended(readings, self._devices, self._log.driver_state)
+                readings, remark = mended(readings, self._devices, self._log.driver_state)
             except FrameError as error:
                 self._driver_fault(error.message)
                 return NOTHING_TO_LOG
-            self._driver_fault(fault, readings.device)
+            self._driver_fault(remark, readings.device)
         record = self._devices[readings.device]
         if self._is_paused(readings.device):
             return NOTHING_TO_LOG
@@ -243,13 +243,14 @@ class LinkService:
         return False
 
     def _reject(self, error: FrameError, *, device: str = "", remedy: str = "") -> None:
-        reason = error.message if isinstance(error, FrameError) else said(error)
+        if not isinstance(error, FrameError):
+            error = FrameError(said(error))
         device = device if self._of(device) is not None else ""
         remedy = ("" if remedy is None else told(remedy)) or self._remedies["bad_frame"]
         self._record.counters["rejected_frames"] += 1
-        many_alike = self._record.rejected.add(reason, device, remedy, self._clock.now())
+        many_alike = self._record.rejected.add(error.message, device, remedy, self._clock.now())
         if many_alike and not self._heard_good and self._record.state in ("starting", "ok"):
-            self._set_link_state("bad", f"nothing of what comes can be read: {reason}", remedy)
+            self._set_link_state("bad", f"nothing of what comes can be read: {error.message}", remedy)
         now_s = self._clock.monotonic_s()
         if now_s - self._rejected_event_s >= REJECT_EVENT_EVERY_S:
             self._rejected_event_s = now_s
