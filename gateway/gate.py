@@ -67,7 +67,7 @@ def _bounded_state(state: Mapping[Any, Any], known: Mapping[str, bytes]) -> tupl
     """The entries that fit, and the first that does not."""
     kept: dict[str, bytes] = {}
     fault, left_out = "", 0
-    room = MAX_STATE_KEYS - len(known)
+    room = max(0, MAX_STATE_KEYS - len(known))
     for key, value in state.items():
         found = _state_fault(key, value)
         new = not found and key not in known
