@@ -1,6 +1,8 @@
 """Events for the journal: `snake_case` facts with fields, not sentences."""
 
 import base64
+import functools
+import json
 import logging
 import sys
 from collections import deque
@@ -45,6 +47,16 @@ def all_hidden(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [all_hidden(item) for item in value]
     return value
+
+
+def says_secret(body: bytes) -> bool:
+    """Whether a JSON text holds a secret that is known; quicker than looking into every text of it."""
+    return any(form in body for secret in (*_secrets, *_passing) for form in _in_json(secret))
+
+
+@functools.lru_cache(maxsize=256)
+def _in_json(secret: str) -> frozenset[bytes]:
+    return frozenset(json.dumps(secret, ensure_ascii=plain)[1:-1].encode("utf-8", "replace") for plain in (True, False))
 
 
 def _forms(secret: str) -> Iterable[str]:

@@ -13,6 +13,7 @@ from aiohttp import web
 from gateway.config.explain import as_json, text
 from gateway.encode import to_json
 from gateway.http.outcome import PROBLEM, UNREACHABLE, NoDaemon, Refused, UnknownName, exit_code
+from gateway.http.told import told
 from gateway.http.view import VIEW, GatewayView
 from gateway.journal import fault
 from gateway.sdk.errors import CitygateError, ConfigError
@@ -108,7 +109,7 @@ def _error_body(error: CitygateError) -> dict[str, Any]:
 
 
 def _json(body: Any, *, status: int = 200) -> web.Response:
-    return web.Response(body=to_json(body), status=status, content_type="application/json")
+    return web.Response(body=told(body), status=status, content_type="application/json")
 
 
 # --- the command's side --------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from importlib.resources import files
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from gateway.encode import to_json
+from gateway.http.told import told
 from gateway.http.view import VIEW
 
 # Nothing from elsewhere, nothing inline: a device name that slips through escaping can still not run.
@@ -33,7 +33,7 @@ def routes() -> list[web.RouteDef]:
 
 async def status(request: web.Request) -> web.Response:
     """The status of everything, as `citygate status --json` prints it."""
-    body = to_json(request.app[VIEW].status())
+    body = told(request.app[VIEW].status())
     return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
 
 

@@ -16,11 +16,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from gateway.config.model import is_loopback, parse_listen
-from gateway.encode import to_json
 from gateway.http import control, page, read_api
 from gateway.http.door import Door
+from gateway.http.told import told
 from gateway.http.view import VIEW, GatewayView
-from gateway.journal import event
+from gateway.journal import all_hidden, event
 from gateway.sdk.errors import CitygateError
 
 RETRY_LISTEN_S = 10.0
@@ -247,12 +247,12 @@ async def _healthz(_: web.Request) -> web.Response:
 async def _readyz(request: web.Request) -> web.Response:
     """200 when the box does all of its work, 503 with the reasons when not."""
     reasons = request.app[VIEW].ready()
-    body = to_json({"ready": not reasons, "reasons": list(reasons)})
+    body = told({"ready": not reasons, "reasons": list(reasons)})
     return web.Response(body=body, status=503 if reasons else 200, content_type="application/json")
 
 
 async def _metrics(request: web.Request) -> web.Response:
     from gateway.http import metrics  # 1 MB and 25 ms that only a scraped box pays
 
-    body = metrics.render(request.app[VIEW].status())
+    body = metrics.render(all_hidden(request.app[VIEW].status()))
     return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})

@@ -7,6 +7,7 @@ import pytest
 from gateway.harmonise.entity import Attribute, Entity
 from gateway.http.control import ask
 from gateway.http.page import FILES
+from gateway.journal import keep_secret
 from tests.gateway.http.conftest import Start
 from tests.support.fake_view import NOON, FakeView, device_status, status
 
@@ -69,3 +70,19 @@ async def test_a_text_that_an_older_version_let_in_closes_no_door(start: Start) 
         shown = await ask(running.socket, "status")
     [asked] = shown["links"]["roof"]["devices"].values()
     assert asked["points"]["text"]["value"].startswith("a\ufffd")
+
+
+async def test_our_own_credential_in_a_brokers_error_is_shown_nowhere(start: Start) -> None:
+    secret = 'hunter2"and\\more é'
+    view = FakeView()
+    view.shown["brokers"]["milano"]["reason"] = f"401: Bearer {secret} is not right"
+    view.reasons = (f"broker milano: login: {secret}",)
+    keep_secret([secret])
+    try:
+        async with start(view) as running:
+            for path in ("/status", "/readyz", "/metrics"):
+                body = await (await running.get(path)).text()
+                assert "hunter2" not in body, path
+            assert "hunter2" not in str(await ask(running.socket, "status"))
+    finally:
+        keep_secret(())
