@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from drivers.modbus.codec.frames import MAX_READ_BITS, MAX_READ_WORDS, Table
-from drivers.modbus.codec.registers import Encoding, shortest
+from drivers.modbus.codec.registers import Encoding
+from gateway.sdk.decimals import shortest
 from gateway.sdk.reading import Quality, Reading, Reason, Value
 
 

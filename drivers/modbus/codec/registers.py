@@ -5,6 +5,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gateway.sdk.decimals import shortest
 from gateway.sdk.reading import Reason, Value
 
 Order = Literal["big", "little"]
@@ -174,18 +175,3 @@ class Encoding:
             return struct.pack(">" + _CODES[self.type], raw)
         except (struct.error, OverflowError) as error:
             raise ValueError(f"{raw} does not fit {self.type}") from error
-
-
-_FLOAT32 = struct.Struct(">f")
-
-
-def shortest(value: float) -> float:
-    """The shortest decimal that is the same float32: a meter that measured 230.2 did not say 230.1999969482422."""
-    if value.is_integer() or not math.isfinite(value):
-        return value
-    packed = _FLOAT32.pack(value)
-    for digits in ("6", "7", "8"):
-        short = float(format(value, f".{digits}g"))
-        if _FLOAT32.pack(short) == packed:
-            return short
-    return value
