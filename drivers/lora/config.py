@@ -59,10 +59,7 @@ class LoraTemplate(Template):
 
     @model_validator(mode="after")
     def _points_are_declared(self) -> Self:
-        if isinstance(self.codec, LayoutCodec):
-            filled = {re.sub(r"\{n\}", "0", point) for point in layout_points(self.codec)}
-        else:
-            filled = set(self.codec.fields)
+        filled = layout_points(self.codec) if isinstance(self.codec, LayoutCodec) else set(self.codec.fields)
         if missing := sorted(filled - set(self.points)):
             raise ValueError(f"codec fills points that are not declared: {', '.join(missing)}")
         return self

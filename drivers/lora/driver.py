@@ -8,7 +8,7 @@ from importlib.resources.abc import Traversable
 from typing import Any
 
 from drivers.lora import concentrator, modems, scan, servers
-from drivers.lora.codec.payload import Received, flatten, readings_of
+from drivers.lora.codec.payload import Received, read_object
 from drivers.lora.config import ChirpstackLink, LoraModemLink, LoraTemplate, SemtechUdpLink, TtsLink
 from drivers.lora.layout import JavaScriptCodec
 from drivers.lora.receiver import decode_plain, program_of
@@ -43,6 +43,9 @@ class LoraDriver:
 
         Args:
             context: `f_port` (or `fport`), `received_at`; `object` for templates that take the server's decoding.
+
+        Raises:
+            FrameError: it cannot be read, or not wholly; `readings` has what could be.
         """
         assert isinstance(template, LoraTemplate)
         codec = template.codec
@@ -50,10 +53,11 @@ class LoraDriver:
         port = context.get("f_port", context.get("fport"))
         if isinstance(codec, JavaScriptCodec):
             result = decode_once(program_of(codec, template.name), frame, port)
-            return readings_of(flatten(result), codec.fields, received)
-        decoded = decode_plain(codec, frame, port, received, context.get("object"))
-        if decoded.problem:  # a link takes what was read; who asks what a frame means wants all of it
-            raise FrameError(decoded.problem, frame=frame, readings=decoded.readings)
+            decoded = read_object(result, codec.fields, received)
+        else:
+            decoded = decode_plain(codec, frame, port, received, context.get("object"))
+        if decoded.problem:
+            raise FrameError(decoded.problem, frame=frame, offset=decoded.at, readings=decoded.readings)
         return decoded.readings
 
     async def scan(self, options: Mapping[str, Any], context: Context) -> AsyncIterator[dict[str, Any]]:

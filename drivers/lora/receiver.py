@@ -7,7 +7,7 @@ from pathlib import Path
 from time import perf_counter
 
 from drivers.lora.codec import cayenne
-from drivers.lora.codec.payload import Decoded, Received, decode_layout, flatten, readings_of
+from drivers.lora.codec.payload import Decoded, Received, decode_layout, read_object
 from drivers.lora.codec.uplink import TEST_PORT, Status, Uplink
 from drivers.lora.config import Container, LoraDevice, LoraTemplate
 from drivers.lora.heard import Heard
@@ -18,11 +18,13 @@ from gateway.sdk.driver import Context, Exchange, Receipt, Request
 from gateway.sdk.errors import CitygateError, FrameError
 from gateway.sdk.quantities import conversion
 from gateway.sdk.reading import Reading, ReadingSet, Reason, TimeSource, Value, no_values
+from gateway.sdk.values import value_of
 
 SILENT_AFTER = 3  # expected intervals without an uplink
 COSTLY_S = 0.1  # a program that takes longer to fail is a burden to its neighbours
 COSTLY_FAULTS, REST_S = 3, 60.0  # so many in a row, and its device's payloads are left undecoded for so long
 TURN_S = 5.0
+MAX_DISTANCE = 1e9  # in any unit of length; more is no distance
 WAIT_S = 20.0  # for a device that was not heard yet, when somebody asks for its values
 
 
@@ -84,7 +86,7 @@ class Receiver:
         self._heard_from(device)
         receipt = await self._context.emit(ReadingSet(device, readings, {STATE: memory.pack()}))
         if decoded.problem:
-            self._complain(device, FrameError(f"{device}: {decoded.problem}", frame=uplink.payload))
+            self._complain(device, FrameError(f"{device}: {decoded.problem}", frame=uplink.payload, offset=decoded.at))
         return receipt
 
     async def take_status(self, device: str, status: Status) -> Receipt | None:
@@ -171,10 +173,10 @@ class Receiver:
         try:
             if isinstance(codec, JavaScriptCodec):
                 result = await self._run(device, uplink)
-                return Decoded(readings_of(flatten(result), codec.fields, received))
+                return read_object(result, codec.fields, received)
             return decode_plain(codec, uplink.payload, uplink.f_port, received, uplink.decoded)
         except FrameError as error:
-            return Decoded((), str(error))
+            return Decoded((), error.message, error.offset)
 
     async def _run(self, device: str, uplink: Uplink) -> object:
         if self._context.monotonic_s() < self._rests_until_s.get(device, 0.0):
@@ -224,10 +226,11 @@ def _fill_levels(device: LoraDevice, readings: tuple[Reading, ...]) -> tuple[Rea
     if container is None or point is None:
         return ()
     scale, offset = conversion(point.unit or "MTR", "MTR")
+    distances = ((reading, value_of("number", reading.value)) for reading in readings if reading.point == "distance")
     return tuple(
-        replace(reading, point="fill_level", value=_percent_full(container, float(reading.value) * scale + offset))
-        for reading in readings
-        if reading.point == "distance" and reading.value is not None
+        replace(reading, point="fill_level", value=_percent_full(container, float(value) * scale + offset))
+        for reading, value in distances
+        if isinstance(value, float | int) and abs(value) < MAX_DISTANCE
     )
 
 
@@ -254,7 +257,7 @@ def decode_plain(
         return cayenne.decode(payload, codec.fields, received)
     if decoded is None:
         raise FrameError("the server sent no decoded object; set a codec in its device profile", frame=payload)
-    return Decoded(readings_of(flatten(decoded), codec.fields, received))
+    return read_object(decoded, codec.fields, received)
 
 
 def program_of(codec: JavaScriptCodec, name: str) -> Program:

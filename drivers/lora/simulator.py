@@ -9,8 +9,8 @@ import json
 import random
 import socket
 import struct
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -54,12 +54,17 @@ class _Writer:
     big: bool
     data: bytes = b""
     served: dict[str, float] | None = None
+    modes: dict[str, float] = field(
+        default_factory=dict
+    )  # numbers that choose what is read: the first that is asked for
 
     def steps(self, steps: tuple[Step, ...], turn: int = 0) -> None:
         for step in steps:
             self.step(step, turn)
 
     def step(self, step: Step, turn: int) -> None:
+        if any(self.modes.get(name, 0) not in allowed for name, allowed in step.when.items()):
+            return
         big = self.big if step.endian is None else step.endian == "big"
         if step.type is not None and step.at is None:
             size = SIZES[step.type]
@@ -98,14 +103,16 @@ class _Writer:
         whole = 0
         for part in parts:
             low, count = part.bits or (0, 8 * SIZES[kind])
+            if part.point is None and part.name in self.modes:
+                whole |= int(self.modes[part.name]) << low
             if part.point is None or part.polynomial is not None or count == 0:
                 continue
             point = part.point.replace("{n}", str(turn))
             value = self.world.value(self.device, point, self.n)
             if kind[0] == "f" and part.bits is None:
                 assert self.served is not None
-                self.served[point] = struct.unpack(">f", struct.pack(">f", value))[0]
-                return value
+                self.served[point] = float(f"{value:.6g}")
+                return self.served[point]
             raw = self.code(part, value, count, signed=part.signed or (kind[0] == "i" and part.bits is None))
             whole |= (raw & ((1 << count) - 1)) << low
         if kind[0] == "i" and whole >> (8 * SIZES[kind] - 1):
@@ -120,13 +127,17 @@ class _Writer:
         if part.flag:
             self.served[part.point] = float(value >= 0.5)
             return int(value >= 0.5)
-        wanted = (value - part.offset) ** (1 / part.power) if part.power != 1 else value - part.offset
+        wanted = value - part.offset
+        if part.power != 1 and wanted > 0:
+            wanted **= 1 / part.power
         raw = round(wanted * part.divide / part.scale - part.bias)
         low, high = (-(1 << count - 1), (1 << count - 1) - 1) if signed else (0, (1 << count) - 1)
         raw = min(max(raw, low), high)
-        while raw in part.none:
+        while raw in part.none or raw % (1 << count) in part.none:
             raw -= 1 if raw > low else -1
         carried = (raw + part.bias) * part.scale / part.divide
+        if part.power < 0 and carried == 0:
+            return raw
         self.served[part.point] = float(f"{carried**part.power + part.offset:.12g}")
         return raw
 
@@ -140,6 +151,19 @@ class _Writer:
         return data[2:] + data[:2] if kind == "u32w" else data
 
 
+def _modes(steps: Iterable[Step]) -> dict[str, float]:
+    """What each number that is asked for must be, so that the first steps that ask are read."""
+    modes: dict[str, float] = {}
+    for step in steps:
+        for name, allowed in step.when.items():
+            modes.setdefault(name, allowed[0])
+        groups = (step.repeat.read,) if step.repeat else step.mask.groups if step.mask else ()
+        groups = (*groups, *(step.tlv.entries.values() if step.tlv else ()))
+        for group in groups:
+            modes = {**_modes(group), **modes}
+    return modes
+
+
 def write_payload(device: str, template: LoraTemplate, n: int, world: World) -> tuple[int, bytes, dict[str, float]]:
     """Port, bytes and values of the nth uplink of a device.
 
@@ -149,7 +173,7 @@ def write_payload(device: str, template: LoraTemplate, n: int, world: World) -> 
     if not isinstance(template.codec, LayoutCodec):
         raise CitygateError(f"{device}: no simulator for a template without a layout")
     frame: Frame = next(frame for frame in template.codec.frames if not frame.ignore)
-    writer = _Writer(world, device, n, template.codec.endian == "big", served={})
+    writer = _Writer(world, device, n, template.codec.endian == "big", served={}, modes=_modes(frame.read))
     writer.steps(frame.read)
     data = writer.data
     if frame.starts:

@@ -3,7 +3,7 @@
 Big-endian. An unknown type has an unknown length, so reading ends there: what came before it stands.
 """
 
-from drivers.lora.codec.payload import Decoded, Received
+from drivers.lora.codec.payload import Decoded, Received, points_by_field
 from gateway.sdk.errors import FrameError
 from gateway.sdk.reading import Reading
 
@@ -32,9 +32,10 @@ TYPES: dict[int, tuple[str, int, bool, float]] = {
     0x85: ("time", 4, False, 1),
     0x8E: ("switch", 1, False, 1),
 }
-VECTORS: dict[int, tuple[str, tuple[str, ...], int, tuple[float, ...]]] = {
+VECTORS: dict[int, tuple[str, tuple[str, ...], int, tuple[float, ...]]] = {  # signed, but for the colour
     0x71: ("accelerometer", ("x", "y", "z"), 2, (0.001, 0.001, 0.001)),
     0x86: ("gyrometer", ("x", "y", "z"), 2, (0.01, 0.01, 0.01)),
+    0x87: ("colour", ("red", "green", "blue"), 1, (1, 1, 1)),
     0x88: ("gps", ("latitude", "longitude", "altitude"), 3, (0.0001, 0.0001, 0.01)),
 }
 
@@ -48,7 +49,7 @@ def decode(payload: bytes, fields: dict[str, str], received: Received) -> Decode
     Raises:
         FrameError: already the first record cannot be read.
     """
-    points = {name: point for point, name in fields.items()}
+    points = points_by_field(fields)
     readings: list[Reading] = []
     at = 0
     while at < len(payload):
@@ -57,9 +58,11 @@ def decode(payload: bytes, fields: dict[str, str], received: Received) -> Decode
         except FrameError as error:
             if not readings:
                 raise
-            return Decoded(tuple(readings), str(error))
+            return Decoded(tuple(readings), error.message, error.offset)
         readings += [
-            Reading(points.get(name, name), value, received.at, time_source=received.source) for name, value in found
+            Reading(point, value, received.at, time_source=received.source)
+            for name, value in found
+            for point in points.get(name, (name,))
         ]
     return Decoded(tuple(readings))
 
@@ -71,7 +74,7 @@ def _record(payload: bytes, at: int) -> tuple[list[tuple[str, float | int]], int
     at += 2
     if vector := VECTORS.get(kind):
         name, axes, size, steps = vector
-        numbers = [_integer(payload, at + i * size, size, signed=True) for i in range(len(axes))]
+        numbers = [_integer(payload, at + i * size, size, signed=kind != 0x87) for i in range(len(axes))]
         scaled = [_scaled(raw, step) for raw, step in zip(numbers, steps, strict=True)]
         return [(f"{name}_{channel}_{axis}", value) for axis, value in zip(axes, scaled, strict=True)], at + 3 * size
     if kind not in TYPES:

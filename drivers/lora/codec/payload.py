@@ -1,18 +1,24 @@
-"""Reads a payload that the template describes as a layout; also the dotted names of decoded objects."""
+"""Reads a payload that the template describes as a layout; also what is in an object that somebody else decoded."""
 
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from drivers.lora.layout import EPOCHS_S, SIZES, Frame, LayoutCodec, Meaning, Repeat, Step, Tlv
-from gateway.sdk.errors import FrameError
+from gateway.sdk.decimals import decimal_meant, shortest
+from gateway.sdk.errors import FrameError, foreign
 from gateway.sdk.reading import Quality, Reading, Reason, TimeSource, Value
 
 MAX_FIELDS = 256  # of one payload; 255 bytes cannot honestly say more
-MAX_TEXT = 256
+MAX_STEPS = 4096  # through one payload, repetitions included
+MAX_TEXT = 512
+MAX_DEPTH = 16  # of an object
+MAX_PATH = 200
+MAX_NODES = 4096
 FIRST_TIME = datetime(2015, 1, 1, tzinfo=UTC)  # before it: a device whose clock was never set
 FUTURE = timedelta(minutes=5)
 
@@ -36,11 +42,13 @@ class Decoded:
 
     Attributes:
         readings: maybe of several times, when the payload carries old measurements.
-        problem: why the rest of the payload could not be read; "" when all of it was.
+        problem: what of it was not read, and why; "" when all of it was.
+        at: byte at which that begins.
     """
 
     readings: tuple[Reading, ...]
     problem: str = ""
+    at: int = 0
 
 
 def decode_layout(layout: LayoutCodec, payload: bytes, port: int | None, received: Received) -> Decoded:
@@ -52,17 +60,20 @@ def decode_layout(layout: LayoutCodec, payload: bytes, port: int | None, receive
     Raises:
         FrameError: no frame of the layout fits, or the first field already cannot be read.
     """
-    frame = _choose(layout, payload, port)
-    if frame.ignore:
-        return Decoded(())
-    reader = _Reader(layout.endian == "big", payload, received)
-    try:
-        reader.walk(frame.read)
-    except FrameError as error:
-        if not reader.out:
-            raise
-        return Decoded(tuple(reader.out), str(error))
-    return Decoded(tuple(reader.out))
+    with foreign("payload", payload):
+        frame = _choose(layout, payload, port)
+        if frame.ignore:
+            return Decoded(())
+        reader = _Reader(layout.endian == "big", payload, received)
+        try:
+            reader.walk(frame.read)
+        except FrameError as error:
+            if not reader.out:
+                raise
+            return Decoded(tuple(reader.out), error.message, error.offset)
+        left = len(payload) - reader.offset
+        told = "" if frame.rest or not left else f"{left} bytes are left over"
+        return Decoded(tuple(reader.out), told, reader.offset)
 
 
 def _choose(layout: LayoutCodec, payload: bytes, port: int | None) -> Frame:
@@ -92,6 +103,7 @@ class _Reader:
     turn: int = 0
     in_record: bool = False
     muted: bool = False
+    steps: int = 0
     sent_at: datetime = FIRST_TIME
     names: dict[str, float | int] = field(default_factory=dict)
     out: list[Reading] = field(default_factory=list)
@@ -124,6 +136,9 @@ class _Reader:
             self.step(step)
 
     def step(self, step: Step) -> None:
+        self.steps += 1
+        if self.steps > MAX_STEPS:
+            raise self.refuse(f"more than {MAX_STEPS} steps")
         if step.type is not None:
             size = SIZES[step.type]
             data = self.take(size) if step.at is None else self.peek(step.at, size)
@@ -140,7 +155,7 @@ class _Reader:
         elif step.repeat is not None:
             self.repeat(step.repeat)
         else:
-            self.meaning(step, sum(self.names.get(name, 0) for name in step.sum))
+            self.meaning(step, sum(self.names.get(name, 0) for name in step.sum), 64)
 
     def _big(self, step: Step) -> bool:
         return self.big if step.endian is None else step.endian == "big"
@@ -149,8 +164,9 @@ class _Reader:
         if step.time is not None:
             self._date(step.time, raw)
             return
+        width = 8 * SIZES[step.type or "u8"]
         for part in step.parts or (step,):
-            self.meaning(part, raw)
+            self.meaning(part, raw, width)
 
     def _date(self, epoch: str, raw: float | int | None) -> None:
         """The device's own time, if its clock was set. Else the uplink's time holds; but not for a record within a
@@ -161,13 +177,14 @@ class _Reader:
         elif self.in_record:
             self.muted = True
 
-    def meaning(self, part: Meaning, raw: float | int | None) -> None:
+    def meaning(self, part: Meaning, raw: float | int | None, width: int) -> None:
         if raw is not None and part.bits is not None:
+            width = part.bits[1]
             raw = _bits(int(raw), *part.bits, signed=part.signed)
         if part.name is not None and raw is not None:
             self.names[part.name] = raw
         if part.point is not None:
-            self.emit(part.point.replace("{n}", str(self.turn)), *_value(part, raw))
+            self.emit(part.point.replace("{n}", str(self.turn)), *_value(part, raw, width))
 
     def emit(self, point: str, value: Value | None, reason: Reason) -> None:
         if len(self.out) >= MAX_FIELDS:
@@ -184,7 +201,7 @@ class _Reader:
             start = self.offset
             tag = self.take(tlv.tag).hex()
             length = self.take(1)[0] if tlv.length else None
-            entry = tlv.entries.get(tag) or tlv.entries.get(tag.upper())
+            entry = tlv.entries.get(tag)
             if entry is None and length is None:
                 self.offset = start
                 raise self.refuse(f"unknown record {tag}, its length is unknown")
@@ -194,6 +211,7 @@ class _Reader:
             self.group(entry or (), after)
             if length is not None:
                 self.offset = after
+        self.offset += tlv.tail
 
     def group(self, steps: tuple[Step, ...], end: int) -> None:
         """Steps with their own end and time: what dates a record does not date its neighbours."""
@@ -212,7 +230,9 @@ class _Reader:
         self.received, self.turn = base, outer_turn
 
     def _turns(self, repeat: Repeat) -> Iterator[int]:
-        times = self.names.get(repeat.times) if isinstance(repeat.times, str) else repeat.times
+        if isinstance(repeat.times, str) and repeat.times not in self.names:
+            raise self.refuse(f"how often to repeat ({repeat.times}) is not in this payload")
+        times = self.names[repeat.times] if isinstance(repeat.times, str) else repeat.times
         if times is not None and times > repeat.limit:
             raise self.refuse(f"{times} repetitions, at most {repeat.limit} are believed")
         turn = 0
@@ -245,61 +265,119 @@ def _number(kind: str, data: bytes, big: bool) -> float | int | None:
             data = data[2:] + data[:2] if big else data[:2] + data[2:]
         return int.from_bytes(data, "big" if big else "little", signed=kind[0] == "i")
     if kind[0] == "f":
-        return _FLOATS[kind, big](data)[0]
+        number = _FLOATS[kind, big](data)[0]
+        return shortest(number) if kind == "f32" else number
     digits = (data if big else data[::-1]).hex()
     return int(digits) if digits.isdecimal() else None
 
 
-def _value(part: Meaning, raw: float | int | None) -> tuple[Value | None, Reason]:
-    if raw is None or raw in part.none:
+def _value(part: Meaning, raw: float | int | None, width: int) -> tuple[Value | None, Reason]:
+    if raw is None or raw in part.none or (raw < 0 and raw + (1 << width) in part.none):  # 0xffff is -1 with a sign
         return None, Reason.NOT_AVAILABLE
     if part.values is not None:
-        named = part.values.get(int(raw))
+        named = part.values.get(raw)  # type: ignore[arg-type]  # 1.0 finds 1
         return (named, Reason.NONE) if named is not None else (None, Reason.BAD_FRAME)
-    if part.flag:
-        return bool(raw), Reason.NONE
     if not math.isfinite(raw):
         return None, Reason.NOT_FINITE
-    x = (raw + part.bias) * part.scale / part.divide
-    if part.polynomial is not None:
-        x = sum(c * x**n for n, c in enumerate(part.polynomial))
-    x = x**part.power + part.offset
-    if part.integer:
-        return round(x), Reason.NONE
-    return float(f"{x:.12g}"), Reason.NONE  # 308 x 0.1 is 30.8, not 30.800000000000001
+    if part.flag:
+        return bool(raw), Reason.NONE
+    if not part.computes:
+        return (round(raw) if part.integer else float(raw)), Reason.NONE
+    try:
+        x = (raw + part.bias) * part.scale / part.divide
+        if part.polynomial is not None:
+            x = sum(c * x**n for n, c in enumerate(part.polynomial))
+        x = _rounded(x**part.power + part.offset)
+    except ArithmeticError:  # 0 to the power -1, or beyond what a float holds
+        return None, Reason.NOT_FINITE
+    if not math.isfinite(x):
+        return None, Reason.NOT_FINITE
+    return (round(x) if part.integer else x), Reason.NONE
 
 
-def flatten(tree: Any) -> dict[str, Value | None]:
-    """Scalars of a decoded object by their path: `a.b[0].c`. Bounded in number and text length; the rest is left out.
+def _rounded(x: float) -> float:
+    """308 x 0.1 is 30.8, not 30.800000000000001; a counter of many digits keeps them."""
+    return float(f"{x:.12g}" if abs(x) < 1e9 else f"{x:.15g}")
 
-    A null is a value that is not there; NaN and infinity come as floats and are refused by `readings_of`.
+
+def read_object(tree: Any, fields: Mapping[str, str], received: Received) -> Decoded:
+    """What is in an object that a server's or a vendor's program decoded.
+
+    Args:
+        fields: point -> path; any other path keeps its own name.
+    """
+    values, left_out = flatten(tree)
+    problem = f"{left_out} parts of the decoded object are not read: too many, too deep, too long, or named twice"
+    return Decoded(_readings_of(values, fields, received), problem if left_out else "")
+
+
+def flatten(tree: Any) -> tuple[dict[str, Value | None], int]:
+    """Scalars of a decoded object by their path, as `a.b[0].c`, and how much was left out because of the bounds.
+
+    A null is a value that is not there. What is no JSON, or has a name that is no text or cannot be encoded, is left out.
     """
     found: dict[str, Value | None] = {}
-    stack: list[tuple[str, Any]] = [("", tree)]
-    while stack and len(found) < MAX_FIELDS:
-        path, node = stack.pop()
-        if isinstance(node, Mapping):
-            stack.extend(
-                (f"{path}.{key}" if path else str(key), node[key]) for key in reversed(list(node)[:MAX_FIELDS])
-            )
-        elif isinstance(node, list):
-            stack.extend((f"{path}[{n}]", node[n]) for n in reversed(range(min(len(node), MAX_FIELDS))))
-        elif path and (node is None or isinstance(node, bool | int | float | str)):
-            found[path] = node[:MAX_TEXT] if isinstance(node, str) else node
+    stack: list[tuple[str, Any, int]] = [("", tree, 0)]
+    left_out = visited = 0
+    while stack:
+        path, node, depth = stack.pop()
+        visited += 1
+        if visited > MAX_NODES:
+            return found, left_out + len(stack) + 1
+        if isinstance(node, Mapping | list):
+            inside, cut = _members(path, node) if depth < MAX_DEPTH else ([], max(len(node), 1))
+            stack.extend((name, member, depth + 1) for name, member in reversed(inside))
+            left_out += cut
+        elif path in found or len(found) >= MAX_FIELDS or not _is_scalar(node):
+            left_out += bool(path)
+        elif path:
+            found[path] = node
+    return found, left_out
+
+
+def _members(path: str, node: Mapping[Any, Any] | list[Any]) -> tuple[list[tuple[str, Any]], int]:
+    """Names and values of the members of an object or array, and how many were left out."""
+    if isinstance(node, list):
+        named = [(f"{path}[{n}]", member) for n, member in enumerate(islice(node, MAX_FIELDS))]
+    else:
+        first = islice(node.items(), MAX_FIELDS)
+        named = [(f"{path}.{key}" if path else key, member) for key, member in first if _is_name(key)]
+    kept = [(name, member) for name, member in named if len(name) <= MAX_PATH]
+    return kept, len(node) - len(kept)
+
+
+def _is_name(key: Any) -> bool:
+    if not isinstance(key, str) or not key or len(key) > MAX_PATH:
+        return False
+    return key.isascii() or not any("\ud800" <= c <= "\udfff" for c in key)
+
+
+def _is_scalar(node: Any) -> bool:
+    return node is None or isinstance(node, bool | int | float) or (isinstance(node, str) and len(node) <= MAX_TEXT)
+
+
+def points_by_field(fields: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Field -> points that take it. A field of no point's name is not here: it fills the point of its own name."""
+    found: dict[str, tuple[str, ...]] = dict.fromkeys(fields, ())  # what is called so, but asked of another field
+    for point, its in fields.items():
+        found[its] = (*found.get(its, ()), point)
     return found
 
 
-def readings_of(
+def _readings_of(
     values: Mapping[str, Value | None], fields: Mapping[str, str], received: Received
 ) -> tuple[Reading, ...]:
-    """Readings of a decoded object: `fields` gives point -> path, any other path keeps its own name."""
-    by_path = {path: point for point, path in fields.items()}
-    return tuple(_reading(by_path.get(path, path), value, received) for path, value in values.items())
+    points = points_by_field(fields)
+    return tuple(
+        _reading(point, value, received) for field, value in values.items() for point in points.get(field, (field,))
+    )
 
 
 def _reading(point: str, value: Value | None, received: Received) -> Reading:
     if value is None:
         return Reading(point, None, received.at, Quality.BAD, Reason.NOT_AVAILABLE, received.source)
-    if isinstance(value, float) and not math.isfinite(value):
-        return Reading(point, None, received.at, Quality.BAD, Reason.NOT_FINITE, received.source)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return Reading(point, None, received.at, Quality.BAD, Reason.NOT_FINITE, received.source)
+        value = decimal_meant(value)
     return Reading(point, value, received.at, time_source=received.source)

@@ -49,7 +49,7 @@ def seen(event: Uplink | Status | Notice) -> dict[str, Any]:
         "gateway_id": event.gateway,
         "frequency": event.frequency_hz,
         "spreading_factor": event.spreading_factor,
-        **flatten(event.decoded),
+        **flatten(event.decoded)[0],
     }
 
 
