@@ -3,12 +3,14 @@
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType
 
 from drivers.modbus.codec.blocks import Block, Field, Limits, plan
+from drivers.modbus.codec.counters import Counter
 from drivers.modbus.codec.frames import TABLES, Ask, Table, read_request
-from drivers.modbus.codec.points import Counter, Rules, factor_name, finish, in_order
+from drivers.modbus.codec.points import Rules, factor_name, finish, in_order
 from drivers.modbus.codec.registers import Encoding
 from drivers.modbus.config import ModbusDevice, ModbusTemplate, RegisterPoint
 from gateway.sdk.errors import CitygateError
@@ -82,12 +84,17 @@ class Unit:
         self.template = device.template
         self.writes = device.writes
         self.rules = rules_of(device.template)
-        self.counters = {
-            point: Counter.restored(saved.get((name, f"total.{point}"), b"")) for point in self.rules.rollover
-        }
+        self.counters = {point: self._counter(point, device, saved) for point in self.rules.rollover}
         self.found = not device.template.models  # where its SunSpec models stand is known
         self.asks: list[tuple[Ask, Block]] = []
         self.use(plan_of(device.template))
+
+    def _counter(self, point: str, device: ModbusDevice, saved: Saved) -> Counter:
+        rollover = self.rules.rollover[point]
+        counts = rollover / abs(device.template.points[point].scale)
+        counter = Counter.restored(saved.get((self.name, f"total.{point}"), b""), counts=counts)
+        counter.correct(device.rounds.get(point), rollover)
+        return counter
 
     def place(self, bases: Mapping[int, int]) -> None:
         """Its SunSpec models stand here."""
@@ -159,9 +166,16 @@ class Unit:
             return in_order(readings, self.rules.order)
         return finish(readings, self.rules, self.counters)
 
+    def shown(self, readings: Sequence[Reading]) -> tuple[Reading, ...]:
+        """As `finished`, for a read beside the polls, which is logged nowhere: counters do not move."""
+        if self.rules.plain:
+            return in_order(readings, self.rules.order)
+        return finish(readings, self.rules, {point: replace(counter) for point, counter in self.counters.items()})
+
     def state(self) -> dict[str, bytes] | None:
         """What of the counters must survive a restart."""
-        return {f"total.{point}": counter.saved() for point, counter in self.counters.items()} or None
+        saved = {f"total.{point}": counter.saved() for point, counter in self.counters.items()}
+        return {key: data for key, data in saved.items() if data} or None
 
 
 def _as_value(value: Value | None, *, text: bool) -> Value:
@@ -189,6 +203,7 @@ def encoding_of(point: RegisterPoint) -> Encoding:
         point.offset,
         tuple(point.enum.items()),
         point.invalid,
+        point.signed,
     )
 
 

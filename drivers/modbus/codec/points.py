@@ -4,6 +4,7 @@ restart, a status that says whether the rest can be trusted."""
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from drivers.modbus.codec.counters import Counter
 from gateway.sdk.reading import Quality, Reading, Reason
 
 MAX_EXPONENT = 10  # SunSpec: a scale factor is -10 to 10
@@ -36,52 +37,18 @@ class Rules:
         return not (self.factors or self.rollover or self.status)
 
 
-@dataclass(slots=True)
-class Counter:
-    """How far a counter that restarts has come in all.
-
-    Attributes:
-        base: what its earlier rounds add up to.
-        last: the last value read; None before the first.
-    """
-
-    base: float = 0.0
-    last: float | None = None
-
-    def take(self, value: float, rollover: float) -> float:
-        """The running total. A fall from near the end is a restart of the round; another fall is a new or reset meter,
-        whose count begins anew."""
-        if self.last is not None and value < self.last:
-            self.base = self.base + rollover if self.last - value > rollover / 2 else 0.0
-        self.last = value
-        return self.base + value
-
-    def saved(self) -> bytes:
-        """For the driver's state."""
-        return f"{self.base!r} {self.last!r}".encode()
-
-    @classmethod
-    def restored(cls, data: bytes) -> "Counter":
-        """From `saved`; a new one when it is not readable."""
-        try:
-            base, last = (float(part) for part in data.decode("ascii").split())
-        except ValueError:
-            return cls()
-        return cls(base, last)
-
-
 def finish(readings: Iterable[Reading], rules: Rules, counters: Mapping[str, Counter]) -> tuple[Reading, ...]:
     """The readings of one poll, complete and in order; counters move on."""
     by_point = {reading.point: reading for reading in readings}
     for point, factor in rules.factors.items():
         if point in by_point:
             by_point[point] = _multiplied(by_point[point], by_point.get(factor))
-    for point, rollover in rules.rollover.items():
-        reading = by_point.get(point)
-        if reading is not None and isinstance(reading.value, int | float):
-            by_point[point] = replace(reading, value=counters[point].take(reading.value, rollover))
     if rules.status is not None:
         _doubt(by_point, *rules.status)
+    for point, rollover in rules.rollover.items():  # last: what the device doubts moves no counter
+        reading = by_point.get(point)
+        if reading is not None and reading.value is not None:
+            by_point[point] = _counted(reading, rollover, counters[point])
     return tuple(by_point[point] for point in rules.order if point in by_point)
 
 
@@ -101,6 +68,15 @@ def _multiplied(reading: Reading, factor: Reading | None) -> Reading:
     # division, so that 2305 and -1 make 230.5 and not 230.50000000000003
     value = reading.value * 10**exponent if exponent >= 0 else reading.value / 10**-exponent
     return replace(reading, value=value)
+
+
+def _counted(reading: Reading, rollover: float, counter: Counter) -> Reading:
+    """The running total instead of the count; no value while it is in doubt."""
+    assert isinstance(reading.value, int | float)  # the template's check: a counter is a number
+    total = counter.take(reading.value, rollover, reading.observed_at.timestamp())
+    if total is None:
+        return replace(reading, value=None, quality=Quality.BAD, reason=Reason.OUT_OF_RANGE)
+    return replace(reading, value=total)
 
 
 def _doubt(by_point: dict[str, Reading], status: str, healthy: float) -> None:

@@ -1,10 +1,11 @@
 """Scale factors in registers, counters that restart, a status that takes the values with it."""
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from dataclasses import replace
 
-from drivers.modbus.codec.points import Counter, Rules, finish
+import pytest
+
+from drivers.modbus.codec.counters import Counter, Track
+from drivers.modbus.codec.points import Rules, finish
 from gateway.sdk.reading import Quality, Reading, Reason, Value
 from gateway.sdk.testing import NOON
 
@@ -34,39 +35,30 @@ def test_without_a_usable_scale_factor_there_is_no_value(factor: list[Reading]) 
     assert (reading.value, reading.quality, reading.reason) == (None, Quality.BAD, Reason.NOT_AVAILABLE)
 
 
-@given(st.lists(st.integers(0, 400), min_size=1, max_size=60))
-def test_a_counter_that_restarts_at_its_end_goes_on(steps: list[int]) -> None:
-    total, counter = 0, Counter()
-    for step in steps:
-        total += step
-        assert counter.take(total % 1000, 1000) == total
-
-
-def test_a_counter_that_falls_from_the_middle_is_a_new_meter() -> None:
-    counter = Counter()
-    counter.take(990, 1000)
-    counter.take(10, 1000)
-
-    assert counter.take(400, 1000) == 1400
-    assert counter.take(5, 1000) == 5
-
-
-@given(st.floats(0, 1e9), st.floats(0, 1e9))
-def test_a_counter_survives_a_restart(base: float, last: float) -> None:
-    assert Counter.restored(Counter(base, last).saved()) == Counter(base, last)
-
-
-@given(st.binary(max_size=20))
-def test_any_saved_bytes_make_a_counter(data: bytes) -> None:
-    assert isinstance(Counter.restored(data), Counter)
-
-
 def test_a_reading_without_value_leaves_the_counter_alone() -> None:
     rules = Rules(order=("n",), factors={}, rollover={"n": 1000.0}, status=None)
-    counters = {"n": Counter(base=2000.0, last=990.0)}
+    counters = {"n": Counter(Track(2000.0, 990.0, NOON.timestamp() - 10), rate=1.0)}
 
     assert finish([without("n", Reason.NOT_AVAILABLE)], rules, counters) == (without("n", Reason.NOT_AVAILABLE),)
-    assert finish([good("n", 5)], rules, counters) == (good("n", 3005.0),)
+    assert finish([good("n", 995)], rules, counters) == (good("n", 2995.0),)
+
+
+def test_a_count_in_doubt_has_no_value() -> None:
+    rules = Rules(order=("n",), factors={}, rollover={"n": 1000.0}, status=None)
+    counters = {"n": Counter(Track(2000.0, 500.0, NOON.timestamp()), rate=1.0)}
+
+    assert finish([good("n", 0)], rules, counters) == (without("n", Reason.OUT_OF_RANGE),)
+    assert finish([good("n", 500)], rules, counters) == (good("n", 2500.0),)
+
+
+def test_what_the_device_itself_doubts_moves_no_counter() -> None:
+    rules = Rules(order=("n", "status"), factors={}, rollover={"n": 1000.0}, status=("status", 0))
+    counters = {"n": Counter(Track(0.0, 500.0, NOON.timestamp()), rate=1.0)}
+    before = replace(counters["n"])
+
+    finish([good("n", 0), good("status", 7)], rules, counters)
+
+    assert counters["n"] == before
 
 
 def test_an_unhealthy_status_takes_the_other_values_with_it() -> None:
