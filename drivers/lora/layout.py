@@ -226,6 +226,14 @@ class Step(Meaning):
             raise ValueError(f"at: {self.at} leaves {-self.at} bytes, {self.type} takes {SIZES[self.type]}")
         return self
 
+    @model_validator(mode="after")
+    def _signed_bits_say_so(self) -> Self:
+        """As in a Modbus template the bit field of a signed type is signed; here it has to say it."""
+        for part in self.parts or (self,):
+            if (self.type or "").startswith("i") and part.bits is not None and part.bits[1] > 1 and not part.signed:
+                raise ValueError(f"bits: of {self.type} they are two's complement: say signed: true, or take an u type")
+        return self
+
 
 class Frame(TemplateModel):
     """A kind of payload, chosen by port, length and first bytes."""

@@ -88,7 +88,9 @@ class _Link:
             )
         if its.host:
             return self._context.open_tcp(its.host, its.tcp_port)
-        return self._context.open_serial(its.port, its.baud_rate, parity=its.parity, stop_bits=its.stop_bits)
+        return self._context.open_serial(
+            its.port, its.baud_rate, parity=its.parity, stop_bits=its.stop_bits, data_bits=its.data_bits
+        )
 
     async def serve(self, stream: ByteStream) -> None:
         """Poll and answer requests until the stream is of no use any more. Raises LinkError when it is gone."""
@@ -194,7 +196,7 @@ class _Link:
         if request.kind == "write":
             return await self._write(unit, request)
         polled = await self._read(unit)
-        return Exchange(polled.sent, polled.received, unit.finished(polled.readings))
+        return Exchange(polled.sent, polled.received, unit.shown(polled.readings))
 
     async def _write(self, unit: Unit, request: Request) -> Exchange:
         """Write one allow-listed point and read it back.

@@ -257,7 +257,9 @@ class ModbusSimulator:
         """As `run`, on a real adapter: the device's end of a wire. Raises LinkError when it is gone."""
         its: Any = config
         line = _Line([_Unit(name, device, world) for name, device in its.devices.items()], world)
-        async with open_serial(its.port, its.baud_rate, parity=its.parity, stop_bits=its.stop_bits) as port:
+        async with open_serial(
+            its.port, its.baud_rate, parity=its.parity, stop_bits=its.stop_bits, data_bits=its.data_bits
+        ) as port:
             buffer, sending = b"", list[bytes]()
             while True:
                 buffer = await line.rtu_turn((buffer + await port.read())[-4096:], sending.append)

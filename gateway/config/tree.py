@@ -434,8 +434,10 @@ def plain_value(scalar: Scalar) -> str | int | float | bool | None:
         return text
     if text in _WORDS:
         return _WORDS[text]
-    if _INTEGER.fullmatch(text) and len(text) < 20:
-        return int(text, 16) if text.startswith("0x") else int(text)
+    if _INTEGER.fullmatch(text) and len(text) <= 20:
+        number = int(text, 16) if text.startswith("0x") else int(text)
+        if -(2**63) <= number < 2**64:  # a longer one is a float everywhere behind us
+            return number
     if _FLOAT.fullmatch(text):
         return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     return text

@@ -306,16 +306,47 @@ async def test_aligned_polls_fall_on_full_multiples_of_their_period() -> None:
     assert max(good) < 0.2
 
 
-async def test_a_counter_that_restarts_goes_on_also_over_a_restart_of_the_gateway() -> None:
+def counting(counts: list[int], **device: object) -> Bench:
+    """A meter of 16 bits whose register holds one count after the other, a poll each."""
     meter = template(n={"address": 0, "rollover": 65536})
-    config = link({"one": {"template": meter, "unit_id": 1, "every": "1 s"}})
-    counts = iter([65500, 65530, 20, 50])
-    bench = Bench(config, lambda r: [(0.02, slave.rtu(1, slave.words(3, [next(counts)])))])
+    left = iter(counts)
+    config = link({"one": {"template": meter, "unit_id": 1, "every": "1 s", **device}})
+    return Bench(config, lambda r: [(0.02, slave.rtu(1, slave.words(3, [next(left)])))])
 
-    await bench.run_for(2.5)
+
+async def test_a_counter_that_restarts_goes_on_also_over_a_restart_of_the_gateway() -> None:
+    bench = counting([65500, 65530, 20, 50, 80])
+
+    await bench.run_for(3.5)
     await bench.run_for(0.5)
 
-    assert [s["n"] for s in bench.sets("one") if s] == [65500, 65530, 65556, 65586]
+    assert [s.get("n") for s in bench.sets("one")] == [
+        65500,
+        65530,
+        None,
+        65586,
+        None,
+        65616,
+        None,
+    ]  # None: doubt, down
+    assert bench.reasons("one")[2] is Reason.OUT_OF_RANGE
+
+
+async def test_a_gateway_that_restarts_while_a_count_is_in_doubt_asks_again() -> None:
+    bench = counting([30000, 30010, 0, 0, 30020])
+
+    await bench.run_for(2.5)
+    await bench.run_for(1.5)
+
+    assert [s.get("n") for s in bench.sets("one")] == [30000, 30010, None, None, None, 30020, None]
+
+
+async def test_the_rounds_in_the_config_put_a_total_right() -> None:
+    bench = counting([30000, 30010], rounds={"n": 3})
+
+    await bench.run_for(1.5)
+
+    assert [s["n"] for s in bench.sets("one") if s] == [3 * 65536 + 30000, 3 * 65536 + 30010]
 
 
 async def test_a_dead_tcp_connection_is_opened_anew() -> None:

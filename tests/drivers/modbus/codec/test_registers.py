@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymodbus.client.mixin import ModbusClientMixin
 
-from drivers.modbus.codec.registers import Encoding, Type
+from drivers.modbus.codec.registers import Encoding, Order, Type, raw_range
 from gateway.sdk.reading import Reason
 
 RANGES: dict[Type, tuple[int, int]] = {
@@ -147,3 +147,78 @@ def test_what_is_no_value_gives_none_and_why(encoding: Encoding, data: str, reas
 def test_a_value_that_does_not_fit_is_not_written(encoding: Encoding, value: object) -> None:
     with pytest.raises(ValueError, match=r"fit|step|number|none of|flag|longer|alone"):
         encoding.encode(value)  # type: ignore[arg-type]  # the point of the test
+
+
+WIDTHS: dict[Type, int] = {
+    "uint16": 16, "int16": 16, "uint32": 32, "int32": 32, "uint64": 64, "int64": 64, "bcd16": 16, "bcd32": 32,
+    "signmag16": 16, "signmag32": 32,
+}  # fmt: skip
+
+
+@given(st.data(), st.sampled_from(["uint16", "int16", "uint32", "int32", "uint64", "int64"]), orders, orders)
+def test_a_bit_field_holds_what_was_put_there_with_its_sign(
+    data: st.DataObject, kind: Type, word_order: Order, byte_order: Order
+) -> None:
+    """Also at its extremes, whatever its neighbours hold."""
+    width = WIDTHS[kind]
+    low = data.draw(st.integers(0, width - 2))
+    count = data.draw(st.integers(2, width - low))
+    signed = kind.startswith("int") or data.draw(st.booleans())
+    half = 1 << (count - 1)
+    least, most = (-half, half - 1) if signed else (0, 2 * half - 1)
+    value = data.draw(st.sampled_from([least, most, 0]) | st.integers(least, most))
+    others = data.draw(st.integers(0, 2**width - 1)) & ~(((1 << count) - 1) << low)
+    pattern = others | (value & (1 << count) - 1) << low
+    encoding = Encoding(
+        kind, word_order=word_order, byte_order=byte_order, bits=(low, count), signed=signed and kind[0] == "u"
+    )
+
+    assert read(encoding, encoding.ordered(pattern.to_bytes(width // 8, "big"))) == value
+    assert raw_range(kind, (low, count), signed=signed) == (least, most)
+
+
+@given(st.data(), st.sampled_from(sorted(WIDTHS)), orders, orders)
+def test_a_sentinel_is_compared_before_sign_and_digits_however_it_is_written(
+    data: st.DataObject, kind: Type, word_order: Order, byte_order: Order
+) -> None:
+    width = WIDTHS[kind]
+    pattern = data.draw(st.sampled_from([0, 1 << (width - 1), 2**width - 1]) | st.integers(0, 2**width - 1))
+    if kind.startswith("bcd") and pattern < 10 ** (width // 4):
+        pattern = int(str(pattern), 16)  # such a number means the digits
+    plain = Encoding(kind, word_order=word_order, byte_order=byte_order)
+    [unpacked] = struct.unpack(">" + plain.code, plain.ordered(pattern.to_bytes(width // 8, "big")))
+    number = plain.raw(unpacked)
+    written = (
+        [pattern] if number is None or not isinstance(number, int) or number == 0 != pattern else [pattern, number]
+    )
+    if kind.startswith("bcd") and number is not None:
+        written = [number]
+
+    for one in written:
+        its = Encoding(kind, word_order=word_order, byte_order=byte_order, invalid=(one,))
+        assert its.value(unpacked) == (None, Reason.NOT_AVAILABLE), one
+        [other] = struct.unpack(">" + its.code, its.ordered(((pattern + 1) % 2**width).to_bytes(width // 8, "big")))
+        assert its.value(other)[1] is not Reason.NOT_AVAILABLE
+
+
+def test_the_sentinel_of_a_bit_field_is_that_of_the_field() -> None:
+    field = Encoding("int16", bits=(8, 8), invalid=(0x80,))
+
+    assert field.value(-32768 + 5) == (None, Reason.NOT_AVAILABLE)  # 0x8005
+    assert field.value(-1) == (-1, Reason.NONE)
+    assert Encoding("int16", bits=(8, 8), invalid=(-128,)).value(-32768) == (None, Reason.NOT_AVAILABLE)
+
+
+def test_the_sentinel_of_64_bits_is_exact() -> None:
+    encoding = Encoding("uint64", scale=0.01, invalid=(2**64 - 1,))
+
+    assert encoding.value(2**64 - 1) == (None, Reason.NOT_AVAILABLE)
+    assert encoding.value(2**64 - 2)[1] is Reason.NONE
+
+
+@given(st.binary(min_size=8, max_size=8), st.sampled_from([*WIDTHS, "float32", "float64"]), st.data())
+def test_any_registers_give_a_value_or_a_reason(data: bytes, kind: Type, draw: st.DataObject) -> None:
+    scale = draw.draw(st.sampled_from([1, -1, 0.1, 1e15, 1e-15, 10, 3]))
+    encoding = Encoding(kind, scale=scale, offset=draw.draw(st.sampled_from([0, -40, 1e15])))
+    value = read(encoding, data[: 2 * encoding.words])
+    assert value is None or isinstance(value, int | float)
