@@ -1,7 +1,7 @@
 """Driver `blueprint`: copy this folder, rename it, and change what the comments name. Kept green by the conformance suite."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
@@ -39,11 +39,13 @@ class BlueprintDriver:
                 context.progress()  # a quiet wire is no fault; a loop that does not turn is
                 if not data:
                     await context.emit(no_values(device, points, Reason.TIMEOUT, observed_at=context.now()))
+                received_at = context.now() - timedelta(seconds=port.age_s)  # they may have waited for us
                 for frame in frames.feed(data):
                     try:
-                        readings = decode(frame, received_at=context.now())
+                        readings = decode(frame, received_at=received_at)
                     except FrameError as error:
                         context.reject(error)  # noise is normal: counted, reported sparingly
+                        frames.give_back()
                         continue
                     await context.emit(ReadingSet(device, readings))
 

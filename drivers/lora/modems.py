@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 from drivers.lora.codec.modem import MODEMS, Answer, Heard, Modem
 from drivers.lora.codec.uplink import Uplink, key_of
@@ -56,16 +57,17 @@ class _Line:
             except TimeoutError:
                 await self._again(port)
                 continue
+            heard_at = self._context.now() - timedelta(seconds=port.age_s)  # they may have waited for us
             for said in self._modem.feed(data):
-                await self._said(said, port)
+                await self._said(said, heard_at, port)
 
-    async def _said(self, said: "Heard | Answer | FrameError", port: ByteStream) -> None:
+    async def _said(self, said: "Heard | Answer | FrameError", heard_at: datetime, port: ByteStream) -> None:
         if isinstance(said, FrameError):
             self._context.reject(said)
         elif isinstance(said, Answer):
             await self._answered(said, port)
         else:
-            await self._heard(said)
+            await self._heard(said, heard_at)
             await self._again(port)
 
     async def _answered(self, answer: Answer, port: ByteStream) -> None:
@@ -79,18 +81,17 @@ class _Line:
         if self._modem.listen:
             await port.write(self._modem.listen)
 
-    async def _heard(self, heard: Heard) -> None:
+    async def _heard(self, heard: Heard, heard_at: datetime) -> None:
         name = self._by_address.get(heard.address)
         if name is None and len(self._config.devices) == 1 and None in self._by_address:
             name = self._by_address[None]
-        now = self._context.now()
         self._count += 1  # these modems have no counter and repeat nothing: each packet is one of its own
         uplink = Uplink(
-            key=key_of(now, self._count),
+            key=key_of(heard_at, self._count),
             dev_addr=f"{heard.address:08x}" if heard.address is not None else "",
             f_port=heard.f_port,
             payload=heard.payload,
-            heard_at=now,
+            heard_at=heard_at,
             rssi=heard.rssi,
             snr=heard.snr,
         )

@@ -48,6 +48,8 @@ class FakePort:
     def __init__(self, *chunks: bytes) -> None:
         self._chunks = list(chunks)
         self.written: list[bytes] = []
+        self.age_s = 0.0
+        self.age_doubt_s = 0.0
 
     async def read(self) -> bytes:
         await asyncio.sleep(0)

@@ -90,6 +90,8 @@ class MemoryLine:
     written: list[tuple[float, bytes]] = field(default_factory=list)
     closed_at_s: float | None = None
     most: Callable[[], int] = lambda: 1 << 20
+    age_s: float = 0.0
+    age_doubt_s: float = 0.0
     _coming: list[tuple[float, int, bytes]] = field(default_factory=list)
     _count: int = 0
 
