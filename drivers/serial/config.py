@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gateway.sdk.config import DeviceConfig, Duration, LinkConfig
+from gateway.sdk.config import BaudRate, DeviceConfig, Duration, LinkConfig, SerialPort
 from gateway.sdk.template import Template
 
 
@@ -12,7 +12,7 @@ class SerialTemplate(Template):
     """A device that talks by itself on its own serial line."""
 
     codec: Literal["sds011"] = Field(description="frame format")
-    baud_rate: int = Field(gt=0, description="factory setting")
+    baud_rate: BaudRate = Field(description="factory setting")
     period_s: Annotated[Duration, Field(gt=0)] = Field(alias="period", description="one frame comes in this time")
 
 
@@ -24,8 +24,8 @@ class SerialLink(LinkConfig):
     """A point-to-point serial line: exactly one device."""
 
     driver: Literal["serial"] = Field(description="serial: an instrument on its own serial line")
-    port: str = Field(min_length=1, description="path of the port; /dev/serial/by-id/… stays the same after a replug")
-    baud_rate: int | None = Field(None, gt=0, description="default: the template's")
+    port: SerialPort = Field(description="path of the port; /dev/serial/by-id/… stays the same after a replug")
+    baud_rate: BaudRate | None = Field(None, description="default: the template's")
     devices: dict[str, SerialDevice] = Field(
         min_length=1, max_length=1, description="exactly one device; a line with several is a bus: driver modbus"
     )

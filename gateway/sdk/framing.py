@@ -33,6 +33,9 @@ class Cursor:
 class FixedFramer:
     """Frames of one length between a header and an end byte, found again after noise.
 
+    Header and end can stand in noise, and in a frame: who finds a frame's checksum wrong says so with `give_back`, and a
+    sound frame that began inside it is found.
+
     Args:
         header: how each frame begins.
         size: bytes of a frame, header and tail included.
@@ -42,31 +45,37 @@ class FixedFramer:
     def __init__(self, header: bytes, size: int, tail: bytes = b"") -> None:
         self._header, self._size, self._tail = header, size, tail
         self._buffer = b""
+        self._at = 0  # up to here the buffer is done with
         self.skipped = 0  # bytes of noise thrown away so far
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Complete frames. A candidate without the tail is given up byte by byte, so a good frame inside it is found."""
-        self._buffer += data
+        self._buffer, self._at = self._buffer[self._at :] + data, 0
         while True:
-            start = self._buffer.find(self._header)
+            start = self._buffer.find(self._header, self._at)
             if start < 0:
-                keep = len(self._header) - 1
+                keep = min(len(self._header) - 1, len(self._buffer) - self._at)
                 keep = next((n for n in range(keep, 0, -1) if self._buffer.endswith(self._header[:n])), 0)
-                self._skip(len(self._buffer) - keep)
+                self._skip(len(self._buffer) - keep - self._at)
                 return
-            self._skip(start)
-            if len(self._buffer) < self._size:
+            self._skip(start - self._at)
+            if len(self._buffer) - self._at < self._size:
                 return
-            frame = self._buffer[: self._size]
+            frame = self._buffer[self._at : self._at + self._size]
             if frame.endswith(self._tail):
-                self._buffer = self._buffer[self._size :]
+                self._at += self._size
                 yield frame
             else:
                 self._skip(1)
 
+    def give_back(self) -> None:
+        """The frame handed over last is none: what stands behind its first byte is searched again."""
+        self._at -= self._size
+        self._skip(1)
+
     def _skip(self, count: int) -> None:
         self.skipped += count
-        self._buffer = self._buffer[count:]
+        self._at += count
 
 
 class LineFramer:
@@ -84,9 +93,8 @@ class LineFramer:
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Complete, non-empty lines without their end."""
-        self._buffer += data.replace(b"\r", b"\n")
-        while (end := self._buffer.find(b"\n")) >= 0:
-            line, self._buffer = self._buffer[:end], self._buffer[end + 1 :]
+        *lines, self._buffer = (self._buffer + data.replace(b"\r", b"\n")).split(b"\n")
+        for line in lines:
             if self._overlong or len(line) > self._max:
                 self.dropped += 1
             elif line:

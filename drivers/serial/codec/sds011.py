@@ -12,6 +12,7 @@ HEADER = b"\xaa\xc0"  # head of message, commander number of a measurement
 TAIL = b"\xab"
 FRAME = struct.Struct("<2sHH2sBc")  # header, PM2.5, PM10, device id, checksum, tail
 STEPS_PER_UG_M3 = 10
+MAX_STEPS = 9999  # "measuring range 0.0-999.9 µg/m³": more is damage that the 8-bit sum does not show
 
 
 def framer() -> FixedFramer:
@@ -30,7 +31,7 @@ def decode(frame: bytes, *, received_at: datetime) -> tuple[Reading, ...]:
         Points `pm2_5` and `pm10` (µg/m³, step 0.1).
 
     Raises:
-        FrameError: length, header, tail or checksum is wrong.
+        FrameError: length, header, tail or checksum is wrong, or it says more than the sensor can measure.
     """
     if len(frame) != FRAME.size:
         raise FrameError(f"{len(frame)} bytes, expected {FRAME.size}", frame=frame, offset=len(frame))
@@ -42,7 +43,14 @@ def decode(frame: bytes, *, received_at: datetime) -> tuple[Reading, ...]:
     expected = sum8(frame[2:8])  # the two values and the device id
     if checksum != expected:
         raise FrameError(f"checksum {checksum:02x}, expected {expected:02x}", frame=frame, offset=8)
+    if max(pm2_5, pm10) > MAX_STEPS:
+        raise FrameError(f"{max(pm2_5, pm10) / STEPS_PER_UG_M3} µg/m³, the sensor ends at 999.9", frame=frame, offset=2)
     return (
         Reading("pm2_5", pm2_5 / STEPS_PER_UG_M3, received_at),
         Reading("pm10", pm10 / STEPS_PER_UG_M3, received_at),
     )
+
+
+def identity(frame: bytes) -> bytes:
+    """The device id of a sound frame."""
+    return frame[6:8]
