@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from drivers.lora.layout import Codec, LayoutCodec, layout_points
-from gateway.sdk.config import ConfigModel, DeviceConfig, Duration, LinkConfig, Secret
+from gateway.sdk.config import BaudRate, ConfigModel, DeviceConfig, Duration, Host, LinkConfig, Secret, SerialPort
 from gateway.sdk.template import Template
 
 RADIO_POINTS: dict[str, dict[str, str]] = {
@@ -182,7 +182,7 @@ class SemtechUdpLink(LinkConfig):
     """The receiving side of a packet forwarder (Semtech UDP v2)."""
 
     driver: Literal["semtech-udp"] = Field(description="semtech-udp: a LoRa concentrator's packet forwarder")
-    host: str = Field(
+    host: Host = Field(
         "127.0.0.1", description="address we listen at; the protocol has no authentication: keep it local"
     )
     port: int = Field(1700, ge=1, le=65535, description="UDP port")
@@ -203,9 +203,9 @@ class LoraModemLink(LinkConfig):
     """A point-to-point LoRa modem on a serial port, receiving."""
 
     driver: Literal["lora-modem"] = Field(description="lora-modem: a serial LoRa modem in receive mode")
-    port: str = Field(min_length=1, description="path of the serial port")
+    port: SerialPort = Field(description="path of the serial port")
     modem: Literal["rylr", "rn2483", "e5"] = Field(description="REYAX RYLR, Microchip RN2483 or Seeed LoRa-E5")
-    baud_rate: int | None = Field(None, gt=0, description="default: the modem's factory setting")
+    baud_rate: BaudRate | None = Field(None, description="default: the modem's factory setting")
     setup: tuple[str, ...] = Field((), max_length=16, description="commands sent at start, e.g. AT+PARAMETER=10,7,1,7")
     devices: dict[str, ModemDevice] = Field(min_length=1, description="senders that the modem hears, by our name")
 

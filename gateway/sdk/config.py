@@ -1,12 +1,13 @@
 """What a driver's config models build on: the common part of links and devices; durations, sizes and rates with units."""
 
+import ipaddress
 import os
 import re
 from collections.abc import Iterator, Mapping
 from datetime import date
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, WithJsonSchema
 from pydantic_core import core_schema
 
 from gateway.sdk.template import EntityMapping, Template
@@ -60,6 +61,49 @@ Rate = Annotated[
     BeforeValidator(parse_rate_per_s),
     WithJsonSchema({"type": "string", "pattern": _pattern(RATES_PER_S), "examples": ["500/s", "30/min"]}),
 ]
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+
+
+def parse_host(host: str) -> str:
+    """A name or an IP address and nothing else. Raises ValueError that says what belongs where."""
+    if "://" in host or "/" in host:
+        raise ValueError(f"{host!r} is an address with a scheme or a path; give the name or the IP address alone")
+    if "@" in host:
+        raise ValueError("a login does not belong into host; give the name or the IP address alone")
+    bare = host.removeprefix("[").removesuffix("]")
+    try:
+        return str(ipaddress.ip_address(bare))
+    except ValueError:
+        pass
+    name, colon, port = host.rpartition(":")
+    if colon and port.isascii() and port.isdecimal():
+        raise ValueError(f"{host!r} has the port in it; write host: {name.strip('[]')} and port: {port}")
+    try:
+        ascii_name = host.rstrip(".").encode("idna").decode("ascii")
+    except UnicodeError:
+        ascii_name = ""
+    numbers_only = re.fullmatch(r"[0-9.]+", ascii_name)
+    if len(ascii_name) > 253 or numbers_only or not all(_LABEL.fullmatch(label) for label in ascii_name.split(".")):
+        raise ValueError(f"{host!r} is neither a host name nor an IP address")
+    return host
+
+
+def parse_serial_port(port: str) -> str:
+    """A path, or `usb:VID:PID[:SERIAL][@LOCATION]`. Raises ValueError that says what is meant instead."""
+    if "\0" in port:
+        raise ValueError("a path has no NUL character in it")
+    if port.startswith("/") or re.match(r"usb:", port, re.IGNORECASE):
+        return port
+    if "://" in port or re.fullmatch(r"[^/\s]+:[0-9]+", port) or re.fullmatch(r"[0-9.]+", port):
+        raise ValueError(f"{port!r} is no serial port; a device on the network has host: and port: with the number")
+    if re.fullmatch(r"tty\w+", port):
+        raise ValueError(f"{port!r} is not a whole path; write /dev/{port}, or better its name in /dev/serial/by-id")
+    raise ValueError(f"{port!r} is not a whole path; a serial port is one as /dev/serial/by-id/usb-…, see `ls` there")
+
+
+Host = Annotated[str, AfterValidator(parse_host)]
+SerialPort = Annotated[str, AfterValidator(parse_serial_port)]
+BaudRate = Annotated[int, Field(ge=50, le=4_000_000)]
 Location = Annotated[
     tuple[
         Annotated[float, Field(ge=-180, le=180, description="longitude, degrees")],
