@@ -58,6 +58,7 @@ class LinkService:
         for gone in set(self._record.devices) - set(config.devices):
             del self._record.devices[gone]
         self._notes: dict[str, tuple[str, str]] = {}  # remarks of the driver, by device; "" is the link
+        self._unheard: set[str] = set()  # devices that were ok when the link went down
         self._paused_until_s: dict[str, float] = {}
         self._rejected_event_s = -REJECT_EVENT_EVERY_S
         self._remedies = _remedies(config)
@@ -84,11 +85,20 @@ class LinkService:
         self._record.restarts += 1
         remedy = "" if isinstance(error, LinkError) else DRIVER_FAULT
         self._set_link_state("down", said(error), remedy)
+        self._lose_devices()
 
     def stopped(self, error: Exception) -> None:
         """The link is off until the config changes."""
         remedy = error.problems[0].remedy if isinstance(error, ConfigError) else ""
         self._health.set_state(self._record, self._link, "off", said(error), remedy)
+        self._lose_devices()
+
+    def _lose_devices(self) -> None:
+        """Nobody hears them any more: that all was well is no longer true."""
+        for device, record in self._devices.items():
+            if record.state == "ok":
+                record.state, record.reason, record.remedy = "bad", "link_down", _REMEDIES["link_down"]
+                self._unheard.add(device)
 
     async def request(
         self, device: str, *, point: str = "", value: Value | None = None, timeout_s: float = 30.0
@@ -200,7 +210,8 @@ class LinkService:
 
     def _note_set(self, device: str, record: DeviceHealth, readings: Sequence[Reading]) -> None:
         """What a set says of its device's health; a driver's own remark goes with it."""
-        bad = [reading for reading in readings if reading.quality is Quality.BAD]
+        self._unheard.discard(device)
+        bad = [reading for reading in readings if reading.quality is not Quality.GOOD]
         good = len(readings) - len(bad)
         record.sets += 1
         record.readings += good
@@ -229,6 +240,10 @@ class LinkService:
 
     def _set_link_state(self, state: str, reason: str = "", remedy: str = "") -> None:
         self._health.set_state(self._record, self._link, state, *self._with_note("", reason, remedy))
+        while state == "ok" and self._unheard:
+            record = self._devices[self._unheard.pop()]
+            if record.state == "bad":  # not if it was paused meanwhile
+                record.state, record.reason, record.remedy = "waiting", "", ""
 
     def _is_paused(self, device: str) -> bool:
         until_s = self._paused_until_s.get(device)

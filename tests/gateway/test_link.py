@@ -448,3 +448,45 @@ async def test_an_answer_that_is_none_is_told_as_the_drivers_fault(answer: Any, 
         with pytest.raises(CitygateError, match=says):
             await service.request("d", timeout_s=5)
     await running
+
+
+async def test_a_device_on_a_link_that_goes_down_is_not_ok_any_more(log: Log, clock: ManualClock) -> None:
+    async def work(context: Context) -> None:
+        await context.emit(values(t=21.5, p=101.3))
+        raise LinkError("/dev/ttyUSB0 closed: Input/output error")
+
+    service = link(log, clock, work)
+    with pytest.raises(LinkError) as gone:
+        await service.run()
+    device = service._health.links["l"].devices["d"]
+    assert device.state == "ok"
+
+    service.failed(gone.value)
+    assert (device.state, device.reason, device.remedy) == ("bad", "link_down", "see the link")
+
+    await service.emit(values(t=21.6, p=101.3))
+    assert (device.state, device.reason) == ("ok", "")
+
+
+async def test_devices_that_were_not_heard_since_the_link_is_back_are_waited_for(log: Log, clock: ManualClock) -> None:
+    config = LinkConfig(driver="scripted", devices={name: DeviceConfig(template=TEMPLATE) for name in ("d", "e", "f")})
+    service = LinkService("l", ScriptedDriver(idle), config, log=log, health=Health(clock), clock=clock)
+    for name in ("d", "e", "f"):
+        await service.emit(ReadingSet(name, values(t=21.5, p=101.3).readings))
+    service.pause("f", 60)
+    service.failed(LinkError("gone"))
+
+    await service.emit(values(t=21.5, p=101.3))
+
+    devices = service._health.links["l"].devices
+    assert {name: its.state for name, its in devices.items()} == {"d": "ok", "e": "waiting", "f": "paused"}
+
+
+async def test_a_set_of_uncertain_values_is_no_sign_of_health(log: Log, clock: ManualClock) -> None:
+    service = link(log, clock, idle)
+    readings = tuple(Reading("p", value, NOON, Quality.UNCERTAIN, Reason.BAD_TIME) for value in (100.0, 101.0))
+
+    await service.emit(ReadingSet("d", readings))
+
+    device = service._health.links["l"].devices["d"]
+    assert (device.state, device.reason, device.last_good_at) == ("bad", "bad_time", None)
