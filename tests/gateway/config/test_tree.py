@@ -158,11 +158,11 @@ def test_any_yaml_like_text_gives_a_tree_or_placed_problems(
 @pytest.mark.parametrize("text", ["18446744073709551615", "-9223372036854775808", "0xFFFFFFFFFFFFFFFF", "0"])
 def test_an_integer_of_64_bits_is_exact(text: str) -> None:
     """As a float the sentinel of a uint64 would never be found."""
-    value = plain_value(Scalar(text, Place(Source("", ()), 0, 0)))
+    value = plain_value(Scalar(text, Place(Source("", []), 0, 0)))
 
     assert type(value) is int
     assert value == int(text, 0)
 
 
 def test_an_integer_beyond_64_bits_is_a_float_as_everywhere_behind_the_file() -> None:
-    assert type(plain_value(Scalar("18446744073709551616", Place(Source("", ()), 0, 0)))) is float
+    assert type(plain_value(Scalar("18446744073709551616", Place(Source("", []), 0, 0)))) is float
