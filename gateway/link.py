@@ -72,6 +72,8 @@ class LinkService:
         """Run the driver until cancelled; its errors are the supervisor's business."""
         bind(link=self._link)
         self._progress()
+        for device in tuple(self._notes):
+            self._note(device, "", "")  # what an earlier run remarked; the driver says it again while it is true
         self.came_up = self._heard_good = False
         self._run = DriverRun(self.name, self.emit, self._clock)
         await self._run.drive(self._driver.run(self._config, self._context()))
@@ -178,6 +180,8 @@ class LinkService:
                 for key, value in self._log.driver_state(device).items()
             },
             note=run.heard(self._note),
+            up=run.heard(self._up),
+            link=self._link,
         )
 
     async def emit(self, readings: ReadingSet) -> Receipt:
@@ -302,10 +306,14 @@ class LinkService:
         record = self._of(device)
         if record is None:
             self._driver_fault(f"a remark on device {told(device)}, which this link does not have")
-        elif text is not None and (remark := told(text)):
-            self._notes[device] = record.reason, record.remedy = remark, "" if remedy is None else told(remedy)
-        elif self._notes.pop(device, None) is not None and record.state == "ok":
-            record.reason, record.remedy = "", ""
+            return
+        if (old := self._notes.pop(device, None)) is not None:
+            if record.reason == old[0]:
+                record.reason, record.remedy = "", ""
+            record.reason = record.reason.removesuffix(f"; {old[0]}")
+        if text is not None and (remark := told(text)):
+            self._notes[device] = remark, "" if remedy is None else told(remedy)
+            record.reason, record.remedy = self._with_note(device, record.reason, record.remedy)
 
     def _offer_time(self, utc: datetime, uncertainty_s: float) -> None:
         if fault := offered(utc, uncertainty_s):

@@ -182,6 +182,7 @@ def driver_context(waiting: "asyncio.Queue[Request]") -> Any:
         offer_time=ignore,
         state={},
         note=ignore,
+        up=ignore,
     )
 
 

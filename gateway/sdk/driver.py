@@ -153,6 +153,8 @@ class Context:
         offer_time: a time source (GNSS, radio network) offers (utc, uncertainty in seconds).
         state: driver state saved by earlier sets of this link, as (device, key) -> bytes.
         note: a remark about a device for status ("answers late"), with remedy; ("", "") clears it. Device "" is the link.
+        up: the link works (connected, subscribed, listening), also when nothing was heard yet; what is emitted says so too.
+        link: the link's name in the operator's file; "" outside a daemon.
     """
 
     emit: Callable[[ReadingSet], Awaitable[Receipt]]
@@ -168,6 +170,8 @@ class Context:
     offer_time: Callable[[datetime, float], None]
     state: Mapping[tuple[str, str], bytes]
     note: Callable[[str, str, str], None]
+    up: Callable[[], None]
+    link: str = ""
 
 
 class Decoded(tuple[Reading, ...]):

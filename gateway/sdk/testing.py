@@ -92,7 +92,8 @@ class RecordedRequests:
 
 
 class RecordingContext:
-    """Builds a `Context` whose effects are kept: `sets`, `rejected`, `counts`, `device_counts`, `notes`. Pass `.context` to a driver."""
+    """Builds a `Context` whose effects are kept: `sets`, `rejected`, `remedies`, `counts`, `device_counts`, `notes`, `ups`. Pass
+    `.context` to a driver."""
 
     def __init__(self, port: ByteStream | None = None, clock: ManualClock | None = None) -> None:
         self.port = port
@@ -101,7 +102,9 @@ class RecordingContext:
         self.rejected: list[FrameError] = []
         self.counts: Counter[str] = Counter()
         self.device_counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.remedies: list[str] = []
         self.notes: dict[str, tuple[str, str]] = {}
+        self.ups = 0
         self.times: list[tuple[datetime, float]] = []
         self.requests = RecordedRequests()
         self.state: dict[tuple[str, str], bytes] = {}
@@ -123,6 +126,7 @@ class RecordingContext:
             offer_time=lambda utc, uncertainty_s: self.times.append((utc, uncertainty_s)),
             state=self.state,
             note=self._note,
+            up=self._up,
         )
 
     async def _emit(self, readings: ReadingSet) -> _Done:
@@ -134,6 +138,7 @@ class RecordingContext:
 
     def _reject(self, error: FrameError, *, device: str = "", remedy: str = "") -> None:
         self.rejected.append(error)
+        self.remedies.append(remedy)
 
     def _count(self, name: str, n: int = 1, device: str = "") -> None:
         if device:
@@ -149,6 +154,9 @@ class RecordingContext:
             self.notes[device] = (text, remedy)
         else:
             self.notes.pop(device, None)
+
+    def _up(self) -> None:
+        self.ups += 1
 
     @contextlib.asynccontextmanager
     async def _open(self, *_: Any, **__: Any) -> AsyncIterator[ByteStream]:

@@ -146,6 +146,39 @@ async def test_a_drivers_remark_stays_in_status_until_it_is_taken_back(log: Log,
     assert (device.state, device.reason, device.remedy) == ("ok", "", "")
 
 
+async def test_a_link_that_works_is_ok_before_anything_was_heard(log: Log, clock: ManualClock) -> None:
+    service = link(log, clock, idle)
+    record = service._health.links["l"]
+    service.failed(LinkError("Connection refused"))
+
+    service._context().up()
+
+    assert (record.state, record.reason, record.remedy) == ("ok", "", "")
+    assert service._context().link == "l"
+
+
+async def test_remarks_of_an_earlier_run_are_gone_when_the_driver_starts_again(log: Log, clock: ManualClock) -> None:
+    async def breaks(context: Context) -> None:
+        context.note("", "heard a stranger", "add it")
+        context.note("d", "answers late", "lengthen timeout:")
+        raise LinkError("unplugged")
+
+    service = link(log, clock, breaks)
+    record = service._health.links["l"]
+    with pytest.raises(LinkError) as failure:
+        await service.run()
+    service.failed(failure.value)
+    assert record.reason == "unplugged; heard a stranger"
+
+    service._driver.work = idle  # type: ignore[attr-defined]
+    again = asyncio.create_task(service.run())
+    await asyncio.sleep(0)
+    assert (record.state, record.reason, record.devices["d"].reason) == ("down", "unplugged", "")
+    service._context().up()
+    assert (record.state, record.reason) == ("ok", "")
+    again.cancel()
+
+
 async def test_a_thinned_reading_is_shown_but_not_logged(log: Log, clock: ManualClock) -> None:
     async def work(context: Context) -> None:
         await context.emit(values(t=20.0))
