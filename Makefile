@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup demo test lint bench soak chaos lock clean
+.PHONY: setup demo test lint bench soak chaos fuzz lock clean
 
 setup: $(STAMP)
 
@@ -39,6 +39,10 @@ soak: setup
 
 chaos: setup
 	$(BIN)/python -m pytest -q -m slow --timeout 3600 tests/flow $(ARGS)
+
+# one parser alone: make fuzz ARGS='-k tts'
+fuzz: setup
+	SEED=$(or $(SEED),1) CASES=$(or $(CASES),1000000) $(BIN)/python -m pytest -q -m slow --timeout 7200 tests/fuzz $(ARGS)
 
 lock:
 	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --generate-hashes --universal --python-version 3.11 --no-header --no-emit-index-url -q -o requirements.lock

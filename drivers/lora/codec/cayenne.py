@@ -4,7 +4,7 @@ Big-endian. An unknown type has an unknown length, so reading ends there: what c
 """
 
 from drivers.lora.codec.payload import Decoded, Received, points_by_field
-from gateway.sdk.errors import FrameError
+from gateway.sdk.errors import FrameError, foreign
 from gateway.sdk.reading import Reading
 
 # type: (name, bytes, signed, step)
@@ -40,6 +40,7 @@ VECTORS: dict[int, tuple[str, tuple[str, ...], int, tuple[float, ...]]] = {  # s
 }
 
 
+@foreign("Cayenne payload")
 def decode(payload: bytes, fields: dict[str, str], received: Received) -> Decoded:
     """Decode one payload.
 

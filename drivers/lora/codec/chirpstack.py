@@ -1,10 +1,9 @@
 """Events of ChirpStack v4 and v3 in JSON over MQTT. Source: ChirpStack documentation, "Events"; LoRa App Server, "MQTT".
 
-Protobuf JSON leaves out zero values: no fCnt means 0, no data an empty payload.
+Protobuf JSON leaves out zero values: no fCnt means 0, no data an empty payload. A signal that is not told is no signal of
+0 dBm. Of v3 both marshalers are read: `json_v3`, and `json` with identifiers in base64 and the decoded object as text.
 """
 
-import base64
-import binascii
 from typing import Any
 
 from drivers.lora.codec.uplink import (
@@ -12,17 +11,22 @@ from drivers.lora.codec.uplink import (
     Notice,
     Status,
     Uplink,
-    hex_eui,
+    best_copy,
+    from_base64,
+    hex_or_base64,
     key_of,
     number,
     parse_object,
     parse_time,
+    plain,
     table,
     tables,
     whole,
 )
-from gateway.sdk.errors import FrameError
+from gateway.sdk.errors import FrameError, foreign
 
+EVENTS = ("up", "rx", "status", "join", "ack", "txack", "error", "log", "location", "integration")
+_EUI_KEYS = ("devEUI", "devEui", "DevEUI")  # v3, its `json` marshaler, its joins
 EXTERNAL_POWER, UNKNOWN_BATTERY = 0, 255  # v3 status: 1..254 is the level, not a percentage
 
 
@@ -35,18 +39,23 @@ def decode(topic: str, body: bytes) -> Event:
     Raises:
         FrameError: not JSON, no DevEUI, or a payload that is no base64.
     """
-    event = topic.rsplit("/", 1)[-1]
+    with foreign("event of ChirpStack", body):
+        return _decode(topic.rsplit("/", 1)[-1], body)
+
+
+def _decode(event: str, body: bytes) -> Event:
     said = parse_object(body)
     info = table(said.get("deviceInfo"))
-    dev_eui = _eui(info.get("devEui", said.get("devEUI", said.get("devEui"))))
+    named = (info.get("devEui"), *(said.get(key) for key in _EUI_KEYS))
+    dev_eui = next((eui for value in named if (eui := hex_or_base64(value, 16))), "")
     if not dev_eui:
         raise FrameError("no DevEUI in the event", frame=body)
     if event in ("up", "rx"):
         return _uplink(said, dev_eui, body)
     if event == "status":
         return _status(said, dev_eui)
-    text = " ".join(str(said[key])[:200] for key in ("level", "code", "type", "description", "error") if key in said)
-    return Notice(event, dev_eui, text)
+    text = " ".join(plain(said[key]) for key in ("level", "code", "type", "description", "error") if key in said)
+    return Notice(event if event in EVENTS else "other", dev_eui, text)
 
 
 def _uplink(said: dict[str, Any], dev_eui: str, body: bytes) -> Uplink:
@@ -54,30 +63,38 @@ def _uplink(said: dict[str, Any], dev_eui: str, body: bytes) -> Uplink:
     if f_cnt is None:
         raise FrameError("fCnt is no 32-bit counter", frame=body)
     heard = tables(said.get("rxInfo"))
-    best = max(heard, key=_strength, default={})
+    best = best_copy(heard)
     data = said.get("data")
-    lora = table(table(table(said.get("txInfo")).get("modulation")).get("lora"))
+    sent = table(said.get("txInfo"))
+    lora = table(table(sent.get("modulation")).get("lora")) or table(sent.get("loRaModulationInfo"))
     identity = said.get("deduplicationId") or (dev_eui, f_cnt, data, best.get("time"), said.get("time"))
     return Uplink(
         key=key_of(identity),
         dev_eui=dev_eui,
-        dev_addr=hex_eui(said.get("devAddr"), 8),
+        dev_addr=hex_or_base64(said.get("devAddr"), 8),
         f_port=whole(said.get("fPort"), 0, 255),
         f_cnt=f_cnt,
-        payload=_base64(data, body),
-        decoded=said.get("object"),
+        payload=from_base64(data, body, "data"),
+        decoded=_object(said),
         time=parse_time(said.get("time")) or parse_time(best.get("time")),
-        rssi=number(best.get("rssi", 0 if best else None)),
-        snr=number(best.get("snr", best.get("loRaSNR", 0 if best else None))),
+        rssi=number(best.get("rssi")),
+        snr=number(best.get("snr", best.get("loRaSNR"))),
         spreading_factor=whole(lora.get("spreadingFactor"), 5, 12),
-        frequency_hz=whole(table(said.get("txInfo")).get("frequency"), 0, 10**10),
-        gateway=_eui(best.get("gatewayId", best.get("gatewayID"))),
+        frequency_hz=whole(sent.get("frequency"), 0, 10**10),
+        gateway=hex_or_base64(best.get("gatewayId", best.get("gatewayID")), 16),
         copies=max(1, len(heard)),
     )
 
 
-def _strength(heard: dict[str, Any]) -> float:
-    return number(heard.get("rssi")) or -999.0
+def _object(said: dict[str, Any]) -> Any:
+    """What the server's codec made of the payload; the `json` marshaler of v3 writes it as JSON in a text."""
+    text = said.get("objectJSON")
+    if not isinstance(text, str) or not text:
+        return said.get("object")
+    try:
+        return parse_object(text.encode("utf-8", "surrogatepass"))
+    except FrameError:
+        return None  # "null" when there is no codec; the payload may be read all the same
 
 
 def _status(said: dict[str, Any], dev_eui: str) -> Status:
@@ -90,23 +107,3 @@ def _status(said: dict[str, Any], dev_eui: str) -> Status:
     at = parse_time(said.get("time"))
     identity = said.get("deduplicationId") or (dev_eui, "status", at, percent, said.get("margin"))
     return Status(key_of(identity), dev_eui, at, percent, number(said.get("margin")), external)
-
-
-def _eui(value: Any) -> str:
-    """A v4 hex EUI, or one in base64 as the protobuf-JSON marshaler of v3 writes it."""
-    if eui := hex_eui(value):
-        return eui
-    try:
-        raw = base64.b64decode(value, validate=True) if isinstance(value, str) else b""
-    except (binascii.Error, ValueError):
-        return ""
-    return raw.hex() if len(raw) == 8 else ""
-
-
-def _base64(data: Any, body: bytes) -> bytes:
-    if data is None:
-        return b""
-    try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError, TypeError):
-        raise FrameError("data is no base64", frame=body) from None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.cmac import CMAC
 
-from gateway.sdk.errors import FrameError
+from gateway.sdk.errors import FrameError, foreign
 
 JOIN_REQUEST, JOIN_ACCEPT, UNCONFIRMED_UP, UNCONFIRMED_DOWN, CONFIRMED_UP, CONFIRMED_DOWN, REJOIN, PROPRIETARY = range(
     8
@@ -79,6 +79,7 @@ def mtype_of(phy: bytes) -> int:
     return phy[0] >> 5
 
 
+@foreign("PHYPayload")
 def parse(phy: bytes) -> DataFrame:
     """Cut a data frame into its fields. Decrypts and checks nothing.
 

@@ -125,10 +125,12 @@ def _rn2483(line: bytes) -> Heard | Answer | FrameError:
     return FrameError("no line of this modem", frame=line)
 
 
-_E5_RX = re.compile(r'\+(?:MSG|MSGHEX|CMSG|CMSGHEX): PORT: (\d{1,3}); RX: "((?:[0-9A-Fa-f]{2})*)"')
+_E5_RX = re.compile(
+    r'\+(?:MSG|MSGHEX|CMSG|CMSGHEX): PORT: (\d{1,3}); RX: "((?:[0-9A-Fa-f]{2} ?)*)"'
+)  # firmware 4 prints spaces between bytes
 _E5_SIGNAL = re.compile(r"\+(?:MSG|MSGHEX|CMSG|CMSGHEX): RXWIN\d, RSSI (-?\d+), SNR (-?\d+(?:\.\d+)?)")
 _E5_TEST_SIGNAL = re.compile(r"\+TEST: LEN:(\d+), RSSI:(-?\d+), SNR:(-?\d+(?:\.\d+)?)")
-_E5_TEST_RX = re.compile(r'\+TEST: RX "((?:[0-9A-Fa-f]{2})*)"')
+_E5_TEST_RX = re.compile(r'\+TEST: RX "((?:[0-9A-Fa-f]{2} ?)*)"')
 
 
 @dataclass(slots=True)
@@ -158,6 +160,8 @@ class LoraE5:
             return Answer("ok", text)
         if "ERROR" in text:
             return Answer("error", text)
+        if "RX " in text or "RX:" in text:
+            return FrameError("the packet's hex digits cannot be read", frame=line)
         return Answer("ok", text) if text.startswith("+") else FrameError("no line of this modem", frame=line)
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from drivers.lora.codec.uplink import number, parse_object, parse_time, tables, whole
-from gateway.sdk.errors import FrameError
+from drivers.lora.codec.uplink import best_copy, number, parse_object, parse_time, tables, whole
+from gateway.sdk.errors import FrameError, foreign
 
 VERSION = 2
 PUSH_DATA, PUSH_ACK, PULL_DATA, PULL_RESP, PULL_ACK, TX_ACK = range(6)
@@ -50,6 +50,7 @@ class Packet:
         phy: PHYPayload.
         time: by GPS or the concentrator's host; None when it does not say. `tmst` is no clock and not used.
         gps: the time comes from GPS (`tmms`).
+        crc_ok: the radio checked a CRC and it was right; a frame without one may be noise.
         snr, spreading_factor: None for FSK.
     """
 
@@ -62,6 +63,7 @@ class Packet:
     bandwidth_khz: int | None
     frequency_hz: int | None
     channel: int | None = None
+    crc_ok: bool = False
 
 
 def parse_datagram(data: bytes) -> Datagram:
@@ -92,6 +94,11 @@ def parse_push(body: bytes) -> tuple[list[Packet], list[FrameError], dict[str, A
     Raises:
         FrameError: the body is no JSON object, or `rxpk` no list of objects.
     """
+    with foreign("PUSH_DATA", body):
+        return _parse_push(body)
+
+
+def _parse_push(body: bytes) -> tuple[list[Packet], list[FrameError], dict[str, Any]]:
     said = parse_object(body)
     listed = said.get("rxpk", [])
     if not isinstance(listed, list) or len(tables(listed)) != len(listed):
@@ -112,24 +119,29 @@ def parse_packet(item: dict[str, Any]) -> Packet:
     """One `rxpk` object.
 
     Raises:
-        FrameError: the radio's CRC was wrong, or `data` is no base64.
+        FrameError: the radio's CRC was wrong, `data` is no base64, or not as long as `size` says.
     """
-    if item.get("stat", 1) == -1:
+    crc = whole(item.get("stat"), -1, 1)
+    if crc == -1:
         raise FrameError("the radio's CRC was wrong")
+    phy = _base64(item.get("data"))
+    if "size" in item and whole(item["size"], 0, MAX_DATAGRAM_BYTES) != len(phy):
+        raise FrameError(f"{len(phy)} bytes of data, size says {str(item['size'])[:20]}", frame=phy)
     rate = _DATA_RATE.fullmatch(item["datr"]) if isinstance(item.get("datr"), str) else None
-    signal = max(tables(item.get("rsig")), key=lambda one: number(one.get("rssic")) or -999.0, default={})
+    signal = best_copy(tables(item.get("rsig")), "rssic")
     gps_ms = whole(item.get("tmms"), 1, 2**53)
     frequency_mhz = number(item.get("freq"))
     return Packet(
-        phy=_base64(item.get("data")),
+        phy=phy,
         time=_gps_time(gps_ms) if gps_ms else parse_time(item.get("time")),
         gps=gps_ms is not None,
         rssi=number(item.get("rssi", signal.get("rssic"))),
         snr=number(item.get("lsnr", signal.get("lsnr"))),
-        spreading_factor=int(rate[1]) if rate else None,
+        spreading_factor=whole(rate[1], 5, 12) if rate else None,
         bandwidth_khz=int(rate[2]) if rate else None,
         frequency_hz=round(frequency_mhz * 1e6) if frequency_mhz is not None else None,
         channel=whole(item.get("chan"), 0, 255),
+        crc_ok=crc == 1,
     )
 
 
@@ -156,4 +168,4 @@ def _base64(text: Any) -> bytes:
     try:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise FrameError("data is no base64", frame=text.encode()) from None
+        raise FrameError("data is no base64", frame=text.encode("utf-8", "replace")) from None

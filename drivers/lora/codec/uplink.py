@@ -1,7 +1,10 @@
 """What all inputs give: one uplink of one device, whoever received it; and what a server says beside uplinks."""
 
+import base64
+import binascii
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -9,6 +12,8 @@ from typing import Any
 from gateway.sdk.errors import FrameError
 
 MAX_MESSAGE_BYTES = 256 * 1024
+MAX_DEPTH = 64  # objects and lists in each other; what reads a tree further on may recurse
+MAX_NOTICE = 400  # characters of an error that a server reports
 TEST_PORT = 224  # LoRaWAN: port of the certification test protocol, never a measurement
 
 
@@ -80,7 +85,7 @@ Event = Uplink | Status | Notice
 
 def key_of(*parts: object) -> bytes:
     """8 bytes that stand for an identity."""
-    return hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest()
+    return hashlib.blake2b("\0".join(map(str, parts)).encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -97,7 +102,24 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise FrameError(f"not JSON: {error}", frame=body) from None
     if not isinstance(parsed, dict):
         raise FrameError(f"a JSON object expected, not {type(parsed).__name__}", frame=body)
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and too_deep(parsed):
+        raise FrameError(f"nested deeper than {MAX_DEPTH}", frame=body)
     return parsed
+
+
+def too_deep(tree: Any) -> bool:
+    """Whether more than `MAX_DEPTH` objects and lists are in each other."""
+    level = [tree]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _no_constant(name: str) -> None:
@@ -110,9 +132,9 @@ def parse_time(text: Any) -> datetime | None:
         return None
     try:
         at = datetime.fromisoformat(text)
-    except ValueError:
+        return at.astimezone(UTC) if at.tzinfo is not None else None
+    except (ValueError, OverflowError):  # Go's zero time in a zone east of Greenwich lies before the year 1
         return None
-    return at.astimezone(UTC) if at.tzinfo is not None else None
 
 
 def hex_eui(value: Any, digits: int = 16) -> str:
@@ -121,14 +143,58 @@ def hex_eui(value: Any, digits: int = 16) -> str:
     return text if len(text) == digits and all(c in "0123456789abcdef" for c in text) else ""
 
 
+_DECIMAL = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?", re.ASCII)
+
+
 def number(value: Any) -> float | None:
-    """A finite JSON number, or None."""
+    """A finite JSON number, or None. Also one written as a string: protobuf JSON allows both."""
+    if isinstance(value, str):
+        value = float(value) if _DECIMAL.fullmatch(value) else None
     return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15 else None
 
 
 def whole(value: Any, low: int, high: int) -> int | None:
-    """A whole number within bounds, or None."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high else None
+    """A whole number within bounds, or None; 3.0 is 3."""
+    found = number(value)
+    return int(found) if found is not None and low <= found <= high and found == int(found) else None
+
+
+def from_base64(data: Any, body: bytes, what: str) -> bytes:
+    """Bytes of a base64 text; none for a missing one.
+
+    Raises:
+        FrameError: it is no base64.
+    """
+    if data is None:
+        return b""
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError, TypeError):
+        raise FrameError(f"{what} is no base64", frame=body) from None
+
+
+def hex_or_base64(value: Any, digits: int) -> str:
+    """An identifier in hexadecimal, or in base64 as the protobuf-JSON marshaler of ChirpStack v3 writes it; "" when it is
+    none."""
+    if found := hex_eui(value, digits):
+        return found
+    try:
+        raw = base64.b64decode(value, validate=True) if isinstance(value, str) else b""
+    except (binascii.Error, ValueError):
+        return ""
+    return raw.hex() if len(raw) * 2 == digits else ""
+
+
+def best_copy(heard: list[dict[str, Any]], rssi: str = "rssi") -> dict[str, Any]:
+    """The copy received loudest; one that tells no `rssi` counts least. Empty when there is none."""
+    none = float("-inf")
+    return max(heard, key=lambda copy: none if (dbm := number(copy.get(rssi))) is None else dbm, default={})
+
+
+def plain(value: Any) -> str:
+    """A server's own word in a message of ours: short, on one line, encodable."""
+    text = " ".join(str(value)[:MAX_NOTICE].split())
+    return text.encode("utf-8", "replace").decode()
 
 
 def table(value: Any) -> dict[str, Any]:

@@ -73,3 +73,18 @@ def test_signal_and_payload_of_an_e5_belong_together() -> None:
     said = list(reader.feed(b'+TEST: LEN:2, RSSI:-50, SNR:10\r\n+TEST: RX "AABB"\r\n+TEST: RX "CC"\r\n'))
     assert said[1] == Heard(b"\xaa\xbb", rssi=-50.0, snr=10.0)
     assert said[2] == Heard(b"\xcc")
+
+
+@pytest.mark.parametrize(
+    "line", ['+TEST: RX "48 65 6C 6c 6f"', '+TEST: RX "48656C6C6F"', '+MSG: PORT: 8; RX: "48 65 6C 6C 6F"']
+)
+def test_an_e5_may_print_spaces_between_bytes(line: str) -> None:
+    [said] = MODEMS["e5"]().feed(line.encode() + b"\r\n")
+    assert isinstance(said, Heard)
+    assert said.payload == b"Hello"
+
+
+@pytest.mark.parametrize("line", ['+TEST: RX "48 6"', '+MSG: PORT: 8; RX: "4z"', '+TEST: RX "48'])
+def test_a_packet_of_an_e5_that_cannot_be_read_is_refused_not_passed_over(line: str) -> None:
+    [said] = MODEMS["e5"]().feed(line.encode() + b"\r\n")
+    assert isinstance(said, FrameError)

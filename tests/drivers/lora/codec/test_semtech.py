@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from drivers.lora.codec import semtech
 from gateway.sdk.errors import FrameError
+from tests.fuzz.runner import NASTY_JSON
 
 CASES = Path(__file__).parents[1] / "cases"
 
@@ -125,3 +126,38 @@ ANY = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size
 def test_any_fields_of_a_packet_are_read_or_refused(fields: dict[str, Any]) -> None:
     with contextlib.suppress(FrameError):
         semtech.parse_packet(fields)
+
+
+def packet(**fields: Any) -> semtech.Packet:
+    return semtech.parse_packet({"data": "QPF9vkkAAQABqrvM3QE=", "size": 14, **fields})
+
+
+@pytest.mark.parametrize("size", [13, 15, 0, -1, "many", None, True, [], 2**70])
+def test_data_that_is_not_as_long_as_it_says_is_refused(size: Any) -> None:
+    with pytest.raises(FrameError, match="size"):
+        packet(size=size)
+    assert packet(size=14.0).phy == packet().phy
+
+
+@pytest.mark.parametrize("data", ["\ud800", "a\udfffb", "é", None, 7, [], {}])
+def test_data_that_is_no_base64_is_refused(data: Any) -> None:
+    with pytest.raises(FrameError):
+        packet(data=data)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["time", "tmms", "stat", "datr", "freq", "rssi", "lsnr", "rsig", "chan", "size", "data"]),
+        st.sampled_from(NASTY_JSON),
+    )
+)
+def test_hostile_fields_of_a_packet_leave_as_a_packet_or_a_refusal(fields: dict[str, Any]) -> None:
+    with contextlib.suppress(FrameError):
+        read = packet(**fields)
+        assert read.time is None or read.time.utcoffset() == timedelta()
+        assert read.spreading_factor is None or 5 <= read.spreading_factor <= 12
+
+
+@pytest.mark.parametrize(("stat", "ok"), [(1, True), (0, False), (None, False), ("x", False), (1.0, True)])
+def test_only_a_crc_that_was_checked_vouches_for_a_packet(stat: Any, ok: bool) -> None:
+    assert packet(stat=stat).crc_ok is ok

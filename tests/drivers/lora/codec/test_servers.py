@@ -1,8 +1,10 @@
 """Events of ChirpStack and The Things Stack against the examples of their documentation, and any JSON."""
 
+import base64
 import contextlib
+import itertools
 import json
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from drivers.lora.codec import chirpstack, tts
 from drivers.lora.codec.payload import flatten
 from drivers.lora.codec.uplink import Notice, Status, Uplink
 from gateway.sdk.errors import FrameError
+from tests.fuzz.runner import NASTY_JSON
 
 CASES = Path(__file__).parents[1] / "cases"
 DECODERS = {"chirpstack_v4": chirpstack.decode, "chirpstack_v3": chirpstack.decode, "tts_v3": tts.decode}
@@ -133,6 +136,147 @@ UPLINK = [
     "received_at",
     "session_key_id",
 ]
+
+
+NASTY = st.sampled_from(NASTY_JSON) | JSON
+EXTREME_TIMES = [
+    "0001-01-01T00:00:00Z",
+    "0001-01-01T00:00:00+14:00",
+    "9999-12-31T23:59:59-23:59",
+    "0001-01-01T00:00:00+00:01",
+]
+
+
+@pytest.mark.parametrize("at", EXTREME_TIMES)
+def test_a_time_beyond_the_calendar_is_read_or_none(at: str) -> None:
+    for time in (chirpstack_up(time=at).time, tts_up(received_at=at).time):
+        assert time is None or time.utcoffset() == timedelta()
+
+
+@pytest.mark.parametrize("name", ["deduplicationId", "time", "devAddr", "object", "rxInfo", "\udfff"])
+def test_half_a_surrogate_pair_costs_at_most_the_message(name: str) -> None:
+    with contextlib.suppress(FrameError):
+        up = chirpstack_up(**{name: "\ud800"})
+        assert len(up.key) == 8
+
+
+def test_what_is_nested_deep_is_refused_before_anybody_walks_through_it() -> None:
+    for deep in ("[" * 980 + "]" * 980, '{"a":' * 200 + "1" + "}" * 200, "[" * 65 + "]" * 65):
+        with pytest.raises(FrameError, match="nested|recursion"):
+            chirpstack.decode(UP_TOPIC, b'{"devEUI": "0202020202020202", "object": %s}' % deep.encode())
+    flat = chirpstack_up(object={"a": [[n] for n in range(200)]})
+    assert len(flat.decoded["a"]) == 200
+
+
+@given(
+    st.dictionaries(st.sampled_from(CHIRPSTACK) | st.sampled_from(["objectJSON", "DevEUI", "\ud800"]), NASTY),
+    st.sampled_from(["up", "status", "log", "\ud800"]),
+)
+def test_hostile_fields_of_a_chirpstack_event_leave_as_an_event_or_a_refusal(
+    fields: dict[str, Any], event: str
+) -> None:
+    body = json.dumps({**fields, "devEUI": "0202020202020202"}).encode()
+    with contextlib.suppress(FrameError):
+        chirpstack._decode(event, body)
+
+
+@given(st.dictionaries(st.sampled_from(UPLINK), NASTY))
+def test_hostile_fields_of_a_tts_uplink_leave_as_an_event_or_a_refusal(fields: dict[str, Any]) -> None:
+    body = {"end_device_ids": {"device_id": "d", "dev_eui": "0202020202020202"}, "uplink_message": fields}
+    with contextlib.suppress(FrameError):
+        tts._decode(json.dumps(body).encode())
+
+
+def test_a_fault_of_the_decoder_leaves_as_a_refusal_with_its_cause() -> None:
+    with pytest.raises(FrameError, match="event of ChirpStack: AttributeError") as refused:
+        chirpstack.decode(None, b"{}")  # type: ignore[arg-type]
+    assert refused.value.__cause__ is not None
+
+
+UP_TOPIC = "application/1/device/0202020202020202/event/up"
+
+
+def chirpstack_up(**fields: Any) -> Uplink:
+    event = chirpstack.decode(UP_TOPIC, json.dumps({"devEUI": "0202020202020202", **fields}).encode())
+    assert isinstance(event, Uplink)
+    return event
+
+
+def tts_up(**fields: Any) -> Uplink:
+    ids = {"device_id": "d", "dev_eui": "0202020202020202"}
+    event = tts.decode("", json.dumps({"end_device_ids": ids, "uplink_message": fields}).encode())
+    assert isinstance(event, Uplink)
+    return event
+
+
+@pytest.mark.parametrize("copies", [[], [{}], [{"snr": None, "rssi": None}], [{"gatewayId": "0303030303030303"}] * 2])
+def test_a_signal_that_is_not_told_is_no_value(copies: list[dict[str, Any]]) -> None:
+    for up in (chirpstack_up(rxInfo=copies), tts_up(rx_metadata=copies)):
+        assert (up.rssi, up.snr) == (None, None)
+
+
+def test_the_best_copy_is_chosen_by_what_was_measured() -> None:
+    copies = [
+        {"snr": 9},
+        {"rssi": -110, "snr": 1},
+        {"rssi": -60, "snr": 2},
+        {"rssi": None, "snr": 8},
+        {"rssi": "loud", "snr": 7},
+    ]
+    for order in itertools.permutations(copies):
+        for up in (chirpstack_up(rxInfo=order), tts_up(rx_metadata=order)):
+            assert (up.rssi, up.snr, up.copies) == (-60, 2, 5)
+    assert chirpstack_up(rxInfo=[{"rssi": -3000, "snr": 1}, {"snr": 9}]).snr == 1, "however weak, it was measured"
+
+
+def test_chirpstack_v3s_other_marshaler_is_read_whole() -> None:
+    eui, gateway = bytes(range(8)), bytes(range(8, 16))
+    up = chirpstack_up(
+        devEUI=base64.b64encode(eui).decode(),
+        rxInfo=[
+            {
+                "gatewayID": base64.b64encode(gateway).decode(),
+                "time": "2026-06-01T12:00:00Z",
+                "rssi": -60,
+                "loRaSNR": 7.2,
+            }
+        ],
+        txInfo={
+            "frequency": 868100000,
+            "modulation": "LORA",
+            "loRaModulationInfo": {"bandwidth": 125, "spreadingFactor": 9},
+        },
+        data="AQ==",
+        objectJSON=json.dumps({"temperature": 21.5}),
+        devAddr="AYmrzQ==",
+    )
+    assert (up.dev_eui, up.gateway, up.dev_addr) == (eui.hex(), gateway.hex(), "0189abcd")
+    assert (up.spreading_factor, up.frequency_hz, up.snr, up.decoded) == (9, 868100000, 7.2, {"temperature": 21.5})
+    assert up.time == datetime(2026, 6, 1, 12, tzinfo=UTC)
+    for none in ("", "null", "[", "7"):
+        assert chirpstack_up(objectJSON=none, data="AQ==").payload == b"\1", "its payload is still good"
+
+
+@pytest.mark.parametrize("key", ["devEUI", "DevEUI", "devEui"])
+@pytest.mark.parametrize("eui", ["0202020202020202", "AgICAgICAgI="])
+def test_joins_of_all_versions_name_their_device(key: str, eui: str) -> None:
+    event = chirpstack.decode(
+        "application/1/device/x/event/join", json.dumps({key: eui, "devAddr": "00000001"}).encode()
+    )
+    assert event == Notice("join", "02" * 8, "")
+
+
+def test_an_event_that_no_server_has_is_not_kept_by_its_name() -> None:
+    for n in range(3):
+        event = chirpstack.decode(f"application/1/device/x/event/made-up-{n}", b'{"devEUI": "0202020202020202"}')
+        assert isinstance(event, Notice)
+        assert event.event == "other"
+
+
+def test_numbers_may_be_written_as_protobuf_json_allows() -> None:
+    up = chirpstack_up(fCnt=3.0, fPort="2", rxInfo=[{"rssi": "-57", "snr": "7.5"}])
+    assert (up.f_cnt, up.f_port, up.rssi, up.snr) == (3, 2, -57, 7.5)
+    assert chirpstack_up(fPort="٣", rxInfo=[{"rssi": "1e3", "snr": "NaN"}]).rssi is None
 
 
 @given(st.dictionaries(st.sampled_from(CHIRPSTACK), JSON), st.sampled_from(["up", "status", "log", "x"]))
