@@ -11,7 +11,7 @@ from gateway.driver_run import DriverRun, RequestQueue
 from gateway.gate import added, is_sound, mended, offered
 from gateway.health import DeviceHealth, Health, LinkHealth
 from gateway.intake import Intake, rules_of
-from gateway.journal import bind, event
+from gateway.journal import bind, event, fault
 from gateway.log.log import Log
 from gateway.sdk.config import LinkConfig
 from gateway.sdk.driver import Clock, Context, Driver, Exchange, Receipt, Request, answered
@@ -23,6 +23,7 @@ from gateway.sdk.values import told
 
 SILENT_AFTER_S = 120.0  # a driver loop that calls no `progress` for so long is restarted
 REJECT_EVENT_EVERY_S = 60.0
+MAX_FAULTS = 16  # tracebacks kept of a link's decoders, one of each place
 
 
 class _Settled:
@@ -65,6 +66,7 @@ class LinkService:
         self._run = DriverRun(self.name, self.emit, clock)
         self.came_up = False
         self._heard_good = False  # in this run
+        self._faults: set[tuple[str, str, int]] = set()  # places that failed on what came in; the traceback of each is kept once
         self.requests = RequestQueue()
         self.tap = Tap()
 
@@ -274,6 +276,19 @@ class LinkService:
         if now_s - self._rejected_event_s >= REJECT_EVENT_EVERY_S:
             self._rejected_event_s = now_s
             event("frame_rejected", link=self._link, device=device, reason=said(error))
+        if error.__cause__ is not None:
+            self._report_fault(error.__cause__)
+
+    def _report_fault(self, error: BaseException) -> None:
+        """A decoder failed on a frame instead of refusing it: its traceback, once."""
+        last = error.__traceback__
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        where = (last.tb_frame.f_code.co_filename, last.tb_lineno) if last else ("", 0)
+        place = (type(error).__name__, *where)
+        if place not in self._faults and len(self._faults) < MAX_FAULTS:
+            self._faults.add(place)
+            fault("frame_fault", error, link=self._link)
 
     def _up(self) -> None:
         self.came_up = True

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 
 from drivers.lora.codec import lorawan
 from drivers.lora.codec.lorawan import DataFrame, Session
-from drivers.lora.codec.semtech import PUSH_DATA, Packet, parse_datagram, parse_push
+from drivers.lora.codec.semtech import PUSH_DATA, Datagram, Packet, parse_datagram, parse_push
 from drivers.lora.codec.uplink import Uplink, key_of
 from drivers.lora.config import RadioDevice, SemtechUdpLink
 from drivers.lora.inbox import Address, UdpInbox, open_udp
 from drivers.lora.memory import Memory
-from drivers.lora.receiver import Receiver, first_failure, network_time_or_none
+from drivers.lora.quiet import Quiet
+from drivers.lora.receiver import REMARK_S, Receiver, first_failure, network_time_or_none, one_message
 from gateway.sdk.driver import Context
 from gateway.sdk.errors import FrameError
 
@@ -25,6 +26,8 @@ KNOWN_PER_S, STRANGERS_PER_S = (
 )  # bodies parsed each second: per concentrator that proved itself, of all others
 MAX_CONCENTRATORS = 256
 TIME_UNCERTAINTY_S = 1.0
+TIMES_AGREE_S = 2.0  # two packets of a concentrator, by its GPS and by our monotonic clock
+QUIET_S = 120.0  # a packet forwarder asks for downlinks every 10 s or so
 
 
 @dataclass(slots=True)
@@ -58,11 +61,12 @@ async def serve(config: SemtechUdpLink, context: Context) -> None:
     receiver = Receiver(config.devices, context)
     try:
         async with open_udp(config.host, config.port) as inbox:
+            context.up()
             concentrators = Concentrators(config, context, receiver)
             await first_failure(
                 asyncio.create_task(concentrators.receive(inbox), name="lora datagrams"),
                 asyncio.create_task(concentrators.deliver(), name="lora uplinks"),
-                asyncio.create_task(receiver.watch_silence(), name="lora silence"),
+                asyncio.create_task(receiver.watch_silence(concentrators.look), name="lora silence"),
                 asyncio.create_task(receiver.answer_requests(), name="lora requests"),
             )
     finally:
@@ -86,7 +90,10 @@ class Concentrators:
         self._merging: OrderedDict[bytes, _Merging] = OrderedDict()
         self._ready: deque[_Merging] = deque()
         self._wake = asyncio.Event()
+        self._gps: OrderedDict[str, tuple[float, float]] = OrderedDict()  # of proven ones: (GPS time, when) in seconds
         now_s = context.monotonic_s()
+        self._quiet = Quiet(context, QUIET_S, f"no packet forwarder speaks to {config.host}:{config.port}",
+                            "set server_address and port of its global_conf.json to this box; check the firewall")  # fmt: skip
         self._strangers = _Bucket(STRANGERS_PER_S, STRANGERS_PER_S, now_s)
         self._proven: OrderedDict[str, _Bucket] = OrderedDict()
         for gateway in config.gateways:
@@ -99,16 +106,20 @@ class Concentrators:
                 self.datagram(data, sender, inbox)
             await asyncio.sleep(0)  # a flood must not keep the others from the loop
 
+    def look(self) -> None:
+        """Say it when nobody speaks to us."""
+        self._quiet.look()
+
     def datagram(self, data: bytes, sender: Address, inbox: UdpInbox) -> None:
         """Take one datagram: answer at once, then look into it as far as its sender's share allows."""
-        try:
-            datagram = parse_datagram(data)
-        except FrameError as error:
-            self._context.reject(error)
-            return
+        with one_message(self._context, "datagram", data):
+            self._datagram(parse_datagram(data), sender, inbox)
+
+    def _datagram(self, datagram: Datagram, sender: Address, inbox: UdpInbox) -> None:
         if self._allowed and datagram.gateway and datagram.gateway not in self._allowed:
             self._context.count("foreign_gateways")
             return
+        self._quiet.heard()
         if datagram.ack:
             inbox.send(datagram.ack, sender)
         if datagram.kind != PUSH_DATA:
@@ -116,31 +127,22 @@ class Concentrators:
         if not (self._proven.get(datagram.gateway) or self._strangers).take(self._context.monotonic_s()):
             self._context.count("datagrams_over_rate")
             return
-        try:
-            packets, refused, _ = parse_push(datagram.body)
-        except FrameError as error:
-            self._context.reject(error)
-            return
+        packets, refused, _ = parse_push(datagram.body)
         for bad in refused:
             self._context.count("bad_packets")
             self._context.reject(bad)
         for packet in packets:
-            self._packet(packet, datagram.gateway)
+            with one_message(self._context, "packet", packet.phy):
+                self._packet(packet, datagram.gateway)
 
     def _packet(self, packet: Packet, gateway: str) -> None:
         waiting = self._merging.get(packet.phy)
         if waiting is not None:
             self._merge(waiting, packet, gateway)
-            return
-        try:
-            if lorawan.mtype_of(packet.phy) not in (lorawan.UNCONFIRMED_UP, lorawan.CONFIRMED_UP):
-                self._context.count("other_frames")  # joins, downlinks of neighbours, proprietary
-                return
-            frame = lorawan.parse(packet.phy)
-        except FrameError as error:
-            self._context.reject(error)
-            return
-        self._frame(frame, packet, gateway)
+        elif lorawan.mtype_of(packet.phy) not in (lorawan.UNCONFIRMED_UP, lorawan.CONFIRMED_UP):
+            self._context.count("other_frames")  # joins, downlinks of neighbours, proprietary
+        else:
+            self._frame(lorawan.parse(packet.phy), packet, gateway)
 
     def _frame(self, frame: DataFrame, packet: Packet, gateway: str) -> None:
         names = self._sessions.get(frame.dev_addr)
@@ -170,9 +172,13 @@ class Concentrators:
             return
         if found.verdict == "reset":
             self._context.count("counter_resets", device=name)
-            self._context.note(
-                name, f"its frame counter started again at {found.f_cnt}", "power loss, or a replayed frame"
+            self._receiver.remark(
+                name,
+                f"its frame counter started again at {found.f_cnt}",
+                "power loss, or a replayed frame",
+                for_s=REMARK_S,
             )
+        self._offer_time(packet, gateway)
         self._session[name] = replace(session, last=found.f_cnt)
         uplink = self._uplink(packet, gateway)
         uplink = replace(
@@ -197,8 +203,6 @@ class Concentrators:
 
     def _uplink(self, packet: Packet, gateway: str) -> Uplink:
         now = self._context.now()
-        if packet.gps and packet.time is not None:
-            self._context.offer_time(packet.time, TIME_UNCERTAINTY_S)
         uplink = Uplink(
             key=b"",
             time=packet.time,
@@ -209,7 +213,20 @@ class Concentrators:
             frequency_hz=packet.frequency_hz,
             gateway=gateway,
         )
-        return uplink if packet.gps else network_time_or_none(uplink, now.timestamp())
+        return network_time_or_none(uplink, now.timestamp())
+
+    def _offer_time(self, packet: Packet, gateway: str) -> None:
+        """GPS time of a new frame that a key of ours signed. Its time is not signed, so one packet never suffices: a second
+        one through the same concentrator must be as much later by GPS as by our monotonic clock."""
+        if not packet.gps or packet.time is None or not packet.crc_ok:
+            return
+        now_s, gps_s = self._context.monotonic_s(), packet.time.timestamp()
+        before = self._gps.pop(gateway, None)
+        self._gps[gateway] = (gps_s, now_s)
+        if len(self._gps) > MAX_CONCENTRATORS:
+            self._gps.popitem(last=False)
+        if before is not None and abs((gps_s - before[0]) - (now_s - before[1])) <= TIMES_AGREE_S:
+            self._context.offer_time(packet.time, TIME_UNCERTAINTY_S)
 
     def _merge(self, waiting: _Merging, packet: Packet, gateway: str) -> None:
         self._context.count("copies", device=waiting.device)
@@ -252,7 +269,8 @@ class Concentrators:
             self._queue(first)
 
     async def _hand_over(self, merged: _Merging) -> None:
-        await self._receiver.take(merged.device, merged.uplink)
+        with one_message(self._context, f"uplink of {merged.device}", merged.uplink.payload):
+            await self._receiver.take(merged.device, merged.uplink)
 
 
 def _session(device: RadioDevice, memory: Memory) -> Session:

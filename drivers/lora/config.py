@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
@@ -10,6 +11,7 @@ from drivers.lora.layout import Codec, LayoutCodec, layout_points
 from gateway.sdk.config import BaudRate, ConfigModel, DeviceConfig, Duration, Host, LinkConfig, Secret, SerialPort
 from gateway.sdk.template import Template
 
+PEM_BYTES = 65_536  # of a key file that are looked at
 RADIO_POINTS: dict[str, dict[str, str]] = {
     "rssi": {"quantity": "rssi", "unit": "DBM", "description": "signal of the best copy"},
     "snr": {"quantity": "snr", "unit": "2N", "description": "signal by noise of the best copy"},
@@ -111,6 +113,15 @@ class ServerDevice(LoraDevice):
     dev_eui: DevEui = Field(description="16 hex digits, as printed on the device")
 
 
+def _is_encrypted(file: str) -> bool:
+    """Whether this PEM key needs a password; a file that is not here is none of the config's faults."""
+    path = Path(file)
+    try:
+        return bool(file) and path.is_file() and b"ENCRYPTED" in path.read_bytes()[:PEM_BYTES]
+    except OSError:
+        return False
+
+
 class MqttLink(LinkConfig):
     """A network server's MQTT broker."""
 
@@ -120,8 +131,11 @@ class MqttLink(LinkConfig):
     ca_file: str = Field("", description="PEM file of the authority of the broker's certificate; default: the system's")
     cert_file: str = Field("", description="PEM file of our own certificate, for mutual TLS")
     key_file: str = Field("", description="PEM file of its key")
+    key_password: Secret = Field(Secret(), description="of the key file, when it is encrypted; give it as !secret")
     client_id: str = Field(
-        "", max_length=128, description="name of the persistent session; default: made from this box and the link"
+        "",
+        max_length=128,
+        description="name of the persistent session; default: made from this box, the link's name and application",
     )
     receive_window: int = Field(
         1000, ge=1, le=65535, description="uplinks taken before the first is durable; MQTT 5 Receive Maximum"
@@ -131,6 +145,8 @@ class MqttLink(LinkConfig):
     def _certificate_and_key(self) -> Self:
         if bool(self.cert_file) != bool(self.key_file):
             raise ValueError("cert_file and key_file go together")
+        if not self.key_password and _is_encrypted(self.key_file):
+            raise ValueError(f"{self.key_file} is encrypted: give key_password, or a key without one")
         return self
 
 

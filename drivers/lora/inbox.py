@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import os
 import socket
-import ssl
 import threading
 from collections import deque
 from collections.abc import AsyncIterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from drivers.lora import broker_words
 from drivers.lora.config import MqttLink
 from gateway.sdk.errors import LinkError, PortClosed
 
@@ -31,6 +31,7 @@ class Message:
     Attributes:
         number: packet id, for the acknowledgement; 0 with QoS 0.
         redelivered: the broker says that it sent it before.
+        retained: the broker had kept it and sends it because we subscribed: it was not published now.
     """
 
     topic: str
@@ -38,6 +39,7 @@ class Message:
     number: int
     qos: int
     redelivered: bool
+    retained: bool = False
 
 
 class MqttInbox:
@@ -54,9 +56,11 @@ class MqttInbox:
         self._room = threading.Semaphore(config.receive_window)
         self._closing = threading.Event()
         self._lost: LinkError | None = None
+        self._connected = False
         self._loop = asyncio.get_running_loop()
         self._client: Any = None
         self.session_present = False
+        self.refused_topics: tuple[str, ...] = ()
 
     async def get(self) -> Message:
         """The next message.
@@ -83,29 +87,36 @@ class MqttInbox:
         """Connect and subscribe, QoS 1.
 
         Raises:
-            LinkError: not reachable, refused, or a topic refused; the message says which.
+            LinkError: not reachable, refused, or the first topic refused; the message says which. Of the other topics,
+                `refused_topics` has those that were.
         """
         import paho.mqtt.client as paho  # only who has such a link pays for it
 
         connected: asyncio.Future[tuple[bool, str]] = self._loop.create_future()
-        subscribed: asyncio.Future[list[str]] = self._loop.create_future()
+        subscribed: asyncio.Future[list[str]] = (
+            self._loop.create_future()
+        )  # why each topic is refused, "" when it is not
         self._client = client = self._make(paho)
 
         def on_connect(_c: Any, _u: Any, flags: Any, reason: Any, _p: Any = None) -> None:
             self._cross(_resolve, connected, (bool(flags.session_present), str(reason) if reason.is_failure else ""))
 
         def on_subscribe(_c: Any, _u: Any, _mid: int, reasons: Any, _p: Any = None) -> None:
-            self._cross(_resolve, subscribed, [str(reason) for reason in reasons if reason.is_failure])
+            self._cross(_resolve, subscribed, [str(reason) if reason.is_failure else "" for reason in reasons])
 
         def on_disconnect(_c: Any, _u: Any, _flags: Any, reason: Any, _p: Any = None) -> None:
-            self._cross(self._close, f"broker {self._config.url} closed the connection: {reason}")
+            self._cross(self._disconnected, str(reason))
 
         def on_message(_c: Any, _u: Any, m: Any) -> None:
             # a broker may ignore the window (mosquitto does when a session goes on): then the socket is not read
             while not self._room.acquire(timeout=0.5):
                 if self._closing.is_set():
                     return  # not acknowledged: it comes again
-            self._cross(self._put, Message(m.topic, bytes(m.payload), m.mid, m.qos, bool(m.dup)))
+            try:
+                topic = m.topic
+            except UnicodeDecodeError:  # against the protocol; an exception in here would end the thread
+                topic = ""
+            self._cross(self._put, Message(topic, bytes(m.payload), m.mid, m.qos, bool(m.dup), bool(m.retain)))
 
         client.on_connect, client.on_disconnect = on_connect, on_disconnect
         client.on_subscribe, client.on_message = on_subscribe, on_message
@@ -114,10 +125,13 @@ class MqttInbox:
             client.loop_start()
             self.session_present, failure = await self._within(connected, "answer the connect")
             if failure:
-                raise LinkError(f"broker {self._config.url} refuses: {failure}; check username, password, protocol")
+                raise LinkError(broker_words.refused(self._config.url, failure, self._client_id))
+            self._connected = True
             client.subscribe([(topic, self._subscription(paho)) for topic in topics])
-            if refused := await self._within(subscribed, "answer the subscription"):
-                raise LinkError(f"broker {self._config.url} refuses {', '.join(topics)}: {refused[0]}; check its ACL")
+            answers = dict(zip(topics, await self._within(subscribed, "answer the subscription"), strict=False))
+            if why := answers[topics[0]]:
+                raise LinkError(broker_words.subscription_refused(self._config.url, topics[0], why))
+            self.refused_topics = tuple(topic for topic, why in answers.items() if why)
             yield self
         finally:
             self._closing.set()
@@ -126,7 +140,17 @@ class MqttInbox:
 
     def _make(self, paho: Any) -> Any:
         v5 = self._protocol == "5"
-        client = paho.Client(
+        broken = self._broken
+
+        class Client(paho.Client):  # type: ignore[misc]  # paho is loaded only here
+            def loop_forever(self, *args: Any, **more: Any) -> Any:
+                """An answer that is no MQTT raises in here; without this its thread would end and nobody would know."""
+                try:
+                    return super().loop_forever(*args, **more)
+                except Exception as error:  # noqa: BLE001 - reported as the loss of the connection that it is
+                    return broken(error)
+
+        client = Client(
             paho.CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             clean_session=None if v5 else not self._persistent,
@@ -138,10 +162,7 @@ class MqttInbox:
         if config.username:
             client.username_pw_set(config.username, config.password or None)
         if config.url.startswith("mqtts:"):
-            try:
-                client.tls_set(config.ca_file or None, config.cert_file or None, config.key_file or None)
-            except (OSError, ssl.SSLError) as error:
-                raise LinkError(f"certificate files of {config.url}: {error}") from None
+            client.tls_set_context(broker_words.tls_context(config))
         return client
 
     async def _connect(self, paho: Any) -> None:
@@ -170,7 +191,7 @@ class MqttInbox:
         except TimeoutError:
             raise LinkError(f"broker {self._config.url} did not accept within {CONNECT_S:g} s") from None
         except (OSError, ValueError) as error:
-            raise LinkError(f"cannot connect to broker {self._config.url}: {error}") from error
+            raise LinkError(broker_words.not_reached(self._config, error)) from error
         finally:
             abandoned.set()
 
@@ -204,7 +225,16 @@ class MqttInbox:
         self._queue.append(message)
         self._more.set()
 
-    def _close(self, why: str) -> None:
+    def _broken(self, error: Exception) -> None:
+        self._cross(self._lose, f"what broker {self._config.url} sends is no MQTT: {type(error).__name__}: {error}")
+
+    def _disconnected(self, reason: str) -> None:
+        if self._connected:
+            self._lose(broker_words.closed(self._config.url, reason, self._client_id))
+        else:
+            self._lose(broker_words.closed_unanswered(self._config.url, self._protocol, self._client_id))
+
+    def _lose(self, why: str) -> None:
         self._lost = self._lost or PortClosed(why)
         self._more.set()
 
@@ -214,13 +244,16 @@ def _resolve(future: "asyncio.Future[Any]", result: Any) -> None:
         future.set_result(result)
 
 
-def default_client_id(config: MqttLink) -> str:
-    """The same over restarts, another on every box: from the machine's id, driver and broker."""
+def default_client_id(config: MqttLink, link: str) -> str:
+    """The same over restarts, another on every box and for every link and application: who shares one shares a session,
+    and takes and acknowledges the uplinks of the other."""
     try:
         machine = Path("/etc/machine-id").read_text().strip()
     except OSError:
         machine = socket.gethostname()
-    return "citygate-" + hashlib.blake2b(f"{machine} {config.driver} {config.url}".encode(), digest_size=8).hexdigest()
+    asked = f"{getattr(config, 'topic_prefix', '')} {getattr(config, 'application', '')}"
+    identity = f"{machine} {config.driver} {config.url} {link} {asked}"
+    return "citygate-" + hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
 
 
 Address = tuple[str, int]

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from drivers.lora.codec.modem import MODEMS, Answer, Heard, Modem
 from drivers.lora.codec.uplink import Uplink, key_of
 from drivers.lora.config import LoraModemLink
-from drivers.lora.receiver import Receiver, first_failure
+from drivers.lora.receiver import Receiver, first_failure, one_message
 from gateway.sdk.driver import Context
 from gateway.sdk.errors import FrameError
 from gateway.sdk.streams import ByteStream
@@ -40,6 +40,7 @@ class _Line:
         self._modem: Modem = MODEMS[config.modem]()
         self._by_address = {device.address: name for name, device in config.devices.items()}
         self._count = 0
+        self._remarked = False
 
     async def listen(self, port: ByteStream) -> None:
         for command in (
@@ -50,6 +51,7 @@ class _Line:
             if command:
                 await port.write(command)
                 await self._context.sleep(COMMAND_PAUSE_S)
+        self._context.up()
         while True:
             try:
                 async with asyncio.timeout(LISTEN_AGAIN_S):
@@ -58,7 +60,10 @@ class _Line:
                 await self._again(port)
                 continue
             heard_at = self._context.now() - timedelta(seconds=port.age_s)  # they may have waited for us
-            for said in self._modem.feed(data):
+            lines: list[Heard | Answer | FrameError] = []
+            with one_message(self._context, "lines of the modem", data):
+                lines += self._modem.feed(data)
+            for said in lines:
                 await self._said(said, heard_at, port)
 
     async def _said(self, said: "Heard | Answer | FrameError", heard_at: datetime, port: ByteStream) -> None:
@@ -75,7 +80,12 @@ class _Line:
             await self._again(port)
         elif answer.status != "ok":
             self._context.count("modem_errors")
-            self._context.note("", f"the modem says {answer.text}", "see its command reference; check `setup`")
+            self._remark(f"the modem says {answer.text}", "see its command reference; check `setup`")
+
+    def _remark(self, text: str, remedy: str) -> None:
+        if text or self._remarked:
+            self._remarked = bool(text)
+            self._context.note("", text, remedy)
 
     async def _again(self, port: ByteStream) -> None:
         if self._modem.listen:
@@ -98,8 +108,10 @@ class _Line:
         if name is None:
             self._context.count("unknown_devices")
             self._receiver.heard.add(str(heard.address), uplink)
-            self._context.note("", self._receiver.heard.summary(), "add the address as a device")
+            self._remark(self._receiver.heard.summary(), "add the address as a device")
             return
+        self._remark("", "")
         if heard.f_port is None:
             uplink = replace(uplink, f_port=self._config.devices[name].f_port)
-        await self._receiver.take(name, uplink)
+        with one_message(self._context, f"packet of {name}", heard.payload):
+            await self._receiver.take(name, uplink)

@@ -1,7 +1,8 @@
 """One uplink becomes one set: had before? what is lost? what does the payload say? The same for all four inputs."""
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -25,7 +26,28 @@ COSTLY_S = 0.1  # a program that takes longer to fail is a burden to its neighbo
 COSTLY_FAULTS, REST_S = 3, 60.0  # so many in a row, and its device's payloads are left undecoded for so long
 TURN_S = 5.0
 MAX_DISTANCE = 1e9  # in any unit of length; more is no distance
+FAR_OFF_S = 300.0  # a concentrator's clock that is further from ours tells no time of an uplink
+REMARK_S = 60.0  # what a network server reports of a device stands at least for so long
 WAIT_S = 20.0  # for a device that was not heard yet, when somebody asks for its values
+
+
+@contextlib.contextmanager
+def one_message(context: Context, what: str, frame: bytes) -> Iterator[None]:
+    """Whatever is in a foreign message, and whatever it does further in: it costs itself, never the link.
+
+    Rejected, counted, its traceback kept once; the caller goes on with the next. `CitygateError`s other than a refusal
+    are no matter of the message (the log, the link) and pass.
+    """
+    try:
+        yield
+    except FrameError as error:
+        context.reject(error)
+    except CitygateError:
+        raise
+    except Exception as error:  # noqa: BLE001 - else a broker delivers it again and again, and the link is dead for good
+        refused = FrameError(f"{what}: {type(error).__name__}: {str(error)[:200]}", frame=frame)
+        refused.__cause__ = error
+        context.reject(refused)
 
 
 class Receiver:
@@ -44,6 +66,7 @@ class Receiver:
         self._programs = {name: _program(name, device) for name, device in devices.items()}
         self._costly: dict[str, int] = {}
         self._rests_until_s: dict[str, float] = {}
+        self._remarks: dict[str, float] = {}  # device -> from when its remark may be taken back
         self._worker = Worker()
         now_s = context.monotonic_s()
         self._due_s = {
@@ -61,17 +84,20 @@ class Receiver:
         """End the JavaScript worker."""
         await self._worker.close()
 
-    async def take(self, device: str, uplink: Uplink, *, redelivered: bool = False) -> Receipt | None:
+    async def take(
+        self, device: str, uplink: Uplink, *, redelivered: bool = False, retained: bool = False
+    ) -> Receipt | None:
         """Take one uplink of a configured device; None when it is nothing that must be kept.
 
         Args:
             redelivered: the broker says that it sends it again.
+            retained: the broker had kept it: it was not published now.
         """
         if uplink.simulated or uplink.f_port == TEST_PORT:
             self._context.count("simulated", device=device)
             return None
         memory = self._memory[device]
-        if memory.known(uplink, redelivered=redelivered):
+        if memory.known(uplink, redelivered=redelivered, retained=retained):
             self._context.count("duplicates", device=device)
             # the first one may still be in the log's head: what comes behind it is durable no earlier
             return await self._context.emit(ReadingSet(device, (), {STATE: memory.pack()}))
@@ -87,14 +113,27 @@ class Receiver:
         receipt = await self._context.emit(ReadingSet(device, readings, {STATE: memory.pack()}))
         if decoded.problem:
             self._complain(device, FrameError(f"{device}: {decoded.problem}", frame=uplink.payload, offset=decoded.at))
+        else:
+            self._take_back(device)
         return receipt
 
-    async def take_status(self, device: str, status: Status) -> Receipt | None:
+    def remark(self, device: str, text: str, remedy: str, *, for_s: float = 0.0) -> None:
+        """A remark for status that the device's next sound uplink takes back, after so many seconds at the earliest."""
+        self._remarks[device] = self._context.monotonic_s() + for_s
+        self._context.note(device, text, remedy)
+
+    def _take_back(self, device: str) -> None:
+        due_s = self._remarks.get(device)
+        if due_s is not None and self._context.monotonic_s() >= due_s:
+            del self._remarks[device]
+            self._context.note(device, "", "")
+
+    async def take_status(self, device: str, status: Status, *, retained: bool = False) -> Receipt | None:
         """Take a device's battery report."""
         memory = self._memory[device]
         if status.battery_percent is None:
             return None
-        if status.key in memory.keys:
+        if status.key in memory.keys or (retained and not memory.before(status.time)):
             self._context.count("duplicates", device=device)
             return await self._context.emit(ReadingSet(device, (), {STATE: memory.pack()}))
         memory.keys.append(status.key)
@@ -102,8 +141,12 @@ class Receiver:
         reading = Reading("battery_level", round(status.battery_percent, 2), at, time_source=source)
         return await self._context.emit(ReadingSet(device, (reading,), {STATE: memory.pack()}))
 
-    async def watch_silence(self) -> None:
-        """Report devices that should have spoken; also shows that the link's loop lives."""
+    async def watch_silence(self, look: Callable[[], None] = lambda: None) -> None:
+        """Report devices that should have spoken; also shows that the link's loop lives.
+
+        Args:
+            look: called each turn; the link's own watch.
+        """
         while True:
             self._context.progress()
             now_s = self._context.monotonic_s()
@@ -111,6 +154,7 @@ class Receiver:
                 if now_s >= due_s:
                     await self._silent(name)
             self._answer_waiting()
+            look()
             await self._context.sleep(TURN_S)
 
     async def answer_requests(self) -> None:
@@ -200,10 +244,9 @@ class Receiver:
 
     def _complain(self, device: str, error: FrameError) -> None:
         self._context.count("payload_errors", device=device)
-        self._context.reject(error)
-        self._context.note(
-            device, f"payload not (wholly) read: {error}", "is it the right template, and its newest firmware?"
-        )
+        remedy = "is it the right template, and its newest firmware?"
+        self._context.reject(error, device=device, remedy=remedy)
+        self.remark(device, f"payload not (wholly) read: {error}", remedy)
 
     def _heard_from(self, device: str) -> None:
         every_s = self._devices[device].every_s
@@ -215,9 +258,7 @@ class Receiver:
         self._heard_from(device)
         points = tuple(name for name in its.template.points if name not in ("lost_uplinks", "battery_level"))
         await self._context.emit(no_values(device, points, Reason.TIMEOUT, observed_at=self._context.now()))
-        self._context.note(
-            device, f"no uplink for {SILENT_AFTER * (its.every_s or 0):g} s", "battery, range, or the server"
-        )
+        self.remark(device, f"no uplink for {SILENT_AFTER * (its.every_s or 0):g} s", "battery, range, or the server")
 
 
 def _fill_levels(device: LoraDevice, readings: tuple[Reading, ...]) -> tuple[Reading, ...]:
@@ -290,8 +331,9 @@ def _template(device: LoraDevice) -> LoraTemplate:
 
 
 def network_time_or_none(uplink: Uplink, now_s: float) -> Uplink:
-    """The uplink without its time when that is not within 5 minutes of ours: a concentrator's host clock may be unset."""
-    if uplink.time is None or abs(uplink.time.timestamp() - now_s) <= 300:
+    """The uplink without its time when that is far from ours. A concentrator passes on at once what it hears, so a time
+    that is far off is wrong by so much: no intake, which must believe servers that queue for weeks, can tell."""
+    if uplink.time is None or abs(uplink.time.timestamp() - now_s) <= FAR_OFF_S:
         return uplink
     return replace(uplink, time=None)
 

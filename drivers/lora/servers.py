@@ -6,15 +6,28 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 
+from drivers.lora import broker_words
 from drivers.lora.codec import chirpstack, tts
-from drivers.lora.codec.uplink import Event, Notice, Status, Uplink
+from drivers.lora.codec.uplink import Event, NoJson, Notice, Status, Uplink
 from drivers.lora.config import ChirpstackLink, TtsLink
 from drivers.lora.inbox import Message, MqttInbox, default_client_id
-from drivers.lora.receiver import Receiver, first_failure
+from drivers.lora.quiet import Quiet
+from drivers.lora.receiver import REMARK_S, SILENT_AFTER, Receiver, first_failure, one_message
 from gateway.sdk.driver import Context, Receipt
-from gateway.sdk.errors import CitygateError, FrameError
+from gateway.sdk.errors import CitygateError, FrameError, PortClosed
 
 Decode = Callable[[str, bytes], Event]
+
+QUIET_S = 600.0  # or longer, when the devices themselves speak more rarely
+RETAINED_S = 86_400.0  # a retained event that is older says nothing about now
+SHORT_S = 60.0  # a session that is closed sooner was hardly ended by a restart of the broker
+SHORT_SESSIONS = 3  # so many in a row: another client has our id, though MQTT 3.1.1 has no word for it
+NO_JSON = {
+    "chirpstack": "the server writes another format than JSON: set json = true in [integration.mqtt] of chirpstack.toml "
+    '(v3: marshaler = "json_v3" in chirpstack-application-server.toml)',
+    "tts": "The Things Stack's own MQTT server writes JSON: is this its url?",
+}
+_short_sessions: dict[str, int] = {}  # client id -> how many in a row; outlives the restarts of its link
 
 
 def chirpstack_topics(config: ChirpstackLink) -> tuple[str, ...]:
@@ -50,31 +63,62 @@ class _Server:
         context: Context,
     ) -> None:
         self._topics, self._decode, self._context = topics, decode, context
+        self._no_json = NO_JSON[config.driver]
         self._by_eui = {device.dev_eui: name for name, device in config.devices.items()}
         self._receiver = Receiver(config.devices, context)
-        self._inbox = MqttInbox(config, protocol, config.client_id or default_client_id(config))
+        self._client_id = config.client_id or default_client_id(config, context.link)
+        self._inbox = MqttInbox(config, protocol, self._client_id)
+        silent_s = min(
+            (device.every_s * SILENT_AFTER for device in config.devices.values() if device.every_s), default=0.0
+        )
+        self._quiet = Quiet(
+            context,
+            max(QUIET_S, silent_s),
+            f"subscribed to {topics[0]}, but nothing was published there",
+            "check application and topic_prefix, the server's MQTT integration, and that this user may read the topic",
+            lambda text, remedy: self._remark("quiet", text, remedy),
+        )
+        self._remarks: dict[str, tuple[str, str]] = {}
         self._owed: deque[tuple[int, int, Receipt | None]] = deque()  # bounded by the log's head
         self._new = asyncio.Event()
-        self._noted = ""
 
     async def run(self) -> None:
+        up_s: float | None = None
         try:
             async with self._inbox.open(self._topics):
+                up_s = self._context.monotonic_s()
                 self._context.count("connects")
-                self._note()
+                self._context.up()
+                self._quiet.heard()
                 await first_failure(
                     asyncio.create_task(self._take(), name="lora uplinks"),
                     asyncio.create_task(self._acknowledge(), name="lora acknowledgements"),
-                    asyncio.create_task(self._receiver.watch_silence(), name="lora silence"),
+                    asyncio.create_task(self._receiver.watch_silence(self._quiet.look), name="lora silence"),
                     asyncio.create_task(self._receiver.answer_requests(), name="lora requests"),
                 )
+        except PortClosed as error:
+            raise self._displaced(error, up_s) from None
         finally:
             await self._receiver.close()
+
+    def _displaced(self, error: PortClosed, up_s: float | None) -> PortClosed:
+        """The loss of the connection, with what it means when sessions are short again and again."""
+        if up_s is None:
+            return error
+        short = self._context.monotonic_s() - up_s < SHORT_S
+        count = _short_sessions[self._client_id] = _short_sessions.get(self._client_id, 0) + 1 if short else 0
+        words = broker_words.shared(self._client_id)
+        if count < SHORT_SESSIONS or words in str(error):
+            return error
+        return PortClosed(f"{error}, {count} times in a row within {SHORT_S:g} s; maybe {words}")
 
     async def _take(self) -> None:
         while True:
             message = await self._inbox.get()
-            receipt = await self._handle(message)
+            self._quiet.heard()
+            receipt = None  # what is refused would not be better the next time: counted, and acknowledged
+            with one_message(self._context, f"message at {message.topic[:80]}", message.body):
+                receipt = await self._handle(message)
             if message.qos:
                 self._owed.append((message.number, message.qos, receipt))
                 self._new.set()
@@ -97,8 +141,10 @@ class _Server:
     async def _handle(self, message: Message) -> Receipt | None:
         try:
             event = self._decode(message.topic, message.body)
-        except FrameError as error:
-            self._context.reject(error)  # it would not be better the next time: acknowledged and counted
+        except NoJson as error:
+            self._context.reject(error, remedy=self._no_json)
+            return None
+        if message.retained and not self._is_of_today(event):
             return None
         device = self._by_eui.get(event.dev_eui)
         if device is None:
@@ -106,32 +152,57 @@ class _Server:
             return None
         if isinstance(event, Uplink):
             self._note_qos(message)
-            return await self._receiver.take(device, event, redelivered=message.redelivered)
+            return await self._receiver.take(device, event, redelivered=message.redelivered, retained=message.retained)
         if isinstance(event, Status):
-            return await self._receiver.take_status(device, event)
+            return await self._receiver.take_status(device, event, retained=message.retained)
         self._notice(device, event)
         return None
+
+    def _is_of_today(self, event: Event) -> bool:
+        """Whether a retained event is worth its own time. It was published at any time before we came, so without a time
+        of its own nobody knows what it says, and an old one is history that was told when it was new."""
+        at = None if isinstance(event, Notice) else event.time
+        if at is not None and (self._context.now() - at).total_seconds() <= RETAINED_S:
+            return True
+        if not isinstance(event, Notice):
+            self._context.count("retained_left_out")
+            self._remark(
+                "retained",
+                "retained events without a time or older than a day are left out",
+                "the server need not retain events: set retain_events = false",
+            )
+        return False
 
     def _stranger(self, event: Event) -> None:
         self._context.count("unknown_devices")
         if isinstance(event, Uplink):
             self._receiver.heard.add(event.dev_eui, event)
-            self._note()
+            self._remark("strangers", self._receiver.heard.summary(), "`citygate scan lora` guesses their templates")
 
     def _notice(self, device: str, event: Notice) -> None:
         self._context.count(f"events_{event.event[:20]}")
         if event.event in ("log", "error"):
-            self._context.note(device, f"the network server says: {event.text}", "see the device in the network server")
+            self._receiver.remark(
+                device,
+                f"the network server says: {event.text}",
+                "see the device in the network server",
+                for_s=REMARK_S,
+            )
 
     def _note_qos(self, message: Message) -> None:
         if message.qos == 0:
             self._context.count("without_acknowledgement")
 
-    def _note(self) -> None:
-        summary = self._receiver.heard.summary()
-        if summary != self._noted:
-            self._noted = summary
-            self._context.note("", summary, "`citygate scan lora` guesses their templates" if summary else "")
+    def _remark(self, about: str, text: str, remedy: str) -> None:
+        """One of the link's remarks, which status shows as one; "" takes it back."""
+        before = dict(self._remarks)
+        if text:
+            self._remarks[about] = (text, remedy)
+        else:
+            self._remarks.pop(about, None)
+        if self._remarks != before:
+            texts, remedies = zip(*self._remarks.values(), strict=True) if self._remarks else (("",), ("",))
+            self._context.note("", "; ".join(texts), remedies[0])
 
 
 async def listen(
@@ -142,7 +213,7 @@ async def listen(
     async with inbox.open(topics):
         while True:
             message = await inbox.get()
-            with contextlib.suppress(FrameError):
+            with contextlib.suppress(FrameError):  # decoders raise nothing else
                 event = decode(message.topic, message.body)
                 if isinstance(event, Uplink):
                     take(event.dev_eui, event)

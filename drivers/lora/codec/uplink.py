@@ -83,6 +83,10 @@ class Notice:
 Event = Uplink | Status | Notice
 
 
+class NoJson(FrameError):
+    """A body that is no JSON at all: the server writes another format."""
+
+
 def key_of(*parts: object) -> bytes:
     """8 bytes that stand for an identity."""
     return hashlib.blake2b("\0".join(map(str, parts)).encode("utf-8", "surrogatepass"), digest_size=8).digest()
@@ -92,14 +96,15 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """One JSON object.
 
     Raises:
-        FrameError: too large, not UTF-8, not JSON, NaN in it, nested too deep, or no object.
+        NoJson: not UTF-8, not JSON, or NaN in it.
+        FrameError: too large, nested too deep, or no object.
     """
     if len(body) > MAX_MESSAGE_BYTES:
         raise FrameError(f"message of {len(body)} bytes, at most {MAX_MESSAGE_BYTES}", frame=body)
     try:
         parsed = json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise FrameError(f"not JSON: {error}", frame=body) from None
+        raise NoJson(f"not JSON: {error}", frame=body) from None
     if not isinstance(parsed, dict):
         raise FrameError(f"a JSON object expected, not {type(parsed).__name__}", frame=body)
     if body.count(b"{") + body.count(b"[") > MAX_DEPTH and too_deep(parsed):

@@ -1,6 +1,7 @@
 """Packet forwarders over UDP: copies, counters, keys, replays, junk; the simulator brings its own cryptography."""
 
 import asyncio
+import dataclasses
 import random
 import socket
 import threading
@@ -272,14 +273,118 @@ async def test_the_concentrators_time_is_believed_only_near_our_own(at: datetime
     assert reading.observed_at == (at if source is TimeSource.NETWORK else NOON)
 
 
-async def test_gps_time_is_believed_and_offered_to_the_clock() -> None:
-    fed = Fed()
-    at = NOON + timedelta(hours=3)  # our own clock may be wrong, GPS is not
+def gps(fed: Fed, n: int, ahead: timedelta, *, stat: int = 1, nwk: str = NWK, gateway: str = FIRST) -> datetime:
+    """The nth uplink, with a GPS time so far ahead of our clock."""
+    at = fed.recording.clock.now() + ahead
     tmms = round((at - datetime(1980, 1, 6, tzinfo=UTC)).total_seconds() * 1000) + 18_000
-    fed.datagram(push_data(1, FIRST, [{**rxpk(uplink(1)), "tmms": tmms}]))
+    fed.datagram(push_data(1, gateway, [{**rxpk(uplink(n, nwk=nwk)), "tmms": tmms, "stat": stat}]))
+    return at
+
+
+@pytest.mark.parametrize("ahead", [timedelta(0), timedelta(hours=3), timedelta(days=-20 * 365)])
+async def test_gps_time_is_offered_when_a_second_signed_packet_agrees(ahead: timedelta) -> None:
+    fed = Fed()
+    gps(fed, 1, ahead)
+    assert fed.recording.times == [], "one packet never suffices"
+    fed.recording.clock.advance(60)
+    second = gps(fed, 2, ahead)
+    assert fed.recording.times == [(second, 1.0)]
+
+
+async def test_gps_time_that_nobody_vouches_for_is_not_offered() -> None:
+    fed = Fed()
+    for n, (ahead, more) in enumerate((
+        (timedelta(0), {}), (timedelta(seconds=1800), {}), (timedelta(days=7300), {}),  # each another time
+        (timedelta(days=7300), {"stat": 0}), (timedelta(days=7300), {"stat": 0}),  # noise may look like a frame
+        (timedelta(hours=1), {"nwk": "00" * 16}), (timedelta(hours=1), {"nwk": "00" * 16}),  # signed by none of our keys
+        (timedelta(hours=2), {"gateway": SECOND}), (timedelta(hours=5), {"gateway": FIRST}),  # not by the same concentrator
+    )):  # fmt: skip
+        gps(fed, n, ahead, **more)  # type: ignore[arg-type]
+        fed.recording.clock.advance(60)
+    assert fed.recording.times == []
+
+
+async def test_a_frame_heard_again_offers_no_time() -> None:
+    fed = Fed()
+    gps(fed, 1, timedelta(hours=3))
     await fed.delivered()
-    assert fed.recording.sets[0].readings[0].observed_at == at
-    assert fed.recording.times == [(at, 1.0)]
+    fed.recording.clock.advance(60)
+    gps(fed, 1, timedelta(hours=3))
+    assert fed.recording.times == []
+
+
+@pytest.mark.parametrize("ahead", [timedelta(minutes=30), timedelta(days=7300), timedelta(days=-7300)])
+async def test_a_gps_time_far_from_ours_dates_no_uplink(ahead: timedelta) -> None:
+    fed = Fed()
+    gps(fed, 1, ahead)
+    await fed.delivered()
+    reading = fed.recording.sets[0].readings[0]
+    assert (reading.observed_at, reading.time_source) == (NOON, TimeSource.GATEWAY)
+
+
+POISON: list[dict[str, Any]] = [
+    {"time": "0001-01-01T00:00:00+14:00"}, {"time": "9999-12-31T23:59:59-23:59"}, {"data": "\ud800"}, {"data": "a\udfff"},
+    {"tmms": 2**53}, {"tmms": 10**400}, {"size": -1}, {"datr": "\ud800"}, {"freq": 1e308}, {"rsig": [[]]}, {"stat": []},
+    {"rssi": "9" * 5000},
+]  # fmt: skip
+
+
+async def test_no_datagram_restarts_the_link() -> None:
+    port = free_port(socket.SOCK_DGRAM)
+    context = HeldContext()
+    context.automatic = True
+    async with running(SEMTECH_UDP.run(link(port), context.context)) as [task]:
+        await until(lambda: context.ups)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for n, fields in enumerate(POISON):
+                sock.sendto(push_data(n, FIRST, [{**rxpk(b"\x40"), **fields}]), ("127.0.0.1", port))
+                sock.sendto(push_data(n, FIRST, [{**rxpk(uplink(2 * n)), **fields}]), ("127.0.0.1", port))
+                sock.sendto(push_data(n, FIRST, [rxpk(uplink(2 * n + 1))]), ("127.0.0.1", port))
+            sock.sendto(push_data(0, FIRST, [])[:12] + b"[" * 5000, ("127.0.0.1", port))
+            await until(lambda: 2 * len(POISON) - 1 in [s.values()["count"] for s in context.sets])
+        assert not task.done()
+    assert {2 * n + 1 for n in range(len(POISON))} <= {s.values()["count"] for s in context.sets}
+
+
+async def test_an_uplink_that_breaks_what_comes_behind_the_decoder_costs_itself() -> None:
+    fed = Fed()
+    real = fed.recording._emit
+
+    async def emit(readings: Any) -> Any:
+        if readings.values().get("count") == 2:
+            raise TypeError("not expected")
+        return await real(readings)
+
+    fed.receiver._context = dataclasses.replace(fed.receiver._context, emit=emit)
+    for n in (1, 2, 3):
+        fed.packet(uplink(n))
+    assert await fed.delivered() == [1, 3]
+    [refused] = fed.recording.rejected
+    assert isinstance(refused.__cause__, TypeError)
+
+
+async def test_a_link_that_no_packet_forwarder_speaks_to_says_so_until_one_does() -> None:
+    fed = Fed()
+    fed.concentrators.look()
+    assert fed.recording.notes == {}
+    fed.recording.clock.advance(200)
+    fed.datagram(b"\x01")  # junk is no packet forwarder
+    fed.concentrators.look()
+    assert "no packet forwarder speaks to 127.0.0.1:1700" in fed.recording.notes[""][0]
+    fed.datagram(b"\x02\x12\x34\x02" + bytes.fromhex(FIRST))
+    assert fed.recording.notes == {}
+
+
+async def test_a_remark_about_the_counter_is_taken_back_when_it_has_gone_on() -> None:
+    fed = Fed(link(devices={"node": device(counter_may_reset=True)}))
+    for n in (500, 0, 1):
+        fed.packet(uplink(n))
+        await fed.delivered()
+    assert "started again" in fed.recording.notes["node"][0]
+    fed.recording.clock.advance(300)
+    fed.packet(uplink(2))
+    await fed.delivered()
+    assert fed.recording.notes == {}
 
 
 async def test_a_flood_of_strangers_leaves_room_for_a_concentrator_that_proved_itself() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drivers.lora.codec.uplink import Uplink, key_of
-from drivers.lora.memory import KEYS, SAVED_KEYS, Memory, unpack
+from drivers.lora.memory import KEYS, MAX_GAP, SAVED_KEYS, Memory, unpack
 from gateway.sdk.testing import NOON
 
 ADDRESSES = st.sampled_from(["", "00bcb929", "49be7df1"])
@@ -23,14 +23,12 @@ def uplink(n: int, address: str = "49be7df1", *, key: int | None = None, late_s:
     st.integers(-1, 2**50), st.none() | st.integers(0, 2**32 - 1), ADDRESSES,
     st.lists(st.binary(min_size=8, max_size=8), max_size=40),
 )  # fmt: skip
-def test_what_is_packed_is_unpacked_and_small(
-    newest_us: int, f_cnt: int | None, address: str, keys: list[bytes]
-) -> None:
-    memory = Memory(newest_us, f_cnt, address, deque(keys, maxlen=KEYS))
+def test_what_is_packed_is_unpacked_and_small(last_us: int, f_cnt: int | None, address: str, keys: list[bytes]) -> None:
+    memory = Memory(last_us, f_cnt, address, deque(keys, maxlen=KEYS))
     packed = memory.pack()
     again = unpack(packed)
     assert len(packed) <= 64
-    assert (again.newest_us, again.f_cnt, again.dev_addr) == (newest_us, f_cnt, address)
+    assert (again.last_us, again.f_cnt, again.dev_addr) == (last_us, f_cnt, address)
     assert list(again.keys) == keys[-SAVED_KEYS:] if keys else not again.keys
 
 
@@ -66,3 +64,27 @@ def test_gaps_are_counted_within_a_session_only() -> None:
     assert memory.lost_before(uplink(9)) == 3
     assert memory.lost_before(uplink(2)) is None
     assert memory.lost_before(uplink(9, "00bcb929")) is None
+
+
+def test_a_leap_of_the_counter_is_no_loss_and_the_next_uplink_counts_again() -> None:
+    memory = Memory()
+    memory.remember(uplink(5))
+    assert memory.lost_before(uplink(5 + MAX_GAP)) == MAX_GAP - 1
+    assert memory.lost_before(uplink(2**32 - 1)) is None
+    memory.remember(Uplink(key_of("forged"), dev_addr="49be7df1", f_cnt=2**32 - 1, time=NOON.replace(year=9999)))
+    assert memory.lost_before(uplink(6)) is None
+    assert not memory.known(uplink(6), redelivered=False)
+    memory.remember(uplink(6))
+    assert memory.lost_before(uplink(8)) == 1
+    assert not unpack(memory.pack()).known(uplink(8), redelivered=True), "one time in the future did not stand for good"
+
+
+def test_a_retained_uplink_is_new_only_when_it_is_newer_than_what_was_had() -> None:
+    memory = Memory()
+    assert not memory.known(uplink(5), redelivered=False, retained=True)
+    for n in range(5, 50):
+        memory.remember(uplink(n))
+    saved = unpack(memory.pack())
+    assert saved.known(uplink(5), redelivered=False, retained=True)
+    assert saved.known(uplink(49), redelivered=False, retained=True)
+    assert not saved.known(uplink(50), redelivered=False, retained=True)
