@@ -52,7 +52,7 @@ class LoraDriver:
         received = Received(context.get("received_at") or datetime.now(UTC))
         port = context.get("f_port", context.get("fport"))
         if isinstance(codec, JavaScriptCodec):
-            result = decode_once(program_of(codec, template.name), frame, port)
+            result = decode_once(program_of(codec, template.name), frame, port, received.at)
             decoded = read_object(result, codec.fields, received)
         else:
             decoded = decode_plain(codec, frame, port, received, context.get("object"))

@@ -216,20 +216,20 @@ class Receiver:
             return Decoded(())  # MAC commands, or an uplink that only says: I am here
         try:
             if isinstance(codec, JavaScriptCodec):
-                result = await self._run(device, uplink)
+                result = await self._run(device, uplink, received)
                 return read_object(result, codec.fields, received)
             return decode_plain(codec, uplink.payload, uplink.f_port, received, uplink.decoded)
         except FrameError as error:
             return Decoded((), error.message, error.offset)
 
-    async def _run(self, device: str, uplink: Uplink) -> object:
+    async def _run(self, device: str, uplink: Uplink, received: Received) -> object:
         if self._context.monotonic_s() < self._rests_until_s.get(device, 0.0):
             raise FrameError("its program failed too often and rests", frame=uplink.payload)
         program = self._programs[device]
         assert program is not None
         started_s = perf_counter()
         try:
-            result: object = await self._worker.decode(program, uplink.payload, uplink.f_port)
+            result: object = await self._worker.decode(program, uplink.payload, uplink.f_port, received.at)
         except ProgramFault:
             costly = self._costly.get(device, 0) + 1 if perf_counter() - started_s > COSTLY_S else 0
             self._costly[device] = costly

@@ -1,9 +1,14 @@
 """Vendor JavaScript: right answers, and no way to hang, eat or leave the worker."""
 
 import asyncio
+import base64
+import math
+import struct
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -31,6 +36,11 @@ EVIL = {
     "is no program": "function (",
     "wants files": "function decodeUplink(i) { return {data: require('fs').readFileSync('/etc/passwd')}; }",
     "wants modules": "import('os'); function decodeUplink(i) { return {data: {x: os.getcwd()}}; }",
+    "nests deep": "function decodeUplink(i) { var x = 1; for (var n = 0; n < 900; n++) x = [x]; return {data: {x: x}}; }",
+    "nests objects": "function decodeUplink(i) { var x = 1; for (var n = 0; n < 100; n++) x = {x: x}; return {data: x}; }",
+    "throws half a pair": "function decodeUplink(i) { throw new Error('\\ud800'); }",
+    "returns a big integer": "function decodeUplink(i) { return {data: {x: 10n ** 400n}}; }",
+    "breaks its console": "__printed = {toString: null}; console = null; function decodeUplink(i) { console.log(1); }",
     "breaks JSON": "JSON.stringify = null; function decodeUplink(i) { return {data: 1}; }",
 }
 
@@ -63,6 +73,130 @@ async def test_a_program_that_misbehaves_is_cut_off_and_its_neighbour_answers(na
         await worker.decode(Program(name, EVIL[name]), b"\x01\x04", 3)
     assert time.monotonic() - started_s < 3
     assert await worker.decode(Program("a", GOOD), b"\x01\x04", 3) == {"t": 26, "port": 3}
+
+
+async def test_nothing_of_an_uplink_is_left_for_the_next(worker: Worker) -> None:
+    """Declared once, kept for ever: so an old temperature would be published under a new time."""
+    for keeps in (
+        "var last = {}; function decodeUplink(i) { if (i.bytes.length) last.t = i.bytes[0]; return {data: last}; }",
+        "let last = {}; function decodeUplink(i) { if (i.bytes.length) last.t = i.bytes[0]; return {data: last}; }",
+        "function decodeUplink(i) { if (i.bytes.length) seen = {t: i.bytes[0]}; return {data: typeof seen === 'undefined' ? {} : seen}; }",
+        "function decodeUplink(i) { if (i.bytes.length) Array.prototype.t = i.bytes[0]; return {data: {t: [].t}}; }",
+        "function decodeUplink(i) { var d = decodeUplink; if (i.bytes.length) d.t = i.bytes[0]; return {data: {t: d.t}}; }",
+    ):
+        program = Program("keeps", keeps)
+        assert await worker.decode(program, b"\x07", 1) == {"t": 7}
+        assert await worker.decode(program, b"", 1) == {}
+
+
+async def test_a_program_that_was_cut_off_once_answers_the_next_time(worker: Worker) -> None:
+    moody = Program("moody", "function decodeUplink(i) { while (i.bytes[0]); return {data: {x: 1}}; }")
+    with pytest.raises(ProgramFault):
+        await worker.decode(moody, b"\x01", 1)
+    assert await worker.decode(moody, b"\x00", 1) == {"x": 1}
+    assert worker.kills == 0
+
+
+async def test_a_program_is_told_when_the_uplink_was_received(worker: Worker) -> None:
+    source = """function decodeUplink(input) { return {data: {
+        at: input.recvTime.toISOString(), date: input.recvTime instanceof Date, variables: JSON.stringify(input.variables)}}; }"""
+    at = datetime(2026, 6, 1, 12, 0, 0, 250_000, tzinfo=UTC)
+    said = await worker.decode(Program("a", source), b"", 1, at)
+    assert said == {"at": "2026-06-01T12:00:00.250Z", "date": True, "variables": "{}"}
+    assert (await worker.decode(Program("a", source), b"", 1))["at"] > "2026"
+
+
+async def test_the_form_of_the_things_stack_v2_is_called_when_it_is_the_only_one(worker: Worker) -> None:
+    old = "function Decoder(bytes, port) { return {x: bytes[0] + port}; }"
+    assert await worker.decode(Program("a", old), b"\x05", 2) == {"x": 7}
+    both = old + "function decodeUplink(i) { return {data: Decoder(i.bytes, 100)}; }"
+    assert await worker.decode(Program("b", both), b"\x05", 2) == {"x": 105}
+
+
+async def test_what_a_program_prints_does_not_disturb_and_is_shown_with_its_fault(worker: Worker) -> None:
+    talks = "console.log('hello', {a: 1}, undefined); console.warn([1]); console.error(null); function decodeUplink(i) { console.info(i.fPort); %s }"
+    assert await worker.decode(Program("a", talks % "return {data: {x: 1}};"), b"", 9) == {"x": 1}
+    with pytest.raises(ProgramFault, match=r"""no .*; it printed: hello \{"a":1\} undefined \[1\] null 9"""):
+        await worker.decode(Program("b", talks % "throw new Error('no');"), b"", 9)
+    endless = "function decodeUplink(i) { for (var n = 0; n < 5000; n++) console.log('x'.repeat(1000)); throw new Error('no'); }"
+    with pytest.raises(ProgramFault) as fault:
+        await worker.decode(Program("c", endless), b"", 9)
+    assert len(fault.value.message) < 1000
+
+
+async def buffer(worker: Worker, data: bytes, *expressions: str) -> list[Any]:
+    """What these expressions about `b`, a Buffer of the data, give."""
+    tried = ", ".join(f"(() => {{ try {{ return {e}; }} catch (e) {{ return e.name; }} }})()" for e in expressions)
+    source = f"function decodeUplink(i) {{ var b = Buffer.from(i.bytes); return {{data: {{all: [{tried}]}}}}; }}"
+    result: list[Any] = (await worker.decode(Program(str(expressions), source), data, 1))["all"]
+    return result
+
+
+async def test_a_buffer_reads_numbers_as_struct_does(worker: Worker) -> None:
+    random = Random(1)
+    for length in range(8, 48):
+        await _reads_as_struct(worker, random.randbytes(length), random.randrange(length))
+
+
+async def _reads_as_struct(worker: Worker, data: bytes, offset: int) -> None:
+    formats = {
+        "Int8": "b",
+        "UInt8": "B",
+        "Int16": "h",
+        "UInt16": "H",
+        "Int32": "i",
+        "UInt32": "I",
+        "Float": "f",
+        "Double": "d",
+    }
+    cases = [
+        (f"b.read{name}{order if size > 1 else ''}({offset})", struct.Struct(("<" if order == "LE" else ">") + code))
+        for name, code in formats.items()
+        for order in ("BE", "LE")
+        if (size := struct.calcsize("=" + code))
+    ]
+
+    answers = await buffer(worker, data, *(expression for expression, _ in cases))
+    for (expression, kind), got in zip(cases, answers, strict=True):
+        if offset + kind.size > len(data):
+            assert got == "RangeError", expression
+            continue
+        [want] = kind.unpack_from(data, offset)
+        assert got == (want if math.isfinite(want) else None) or got == pytest.approx(want), expression
+
+
+async def test_a_buffer_does_what_codecs_ask_of_nodes(worker: Worker) -> None:
+    data = "h€llo\x00ÿ".encode()
+    asked = {
+        "b.toString('hex')": data.hex(),
+        "b.toString('base64')": base64.b64encode(data).decode(),
+        "b.toString()": data.decode(),
+        "b.toString('utf8', 0, 4)": "h€",
+        "b.slice(1, 3).toString('latin1')": data[1:3].decode("latin1"),
+        "b.length + b.slice(-2).length": len(data) + 2,
+        "Buffer.from('68656c', 'hex').toString('ascii')": "hel",
+        "Buffer.from(b.toString('base64'), 'base64').equals(b)": True,
+        "new Buffer([1, 300, -1]).toString('hex')": "012cff",
+        "Buffer.concat([Buffer.from([1]), b.slice(0, 1), Buffer.alloc(2, 7)]).toString('hex')": "01680707",
+        "b.readUIntBE(1, 3)": int.from_bytes(data[1:4], "big"),
+        "b.readUIntLE(1, 6)": int.from_bytes(data[1:7], "little"),
+        "b.readIntLE(1, 3)": int.from_bytes(data[1:4], "little", signed=True),
+        "b.readUIntBE(0, 7)": "RangeError",
+        "b.readUInt16BE(1.5)": "TypeError",
+        "b.readInt16LE(-1)": "RangeError",
+        "Buffer.isBuffer(b.subarray(1)) && !Buffer.isBuffer([1])": True,
+        "b[0] === 104 && b instanceof Uint8Array": True,
+        "JSON.stringify(Buffer.from([1, 2]))": '{"type":"Buffer","data":[1,2]}',
+        "b.indexOf('llo') + b.indexOf(0) * 10 + b.indexOf('no')": 4 + 70 - 1,
+        "Buffer.byteLength('€') + Buffer.compare(Buffer.from([1]), Buffer.from([2]))": 2,
+        "(() => { var c = Buffer.alloc(4); c.writeUInt16BE(258, 1); c.write('z', 3); return c.toString('hex'); })()": "0001027a",
+        "Number(Buffer.from([0, 0, 0, 0, 0, 0, 1, 2]).readBigUInt64BE())": 258,
+        "Buffer.from([0xc3, 0x28, 0xe2, 0x82]).toString()": "\ufffd(\ufffd\ufffd",
+        "Buffer.from('x', 'utf-16')": "TypeError",
+        "Array.from(b.map(x => x)).length": len(data),
+    }  # fmt: skip
+    got = await buffer(worker, data, *asked)
+    assert dict(zip(asked, got, strict=True)) == asked
 
 
 async def test_programs_share_nothing(worker: Worker) -> None:
