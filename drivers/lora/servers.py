@@ -66,8 +66,10 @@ class _Server:
         self._no_json = NO_JSON[config.driver]
         self._by_eui = {device.dev_eui: name for name, device in config.devices.items()}
         self._receiver = Receiver(config.devices, context)
-        self._client_id = config.client_id or default_client_id(config, context.link)
-        self._inbox = MqttInbox(config, protocol, self._client_id)
+        kept = bool(context.link)  # a read without a daemon must not acknowledge what waits for the daemon
+        own_id = config.client_id or default_client_id(config, context.link)
+        self._client_id = own_id if kept else f"citygate-read-{secrets.token_hex(4)}"
+        self._inbox = MqttInbox(config, protocol, self._client_id, persistent=kept)
         silent_s = min(
             (device.every_s * SILENT_AFTER for device in config.devices.values() if device.every_s), default=0.0
         )

@@ -154,7 +154,8 @@ class Context:
         state: driver state saved by earlier sets of this link, as (device, key) -> bytes.
         note: a remark about a device for status ("answers late"), with remedy; ("", "") clears it. Device "" is the link.
         up: the link works (connected, subscribed, listening), also when nothing was heard yet; what is emitted says so too.
-        link: the link's name in the operator's file; "" outside a daemon.
+        link: the link's name in the operator's file; "" outside a daemon, where nothing is kept: leave
+            sessions and queues that a daemon goes on with as they are.
     """
 
     emit: Callable[[ReadingSet], Awaitable[Receipt]]

@@ -127,6 +127,7 @@ class RecordingContext:
             state=self.state,
             note=self._note,
             up=self._up,
+            link="recorded",
         )
 
     async def _emit(self, readings: ReadingSet) -> _Done:

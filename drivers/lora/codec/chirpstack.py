@@ -46,8 +46,7 @@ def decode(topic: str, body: bytes) -> Event:
 def _decode(event: str, body: bytes) -> Event:
     said = parse_object(body)
     info = table(said.get("deviceInfo"))
-    named = (info.get("devEui"), *(said.get(key) for key in _EUI_KEYS))
-    dev_eui = next((eui for value in named if (eui := hex_or_base64(value, 16))), "")
+    dev_eui = hex_or_base64(info.get("devEui"), 16) or _older_eui(said)
     if not dev_eui:
         raise FrameError("no DevEUI in the event", frame=body)
     if event in ("up", "rx"):
@@ -56,6 +55,10 @@ def _decode(event: str, body: bytes) -> Event:
         return _status(said, dev_eui)
     text = " ".join(plain(said[key]) for key in ("level", "code", "type", "description", "error") if key in said)
     return Notice(event if event in EVENTS else "other", dev_eui, text)
+
+
+def _older_eui(said: dict[str, Any]) -> str:
+    return next((eui for key in _EUI_KEYS if (eui := hex_or_base64(said.get(key), 16))), "")
 
 
 def _uplink(said: dict[str, Any], dev_eui: str, body: bytes) -> Uplink:

@@ -155,11 +155,13 @@ def number(value: Any) -> float | None:
     """A finite JSON number, or None. Also one written as a string: protobuf JSON allows both."""
     if isinstance(value, str):
         value = float(value) if _DECIMAL.fullmatch(value) else None
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15 else None
+    return value if type(value) in (int, float) and abs(value) < 1e15 else None
 
 
 def whole(value: Any, low: int, high: int) -> int | None:
     """A whole number within bounds, or None; 3.0 is 3."""
+    if type(value) is int:
+        return value if low <= value <= high else None
     found = number(value)
     return int(found) if found is not None and low <= found <= high and found == int(found) else None
 
@@ -192,6 +194,8 @@ def hex_or_base64(value: Any, digits: int) -> str:
 
 def best_copy(heard: list[dict[str, Any]], rssi: str = "rssi") -> dict[str, Any]:
     """The copy received loudest; one that tells no `rssi` counts least. Empty when there is none."""
+    if len(heard) == 1:
+        return heard[0]
     none = float("-inf")
     return max(heard, key=lambda copy: none if (dbm := number(copy.get(rssi))) is None else dbm, default={})
 

@@ -177,8 +177,9 @@ async def test_a_retained_uplink_older_than_what_was_had_is_a_repeat_however_man
         await until(lambda: context.ups)
         await publish(broker, *(event(n) for n in range(50)))
         await until(lambda: len(counts(context)) == 50)
+        await retain(broker, UP, event(30)[1])
+        await until(lambda: context.total("duplicates"))
         await asyncio.sleep(0.2)  # for the acknowledgements to leave
-    await retain(broker, UP, event(3)[1])
     again = HeldContext()
     again.state.update(context.state)
     again.automatic = True
@@ -277,6 +278,25 @@ async def test_two_links_without_a_client_id_do_not_take_each_others_uplinks(bro
         await until(lambda: one.ups and two.ups)
         await publish(broker, *(event(n, eui) for n in range(20) for eui in (EUI, other)))
         await until(lambda: len(counts(one)) == 20 and len(counts(two)) == 20)
+
+
+async def test_a_read_without_a_daemon_takes_nothing_from_the_daemons_session(broker: Mosquitto) -> None:
+    daemon = HeldContext()
+    daemon.automatic = True
+    async with running(CHIRPSTACK.run(link(broker), daemon.context)):
+        await until(lambda: daemon.ups)
+    strangers = [event(n, "24e124713d999999") for n in range(3)]
+    await publish(broker, event(1), *strangers, event(2))
+    reader = HeldContext()
+    async with running(CHIRPSTACK.run(link(broker), dataclasses.replace(reader.context, link=""))):
+        await until(lambda: reader.ups)
+        await publish(broker, event(3))
+        await until(lambda: reader.sets)
+    assert counts(reader) == [3]
+    async with running(CHIRPSTACK.run(link(broker), daemon.context)):
+        await until(lambda: counts(daemon)[-1:] == [3])
+    assert counts(daemon) == [1, 2, 3]
+    assert daemon.counts["unknown_devices"] == 3
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
