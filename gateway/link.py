@@ -66,7 +66,9 @@ class LinkService:
         self._run = DriverRun(self.name, self.emit, clock)
         self.came_up = False
         self._heard_good = False  # in this run
-        self._faults: set[tuple[str, str, int]] = set()  # places that failed on what came in; the traceback of each is kept once
+        self._faults: set[tuple[str, str, int]] = (
+            set()
+        )  # places that failed on what came in; the traceback of each is kept once
         self.requests = RequestQueue()
         self.tap = Tap()
 

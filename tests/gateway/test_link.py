@@ -22,7 +22,7 @@ from gateway.link import LinkService
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.config import DeviceConfig, LinkConfig, Report
 from gateway.sdk.driver import SDK_VERSION, Context, Exchange
-from gateway.sdk.errors import Busy, CitygateError, FrameError, LinkError
+from gateway.sdk.errors import Busy, CitygateError, FrameError, LinkError, foreign
 from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason, no_values
 from gateway.sdk.template import Template, TemplatePoint
 from gateway.sdk.testing import NOON, ManualClock
@@ -155,6 +155,37 @@ async def test_a_link_that_works_is_ok_before_anything_was_heard(log: Log, clock
 
     assert (record.state, record.reason, record.remedy) == ("ok", "", "")
     assert service._context().link == "l"
+
+
+async def test_a_decoder_that_fails_on_a_flood_of_frames_leaves_one_traceback(
+    log: Log, clock: ManualClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = link(log, clock, idle)._context()
+
+    def decode(frame: bytes) -> int:
+        with foreign("frame", frame):
+            return frame[7] if frame else int("none")
+
+    for frame in (b"1", b"2", b"") * 200:
+        with pytest.raises(FrameError) as refused:
+            decode(frame)
+        context.reject(refused.value)
+
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("frame_fault") == 2, "one of each place and kind"
+    assert (said.out + said.err).count("frame_rejected") == 1
+
+
+async def test_a_remark_does_not_hide_what_is_wrong_and_leaves_it_when_it_goes(log: Log, clock: ManualClock) -> None:
+    service = link(log, clock, idle)
+    record, context = service._health.links["l"], service._context()
+    service.failed(LinkError("unplugged"))
+    context.note("", "heard a stranger", "add it")
+    assert record.reason == "unplugged; heard a stranger"
+    context.note("", "heard two strangers", "add them")
+    assert record.reason == "unplugged; heard two strangers"
+    context.note("", "", "")
+    assert record.reason == "unplugged"
 
 
 async def test_remarks_of_an_earlier_run_are_gone_when_the_driver_starts_again(log: Log, clock: ManualClock) -> None:

@@ -103,8 +103,11 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise FrameError(f"message of {len(body)} bytes, at most {MAX_MESSAGE_BYTES}", frame=body)
     try:
         parsed = json.loads(body, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise NoJson(f"not JSON: {error}", frame=body) from None
+    except RecursionError:
+        raise FrameError(f"nested deeper than {MAX_DEPTH}", frame=body) from None
+    except ValueError as error:  # the same words for all: what comes again and again is counted as one
+        at = getattr(error, "pos", getattr(error, "start", 0))  # of bad JSON, of bad UTF-8
+        raise NoJson("not JSON", frame=body, offset=at) from None
     if not isinstance(parsed, dict):
         raise FrameError(f"a JSON object expected, not {type(parsed).__name__}", frame=body)
     if body.count(b"{") + body.count(b"[") > MAX_DEPTH and too_deep(parsed):

@@ -162,7 +162,7 @@ def test_half_a_surrogate_pair_costs_at_most_the_message(name: str) -> None:
 
 def test_what_is_nested_deep_is_refused_before_anybody_walks_through_it() -> None:
     for deep in ("[" * 980 + "]" * 980, '{"a":' * 200 + "1" + "}" * 200, "[" * 65 + "]" * 65):
-        with pytest.raises(FrameError, match=r"nested|recursion"):
+        with pytest.raises(FrameError, match="nested"):
             chirpstack.decode(UP_TOPIC, b'{"devEUI": "0202020202020202", "object": %s}' % deep.encode())
     flat = chirpstack_up(object={"a": [[n] for n in range(200)]})
     assert len(flat.decoded["a"]) == 200
