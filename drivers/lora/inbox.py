@@ -140,17 +140,7 @@ class MqttInbox:
 
     def _make(self, paho: Any) -> Any:
         v5 = self._protocol == "5"
-        broken = self._broken
-
-        class Client(paho.Client):  # type: ignore[misc]  # paho is loaded only here
-            def loop_forever(self, *args: Any, **more: Any) -> Any:
-                """An answer that is no MQTT raises in here; without this its thread would end and nobody would know."""
-                try:
-                    return super().loop_forever(*args, **more)
-                except Exception as error:  # noqa: BLE001 - reported as the loss of the connection that it is
-                    return broken(error)
-
-        client = Client(
+        client = paho.Client(
             paho.CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             clean_session=None if v5 else not self._persistent,
@@ -224,9 +214,6 @@ class MqttInbox:
     def _put(self, message: Message) -> None:
         self._queue.append(message)
         self._more.set()
-
-    def _broken(self, error: Exception) -> None:
-        self._cross(self._lose, f"what broker {self._config.url} sends is no MQTT: {type(error).__name__}: {error}")
 
     def _disconnected(self, reason: str) -> None:
         if self._connected:

@@ -373,6 +373,8 @@ OK5, OK3 = bytes((0x20, 3, 0, 0, 0)), bytes((0x20, 2, 0, 0))
         ("3.1.1", [OK3, bytes((0x90, 6, 0, 1, 0x80, 1, 1, 1))], "its ACL must let this user read"),
         ("5", [OK5, bytes((0x90, 7, 0, 1, 0, 1, 1, 1, 1)) + bytes((0xE0, 2, 0x8E, 0))], "another client connects with the client id test"),
         ("5", [b"\x20\x7f" + b"\xff" * 127], "MQTT"),
+        ("5", [OK3], "whether it speaks MQTT 5"),
+        ("5", [OK5, bytes((0x90, 2, 0, 1))], "closed the connection: Protocol error"),
         ("5", [b"HTTP/1.1 400 Bad Request\r\n\r\n", None], "whether it speaks MQTT 5"),
     ],
 )  # fmt: skip
@@ -395,6 +397,14 @@ async def test_a_refused_topic_of_an_older_server_does_not_stop_the_link() -> No
     answers = (OK5, bytes((0x90, 7, 0, 1, 0, 1, 0x87, 0x87, 0x87)))
     async with fake_broker(*answers) as url, running(CHIRPSTACK.run(link(_At(url)), context.context)):  # type: ignore[arg-type]
         await until(lambda: context.ups)
+
+
+async def test_a_topic_that_is_no_text_costs_its_message() -> None:
+    context = HeldContext()
+    bad_topic = bytes((0x32, 7, 0, 1, 0xFF, 0, 7, 0, 0x61))
+    answers = (OK5, bytes((0x90, 7, 0, 1, 0, 1, 1, 1, 1)) + bad_topic + bad_topic)
+    async with fake_broker(*answers) as url, running(CHIRPSTACK.run(link(_At(url)), context.context)):  # type: ignore[arg-type]
+        await until(lambda: len(context.rejected) == 2)
 
 
 async def test_a_wrong_password_and_an_unknown_user_are_told_apart_from_a_missing_right(tmp_path: Path) -> None:
