@@ -1,6 +1,7 @@
 """The head: the newest part of the log, in memory, bounded by bytes. Pure; who waits and what is written is decided above."""
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from operator import attrgetter
 
 from gateway.log.segment import Entry
@@ -45,12 +46,22 @@ class Head:
     def drop_oldest(self, down_to_bytes: int) -> list[Entry]:
         """Make room by giving up the oldest sets: the card has failed and nobody took them."""
         excess, count = self.size_bytes - down_to_bytes, 0
-        while excess > 0 and count < len(self.entries) - 1:
+        while excess > 0 and count < len(self.entries):
             excess -= self.entries[count].size_bytes
             count += 1
         dropped = self.entries[:count]
         self._forget(count)
         return dropped
+
+    def take_out(self, seqs: Iterable[int]) -> None:
+        """Forget single sets."""
+        gone = set(seqs)
+        kept = [entry for entry in self.entries if entry.seq not in gone]
+        for entry in self.entries:
+            if entry.seq in gone:
+                self.size_bytes -= entry.size_bytes
+                self.readings -= len(entry.readings)
+        self.entries = kept
 
     def _forget(self, count: int) -> int:
         gone = self.entries[:count]

@@ -1,16 +1,20 @@
 """Held: what one broker will not take now. *Later* with a next try, *dead letter* without; bounded, readings copied."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Literal, Protocol, TypeVar
 
-from gateway.log.segment import Columns, Stamp, entries_of, microseconds, wall_time
+from gateway.log.isolate import REASON
+from gateway.log.refusal import of_the_file
+from gateway.log.segment import Columns, DamagedSegment, Entry, Stamp, entries_of, microseconds, wall_time
 from gateway.log.store import Gap, HeldRow, Store
 from gateway.sdk.errors import LogError
 
 MAX_PIECES: Final = 2000
 MAX_BYTES: Final = 16 * 2**20
+MAX_REASON: Final = 1000  # characters; what a broker says can be a page
 _ROW_BYTES: Final = 200  # what a piece costs beside its readings
 T = TypeVar("T")
 
@@ -45,12 +49,16 @@ class HeldPiece:
 
 
 class Held:
-    """The table of held pieces. A piece is on the card when `hold` returns, so the cursor may move on."""
+    """The table of held pieces. A piece is on the card when `hold` returns, so the cursor may move on.
+
+    One change after the other: what is decided on a row still holds when it is written.
+    """
 
     def __init__(self, job: Job, stamp: Callable[[], Stamp]) -> None:
         self._rows: dict[int, HeldRow] = {}
         self._job = job
         self._stamp = stamp
+        self._one_at_a_time = asyncio.Lock()
         self.dropped = 0
 
     async def hold(
@@ -67,6 +75,8 @@ class Held:
     ) -> int:
         """Set readings aside; without `next_try_at` as a dead letter. Returns the piece's id.
 
+        A piece that cannot be written although others can is given up, counted in a gap record; its id is 0.
+
         Raises:
             LogError: the card refuses; the cursor must not move on.
         """
@@ -75,14 +85,18 @@ class Held:
         entries = entries_of(readings, self._stamp())
         next_us = None if next_try_at is None else microseconds(next_try_at)
         at_us = microseconds(at)
-        row = HeldRow(0, broker, entity, device, reason, at_us, at_us, tries, next_us, len(readings.seq), 0)
-        drop = self._surplus(len(readings.seq) * 16 + _ROW_BYTES)
-        row = await self._job(lambda store: _put(store, row, entries, drop, at_us))
-        for gone in drop:
-            self._rows.pop(gone.id, None)
-            self.dropped += gone.readings
-        self._rows[row.id] = row
-        return row.id
+        new = HeldRow(0, broker, entity, device, _plain(reason), at_us, at_us, tries, next_us, len(readings.seq), 0)
+        async with self._one_at_a_time:
+            drop = self._surplus(len(readings.seq) * 16 + _ROW_BYTES)
+            row = await self._job(lambda store: _put_or_count(store, new, entries, drop, at_us))
+            for gone in drop:
+                self._rows.pop(gone.id, None)
+                self.dropped += gone.readings
+            if row is None:
+                self.dropped += new.readings
+                return 0
+            self._rows[row.id] = row
+            return row.id
 
     def _surplus(self, need_bytes: int) -> list[HeldRow]:
         """What must go so that another piece fits: dead letters first, the oldest first."""
@@ -126,44 +140,58 @@ class Held:
         return wall_time(min(times)) if times else None
 
     async def readings(self, piece: int) -> Columns:
-        """The readings of a piece, as they were when it was held."""
-        return await self._job(lambda store: store.held_readings(piece))
+        """The readings of a piece, as they were when it was held; none when they cannot be read any more: it is given up."""
+        try:
+            return await self._job(lambda store: store.held_readings(piece))
+        except DamagedSegment:
+            await self._give_up([piece], self._rows[piece].last_us if piece in self._rows else 0, "damage")
+            return Columns(0)
 
     async def tried(self, piece: int, *, reason: str, at: datetime, next_try_at: datetime | None) -> None:
         """Offered again and not taken; without `next_try_at` it becomes a dead letter."""
         next_us = None if next_try_at is None else microseconds(next_try_at)
-        row = self._rows[piece]
-        row = replace(row, reason=reason, last_us=microseconds(at), tries=row.tries + 1, next_us=next_us)
-        await self._update([row])
+        last_us, said = microseconds(at), _plain(reason)
+        await self._update(
+            [piece], lambda row: replace(row, reason=said, last_us=last_us, tries=row.tries + 1, next_us=next_us)
+        )
 
     async def requeue(self, pieces: Sequence[int], at: datetime) -> int:
         """Try these at once, dead letters too; the count of tries starts again. Returns how many there were."""
-        rows = [self._rows[number] for number in pieces if number in self._rows]
-        await self._update([replace(row, tries=0, next_us=microseconds(at)) for row in rows])
-        return len(rows)
+        at_us = microseconds(at)
+        return await self._update(pieces, lambda row: replace(row, tries=0, next_us=at_us))
 
-    async def _update(self, rows: Sequence[HeldRow]) -> None:
-        def work(store: Store) -> None:
-            for row in rows:
-                store.put_held(row, (), ())
+    async def _update(self, pieces: Sequence[int], change: Callable[[HeldRow], HeldRow]) -> int:
+        """Change those that are still there; returns how many."""
+        async with self._one_at_a_time:
+            rows = [change(self._rows[number]) for number in pieces if number in self._rows]
 
-        await self._job(work)
-        self._rows.update((row.id, row) for row in rows)
+            def work(store: Store) -> None:
+                for row in rows:
+                    store.put_held(row, (), ())
+
+            await self._job(work)
+            self._rows.update((row.id, row) for row in rows)
+            return len(rows)
 
     async def release(self, pieces: Sequence[int]) -> None:
         """The broker has taken them."""
-        await self._job(lambda store: store.drop_held(pieces))
-        for number in pieces:
-            self._rows.pop(number, None)
+        async with self._one_at_a_time:
+            await self._job(lambda store: store.drop_held(pieces))
+            for number in pieces:
+                self._rows.pop(number, None)
 
     async def purge(self, pieces: Sequence[int], at: datetime) -> int:
         """Give them up, counted in a gap record. Returns how many there were."""
-        rows = [self._rows[number] for number in pieces if number in self._rows]
-        gaps = [_gap(row, microseconds(at), "purged") for row in rows]
-        await self._job(lambda store: store.drop_held([row.id for row in rows], gaps))
-        for row in rows:
-            del self._rows[row.id]
-        return len(rows)
+        return await self._give_up(pieces, microseconds(at), "purged")
+
+    async def _give_up(self, pieces: Sequence[int], at_us: int, reason: str) -> int:
+        async with self._one_at_a_time:
+            rows = [self._rows[number] for number in pieces if number in self._rows]
+            gaps = [_gap(row, at_us, reason) for row in rows]
+            await self._job(lambda store: store.drop_held([row.id for row in rows], gaps))
+            for row in rows:
+                self._rows.pop(row.id, None)
+            return len(rows)
 
     def take(self, rows: Sequence[HeldRow]) -> None:
         """The file was opened late or anew: what it holds."""
@@ -189,7 +217,26 @@ class Held:
         ]
 
 
-def _put(store: Store, row: HeldRow, entries: Sequence[Any], drop: Sequence[HeldRow], at_us: int) -> HeldRow:
+def _put_or_count(
+    store: Store, row: HeldRow, entries: Sequence[Entry], drop: Sequence[HeldRow], at_us: int
+) -> HeldRow | None:
+    """Write a piece; one that cannot be written although another can is counted as given up: then None."""
+    try:
+        return _put(store, row, entries, drop, at_us)
+    except Exception as error:
+        if of_the_file(error) or not store.can_hold():
+            raise
+    lost = Gap(at_us, row.first_us, row.last_us, row.readings, REASON, {row.broker: row.readings})
+    store.drop_held([gone.id for gone in drop], [*(_gap(gone, at_us, "held") for gone in drop), lost])
+    return None
+
+
+def _plain(text: str) -> str:
+    """What a broker said, as text that can be stored: it may be long, and hold halves of characters."""
+    return text[:MAX_REASON].encode("utf-8", "replace").decode()
+
+
+def _put(store: Store, row: HeldRow, entries: Sequence[Entry], drop: Sequence[HeldRow], at_us: int) -> HeldRow:
     number = store.put_held(row, entries, [gone.id for gone in drop], [_gap(gone, at_us, "held") for gone in drop])
     return replace(row, id=number, size_bytes=store.held_size(number))
 

@@ -90,6 +90,12 @@ class LastValues:
                     self._unsure[series] = kept
         return bad
 
+    def forget(self, series: Iterable[int]) -> None:
+        """Points whose newest reading cannot be kept."""
+        for number in series:
+            for table in (self._latest, self._good, self._unsure, self._changed):
+                table.pop(number, None)
+
     def note_unreported(self, series: int, reading: Reading, stamp: Stamp) -> None:
         """A reading that thinning keeps from the log: seen on the page, never sent."""
         kept = _Kept(reading, 0, stamp)

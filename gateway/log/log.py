@@ -6,6 +6,8 @@ import fcntl
 import os
 import secrets
 import sqlite3
+import stat
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -16,18 +18,21 @@ from typing import Any, Final, Literal, TypeVar
 import structlog
 
 from gateway.clock import BoxClock
+from gateway.log import isolate
 from gateway.log.boots import STEP_US, Boot, Boots
 from gateway.log.head import Head
 from gateway.log.held import Held
+from gateway.log.isolate import Unwritable
 from gateway.log.last_values import LastValues
+from gateway.log.refusal import KEPT, Gone, NotOurs, Refusal, is_damage, of_the_file, refusal
 from gateway.log.retention import Retention
-from gateway.log.salvage import Report, finish, salvage
+from gateway.log.salvage import Report, finish, put_aside, rescue, salvage
 from gateway.log.segment import Columns as Columns
 from gateway.log.segment import Entry, Stamp, entries_of, microseconds, put_entries, wall_time
 from gateway.log.segment import Series as Series
 from gateway.log.segment import TimeState as TimeState
 from gateway.log.stats import HOUR_US, Statistics
-from gateway.log.store import Batch, Committed, Connection, Gap, Loaded, Store
+from gateway.log.store import Batch, Committed, Connection, Gap, HeldRow, Loaded, Store
 from gateway.log.writer import Writer
 from gateway.sdk.driver import Clock
 from gateway.sdk.errors import LogError
@@ -42,7 +47,11 @@ _DRAIN_S: Final = 60.0  # a cursor that moved over stored segments is written wi
 _RETRY_S: Final = 5.0
 _FUTURE: Final = timedelta(minutes=5)
 _STEP_GRACE_S: Final = 600.0  # how long after a step a reading may still carry a time of before
-_DAMAGE: Final = (11, 26)  # SQLITE_CORRUPT, SQLITE_NOTADB
+_STATE_BYTES: Final = 4096  # of one value; what is longer would wear the card with every uplink
+_STATE_KEYS: Final = 1000  # of one device
+_GIVEN_UP_KEPT: Final = 1000  # stretches of numbers, for receipts that ask later
+_SLOWEST_FADES: Final = 0.95  # how much of the slowest commit is remembered from one to the next
+_HEADROOM: Final = 1.5  # a commit may take that much longer than the slowest so far
 _LATE_SERIES: Final = 1 << 30  # series made while the file could not be read get numbers from here on
 _NO_BOOT: Final = Boot(1, "")
 _events = structlog.get_logger()
@@ -106,16 +115,23 @@ class _Lane:
 class SetReceipt:
     """Receipt of one appended set; see `gateway.sdk.driver.Receipt`."""
 
-    __slots__ = ("_log", "_seq")
+    __slots__ = ("_log", "_number")
 
-    def __init__(self, log: "Log", seq: int) -> None:
+    def __init__(self, log: "Log", number: int) -> None:
         self._log = log
-        self._seq = seq
+        self._number = number  # within this run: the sequence number changes when the file is opened late
 
     @property
     def durable(self) -> Awaitable[None]:
         """Resolves when committed or settled by all; `LogError` when the set had to be given up before."""
-        return self._log._when_durable(self._seq)
+        return self._log._when_durable(self._log.first_seq + self._number)
+
+
+class Names(dict[int, Series]):
+    """Series by number. One whose name was lost with a damaged record has none: nobody takes it, nobody stumbles over it."""
+
+    def __missing__(self, number: int) -> Series:
+        return Series(number, "", "")
 
 
 @dataclass(slots=True)
@@ -155,7 +171,7 @@ class Log:
         self._writer = Writer()
         self._store: Store | None = None
         now_s, now_us = clock.monotonic_s(), microseconds(clock.now())
-        self.series: dict[int, Series] = {}
+        self.series: dict[int, Series] = Names()
         self.boots = Boots([_NO_BOOT], _NO_BOOT.id)
         self.last_values = LastValues(self.series, self.boots)
         self.held = Held(self._job, lambda: self._stamp)
@@ -185,6 +201,13 @@ class Log:
         self._room = self._loop.create_future()
         self._receipts: list[tuple[int, asyncio.Future[None]]] = []
         self._failure = ""
+        self._remedy = ""
+        self._unkept = ""  # what of the housekeeping cannot be made
+        self._in_doubt = False  # whether a commit that failed may have been written after all
+        self._slowest_s = 0.0  # a commit, of late
+        self._recount_due = False
+        self._given_up: deque[tuple[int, int, str]] = deque(maxlen=_GIVEN_UP_KEPT)  # first, last number, why
+        self._unwritable = ""
         self._bad_since = clock.now()
         self._failed_s = 0.0
         self._dropping = ""
@@ -208,14 +231,16 @@ class Log:
         """Open or make the file, take over cursors, restore the last values.
 
         A card that is full, read-only or absent does not stop it: the newest readings are kept in memory and the file
-        is tried again. A damaged file is set aside and what is sound in it is taken over.
+        is tried again. A damaged file is set aside and what is sound in it is taken over; a file that is no log of ours,
+        or that of a newer citygate, is set aside as it is.
 
         Args:
             connect: opens the database, for tests.
 
         Raises:
-            LogError: another daemon has the file, it is not ours, or a newer citygate wrote it.
+            LogError: another daemon has the file.
         """
+        settings = replace(settings, path=_real(settings.path))
         log = cls(settings, clock, _lock(settings.path), connect)
         log._lanes = {consumer.name: _Lane(consumer, 0) for consumer in consumers}
         try:
@@ -240,32 +265,51 @@ class Log:
         name, at = self._boot_name, self._clock.now()
         try:
             store, loaded, report = await self._writer.submit(lambda: self._open_store(name, at))
-        except (sqlite3.Error, OSError) as error:
+        except Refusal as error:
             self._fail(error)
             return
         self._store = store
         try:
             await self._take_over(loaded, report)
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001  told in status, tried again: the box goes on without the file
             self._store = None
-            await self._writer.submit(store.close)
+            with contextlib.suppress(Exception):
+                await self._writer.submit(store.close)
             self._fail(error)
 
     def _open_store(self, boot_name: str, at: datetime) -> tuple[Store, Loaded, Report | None]:
-        """In the writer thread: open, after salvage when the file is damaged."""
+        """In the writer thread: open, after salvage when the file is damaged, anew when it is not ours.
+
+        Raises:
+            Refusal: it cannot be opened now.
+            LogError: another daemon has it.
+        """
+        path = self.settings.path
+        if self._lock < 0:
+            self._lock = _lock(path)
+        try:
+            finish(path)
+            _must_be_a_file(path)
+            return self._open_or_replace(boot_name, at)
+        except Exception as error:
+            raise error if isinstance(error, Refusal) else refusal(error, path) from error
+
+    def _open_or_replace(self, boot_name: str, at: datetime) -> tuple[Store, Loaded, Report | None]:
         path, size = self.settings.path, self.settings.max_size_bytes
-        report = None
-        finish(path)
         try:
             store = Store(path, size, self._connect)
-            loaded = _load(store, boot_name, at)
-        except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
+            return store, _load(store, boot_name, at), None
+        except NotOurs as error:
+            report = put_aside(path, error, at)
+        except Exception as error:
+            if of_the_file(error) and not is_damage(error):
                 raise
-            report = salvage(path, size, at)
-            store = Store(path, size, self._connect)
-            loaded = _load(store, boot_name, at)
-        return store, loaded, report
+            try:  # rows that cannot be understood are as good as damaged
+                report = salvage(path, size, at)
+            except NotOurs as other:
+                report = put_aside(path, other, at)
+        store = Store(path, size, self._connect)
+        return store, _load(store, boot_name, at), report
 
     async def _take_over(self, loaded: Loaded, report: Report | None) -> None:
         """The file is open: number the sets that were waiting for it, join the consumers."""
@@ -277,6 +321,9 @@ class Log:
         self._store.now_us = self._trusted_now_us
         self._stamp = self._stamp_now()
         late = self._next_seq > 1
+        # a file that was open before and could not be used for a while: memory knows better how far everybody is
+        mine = dict(self._cursors) if self.first_seq else {}
+        self._pending.boots = []  # of before the file told how boots are numbered
         self._renumber(loaded.start << 32, self._take_series(loaded))
         self._take_last_values(loaded, late=late)
         self.held.take(loaded.held)
@@ -284,7 +331,7 @@ class Log:
         for (device, key), value in loaded.states.items():
             self._states.setdefault(device, {}).setdefault(key, value)
         self._gaps = loaded.gaps
-        self._cursors = dict(loaded.cursors)
+        self._cursors = {name: max(seq, mine.get(name, 0)) for name, seq in {**mine, **loaded.cursors}.items()}
         self._stored_last = loaded.last
         for lane in self._lanes.values():
             await self._join(lane, max(self._stored_last, self.first_seq), salvaged=report is not None)
@@ -320,6 +367,10 @@ class Log:
     def _renumber(self, first_seq: int, series: Mapping[int, int]) -> None:
         """Numbers given before the file could be read were provisional, below all that a file can hold."""
         more = first_seq - self.first_seq
+        self._given_up = deque(((a + more, b + more, why) for a, b, why in self._given_up), self._given_up.maxlen)
+        if self._before_step is not None:
+            old, stepped_s = self._before_step
+            self._before_step = replace(old, boot=self.boots.current), stepped_s
         stamps = {e.stamp: replace(e.stamp, boot=self.boots.current) for e in self._head.entries}
         self.first_seq = first_seq
         self._next_seq += more
@@ -344,19 +395,28 @@ class Log:
         if cursor is None:
             cursor = 0 if salvaged else await self._start_of(consumer, now)
         self._cursors[consumer.name] = lane.cursor = cursor
+        lane.empty_upto = 0
         self._pending.cursors.add(consumer.name)
         lane.stored, lane.oldest_us = await self._job(lambda store: store.owed(cursor))
         if not lane.stored:
-            lane.cursor = max(cursor, sent_upto)
+            lane.cursor = max(lane.cursor, sent_upto)
 
     async def set_consumers(self, consumers: Sequence[Consumer]) -> None:
         """The config has changed: who reads from now on. One that is gone holds nothing back and keeps its cursor."""
-        lanes = {}
+        now, before = self._next_seq - 1, self._lanes
+        lanes = {consumer.name: before.get(consumer.name) or _Lane(consumer, 0) for consumer in consumers}
+        # from here on nothing that is in memory now is forgotten before a new one has its place
+        self._lanes = {**before, **lanes}
         for consumer in consumers:
-            lane = lanes[consumer.name] = self._lanes.get(consumer.name) or _Lane(consumer, 0)
+            lane = lanes[consumer.name]
             lane.consumer = consumer
-            if consumer.name not in self._lanes and self._store is not None:
-                await self._join(lane, self._next_seq - 1)
+            if consumer.name not in before and self._store is not None:
+                try:
+                    await self._join(lane, now)
+                except LogError:  # told in status; rather too much for it than too little
+                    lane.cursor = self._cursors.setdefault(consumer.name, 0)
+                    self._pending.cursors.add(consumer.name)
+                    self._recount_due = True
         self._lanes = lanes
         self._settled_by_all()
         self._wake()
@@ -376,56 +436,87 @@ class Log:
         Raises:
             LogError: the file cannot be used now.
         """
-        if self._store is None:
-            raise LogError(self._failure or f"{self.settings.path} is not open")
-        try:
-            result, report = await self._writer.submit(lambda: self._run(work))
-        except (sqlite3.Error, OSError) as error:
-            raise LogError(f"{self.settings.path}: {error}") from error
-        if report is not None:
-            await self._after_salvage(report)
-        return result
+        return await self._writer.submit(lambda: self._run(work))
 
-    def _run(self, work: Callable[[Store], T]) -> tuple[T, Report | None]:
+    def _run(self, work: Callable[[Store], T]) -> T:
         """In the writer thread."""
-        store = self._store
-        assert store is not None
         try:
-            return work(store), None
-        except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
-                raise
-        with contextlib.suppress(sqlite3.Error):
-            store.close()
+            store = self._store
+            if store is None:
+                raise LogError(self._failure or f"{self.settings.path} is not open")
+            try:
+                return work(store)
+            except Exception as error:
+                if not isinstance(error, Gone) and not is_damage(error):
+                    raise
+                return work(self._renewed(store, error))
+        except LogError:
+            raise
+        except Exception as error:
+            raise refusal(error, self.settings.path) from error
+
+    def _renewed(self, store: Store, error: Exception) -> Store:
+        """In the writer thread: what can be saved of a file that is damaged, or gone from its path, in a new one."""
+        path, size, at = self.settings.path, self.settings.max_size_bytes, self._clock.now()
         try:
-            report = salvage(self.settings.path, self.settings.max_size_bytes, self._clock.now())
-            fresh = Store(self.settings.path, self.settings.max_size_bytes, self._connect)
-            _load(fresh, self._boot_name, self._clock.now())
+            if isinstance(error, Gone):
+                self._lock_again()
+                report = rescue(store, path, str(error), at)
+            else:
+                with contextlib.suppress(sqlite3.Error):
+                    store.close()
+                report = salvage(path, size, at)
+            fresh = Store(path, size, self._connect)
+            _load(fresh, self._boot_name, at)
         except BaseException:
-            self._store = None  # the next commit opens the file anew
+            if store.closed:
+                self._store = None  # the next commit opens the file anew
             raise
         fresh.boots, fresh.now_us = self.boots, self._trusted_now_us
         self._store = fresh
-        return work(fresh), report
+        # not by the result of the job: whoever waits for that may be cancelled
+        self._loop.call_soon_threadsafe(self._made_anew, report, fresh.gaps(), fresh.held_rows())
+        return fresh
 
-    async def _after_salvage(self, report: Report) -> None:
+    def _lock_again(self) -> None:
+        """Whoever deleted the file may have deleted the lock beside it; then another daemon may have it by now."""
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(f"{self.settings.path}.lock"), os.fstat(self._lock)):
+                return
+        lock = _lock(self.settings.path)
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = lock
+
+    def _made_anew(self, report: Report, gaps: list[Gap], held: list[HeldRow]) -> None:
         """The file was made anew while running: what memory knows better goes into it with the next commit."""
-        self._pending.series.update((s.id, (s.device, s.point)) for s in self.series.values())
-        self._pending.cursors.update(self._lanes)
-        self._pending.boots += self.boots.rows()
-        if self._store is not None:
-            self._gaps = await self._writer.submit(self._store.gaps)
-            self.held.take(await self._writer.submit(self._store.held_rows))
+        pending = self._pending
+        pending.series.update((s.id, (s.device, s.point)) for s in self.series.values())
+        pending.cursors.update(self._cursors)
+        pending.boots += self.boots.rows()
+        for device, state in self._states.items():
+            for key, value in state.items():
+                pending.states[device, key] = value
+        self._gaps = gaps
+        self.held.take(held)
         self._note_salvage(report)
-        await self._recount()
+        if report.all_lost:
+            owed = {name: lane.stored for name, lane in self._lanes.items()}
+            gap = Gap(microseconds(self._clock.now()), None, None, max(owed.values(), default=0), "damage", owed)
+            pending.gaps.append(gap)
+            self._note_gaps([gap])
+        self._recount_due = True
+        self._housekeeping_at_s = self._clock.monotonic_s()
         self._start_commit()
 
     def _note_salvage(self, report: Report) -> None:
         self._salvaged = report
+        self._bad_since = self._clock.now()
         _events.error("log_salvaged", path=str(self.settings.path), report=str(report))
 
     async def _recount(self) -> None:
-        for lane in self._lanes.values():
+        self._recount_due = False
+        for lane in tuple(self._lanes.values()):
             cursor = lane.cursor
             lane.stored, lane.oldest_us = await self._job(partial(_owed, after=cursor))
 
@@ -436,30 +527,36 @@ class Log:
         head = self._head
         while head.full:
             await self._wait_for_room()
+        if self._closed:
+            raise LogError(f"{self.settings.path} is closed: the set was not taken")
         if readings.state:
             self._note_state(readings.device, readings.state)
         items = readings.readings
         if not items:
-            return SetReceipt(self, self._next_seq - 1)  # as durable as all before it: a repeat waits for the first
+            return self._receipt(self._next_seq - 1)  # as durable as all before it: a repeat waits for the first
         seq = self._next_seq
-        self._next_seq = seq + 1
-        ids = self._ids.get(readings.device)
-        try:
-            series = tuple([ids[reading.point] for reading in items])  # type: ignore[index]  # None: a new device
-        except (KeyError, TypeError):
-            series = self._new_series(readings)
         now, now_s = self._clock.now(), self._clock.monotonic_s()
-        stamp = self._stamp_of(items[0], now, now_s)
-        size_bytes = _READING_BYTES * len(items)
-        for reading in items:
-            if isinstance(reading.value, str):
-                size_bytes += 2 * len(reading.value)
-        entry = Entry(seq, series, items, stamp, now_s, size_bytes)
+        series: tuple[int, ...] = ()
+        try:  # all that the set itself can spoil comes before it is in the head
+            ids = self._ids.get(readings.device)
+            try:
+                series = tuple([ids[reading.point] for reading in items])  # type: ignore[index]  # None: a new device
+            except (KeyError, TypeError):
+                series = self._new_series(readings)
+            stamp = self._stamp_of(items[0], now, now_s)
+            size_bytes = _READING_BYTES * len(items)
+            for reading in items:
+                if isinstance(reading.value, str):
+                    size_bytes += 2 * len(reading.value)
+            entry = Entry(seq, series, items, stamp, now_s, size_bytes)
+            late = now - items[0].observed_at
+            bad = self.last_values.note(entry, now + _FUTURE if stamp.source > 1 else None)
+            self.statistics.note(series, (late.days * 86_400 + late.seconds) * 1_000_000 + late.microseconds, bad)
+        except Exception as error:  # noqa: BLE001  counted and told; the next set is another one
+            return self._spoilt(readings, series, error)
+        self._next_seq = seq + 1
         head.append(entry)
         self._appended += len(items)
-        bad = self.last_values.note(entry, now + _FUTURE if stamp.source > 1 else None)
-        late = now - items[0].observed_at
-        self.statistics.note(series, (late.days * 86_400 + late.seconds) * 1_000_000 + late.microseconds, bad)
         if not self._arrival.done():
             self._arrival.set_result(None)
         if self.settings.commit_every_s == 0:
@@ -468,7 +565,41 @@ class Log:
             self._start_commit()
         elif self._timer is None:
             self._arm()
-        return SetReceipt(self, seq)
+        return self._receipt(seq)
+
+    def _receipt(self, seq: int) -> SetReceipt:
+        return SetReceipt(self, seq - self.first_seq)
+
+    def _spoilt(self, readings: ReadingSet, series: tuple[int, ...], error: Exception) -> SetReceipt:
+        """A set that is none: it is not taken, and counted."""
+        device = readings.device if isinstance(readings.device, str) else repr(readings.device)[:100]
+        self.last_values.forget(series)
+        seq = self._next_seq
+        self._next_seq = seq + 1
+        self._given_up.append((seq, seq, f"{type(error).__name__}: {error}"))
+        try:
+            count = len(readings.readings)
+        except TypeError:
+            count = 0
+        now_us = microseconds(self._clock.now())
+        gap = Gap(now_us, now_us, now_us, count, isolate.REASON, dict.fromkeys(self._lanes, count))
+        self._count_later(gap)
+        self._note_unwritable(f"a set of {device}: {type(error).__name__}: {error}")
+        return self._receipt(seq)
+
+    def _count_later(self, gap: Gap) -> None:
+        """A gap record for the next commit."""
+        newest = self._pending.gaps[-1] if self._pending.gaps else None
+        if newest is not None and newest.reason == gap.reason:
+            self._pending.gaps[-1] = _joined(newest, gap)
+        else:
+            self._pending.gaps.append(gap)
+        self._note_gaps([gap])
+
+    def _note_unwritable(self, what: str) -> None:
+        if what != self._unwritable:
+            _events.error("log_unwritable", path=str(self.settings.path), what=what)
+        self._unwritable = what
 
     async def _written(self, seq: int) -> None:
         """Until the set is on the card, or the card has refused: then it stays in the head like any other."""
@@ -485,25 +616,29 @@ class Log:
         await asyncio.shield(self._room)
 
     def _give_up(self, entries: Sequence[Entry]) -> None:
-        upto = entries[-1].seq if entries else 0
-        owed = {
-            name: sum(len(entry.readings) for entry in entries if entry.seq > lane.cursor)
-            for name, lane in self._lanes.items()
-        }
-        readings = sum(len(entry.readings) for entry in entries)
-        first, last = entries[0].readings[0].observed_at, entries[-1].readings[0].observed_at
-        gap = Gap(microseconds(self._clock.now()), microseconds(first), microseconds(last), readings, "memory", owed)
-        newest = self._pending.gaps[-1] if self._pending.gaps else None
-        if newest is not None and newest.reason == gap.reason:
-            self._pending.gaps[-1] = _joined(newest, gap)
-        else:
-            self._pending.gaps.append(gap)
-        self._note_gaps([gap])
+        if not entries:
+            return
+        gap = isolate.lost(list(entries), microseconds(self._clock.now()), self._places())
+        self._count_later(replace(gap, reason="memory"))
+        self._fail_receipts(entries[0].seq, entries[-1].seq, "refused the set and memory is full")
+
+    def _places(self) -> dict[str, int]:
+        """Consumer -> settled up to."""
+        return {name: lane.cursor for name, lane in self._lanes.items()}
+
+    def _fail_receipts(self, first: int, last: int, why: str) -> None:
+        self._given_up.append((first, last, why))
+        waiting = []
         for seq, future in self._receipts:
-            if seq <= upto and not future.done():
-                future.set_exception(LogError(f"{self.settings.path} refused the set and memory is full"))
-                future.exception()  # whoever awaits it gets it; nobody has to
-        self._receipts = [(seq, future) for seq, future in self._receipts if seq > upto]
+            if not first <= seq <= last:
+                waiting.append((seq, future))
+            elif not future.done():
+                self._refuse_receipt(future, why)
+        self._receipts = waiting
+
+    def _refuse_receipt(self, future: "asyncio.Future[None]", why: str) -> None:
+        future.set_exception(LogError(f"{self.settings.path} {why}"))
+        future.exception()  # whoever awaits it gets it; nobody has to
 
     def _new_series(self, readings: ReadingSet) -> tuple[int, ...]:
         return tuple(self._series_of(readings.device, reading.point) for reading in readings.readings)
@@ -519,10 +654,17 @@ class Log:
         return ids[point]
 
     def _note_state(self, device: str, state: Mapping[str, bytes]) -> None:
-        self._states.setdefault(device, {}).update(state)
+        known = self._states.setdefault(device, {})
         if not self._pending.states:
             self._pending.states_since_s = self._clock.monotonic_s()
         for key, value in state.items():
+            wrong = _wrong_state(key, value) or (
+                "too many keys" if key not in known and len(known) >= _STATE_KEYS else ""
+            )
+            if wrong:
+                self._note_unwritable(f"driver state of {device}: {wrong}")
+                continue
+            known[key] = value
             self._pending.states[device, key] = value
 
     def note_unreported(self, device: str, reading: Reading) -> None:
@@ -580,8 +722,8 @@ class Log:
             return
         self.boots.take(boots)
         self._time_epoch += 1
-        self.last_values.confirm(self._future())
         self._wake()
+        self.last_values.confirm(self._future())
 
     def _trusted_now_us(self) -> int | None:
         return microseconds(self._clock.now()) if self._source() > 1 else None
@@ -598,21 +740,22 @@ class Log:
             LogError: the file cannot be read now.
         """
         lane = self._lanes[consumer]
-        after = max(lane.cursor if after is None else after, lane.empty_upto)
+        after = max(lane.cursor, lane.empty_upto, after or 0)  # a place from before the file was open is none of it
         hold = self.settings.unconfirmed == "hold"
-        stored_last, epoch = self._stored_last, self._time_epoch
-        if after < stored_last:
-            place = after
-            columns = await self._job(lambda store: store.read(place, max_readings, hold=hold))
-            if columns is not None:
-                if after == lane.cursor:
+        # what a job tells holds for the moment of the job: a commit meanwhile may have moved sets from the head to the file
+        while after < (stored_last := self._stored_last):
+            place, epoch = after, self._time_epoch
+            columns = await self._job(partial(_read, after=place, max_readings=max_readings, hold=hold))
+            if columns is None:
+                lane.empty_upto = max(lane.empty_upto, stored_last)
+                after = stored_last
+            elif columns.seq:
+                if place == lane.cursor:
                     lane.oldest_us = min(columns.time_us)
                 return columns
-            if hold and not self.boots.confirmed and (await self._job(partial(_owed, after=place)))[0]:
-                lane.held_back = epoch
+            else:
+                lane.held_back = epoch  # of before the job: what was learned during it wakes whoever waits
                 return None
-            lane.empty_upto = max(lane.empty_upto, stored_last)
-            after = max(after, stored_last)
         return self._read_head(lane, after, max_readings, hold=hold)
 
     def _read_head(self, lane: _Lane, after: int, max_readings: int, *, hold: bool) -> Columns | None:
@@ -636,12 +779,13 @@ class Log:
 
     async def scan(self, after: int, max_readings: int = 2000) -> Columns | None:
         """Sets after a number, settled or not, held back or not; for export. None behind the last."""
-        if after < self._stored_last:
+        place = after
+        while place < (stored_last := self._stored_last):
             columns = await self._job(lambda store: store.read(after, max_readings))
             if columns is not None:
                 return columns
-        lane = _Lane(Consumer(""), after)
-        return self._read_head(lane, max(after, self._stored_last), max_readings, hold=False)
+            place = stored_last
+        return self._read_head(_Lane(Consumer(""), place), place, max_readings, hold=False)
 
     async def verify(self, after: int) -> tuple[int, int, list[str], int | None]:
         """Check the next segments: how many, their readings, what is wrong, where to go on (None: behind the last)."""
@@ -671,7 +815,9 @@ class Log:
             if upto >= self._stored_last:
                 lane.stored, lane.oldest_us = 0, None
             else:
+                self._settled_by_all()
                 await self._count_stored(lane)
+                return
         self._settled_by_all()
 
     async def _count_stored(self, lane: _Lane) -> None:
@@ -752,9 +898,14 @@ class Log:
         """Whether the oldest set that is still owed is of age, or the head is half full."""
         entries = self._head.entries
         return bool(entries) and (
-            now_s - entries[0].appended_s >= self.settings.commit_every_s
-            or self._head.size_bytes >= self._head.max_bytes // 2
+            now_s - entries[0].appended_s >= self._window_s or self._head.size_bytes >= self._head.max_bytes // 2
         )
+
+    @property
+    def _window_s(self) -> float:
+        """How old a set may be when its commit begins: it has to end within `commit_every`."""
+        every_s = self.settings.commit_every_s
+        return every_s - min(_HEADROOM * self._slowest_s, every_s / 2)
 
     def _arm(self) -> None:
         """Look again when the oldest set in the head comes of age."""
@@ -762,13 +913,13 @@ class Log:
             return
         if self._timer is not None:
             self._timer.cancel()
-        wait_s = self.settings.commit_every_s or 1.0
+        wait_s = self._window_s or 1.0
         entries = self._head.entries
         if self._failure:
             wait_s = _RETRY_S
         elif entries:
             wait_s -= max(0.0, self._clock.monotonic_s() - entries[0].appended_s)
-        self._timer = self._loop.call_later(max(wait_s, 0.05), self._tick)
+        self._timer = self._loop.call_later(max(wait_s, 0.001), self._tick)
 
     def _tick(self) -> None:
         self._timer = None
@@ -806,7 +957,8 @@ class Log:
         """
         while self._committing is not None:
             await asyncio.shield(self._committing)
-        await self._commit(sets=True, housekeeping=True)
+        # whoever waits here may be cancelled; what was begun is ended
+        await asyncio.shield(self._loop.create_task(self._commit(housekeeping=True), name="log-commit-all"))
         if self._failure:
             raise LogError(self._failure)
 
@@ -815,29 +967,37 @@ class Log:
             await self._commit_now(sets=sets, housekeeping=housekeeping)
 
     async def _commit_now(self, *, sets: bool, housekeeping: bool) -> None:
-        if self._store is None:
-            await self._open_file()
+        """Never raises but when cancelled: what went wrong is put back, shown in status, and tried again."""
+        begun_s = self._clock.monotonic_s()
+        try:
             if self._store is None:
-                self._use_boots(self._pending.boots)  # the cities must not wait for the card
-                self._attempted()
-                return
+                await self._open_file()  # ends with a commit of its own
+                if self._store is None:
+                    self._use_boots(self._pending.boots)  # the cities must not wait for the card
+            elif await self._commit_once(sets=sets, housekeeping=housekeeping):
+                self._worked(begun_s)
+        except Exception as error:  # noqa: BLE001  the file is of use again when its cause is gone; until then it is told
+            self._fail(error)
+        finally:
+            self._attempted()
+
+    async def _commit_once(self, *, sets: bool, housekeeping: bool) -> bool:
+        """Whether all that was to be written is."""
         # driver state never goes before its set: a source that sends again what was not durable would be refused it
         entries = list(self._head.entries) if sets or self._pending.states else []
         pending, self._pending = self._pending, _Pending()
-        batch = self._batch(entries, pending, housekeeping)
-        cursors = {name: lane.cursor for name, lane in self._lanes.items()}
-        retention = Retention(self.settings.max_age_s, self.settings.keep_s, cursors)
+        in_doubt, self._in_doubt = self._in_doubt, True
         try:
-            done = await self._job(lambda store: store.commit(batch, retention))
-        except (LogError, OSError) as error:
+            done, unwritable = await self._write(entries, pending, housekeeping=housekeeping, in_doubt=in_doubt)
+        except BaseException as error:
             self._take_back(pending)
+            if not isinstance(error, Exception):
+                raise  # cancelled: the writer may still have done it
             self._fail(error)
             self._use_boots(pending.boots)  # the cities must not wait for the card
-            self._attempted()
-            return
-        if self._failure:
-            _events.info("log_writes_again", path=str(self.settings.path))
-        self._failure = ""
+            return False
+        if unwritable is not None:
+            entries = self._set_apart(entries, unwritable)
         self._commits += 1
         self._size_bytes = done.size_bytes
         self._drained_since_s = self._clock.monotonic_s() - _DRAIN_S if done.more else None
@@ -846,7 +1006,48 @@ class Log:
             self._housekeeping_at_s = self._clock.monotonic_s() + _HOUSEKEEPING_S
         await self._stored(entries, done)
         self._use_boots(pending.boots)
-        self._attempted()
+        self._in_doubt = False
+        return True
+
+    async def _write(
+        self, entries: list[Entry], pending: _Pending, *, housekeeping: bool, in_doubt: bool
+    ) -> tuple[Committed, Unwritable | None]:
+        batch = self._batch(entries, pending, housekeeping)
+        places = self._places()
+        retention = Retention(self.settings.max_age_s, self.settings.keep_s, places)
+
+        def work(store: Store) -> tuple[Committed, Unwritable | None]:
+            if gone := store.gone():
+                raise Gone(gone)
+            return isolate.commit(store, batch, retention, places, in_doubt=in_doubt)
+
+        return await self._job(work)
+
+    def _worked(self, begun_s: float) -> None:
+        took_s = self._clock.monotonic_s() - begun_s
+        self._slowest_s = max(took_s, _SLOWEST_FADES * self._slowest_s)
+        if self._failure:
+            _events.info("log_writes_again", path=str(self.settings.path))
+        self._failure = self._remedy = ""
+
+    def _set_apart(self, entries: list[Entry], found: Unwritable) -> list[Entry]:
+        """What cannot be written is forgotten, and told; returns the sets that were written."""
+        self._note_unwritable(str(found))
+        gone = {entry.seq for entry in found.entries}
+        for entry in found.entries:
+            self._fail_receipts(entry.seq, entry.seq, f"cannot hold the set: {found}")
+        self._head.take_out(gone)
+        self.last_values.forget(number for e in (*found.entries, *found.last_values) for number in e.series)
+        self.statistics.forget(found.statistics)
+        for number in found.series:
+            lost = self.series.pop(number, None)
+            if lost is not None:
+                self._ids.get(lost.device, {}).pop(lost.point, None)
+        for device, key in found.states:
+            self._states.get(device, {}).pop(key, None)
+        if found.gap is not None:
+            self._note_gaps([found.gap])
+        return [entry for entry in entries if entry.seq not in gone]
 
     def _attempted(self) -> None:
         """A commit has ended, well or not."""
@@ -859,7 +1060,7 @@ class Log:
             entries=entries,
             series=pending.series,
             cursors={name: self._cursors[name] for name in pending.cursors if name in self._cursors},
-            forget=pending.forget,
+            forget=[name for name in pending.forget if name not in self._cursors],  # one may have come back
             states=pending.states,
             boots=pending.boots,
             gaps=pending.gaps,
@@ -868,34 +1069,43 @@ class Log:
             now_us=now_us,
         )
         if housekeeping:
-            self.last_values.confirm(self._future())
-            self.statistics.turn(now_us // HOUR_US, now_s)
-            batch.last_values = self.last_values.saved()
-            batch.statistics = self.statistics.to_save()
-            batch.statistics_from = (now_us - int(self.settings.max_age_s * 1e6)) // HOUR_US
             batch.up_us = int(now_s * 1e6)
+            try:
+                self._keep_house(batch, now_s, now_us)
+                self._unkept = ""
+            except Exception as error:  # noqa: BLE001  sets and cursors do not wait for it
+                self._unkept = f"last values and statistics cannot be saved: {type(error).__name__}: {error}"
+                _events.error("log_housekeeping_failed", path=str(self.settings.path), error=self._unkept)
         return batch
+
+    def _keep_house(self, batch: Batch, now_s: float, now_us: int) -> None:
+        self.last_values.confirm(self._future())
+        self.statistics.turn(now_us // HOUR_US, now_s)
+        last_values, statistics = self.last_values.saved(), self.statistics.to_save()
+        batch.last_values, batch.statistics = last_values, statistics
+        batch.statistics_from = (now_us - int(self.settings.max_age_s * 1e6)) // HOUR_US
 
     async def _stored(self, entries: list[Entry], done: Committed) -> None:
         if entries:
             last = entries[-1].seq
+            self._stored_last = self._durable_upto = last
+            self._head.drop(last)
+            self._make_room()
+            self._resolve_receipts()
             for lane in self._lanes.values():
                 owed = [entry for entry in entries if entry.seq > lane.cursor]
                 if owed and not lane.stored:
                     lane.oldest_us = microseconds(owed[0].readings[0].observed_at)
                 lane.stored += sum(len(entry.readings) for entry in owed)
-            self._stored_last = self._durable_upto = last
-            self._head.drop(last)
-            self._make_room()
-            self._resolve_receipts()
         if done.gaps:
             self._note_gaps(done.gaps)
+        if done.gaps or self._recount_due:
             with contextlib.suppress(LogError):
                 await self._recount()
         elif (
             self._dropping and not self._failure and self._clock.monotonic_s() - self._dropped_s >= _KEEPS_AGAIN_AFTER_S
         ):
-            self._dropping = ""
+            self._dropping = self._unwritable = ""
             _events.info("log_keeps_everything_again", path=str(self.settings.path))
 
     def _note_gaps(self, gaps: Sequence[Gap]) -> None:
@@ -906,7 +1116,7 @@ class Log:
         if reason != self._dropping:
             self._dropping = reason
             self._bad_since = self._clock.now()
-            _events.warning("log_drops_the_oldest", path=str(self.settings.path), reason=reason)
+            _events.warning("log_gives_up_readings", path=str(self.settings.path), reason=reason)
 
     def _take_back(self, pending: _Pending) -> None:
         """A commit failed: what it carried is for the next one."""
@@ -920,10 +1130,15 @@ class Log:
 
     def _fail(self, error: Exception) -> None:
         self._failed_s = self._clock.monotonic_s()
+        if not isinstance(error, Refusal):
+            told = isinstance(error, LogError)
+            said = str(error) if told else f"{self.settings.path}: {type(error).__name__}: {error}"
+            error = Refusal(said, KEPT if told else f"please report it with the journal; {KEPT}")
         if not self._failure:
             self._bad_since = self._clock.now()
-            _events.error("log_write_failed", path=str(self.settings.path), error=str(error))
-        self._failure = f"{self.settings.path} cannot be written: {error}"
+            _events.error("log_write_failed", path=str(self.settings.path), error=str(error), remedy=error.remedy)
+        self._failure, self._remedy = f"not written: {error}", error.remedy
+        self._in_doubt = True
 
     def _make_room(self) -> None:
         if not self._room.done() and (not self._head.full or self._failure):
@@ -933,8 +1148,15 @@ class Log:
 
     def _when_durable(self, seq: int) -> Awaitable[None]:
         future: asyncio.Future[None] = self._loop.create_future()
+        why = next((why for first, last, why in self._given_up if first <= seq <= last), "")
+        if why:
+            self._refuse_receipt(future, why)
+            return future
         if seq <= self._durable_upto or seq <= self._settled():
             future.set_result(None)
+            return future
+        if self._closed:
+            self._refuse_receipt(future, "was closed before the set was written")
             return future
         self._receipts.append((seq, future))
         if self.settings.commit_every_s == 0:
@@ -978,12 +1200,20 @@ class Log:
             "series": len(self.series),
             "gaps": len(self._gaps),
             "dropped": sum(gap.readings for gap in self._gaps),
+            "lost": self._lost(),
             "salvaged": str(self._salvaged) if self._salvaged else "",
             "time_confirmed": self.boots.confirmed,
             "consumers": {name: self._consumer_status(name) for name in self._lanes},
             "removed_consumers": sorted(set(self._cursors) - set(self._lanes)),
             "writer_busy_s": round(self._writer.busy_s(), 3),
         }
+
+    def _lost(self) -> dict[str, int]:
+        """Readings that were given up, by reason."""
+        lost = Counter[str]()
+        for gap in self._gaps:
+            lost[gap.reason] += gap.readings
+        return dict(lost)
 
     def _consumer_status(self, name: str) -> dict[str, Any]:
         backlog, oldest_at = self.backlog(name)
@@ -992,7 +1222,15 @@ class Log:
 
     def _state(self) -> tuple[str, str, str]:
         if self._failure:
-            return "bad", self._failure, "free space, or check and replace the card; the newest readings are in memory"
+            return "bad", self._failure, self._remedy
+        if self._unkept:
+            return "bad", self._unkept, "readings are stored; please report it with the journal"
+        if self._unwritable:
+            return (
+                "bad",
+                f"given up, since it cannot be written: {self._unwritable}",
+                "a driver hands over what is no reading",
+            )
         if self._dropping:
             return (
                 "bad",
@@ -1000,7 +1238,7 @@ class Log:
                 "reach the brokers, or raise buffer.max_size",
             )
         if self._salvaged:
-            return "bad", str(self._salvaged), "check the card; delete the old file when it is no longer needed"
+            return "bad", str(self._salvaged), self._salvaged.remedy
         if not self.boots.confirmed and self.settings.unconfirmed == "hold":
             return "bad", "the clock is not confirmed: readings are held back", "connect a time source"
         return "ok", "", ""
@@ -1019,14 +1257,17 @@ class Log:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-            for _, future in self._receipts:
-                future.cancel()
+            self._fail_receipts(0, self._next_seq, "was closed before the set was written")
             if self._store is not None:
-                with contextlib.suppress(sqlite3.Error):
+                with contextlib.suppress(Exception):  # it is as after its last commit
                     await self._writer.submit(self._store.close)
             await self._writer.close()
             if self._lock >= 0:
                 os.close(self._lock)
+
+
+def _read(store: Store, after: int, max_readings: int, *, hold: bool) -> Columns | None:
+    return store.read(after, max_readings, hold=hold)
 
 
 def _owed(store: Store, after: int) -> tuple[int, int | None]:
@@ -1046,8 +1287,34 @@ def _load(store: Store, boot_name: str, at: datetime) -> Loaded:
         raise
 
 
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+def _wrong_state(key: object, value: object) -> str:
+    """Why a driver's state cannot be kept, "" when it can."""
+    if not isinstance(key, str) or not isinstance(value, bytes):
+        return f"{type(key).__name__} and {type(value).__name__} where text and bytes are meant"
+    return f"{len(value)} bytes, at most {_STATE_BYTES} are kept" if len(value) > _STATE_BYTES else ""
+
+
+def _real(path: Path) -> Path:
+    """The path without links: SQLite puts its journals beside the file itself, and so the lock belongs there."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # links in a circle: told when it is opened
+        return path
+
+
+def _must_be_a_file(path: Path) -> None:
+    """Before it is opened: a pipe would never answer, and what is no file is nothing that we may move away.
+
+    Raises:
+        Refusal: there is something else at the path.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "no file"
+        raise Refusal(f"{path} is {what}", f"give buffer.path the name of a file; {KEPT}")
 
 
 def _lock(path: Path) -> int:

@@ -1,6 +1,9 @@
-"""Salvage: a damaged file is set aside with a dated name, every sound segment is taken over into a new one."""
+"""What becomes of a file that cannot be used: a damaged one is set aside and every sound segment taken over into a new
+one; one that was taken away while it was open is copied from the open handle; one that is not ours is set aside."""
 
+import contextlib
 import mmap
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from gateway.log.refusal import NotOurs, is_damage
 from gateway.log.segment import (
     LOG,
     MAGIC,
@@ -26,8 +30,7 @@ from gateway.log.segment import (
     microseconds,
     read_header,
 )
-from gateway.log.store import RECORD_MAGIC, Gap, Store, read_record, sync_folder
-from gateway.sdk.errors import LogError
+from gateway.log.store import PAGE_BYTES, RECORD_MAGIC, Gap, Store, read_record, sync_folder
 
 _SQLITE: Final = b"SQLite format 3\0"
 _ASIDE_KEPT: Final = 2
@@ -46,19 +49,26 @@ _TYPES: Final[dict[str, tuple[Any, ...]]] = {
 
 @dataclass(slots=True)
 class Report:
-    """What salvage found.
+    """What was found, and what was done about it.
 
     Attributes:
-        aside: where the damaged file is now.
+        aside: where the file set aside is now; None when none was.
         lost: what could not be read, in words.
+        said: the report in words, where it is not that of a damaged file.
+        all_lost: nothing of the old file is in the new one.
     """
 
-    aside: Path
+    aside: Path | None
     segments: int = 0
     readings: int = 0
     lost: list[str] = field(default_factory=list)
+    said: str = ""
+    remedy: str = "check the card; delete the old file when it is no longer needed"
+    all_lost: bool = False
 
     def __str__(self) -> str:
+        if self.said:
+            return self.said
         lost = "; ".join(self.lost) or "nothing known to be missing"
         return (
             f"{self.segments} segments with {self.readings} readings taken over; {lost}; the old file is {self.aside}"
@@ -91,13 +101,13 @@ def salvage(path: Path, max_size_bytes: int, at: datetime) -> Report:
     A power cut at any moment leaves either the old file in place or the new one beside it; `finish` completes that.
 
     Raises:
-        LogError: the file is no log of ours; it was left where it is.
+        NotOurs: the file is no log of ours; it was left where it is.
         OSError, sqlite3.Error: the card does not take the new file; the old one is still in place.
     """
     if not ours(path):
-        raise LogError(f"{path} is not a citygate log; move it away, or give buffer.path a name of its own")
-    name = f"{path.name}.damaged-{at:%Y%m%dT%H%M%S}"
-    report = Report(next(p for n in count() if not (p := path.with_name(f"{name}-{n}")).exists()))
+        raise NotOurs(f"{path} is not a citygate log")
+    aside = _free_name(path, "damaged", at)
+    report = Report(aside)
     found = _read(path, report)
     new = _beside(path)
     _remove(new)
@@ -106,11 +116,101 @@ def salvage(path: Path, max_size_bytes: int, at: datetime) -> Report:
         _write(store, found, report, at)
     finally:
         store.close()  # the last connection moves all into the file and removes the journal
-    path.rename(report.aside)
+    path.rename(aside)
     sync_folder(path.parent)
-    finish(path, report.aside)
-    _forget_old(path, report.aside)
+    finish(path, aside)
+    _forget_old(path, aside)
     return report
+
+
+def put_aside(path: Path, error: NotOurs, at: datetime) -> Report:
+    """Move a file that is not ours out of the way, its journals with it; it is never deleted by us."""
+    aside = _free_name(path, error.kind, at)
+    for end in ("", "-wal", "-journal"):
+        if (file := path.with_name(path.name + end)).exists():
+            file.rename(aside.with_name(aside.name + end))
+    path.with_name(path.name + "-shm").unlink(missing_ok=True)
+    sync_folder(path.parent)
+    newer = error.kind != "foreign"
+    return Report(
+        aside,
+        said=f"{error}; it is kept as {aside}, and a new log was begun",
+        remedy=f"install that version again and move {aside} back: what is in it has not been sent"
+        if newer
+        else "move it to where it belongs, or give buffer.path a name of its own",
+    )
+
+
+def rescue(store: Store, path: Path, what: str, at: datetime) -> Report:
+    """The open file was taken away: put what it holds, read through the open handle, in its place, and close it.
+
+    Whatever lies at the path by now is set aside. The copy is complete before that; `finish` completes what a power cut leaves.
+
+    Raises:
+        OSError, sqlite3.Error: the card does not take the copy; the store is still open.
+    """
+    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    new = _beside(path)
+    _remove(new)
+    os.close(os.open(new, os.O_RDWR | os.O_CREAT, 0o640))
+    try:
+        store.copy_to(new)
+    except sqlite3.DatabaseError as error:
+        _remove(new)
+        if not is_damage(error):
+            raise
+        return _without_copy(store, path, what, error, at)
+    except BaseException:
+        _remove(new)
+        raise
+    _sync(new)
+    _make_way(store, path, at)
+    store.close()
+    finish(path)
+    return Report(
+        None,
+        said=f"{what}; all that was in it was rescued into a new file",
+        remedy="find out who did it; this remark ends with the next start",
+    )
+
+
+def _without_copy(store: Store, path: Path, what: str, error: sqlite3.DatabaseError, at: datetime) -> Report:
+    """The open handle does not give all of it: what lies at the path may still have sound segments."""
+    with contextlib.suppress(sqlite3.Error):
+        store.close()
+    try:
+        report = salvage(path, store.max_pages * PAGE_BYTES, at)
+    except (FileNotFoundError, NotOurs):
+        _make_way(store, path, at)
+        return Report(None, said=f"{what}, and it could not be read any more: {error}", all_lost=True)
+    report.lost.insert(0, what)
+    return report
+
+
+def _make_way(store: Store, path: Path, at: datetime) -> None:
+    """What lies at the path and is not the open file is set aside, its journal with it."""
+    aside = _free_name(path, "replaced", at)
+    for end in ("", "-wal"):
+        file = path.with_name(path.name + end)
+        if store.is_open_file(end):
+            file.unlink()
+        elif file.exists():
+            file.rename(aside.with_name(aside.name + end))
+    path.with_name(path.name + "-shm").unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _free_name(path: Path, kind: str, at: datetime) -> Path:
+    name = f"{path.name}.{kind}-{at:%Y%m%dT%H%M%S}"
+    return next(p for n in count() if not (p := path.with_name(f"{name}-{n}")).exists())
+
+
+def _sync(file: Path) -> None:
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def finish(path: Path, aside: Path | None = None) -> None:

@@ -23,6 +23,8 @@ from gateway.sdk.reading import Quality, Reading, Reason, TimeSource, Value
 MAGIC: Final = b"CG"
 VERSION: Final = 1
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST: Final = datetime(1, 1, 1, tzinfo=UTC)
+_LAST: Final = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
 
 # Numbers on disk are positions in these tables: append only.
 QUALITIES: Final = (Quality.GOOD, Quality.UNCERTAIN, Quality.BAD)
@@ -45,6 +47,9 @@ REASONS: Final = (
 SOURCES: Final = (TimeSource.GATEWAY, TimeSource.DEVICE, TimeSource.NETWORK)
 _QUALITY_CODE: Final = {quality: code for code, quality in enumerate(QUALITIES)}
 _REASON_CODE: Final = {reason: code for code, reason in enumerate(REASONS)}
+# a newer citygate may have written reasons that this one does not know: the value is not good, and that is said
+_REASON_OF: Final = REASONS + (Reason.NOT_AVAILABLE,) * (256 - len(REASONS))
+_QUALITY_OF: Final = (*QUALITIES, Quality.BAD)
 _SOURCE_CODE: Final = {source: code for code, source in enumerate(SOURCES)}
 
 # How a value is written. 0-9: float on a grid of so many decimals.
@@ -303,8 +308,11 @@ def microseconds(at: datetime) -> int:
 
 
 def wall_time(time_us: int) -> datetime:
-    """The aware time of microseconds since the epoch."""
-    return EPOCH + timedelta(microseconds=time_us)
+    """The aware time of microseconds since the epoch; what no calendar holds becomes its first or last moment."""
+    try:
+        return EPOCH + timedelta(microseconds=time_us)
+    except OverflowError:
+        return _LAST if time_us > 0 else _FIRST
 
 
 def _exceptions(readings: tuple[Reading, ...]) -> tuple[int, list[int]]:
@@ -512,7 +520,9 @@ def decode(blob: bytes, layouts: Layouts, columns: Columns, *, after: int = -1) 
     header, at_numbers, at_floats, at_text, fields = _open(blob)
     try:
         _decode(blob, header, (at_numbers, at_floats, at_text), fields, layouts, columns, after)
-    except (IndexError, KeyError, ValueError, struct.error) as error:
+    except MemoryError:
+        raise  # the box is short of it: the segment may be sound
+    except Exception as error:
         raise DamagedSegment(f"segment {header.first} cannot be decoded: {error!r}") from error
     columns.last = max(columns.last, header.last)
     return header
@@ -586,7 +596,7 @@ def _decode(
                 put(bool(numbers[i]))
                 i += 1
             else:
-                put(blob[at_text : at_text + numbers[i]].decode("utf-8", "surrogatepass"))
+                put(blob[at_text : at_text + numbers[i]].decode("utf-8", "replace"))  # a lone surrogate is no text
                 at_text += numbers[i]
                 i += 1
         if seq > after:
@@ -599,8 +609,8 @@ def _decode(
                 columns.reason += [fine] * count
             else:
                 each = quality_codes if len(quality_codes) == count else [quality_codes[0]] * count
-                columns.quality += [QUALITIES[code & 3] for code in each]
-                columns.reason += [REASONS[code >> 2] for code in each]
+                columns.quality += [_QUALITY_OF[code & 3] for code in each]
+                columns.reason += [_REASON_OF[code >> 2] for code in each]
             columns.time_source += [sources[code] for code in mixed] if mixed else [sources[source]] * count
         seq += 1
 

@@ -4,7 +4,7 @@ import json
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -103,6 +103,11 @@ class Statistics:
         """This hour and the one before, for the housekeeping commit; call `turn` first."""
         return {number: _pack(table) for number, table in self._hours.items() if number >= self._hour - 1 and table}
 
+    def forget(self, hours: Iterable[int]) -> None:
+        """Hours that cannot be kept."""
+        for number in hours:
+            self._hours.pop(number, None)
+
     def of(self, hours: int = 24) -> dict[tuple[str, str], Quality]:
         """(device, point) -> quality over the last hours, the present one included."""
         total: dict[tuple[str, str], Quality] = {}
@@ -128,5 +133,5 @@ def _unpack(blob: bytes) -> dict[int, Quality]:
     try:
         rows = json.loads(zlib.decompress(blob))
         return {int(s): Quality(e, g, b, Counter(dict(pairs))) for s, (e, g, b, pairs) in rows.items()}
-    except (zlib.error, ValueError, TypeError):
+    except (zlib.error, ValueError, TypeError, AttributeError, RecursionError):
         return {}

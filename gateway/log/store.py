@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 from urllib.parse import quote
 
 from gateway.log.boots import Boot, Boots
+from gateway.log.refusal import NotOurs, Refusal
 from gateway.log.segment import (
     HELD,
     LAST_VALUES,
@@ -27,7 +28,6 @@ from gateway.log.segment import (
     encode,
     read_header,
 )
-from gateway.sdk.errors import LogError
 
 PAGE_BYTES: Final = 4096
 APPLICATION_ID: Final = 0x63697479  # "city"
@@ -66,6 +66,9 @@ MIGRATIONS: Final = (
     CREATE TABLE newer_state(id INTEGER PRIMARY KEY, device TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL)
     """,
 )
+_WAL_HEADER_BYTES: Final = 32
+_WAL_FRAME_BYTES: Final = 24  # beside its page
+_Identity = tuple[int, int, int]  # device, inode, bytes
 _FEW_STATES: Final = 40  # so many lie on a page or two: written where they belong
 _NEWER_STATES: Final = 512  # of more nodes, what changed is appended: a page a commit, not one for each node
 
@@ -86,7 +89,7 @@ class Gap:
 
     Attributes:
         from_us, to_us: times of the oldest and newest of them, as far as known.
-        reason: size, age, memory (card refused), damage, held.
+        reason: size, age, memory (card refused), damage, unwritable, held, purged.
         owed: consumer -> how many of them it had not settled.
     """
 
@@ -193,7 +196,8 @@ class Store:
         connect: opens the database; a test's power-cut simulator puts its own here.
 
     Raises:
-        LogError: the file is a database of somebody else, or of a newer citygate.
+        NotOurs: the file is a database of somebody else, or of a newer citygate.
+        Refusal: the file system is not made for a database.
         sqlite3.Error: it cannot be opened now.
     """
 
@@ -205,6 +209,8 @@ class Store:
         self.boots = Boots((), 0)
         self.now_us: Callable[[], int | None] = lambda: None
         self.total = 0
+        self.closed = False
+        self._watched: dict[str, _Identity] = {}
         self._newer_states = 0
         self._state_keys: set[tuple[str, str]] = set()
         try:
@@ -215,26 +221,18 @@ class Store:
 
     def _prepare(self) -> None:
         db = self._db
+        db.execute("PRAGMA busy_timeout=2000")
         db.execute(f"PRAGMA page_size={PAGE_BYTES}")
+        version = self._version()  # before anything is changed: the file may be somebody else's
         [(mode,)] = db.execute("PRAGMA journal_mode=WAL").fetchall()
         if mode != "wal":
-            raise LogError(
-                f"{self.path}: journal mode is {mode}, it must be wal; is this file system made for a database?"
+            raise Refusal(
+                f"{self.path}: journal mode is {mode}, it must be wal",
+                f"the file system of {self.path.parent} is not made for a database: give buffer.path another one",
             )
         db.execute("PRAGMA synchronous=FULL")
         db.execute("PRAGMA wal_autocheckpoint=100")
-        db.execute("PRAGMA busy_timeout=2000")
         db.execute(f"PRAGMA max_page_count={self.max_pages}")
-        [(version,)] = db.execute("PRAGMA user_version").fetchall()
-        [(application,)] = db.execute("PRAGMA application_id").fetchall()
-        [(tables,)] = db.execute("SELECT count(*) FROM sqlite_master").fetchall()
-        if application != APPLICATION_ID and (tables or version):
-            raise LogError(f"{self.path} is a database of another program; give buffer.path a name of its own")
-        if version > len(MIGRATIONS):
-            raise LogError(
-                f"{self.path} was written by a newer citygate (format {version}, this one knows {len(MIGRATIONS)}); "
-                "install that version again, or move the file away"
-            )
         for number, step in enumerate(MIGRATIONS[version:], version + 1):
             with self.transaction():
                 for statement in step.split(";"):
@@ -242,8 +240,66 @@ class Store:
                 db.execute(f"PRAGMA application_id={APPLICATION_ID}")
                 db.execute(f"PRAGMA user_version={number}")
 
+    def _version(self) -> int:
+        """The format of the file, 0 when it is new.
+
+        Raises:
+            NotOurs: it is a database of another program, or of a newer citygate.
+        """
+        [(version,)] = self._db.execute("PRAGMA user_version").fetchall()
+        [(application,)] = self._db.execute("PRAGMA application_id").fetchall()
+        [(tables,)] = self._db.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        if application != APPLICATION_ID and (tables or version):
+            raise NotOurs(f"{self.path} is a database of another program")
+        if version > len(MIGRATIONS):
+            raise NotOurs(
+                f"{self.path} was written by a newer citygate (format {version}, this one knows {len(MIGRATIONS)})",
+                f"format-{version}",
+            )
+        return int(version)
+
     def transaction(self) -> "_Transaction":
         return _Transaction(self._db)
+
+    # Whether the open file is still the one at its path
+
+    def watch(self) -> None:
+        """From now on `gone` tells when somebody takes the file or its journal away."""
+        self._watched = {end: found for end in ("", "-wal") if (found := self._look_at(end)) is not None}
+
+    def _look_at(self, end: str) -> _Identity | None:
+        try:
+            found = os.stat(f"{self.path}{end}")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found.st_dev, found.st_ino, found.st_size
+
+    def gone(self) -> str:
+        """What happened to the open file since `watch`: deleted, replaced, cut short; "" when nothing did."""
+        for end, before in self._watched.items():
+            name, now = f"{self.path}{end}", self._look_at(end)
+            if now is None:
+                return f"{name} was deleted while it was in use"
+            if now[:2] != before[:2]:
+                return f"{name} was replaced while it was in use"
+            if now[2] < before[2] and not (end and self._emptied_in_order(now[2])):
+                return f"{name} was cut short while it was in use"
+            self._watched[end] = now
+        return ""
+
+    def is_open_file(self, end: str) -> bool:
+        """Whether the file at its path (`end`: or the journal) is the one that is open."""
+        now = self._look_at(end)
+        return now is not None and now[:2] == self._watched.get(end, (0, 0, 0))[:2]
+
+    def _emptied_in_order(self, size_bytes: int) -> bool:
+        """Whether the journal is shorter because somebody asked SQLite for it: then all that counts of it is there."""
+        [(_, frames, _)] = self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        return bool(frames <= 0 or _WAL_HEADER_BYTES + frames * (PAGE_BYTES + _WAL_FRAME_BYTES) <= size_bytes)
+
+    def copy_to(self, path: Path) -> None:
+        """All that the open file holds, wherever it is by now, into a file that is empty or absent."""
+        self._db.execute("VACUUM INTO ?", (str(path),))
 
     # Opening
 
@@ -262,6 +318,7 @@ class Store:
         start = self._take_start(boot, max([last, *cursors.values()]) >> 32, at_us)
         saved = self._load_last_values()
         newest_us = max((b.offset_us + b.up_us for b in boots if b.offset_us is not None), default=0)
+        self.watch()
         return Loaded(
             start=start,
             boots=boots,
@@ -373,53 +430,89 @@ class Store:
 
     # Writing
 
-    def commit(self, batch: Batch, retain: "Callable[[Store, Batch, int], list[Gap]] | None" = None) -> Committed:
+    def commit(
+        self, batch: Batch, retain: "Callable[[Store, Batch, int], list[Gap]] | None" = None, *, in_doubt: bool = False
+    ) -> Committed:
         """Write a batch; on any error nothing of it is in the file.
 
         Args:
             retain: gives up what exceeds size and age so that so many bytes fit, in the same transaction.
+            in_doubt: the commit before failed, and yet some of these sets may be in the file.
         """
-        db, done = self._db, Committed(self.total)
+        entries = self._not_yet_stored(batch.entries) if in_doubt else batch.entries
+        done = Committed(self.total)
         with self.transaction():
-            if batch.prune:
-                done.more = self._prune(batch.settled)
-            bodies = [
-                (group, encode(group, self.layouts, sealed_us=batch.now_us, settled=batch.settled))
-                for group in _groups(batch.entries)
-            ]
-            saved = [
-                encode(group, self.layouts, kind=LAST_VALUES, sealed_us=batch.now_us)
-                for group in _groups(batch.last_values or ())
-            ]
-            if retain is not None:
-                done.gaps = retain(self, batch, sum(map(len, saved)) + sum(len(body) for _, body in bodies))
-            self._put_records(batch.series, self.layouts.unsaved)
-            for group, body in bodies:
-                done.total += sum(len(entry.readings) for entry in group)
-                first = group[0].seq
-                db.execute("INSERT INTO segment VALUES(?, ?, ?, ?)", (first, group[-1].seq - first, done.total, body))
-            self._put_cursors(batch)
-            newer_states = self._put_states(batch.states)
-            self._put_boots(batch.boots)
-            if batch.up_us is not None:
-                db.execute("UPDATE boot SET up_us = ? WHERE id = ?", (batch.up_us, self.boots.current))
-            if batch.last_values is not None:
-                db.execute("DELETE FROM last_value")
-                db.executemany("INSERT INTO last_value(body) VALUES(?)", [(body,) for body in saved])
-            db.executemany("INSERT OR REPLACE INTO statistic VALUES(?, ?)", batch.statistics.items())
-            if batch.statistics:
-                db.execute("DELETE FROM statistic WHERE hour < ?", (batch.statistics_from,))
-            self._put_gaps([*batch.gaps, *done.gaps])
-            done.size_bytes = self.used_pages() * PAGE_BYTES
+            newer_states = self._write(batch, entries, retain, done)
         self.layouts.unsaved.clear()
         self.total = done.total
         self._newer_states = newer_states
+        self._state_keys |= batch.states.keys()
         return done
+
+    def refusal(self, batch: Batch) -> Exception | None:
+        """Why a batch cannot be written, None when it can be; nothing of it stays."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._write(batch, batch.entries, None, Committed(self.total))
+        except Exception as error:  # noqa: BLE001  whatever it is, it is the answer
+            return error
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+        return None
+
+    def _not_yet_stored(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """Those behind the newest in the file; what the file holds is counted anew."""
+        row = self._db.execute("SELECT id, span, total FROM segment ORDER BY id DESC LIMIT 1").fetchone()
+        if row is None:
+            return entries
+        first, span, self.total = _typed(row, (int, int, int))
+        return [entry for entry in entries if entry.seq > first + span]
+
+    def _write(
+        self,
+        batch: Batch,
+        entries: Sequence[Entry],
+        retain: "Callable[[Store, Batch, int], list[Gap]] | None",
+        done: Committed,
+    ) -> int:
+        """Write a batch within a transaction, fill `done`; returns how many states are appended then."""
+        db = self._db
+        if batch.prune:
+            done.more = self._prune(batch.settled)
+        bodies = [
+            (group, encode(group, self.layouts, sealed_us=batch.now_us, settled=batch.settled))
+            for group in _groups(entries)
+        ]
+        saved = [
+            encode(group, self.layouts, kind=LAST_VALUES, sealed_us=batch.now_us)
+            for group in _groups(batch.last_values or ())
+        ]
+        if retain is not None:
+            done.gaps = retain(self, batch, sum(map(len, saved)) + sum(len(body) for _, body in bodies))
+        self._put_records(batch.series, self.layouts.unsaved)
+        for group, body in bodies:
+            done.total += sum(len(entry.readings) for entry in group)
+            first = group[0].seq
+            db.execute("INSERT INTO segment VALUES(?, ?, ?, ?)", (first, group[-1].seq - first, done.total, body))
+        self._put_cursors(batch)
+        newer_states = self._put_states(batch.states)
+        self._put_boots(batch.boots)
+        if batch.up_us is not None:
+            db.execute("UPDATE boot SET up_us = ? WHERE id = ?", (batch.up_us, self.boots.current))
+        if batch.last_values is not None:
+            db.execute("DELETE FROM last_value")
+            db.executemany("INSERT INTO last_value(body) VALUES(?)", [(body,) for body in saved])
+        db.executemany("INSERT OR REPLACE INTO statistic VALUES(?, ?)", batch.statistics.items())
+        if batch.statistics:
+            db.execute("DELETE FROM statistic WHERE hour < ?", (batch.statistics_from,))
+        self._put_gaps([*batch.gaps, *done.gaps])
+        done.size_bytes = self.used_pages() * PAGE_BYTES
+        return newer_states
 
     def _put_states(self, states: Mapping[tuple[str, str], bytes]) -> int:
         """Write driver states; of many devices they are appended first. How many are appended now."""
-        self._state_keys |= states.keys()
-        if len(self._state_keys) <= _FEW_STATES and not self._newer_states:
+        if len(self._state_keys | states.keys()) <= _FEW_STATES and not self._newer_states:
             rows = [(*key, value) for key, value in states.items()]
             self._db.executemany("INSERT OR REPLACE INTO state VALUES(?, ?, ?)", rows)
             return 0
@@ -443,11 +536,11 @@ class Store:
                 self._db.execute(f"INSERT INTO {table}(body) VALUES(?)", (body,))
 
     def _put_cursors(self, batch: Batch) -> None:
+        self._db.executemany("DELETE FROM cursor WHERE consumer = ?", [(name,) for name in batch.forget])
         self._db.executemany(
             "INSERT OR REPLACE INTO cursor VALUES(?, ?, ?)",
             [(name, seq, _cursor_crc(name, seq)) for name, seq in batch.cursors.items()],
         )
-        self._db.executemany("DELETE FROM cursor WHERE consumer = ?", [(name,) for name in batch.forget])
 
     def _put_boots(self, boots: Sequence[Boot]) -> None:
         self._db.executemany(
@@ -473,7 +566,7 @@ class Store:
         ).fetchone()
         if row is None or row[4] != gap.reason or not 0 <= gap.at_us - row[1] < _GAP_US:
             return False
-        owed = json.loads(row[5])
+        owed = _owed_of(row[5])
         for name, count in gap.owed.items():
             owed[name] = owed.get(name, 0) + count
         self._db.execute(
@@ -558,7 +651,7 @@ class Store:
         """Sets above `after`, times corrected, at least one and about `max_readings`; None when there are none.
 
         Args:
-            hold: stop before the first set whose time is unconfirmed.
+            hold: stop before the first set whose time is unconfirmed; no readings when that is the very next one.
 
         Raises:
             sqlite3.DatabaseError: a segment is damaged or missing.
@@ -569,8 +662,9 @@ class Store:
         for number, body, after_it in self.bodies(after):
             start = len(columns.seq)
             try:
+                # told from here alone: who asks again later may find the clock learned meanwhile, and pass over all of it
                 if hold and self.boots.resolve(read_header(body).stamp)[1] is TimeState.UNCONFIRMED:
-                    break
+                    return columns
                 header = decode(body, self.layouts, columns, after=after)
             except DamagedSegment as error:
                 raise _damage(str(error)) from error
@@ -616,8 +710,13 @@ class Store:
 
     def gaps(self) -> list[Gap]:
         """What was given up, oldest first."""
-        rows = self._db.execute("SELECT at_us, from_us, to_us, readings, reason, owed FROM gap ORDER BY id")
-        return [Gap(at, first, to, n, reason, json.loads(owed)) for at, first, to, n, reason, owed in rows]
+        none = type(None)
+        types = (int, (int, none), (int, none), int, str, str)
+        rows = self._db.execute("SELECT at_us, from_us, to_us, readings, reason, owed FROM gap ORDER BY id").fetchall()
+        return [
+            Gap(at, first, to, n, reason, _owed_of(owed))
+            for at, first, to, n, reason, owed in (_typed(row, types) for row in rows)
+        ]
 
     # Held pieces
 
@@ -653,6 +752,18 @@ class Store:
                 ).fetchall()
         self.layouts.unsaved.clear()
         return int(number)
+
+    def can_hold(self) -> bool:
+        """Whether a plain piece can be written; nothing of it stays."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.execute("INSERT INTO held VALUES(NULL, '', '', '', '', 0, 0, 0, NULL, 0, x'')")
+        except Exception:  # noqa: BLE001  then it is not the piece
+            return False
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+        return True
 
     def drop_held(self, numbers: Sequence[int], gaps: Sequence[Gap] = ()) -> None:
         with self.transaction():
@@ -733,6 +844,7 @@ class Store:
         self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def close(self) -> None:
+        self.closed = True
         self._db.close()
 
 
@@ -811,12 +923,33 @@ def read_record(body: bytes, series: dict[int, tuple[str, str]], layouts: dict[i
     end = 11 + int.from_bytes(body[7:11], "little")
     if end > len(body) or zlib.crc32(body[7:end]) != int.from_bytes(body[3:7], "little"):
         return False
-    for kind, number, first, second in json.loads(body[11:end].decode("utf-8", "surrogatepass")):
-        if kind == "s":
-            series[number] = (first, second)
+    try:
+        rows = [_record_row(row) for row in json.loads(body[11:end].decode("utf-8", "replace"))]
+    except (ValueError, TypeError, RecursionError):  # a sum that fits by chance, or a format that we do not know
+        return False
+    for number, row in rows:
+        if isinstance(row, Layout):
+            layouts[number] = row
         else:
-            layouts[number] = Layout(number, tuple(first), tuple(second))
+            series[number] = row
     return True
+
+
+def _record_row(row: Any) -> tuple[int, tuple[str, str] | Layout]:
+    kind, number, first, second = row
+    number = int(number)
+    return number, (str(first), str(second)) if kind == "s" else Layout(number, tuple(first), tuple(second))
+
+
+def _owed_of(text: str) -> dict[str, int]:
+    """Who was owed what a gap lost; nothing when the text is none of ours."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {name: count for name, count in found.items() if isinstance(count, int)}
 
 
 def _typed(row: tuple[Any, ...], types: tuple[Any, ...]) -> tuple[Any, ...]:
