@@ -416,8 +416,8 @@ class Forwarder:
                 else:
                     self._aside.give_up(piece, "the mapping takes none of it")
                 updates += again
+        await lane.put_first(updates)  # before the card is asked: if it refuses, the pieces are in the lane all the same
         await self._aside.write()
-        await lane.put_first(updates)
         return not lane.idle
 
     # waiting and pace

@@ -151,9 +151,10 @@ class InOrderLane:
         columns = confirmed(columns)
         if columns is None:
             return False
-        self._last = columns.last
+        read = list(updates(columns, of.log.series, of.mappings))
+        self._last = columns.last  # a fault in the walk leaves the stretch unread
         touched = set()
-        for update in updates(columns, of.log.series, of.mappings):
+        for update in read:
             why = of.must_wait(update)
             if why is not None:
                 of.aside.put(update, *why)

@@ -186,7 +186,7 @@ class StateLane:
         entity_id = update.entity.id
         all_of_it = readings = update.readings
         if entity_id in self._unreadable:  # of an earlier run, it may be older than what the broker holds: history only
-            readings = {p: good for p, good in readings.items() if self._of_this_run(good[2])}
+            readings = {p: good for p, good in readings.items() if self._of_this_run(good)}
             update = update_of(update.mapping, readings, 0) if readings else update
         newer = self._accepted.newer(update.entity) if readings else None
         kept = {} if newer is None else newer.attributes
@@ -195,9 +195,11 @@ class StateLane:
                 self._clean(_key(update.mapping), number)
         return None if newer is None else replace(update, entity=newer)
 
-    def _of_this_run(self, number: int) -> bool:
+    def _of_this_run(self, reading: Good) -> bool:
+        """Whether this very reading was taken in this run: a newer one may have come while the broker was asked."""
+        _, time_us, number = reading
         good = self._values.good(number)
-        return good is not None and good.seq >= self._first_seq
+        return good is not None and good.time_us == time_us and good.seq >= self._first_seq
 
     def _clean(self, key: Key, number: int) -> None:
         dirty = self._dirty.get(key)
