@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from gateway.log.boots import Boot
 from gateway.log.refusal import of_the_file
 from gateway.log.segment import EPOCH, Entry, Stamp, microseconds
 from gateway.log.store import Batch, Committed, Gap, Store
@@ -30,7 +31,7 @@ class Unwritable:
     states: list[tuple[str, str]] = field(default_factory=list)
     cursors: list[str] = field(default_factory=list)
     statistics: list[int] = field(default_factory=list)
-    boots: list[Any] = field(default_factory=list)
+    boots: list[Boot] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     forget: list[str] = field(default_factory=list)
     why: list[str] = field(default_factory=list)
@@ -140,6 +141,8 @@ def _plain(batch: Batch) -> Batch:
         entries=[entry] if batch.entries else (),
         series={1: ("", "")},
         cursors={"": 0},
+        forget=[""],
+        boots=[Boot(0, "")],
         states={("", ""): b""},
         last_values=[entry],
         statistics={0: b""},

@@ -997,6 +997,7 @@ class Log:
             self._use_boots(pending.boots)  # the cities must not wait for the card
             return False
         if unwritable is not None:
+            self._durable_upto = max(self._durable_upto, *(entry.seq for entry in entries), 0)  # nobody waits for those
             entries = self._set_apart(entries, unwritable)
         self._commits += 1
         self._size_bytes = done.size_bytes
