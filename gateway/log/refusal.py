@@ -61,7 +61,9 @@ def refusal(error: Exception, path: Path) -> Refusal:
 
 def is_damage(error: Exception) -> bool:
     """Whether the file's content is not as it was written."""
-    return isinstance(error, sqlite3.DatabaseError) and _code(error) & 0xFF in _DAMAGE
+    if not isinstance(error, sqlite3.DatabaseError):
+        return False
+    return _code(error) & 0xFF in _DAMAGE or _code(error) == sqlite3.SQLITE_IOERR_SHORT_READ  # it was cut short
 
 
 def of_the_file(error: Exception) -> bool:

@@ -66,6 +66,7 @@ MIGRATIONS: Final = (
     CREATE TABLE newer_state(id INTEGER PRIMARY KEY, device TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL)
     """,
 )
+_SMALLEST_BYTES: Final = 512  # of a database of anybody's
 _WAL_HEADER_BYTES: Final = 32
 _WAL_FRAME_BYTES: Final = 24  # beside its page
 _Identity = tuple[int, int, int]  # device, inode, bytes
@@ -202,6 +203,8 @@ class Store:
     """
 
     def __init__(self, path: Path, max_size_bytes: int, connect: "Callable[[Path], Connection] | None" = None) -> None:
+        if 0 < _size_of(path) < _SMALLEST_BYTES:  # SQLite would write over it without a word
+            raise _damage(f"{path} is too short for a database")
         self.path = path
         self.max_pages = max(128, max_size_bytes // PAGE_BYTES)
         self._db = (connect or connect_file)(path)
@@ -294,7 +297,10 @@ class Store:
 
     def _emptied_in_order(self, size_bytes: int) -> bool:
         """Whether the journal is shorter because somebody asked SQLite for it: then all that counts of it is there."""
-        [(_, frames, _)] = self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        try:
+            [(_, frames, _)] = self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.DatabaseError:
+            return False
         return bool(frames <= 0 or _WAL_HEADER_BYTES + frames * (PAGE_BYTES + _WAL_FRAME_BYTES) <= size_bytes)
 
     def copy_to(self, path: Path) -> None:
@@ -882,6 +888,13 @@ def connect_file(path: Path) -> Connection:
 def _text(data: bytes) -> str:
     """A damaged page can pass for rows of text that is none."""
     return data.decode("utf-8", "replace")
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def sync_folder(folder: Path) -> None:

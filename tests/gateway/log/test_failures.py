@@ -357,31 +357,6 @@ async def test_an_empty_file_is_a_new_log_and_zeros_are_set_aside(tmp_path: Path
     assert len(list(tmp_path.glob("*.damaged-*"))) == bool(content)
 
 
-async def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "buffer.db"
-    text = b"version: 1\nlinks: {}\n" * 100
-    path.write_bytes(text)
-    with pytest.raises(LogError, match=r"is not a citygate log.*buffer\.path"):
-        await opened(tmp_path, CITY)
-    assert path.read_bytes() == text
-    path.unlink()
-    db = sqlite3.connect(path)
-    with db:
-        db.execute("CREATE TABLE music(title)")
-    db.close()
-    with pytest.raises(LogError, match="database of another program"):
-        await opened(tmp_path, CITY)
-
-
-async def test_a_file_of_a_newer_citygate_is_left_alone(tmp_path: Path) -> None:
-    await (await opened(tmp_path, CITY)).close()
-    db = sqlite3.connect(tmp_path / "buffer.db")
-    db.execute("PRAGMA user_version=99")
-    db.close()
-    with pytest.raises(LogError, match=r"newer citygate \(format 99"):
-        await opened(tmp_path, CITY)
-
-
 async def test_the_file_is_readable_by_user_and_group_alone(tmp_path: Path) -> None:
     log = await opened(tmp_path, CITY)
     await log.append(a_set(1))
