@@ -136,9 +136,8 @@ class Asked:
         if not path.exists():
             raise NoDaemon(f"no daemon runs, and there is no log at {path}")
         self._runner = asyncio.Runner()
-        settings = LogSettings(
-            path, max_size_bytes=max(10**9, 2 * path.stat().st_size), max_age_s=1e9, unconfirmed="mark"
-        )
+        size_bytes = max(10**9, 2 * path.stat().st_size)
+        settings = LogSettings(path, max_size_bytes=size_bytes, max_age_s=1e9, unconfirmed="mark", leave_foreign=True)
 
         async def opened() -> Log:
             return await Log.open(settings, clock=SystemClock(), consumers=[])
@@ -167,9 +166,9 @@ def status(given: argparse.Namespace) -> int:
 def _status_text(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"{found['path']}: {found['state']} {printable(found['reason'])}".rstrip()
     if found["remedy"]:
-        yield f"    → {found['remedy']}"
+        yield f"    since {found['since']} → {found['remedy']}"
     yield f"{_size(found['size_bytes'])} of {_size(found['max_size_bytes'])}, {found['head_readings']} readings in memory"
-    yield f"held: {found['held']['later']} for later, {found['held']['dead']} dead letters; given up: {found['dropped']} readings"
+    yield f"held: {found['held']['later']} for later, {found['held']['dead']} dead letters; given up: {_lost(found)}"
     yield from table(
         [["broker", "owed", "oldest unsent"]]
         + [[name, str(c["backlog"]), str(c["oldest_unsent_at"] or "")] for name, c in found["consumers"].items()],
@@ -179,6 +178,11 @@ def _status_text(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"removed from the config, place kept: {', '.join(found['removed_consumers'])} (`citygate buffer forget NAME`)"
     for gap in found["newest_gaps"]:
         yield f"gap: {gap['readings']} readings, {gap['reason']}, {gap['from'] or '?'} to {gap['to'] or '?'}, noted {gap['at']}"
+
+
+def _lost(found: Mapping[str, Any]) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in found["lost"].items())
+    return f"{found['dropped']} readings" + (f" ({reasons})" if reasons else "")
 
 
 def _size(size_bytes: int) -> str:

@@ -416,7 +416,9 @@ class Forwarder:
                 else:
                     self._aside.give_up(piece, "the mapping takes none of it")
                 updates += again
-        await lane.put_first(updates)  # before the card is asked: if it refuses, the pieces are in the lane all the same
+        await lane.put_first(
+            updates
+        )  # before the card is asked: if it refuses, the pieces are in the lane all the same
         await self._aside.write()
         return not lane.idle
 

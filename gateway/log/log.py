@@ -19,6 +19,7 @@ import structlog
 
 from gateway.clock import BoxClock
 from gateway.log import isolate
+from gateway.log.adopt import adopt, waiting
 from gateway.log.boots import STEP_US, Boot, Boots
 from gateway.log.head import Head
 from gateway.log.held import Held
@@ -67,6 +68,7 @@ class LogSettings:
         keep_s: settled readings are kept that long.
         unconfirmed: `hold` readings back until their time is known, or hand them out marked.
         head_bytes: bound of the part in memory; at half of it a commit starts early.
+        leave_foreign: a file that is no log of ours is left where it is, for a command that only looks.
     """
 
     path: Path
@@ -76,6 +78,7 @@ class LogSettings:
     keep_s: float = 0.0
     unconfirmed: Literal["hold", "mark"] = "hold"
     head_bytes: int = 8 * 2**20
+    leave_foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +205,8 @@ class Log:
         self._receipts: list[tuple[int, asyncio.Future[None]]] = []
         self._failure = ""
         self._remedy = ""
+        self._adopting: asyncio.Task[None] | None = None
+        self._not_adopted = ""
         self._unkept = ""  # what of the housekeeping cannot be made
         self._in_doubt = False  # whether a commit that failed may have been written after all
         self._slowest_s = 0.0  # a commit, of late
@@ -252,6 +257,7 @@ class Log:
                 os.close(log._lock)
             raise
         log._arm()
+        log._adopting = log._loop.create_task(log._adopt(), name="log-adopt")
         return log
 
     @property
@@ -300,16 +306,21 @@ class Log:
             store = Store(path, size, self._connect)
             return store, _load(store, boot_name, at), None
         except NotOurs as error:
-            report = put_aside(path, error, at)
+            report = self._put_aside(error, at)
         except Exception as error:
             if of_the_file(error) and not is_damage(error):
                 raise
             try:  # rows that cannot be understood are as good as damaged
                 report = salvage(path, size, at)
             except NotOurs as other:
-                report = put_aside(path, other, at)
+                report = self._put_aside(other, at)
         store = Store(path, size, self._connect)
         return store, _load(store, boot_name, at), report
+
+    def _put_aside(self, error: NotOurs, at: datetime) -> Report:
+        if self.settings.leave_foreign:
+            raise Refusal(str(error), "the daemon sets it aside at its next start")
+        return put_aside(self.settings.path, error, at)
 
     async def _take_over(self, loaded: Loaded, report: Report | None) -> None:
         """The file is open: number the sets that were waiting for it, join the consumers."""
@@ -508,6 +519,28 @@ class Log:
         self._recount_due = True
         self._housekeeping_at_s = self._clock.monotonic_s()
         self._start_commit()
+
+    async def _adopt(self) -> None:
+        """Logs that an older citygate had to set aside."""
+        if self.settings.leave_foreign:
+            return
+        for file in await self._writer.submit(lambda: waiting(self.settings.path)):
+            try:
+                await adopt(file, self, self._writer.submit, self._boot_name, self._clock.now())
+            except Exception as error:  # noqa: BLE001  it stays, and is tried again at the next start
+                self._not_adopted = f"{file} could not be taken over: {error}"
+                self._bad_since = self._clock.now()
+                _events.error("log_not_adopted", path=str(file), error=str(error))
+            else:
+                _events.info("log_adopted", path=str(file))
+
+    def has_state(self, device: str, key: str) -> bool:
+        """Whether a driver state is known."""
+        return key in self._states.get(device, {})
+
+    def number_of(self, device: str, point: str) -> int:
+        """The series of a point, made when it is new."""
+        return self._series_of(device, point)
 
     def _note_salvage(self, report: Report) -> None:
         self._salvaged = report
@@ -1238,6 +1271,8 @@ class Log:
                 f"gives up the oldest readings ({self._dropping})",
                 "reach the brokers, or raise buffer.max_size",
             )
+        if self._not_adopted:
+            return "bad", self._not_adopted, "it is tried again at the next start"
         if self._salvaged:
             return "bad", str(self._salvaged), self._salvaged.remedy
         if not self.boots.confirmed and self.settings.unconfirmed == "hold":
@@ -1252,6 +1287,10 @@ class Log:
         """
         if self._closed:
             return
+        if self._adopting is not None:
+            self._adopting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._adopting
         self._closed = True  # no commit starts by itself from here on: it would meet a closed file
         try:
             await self.commit()

@@ -135,7 +135,7 @@ def put_aside(path: Path, error: NotOurs, at: datetime) -> Report:
     return Report(
         aside,
         said=f"{error}; it is kept as {aside}, and a new log was begun",
-        remedy=f"install that version again and move {aside} back: what is in it has not been sent"
+        remedy=f"install that version again: it takes over what is owed in {aside}"
         if newer
         else "move it to where it belongs, or give buffer.path a name of its own",
     )

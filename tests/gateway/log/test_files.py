@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from gateway.log.log import Log
+from gateway.log.store import MIGRATIONS
 from gateway.sdk.errors import LogError
 from gateway.sdk.reading import Reading, ReadingSet
 from gateway.sdk.testing import NOON
@@ -99,7 +100,15 @@ async def test_foreign_files_are_never_deleted_by_us(tmp_path: Path) -> None:
 async def test_a_log_of_a_newer_citygate_is_kept_and_goes_on_when_that_version_is_back(tmp_path: Path) -> None:
     path = tmp_path / "buffer.db"
     log = await opened(tmp_path, CITY)
+    await log.append(a_set(0))
     await log.append(a_set(1))
+    await log.append(a_set(3))
+    await log.commit()
+    await log.settle("milano", log.first_seq + 1)
+    columns = await log.read("milano")
+    assert columns is not None
+    await log.held.hold("milano", "e", "meter-1", columns, reason="no", at=NOON)
+    await log.append(ReadingSet("node", (), {"fcnt": b"7"}))
     await log.close()
     _set_version(path, 99)
     log = await opened(tmp_path, CITY)
@@ -109,6 +118,27 @@ async def test_a_log_of_a_newer_citygate_is_kept_and_goes_on_when_that_version_i
     assert "newer citygate (format 99" in told["reason"]
     [aside] = tmp_path.glob("buffer.db.format-99-*")
     assert str(aside) in told["remedy"]
+    await log.close()
+    log = await opened(tmp_path, CITY)  # it stays while this version does not know it
+    assert await everything(log, "milano") == [2]
+    await log.close()
+    _set_version(aside, len(MIGRATIONS))
+    aside.rename(aside.with_name(aside.name.replace("-99-", f"-{len(MIGRATIONS)}-")))  # as that version sees it
+    log = await opened(tmp_path, CITY, OTHER)
+    assert log._adopting is not None
+    await log._adopting
+    assert await everything(log, "milano") == [2, 1, 3]
+    assert await everything(log, "porto") == [2, 1, 3]
+    assert log.driver_state("node") == {"fcnt": b"7"}
+    [piece] = log.held.pieces()
+    held = await log.held.readings(piece.id)
+    assert (log.series[held.series[0]].device, held.value[0]) == ("meter-1", 1)
+    assert list(tmp_path.glob("*.format-*")) == []
+    assert log.last_values.device("meter-1")["count"].value == 3
+    await log.close()
+    log = await opened(tmp_path, CITY)
+    assert log.status()["state"] == "ok"
+    assert await everything(log, "milano") == [2, 1, 3]
     await log.close()
 
 

@@ -1,0 +1,116 @@
+"""What a lane decided before it asked somebody is asked again afterwards."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from gateway.forward.aside import Aside
+from gateway.forward.broker import Accepted, Outcome, ReadRefused, Streak
+from gateway.forward.history_lane import InOrderLane, Shared
+from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
+from gateway.forward.state_lane import StateLane
+from gateway.forward.updates import Complete, Sent
+from gateway.harmonise.entity import Entity
+from gateway.sdk.errors import LogError
+from tests.gateway.forward.scene import START, MemoryHeld, MemoryLog, RealClock, tables
+from tests.gateway.forward.test_forwarder import forwarding
+from tests.support.strict_broker import StrictBroker
+
+
+class Unreadable:
+    """A broker that lets nobody read; while it says so a newer value arrives."""
+
+    def __init__(self, log: MemoryLog, newer: dict[str, float]) -> None:
+        self.log, self.newer = log, newer
+        self.sent: list[float] = []
+
+    async def read_back(self, entities: Sequence[Entity]) -> dict[str, Any]:
+        self.log.put("air-1", 100.0, **self.newer)
+        raise ReadRefused("reading is not allowed")
+
+    async def state(self, entities: Sequence[Entity]) -> Outcome:
+        self.sent += [entity.attributes["no2"].value for entity in entities if "no2" in entity.attributes]
+        return Outcome(accepted=frozenset(entity.id for entity in entities))
+
+
+async def test_a_value_of_an_earlier_run_does_not_become_current_because_a_newer_one_comes_meanwhile() -> None:
+    log = MemoryLog()
+    log.put("air-1", 0.0, no2=1.0, pm25=1.0)
+    broker = Unreadable(log, {"no2": 2.0, "pm25": 2.0})
+    lane = StateLane(
+        broker,  # type: ignore[arg-type]
+        tables("air-1"),
+        log,
+        log.series,
+        accepted=Accepted(),
+        sent=Sent(),
+        complete=Complete(log, log.series),
+        first_seq=log.rows[-1][0] + 1,
+        clock=RealClock(),
+    )
+    while lane.changed():
+        await lane.send()
+    assert broker.sent == [2.0]
+
+
+class Refusing(MemoryHeld):
+    """A card that refuses what is to be written of a piece, while told to."""
+
+    refuses = 0
+
+    async def tried(self, piece: int, *, reason: str, at: datetime, next_try_at: datetime | None) -> None:
+        if self.refuses:
+            self.refuses -= 1
+            raise LogError("database or disk is full")
+        await super().tried(piece, reason=reason, at=at, next_try_at=next_try_at)
+
+
+async def test_a_piece_goes_on_when_the_card_refuses_the_verdict_on_another() -> None:
+    strict, log = StrictBroker(), MemoryLog()
+    log.held = held = Refusing()
+    expected = log.put("air-1", 0.0, no2=5.0, pm25=6.0)
+    columns = await log.read("city")
+    assert columns is not None
+    log.rows.clear()
+    log.put("gone", 0.0, no2=1.0)
+    gone = await log.read("city")
+    assert gone is not None
+    for entity, device, readings in (("urn:ngsi-ld:X:gone", "gone", gone), ("", "air-1", columns)):
+        name = entity or next(iter(tables("air-1")["air-1"])).entity_id
+        await held.hold("city", name, device, readings, reason="later", at=START, next_try_at=START)
+    held.refuses = 2
+    log.rows.clear()
+    async with strict.serve() as url, forwarding(url, log, "air-1"):
+        await strict.until(lambda: expected <= set(strict.history()), timeout_s=8.0)
+    assert not held.refuses
+
+
+async def test_a_stretch_whose_walk_fails_is_read_again() -> None:
+    strict, log = StrictBroker(), MemoryLog()
+    log.put("air-1", 0.0, no2=5.0)
+    series = log.series.pop(1)
+    async with strict.serve() as url:
+        broker = NgsiLdBroker(NgsiLdSettings(url))
+        lane = InOrderLane(
+            Shared(
+                "city",
+                broker,
+                tables("air-1"),
+                log,
+                Aside("city", log.held, RealClock(), every_s=0.0),
+                RealClock(),
+                Accepted(),
+                Sent(),
+                Complete(log, log.series),
+                Streak(1),
+            )
+        )
+        with pytest.raises(KeyError):
+            await lane.fill()
+        assert lane.position is None
+        log.series[1] = series
+        assert await lane.fill()
+        assert not lane.idle
+        await broker.close()
