@@ -4,10 +4,11 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as MappingOf
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.harmonise.entity import Entity, harmonise
+from gateway.log.segment import wall_time
 from gateway.sdk.reading import Quality, Value
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from gateway.log.last_values import LastValue
     from gateway.log.log import Columns, Series
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Good = tuple[Value, int, int]  # value, UTC microseconds, series
 
 
@@ -43,7 +43,7 @@ class Update:
 
 def instant(time_us: int) -> datetime:
     """The moment so many microseconds after the epoch."""
-    return _EPOCH + timedelta(microseconds=time_us)
+    return wall_time(time_us)
 
 
 def update_of(mapping: "Mapping", readings: dict[str, Good], seq: int) -> Update:
