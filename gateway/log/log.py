@@ -515,7 +515,7 @@ class Log:
             owed = {name: lane.stored for name, lane in self._lanes.items()}
             gap = Gap(microseconds(self._clock.now()), None, None, max(owed.values(), default=0), "damage", owed)
             pending.gaps.append(gap)
-            self._note_gaps([gap])
+            self._gaps.append(gap)
         self._recount_due = True
         self._housekeeping_at_s = self._clock.monotonic_s()
         self._start_commit()
@@ -632,7 +632,10 @@ class Log:
     def _note_unwritable(self, what: str) -> None:
         if what != self._unwritable:
             _events.error("log_unwritable", path=str(self.settings.path), what=what)
+        if not self._unwritable:
+            self._bad_since = self._clock.now()
         self._unwritable = what
+        self._dropped_s = self._clock.monotonic_s()
 
     async def _written(self, seq: int) -> None:
         """Until the set is on the card, or the card has refused: then it stays in the head like any other."""
@@ -1137,7 +1140,9 @@ class Log:
             with contextlib.suppress(LogError):
                 await self._recount()
         elif (
-            self._dropping and not self._failure and self._clock.monotonic_s() - self._dropped_s >= _KEEPS_AGAIN_AFTER_S
+            (self._dropping or self._unwritable)
+            and not self._failure
+            and self._clock.monotonic_s() - self._dropped_s >= _KEEPS_AGAIN_AFTER_S
         ):
             self._dropping = self._unwritable = ""
             _events.info("log_keeps_everything_again", path=str(self.settings.path))

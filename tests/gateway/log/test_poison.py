@@ -16,7 +16,7 @@ from gateway.log.segment import Columns
 from gateway.log.store import connect_file
 from gateway.sdk.errors import LogError
 from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason, TimeSource
-from gateway.sdk.testing import NOON
+from gateway.sdk.testing import NOON, ManualClock
 from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, everything, opened
 
 FAULTS: dict[str, Callable[[], Exception]] = {
@@ -268,6 +268,20 @@ async def test_driver_state_that_cannot_be_kept_costs_itself(tmp_path: Path, sta
     assert await everything(log, "milano") == [1, 2]
     assert log.driver_state("node") == {"fcnt": b"1"}
     assert len(log.driver_state("hostile")) <= 1000
+    await log.close()
+
+
+async def test_what_could_not_be_written_is_told_for_a_while_and_no_longer(tmp_path: Path) -> None:
+    clock = ManualClock()
+    log = await opened(tmp_path, CITY, clock=clock)
+    for poison in (ReadingSet("d", POISON["a list"]), ReadingSet("d", (), {"k": bytes(9000)})):
+        await log.append(poison)
+        await log.commit()
+        assert log.status()["state"] == "bad"
+        assert log.status()["since"] == clock.now()
+        clock.advance(601)
+        await log.commit()
+        assert log.status()["state"] == "ok"
     await log.close()
 
 
