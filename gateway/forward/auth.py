@@ -1,24 +1,30 @@
 """The way to a broker: TLS, proxy, login. Tokens are fetched, renewed before they end, and fetched anew once on a 401."""
 
 import base64
+import json
 import os
 import ssl
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import aiohttp
-import orjson
 from aiohttp.abc import AbstractResolver
+from aiohttp.http_exceptions import HttpProcessingError
 
+from gateway.forward.answer import words
 from gateway.forward.broker import LoginFailed
 from gateway.journal import event, keep_passing_secret
-from gateway.sdk.errors import BrokerUnavailable
+from gateway.sdk.errors import BrokerUnavailable, FrameError, foreign
 
 RENEW_BEFORE_S = 60.0
 TOKEN_S = 300.0  # believed of a token whose server does not say how long it lasts
 ANSWER_LIMIT_BYTES = 64 * 1024
+TOKEN_LIMIT = 16 * 1024  # characters; a longer header line is taken by no server
+# What a request may end with when the other end talks nonsense: bytes that are no HTTP, a body that is not what it says.
+WIRE_FAULTS = (aiohttp.ClientError, HttpProcessingError, TimeoutError, OSError, ValueError, LookupError, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,35 +177,53 @@ class OAuth2:
             async with session.post(
                 grant.token_url, data=grant.form(), headers=headers, allow_redirects=False, proxy=proxy
             ) as response:
-                content = await response.content.read(ANSWER_LIMIT_BYTES)
+                content = await body_of(response, ANSWER_LIMIT_BYTES)
                 status = response.status
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise BrokerUnavailable(f"token endpoint: {str(error) or type(error).__name__}") from error
+        except WIRE_FAULTS as error:
+            raise BrokerUnavailable(f"token endpoint: {words(str(error)) or type(error).__name__}") from error
         self._take(status, content, asked_s)
 
     def _take(self, status: int, content: bytes, asked_s: float) -> None:
         try:
-            answer = orjson.loads(content)
-        except ValueError:
+            with foreign("token", content):
+                answer = json.loads(content)
+        except FrameError:
             answer = None
-        if status in (400, 401, 403):
-            why = answer.get("error_description") or answer.get("error") if isinstance(answer, dict) else ""
-            raise LoginFailed(f"token endpoint: {status} {why or ''}".rstrip())
-        token = answer.get("access_token") if isinstance(answer, dict) else None
-        if status not in (200, 201) or not isinstance(token, str) or not token.isascii() or not token.isprintable():
-            raise BrokerUnavailable(f"token endpoint: {status} without a token")
-        lasts_s = _lasts_s(answer.get("expires_in"))
+        found = answer if isinstance(answer, dict) else {}
+        if status == 401 or (status in (400, 403) and isinstance(found.get("error"), str)):  # RFC 6749, 5.2
+            why = words(found.get("error_description")) or words(found.get("error"))
+            raise LoginFailed(f"token endpoint: {status} {why}".rstrip())
+        token = found.get("access_token")
+        if status not in (200, 201) or not isinstance(token, str) or not _fits_a_header(token):
+            raise BrokerUnavailable(f"token endpoint: {status} without a token (is token_url right; a proxy's page?)")
+        lasts_s = _lasts_s(found.get("expires_in"))
         keep_passing_secret(token)
         self._token, self._fresh = token, True
         self._good_until_s = asked_s + max(lasts_s - RENEW_BEFORE_S, lasts_s / 2)
 
 
+def _fits_a_header(token: str) -> bool:
+    return 0 < len(token) <= TOKEN_LIMIT and token.isascii() and token.isprintable()
+
+
 def _lasts_s(expires_in: object) -> float:
+    """A number, or text as some servers send it."""
     try:
-        seconds = float(expires_in)  # type: ignore[arg-type]  # anything may stand there; some servers send text
-    except (TypeError, ValueError):
+        seconds = float(expires_in) if isinstance(expires_in, int | float | str) else TOKEN_S
+    except (ValueError, OverflowError):
         return TOKEN_S
     return seconds if 0 < seconds < 1e9 else TOKEN_S
+
+
+async def body_of(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
+    """The body, up to a bound: more than that is nobody's answer to us."""
+    content = b""
+    while chunk := await response.content.read(65536):
+        content += chunk
+        if len(content) > limit_bytes:
+            response.close()
+            break
+    return content
 
 
 class Way:

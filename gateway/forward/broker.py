@@ -17,6 +17,10 @@ class InDoubt(BrokerUnavailable):
     """The connection failed after the request may have been received: it may have been carried out."""
 
 
+class NotOffered(BrokerUnavailable):
+    """404, 405 or 501: whoever answers does not know this request. What a probe settled may no longer hold."""
+
+
 class ReadRefused(BrokerUnavailable):
     """The broker works but does not let us read this."""
 
@@ -77,12 +81,14 @@ class Probe:
     Attributes:
         readable: current entities may be read back.
         temporal: there is a temporal API that may be read; None when that shows only after the first write.
+        sure: a context broker said so itself. Else somebody on the way may have: it is asked again.
         product: broker as it names itself, "" when it does not.
         date: the broker's clock by its `Date` header.
     """
 
     readable: bool
     temporal: bool | None
+    sure: bool = True
     product: str = ""
     date: datetime | None = None
 

@@ -5,26 +5,25 @@ sources of Orion-LD and Stellio.
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
 import orjson
 
-from gateway.backoff import retry_after_s
 from gateway.config.auth import AuthConfig
 from gateway.config.model import BrokerConfig
-from gateway.forward.auth import Grant, Login, OAuth2, Static, Tls, Way, basic, bearer
+from gateway.forward.answer import Answer, per_entity, read_answer, wire_moment, words
+from gateway.forward.auth import WIRE_FAULTS, Grant, Login, OAuth2, Static, Tls, Way, basic, bearer, body_of
 from gateway.forward.broker import (
     BatchRefused,
     BatchSize,
     InDoubt,
     LoginFailed,
+    NotOffered,
     Outcome,
     Point,
     Probe,
@@ -37,7 +36,7 @@ from gateway.forward.broker import (
 )
 from gateway.harmonise.dialects import ngsi_ld, wire_time
 from gateway.harmonise.entity import Entity
-from gateway.sdk.errors import BrokerUnavailable
+from gateway.sdk.errors import BrokerUnavailable, FrameError
 
 LINK = '<{}>; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+json"'
 ANSWER_LIMIT_BYTES = 4 * 2**20  # a 207 for a full batch is far smaller; a captive portal may send anything
@@ -47,7 +46,6 @@ MOST_SUSPECTS = 1000
 SEARCH_AFTER = 3  # answers of 500 in a row before a poison entity is searched for: a 5xx may be permanent
 _UNREADABLE = frozenset({403, 405, 501})  # to a read: the broker works, we may not, or it cannot
 _EVER = {"timerel": "after", "timeAt": "2000-01-01T00:00:00Z"}
-_RETRYABLE = frozenset({401, 403, 408, 409, 425, 429}) | frozenset(range(500, 600))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +66,6 @@ class NgsiLdSettings:
     batch_bytes: int = 200_000
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    body: bytes
-    json: Any  # None when the body is empty or no JSON
-    content_type: str
-    location: str
-    retry_after_s: float | None
-    date: datetime | None
-    server: str
-
-
 class NgsiLdBroker:
     """One NGSI-LD broker. Use from one task: requests go one after the other."""
 
@@ -97,6 +83,7 @@ class NgsiLdBroker:
         self._offer_time = offer_time
         self._server_errors, self._search_at, self._searching = 0, SEARCH_AFTER, False
         self._greeted = False
+        self._reads = False  # a read worked in this run
         self._suspects: set[str] = set()
         self._size: BatchSize | None = None
         self.traffic = Traffic(warning=self._way.warning)
@@ -167,37 +154,66 @@ class NgsiLdBroker:
             return Outcome(refused={entity.id: f"cannot be written as JSON: {error}"})
         try:
             answer = await self._request("POST", "/temporal/entities", body=body, context=entity.context)
-            if answer.status in (201, 204):
+            if answer.status in (201, 204) and answer.by_broker:
                 return Outcome(accepted=frozenset({entity.id}))
-            if answer.status in (400, 422):
-                return Outcome(refused={entity.id: _reason(answer)})
+            if answer.problem is not None and answer.status in (400, 422):
+                told = {entity.id: answer.reason}
+                return Outcome(refused=told) if answer.problem.blames else Outcome(later=told)
             if answer.status == 413:
-                return Outcome(later={entity.id: "413: too large for the broker"})
-            self._raise_for(answer)
+                return Outcome(later={entity.id: f"too large for the broker: {answer.reason}"})
+            self._raise_for(answer, wrote=True)
         except BrokerUnavailable as fault:
             return unavailable([entity], fault)
         raise AssertionError("unreachable")
 
     async def probe(self) -> Probe:
-        """Reads alone: may current entities be read, is there a history."""
+        """Reads alone: may current entities be read, is there a history. Only a context broker's word settles it.
+
+        Raises:
+            ReadRefused: somebody on the way does not let us read, so that nothing was learned.
+        """
         now = await self._request("GET", "/entities", query={"type": "Device", "limit": "1"})
         past = await self._request("GET", "/temporal/entities", query={"type": "Device", "limit": "1", **_EVER})
         readable = self._readable(now)
-        return Probe(
-            readable=readable is not False,
-            temporal=None if readable is None else bool(self._readable(past)),
-            product=now.server,
-            date=now.date,
-        )
+        sure = past.by_broker or past.is_empty_refusal
+        if readable is None:
+            temporal = None
+        elif past.status == 404 and not sure:
+            temporal = False  # the broker spoke beside it; servers say so of a path they lack, and so do proxies
+        else:
+            temporal = bool(self._readable(past))
+        return Probe(readable=readable is not False, temporal=temporal, sure=sure, product=now.server, date=now.date)
 
-    def _readable(self, answer: _Answer) -> bool | None:
-        """Whether a read is offered and allowed; None: the tenant is not there yet. Raises when the broker does not work."""
-        if answer.status == 200 and isinstance(answer.json, list):
+    def _readable(self, answer: Answer) -> bool | None:
+        """Whether a read is offered and allowed; None: the tenant is not there yet. Raises when no broker answered."""
+        if answer.status == 200 and answer.is_entities:
+            self._reads = True
             return True
-        if answer.status == 404 and re.search(rb"(?i)tenant", answer.body):
+        if answer.problem is not None and answer.status == 404 and "Tenant" in answer.problem.kind + answer.reason:
             return None
-        if answer.status in _UNREADABLE or answer.status in (400, 404, 405):
+        told = answer.problem is not None or answer.is_empty_refusal
+        if told and (answer.status in _UNREADABLE or answer.status in (400, 404)):
             return False
+        if answer.status == 403:
+            raise ReadRefused(f"{answer.reason}: reading is not allowed, so how history is to be sent cannot be asked")
+        self._raise_for(answer)
+        raise AssertionError("unreachable")
+
+    async def _found(self, path: str, query: Mapping[str, str], context: str) -> list[dict[str, Any]]:
+        """The entities that a query finds; none when the broker knows nothing yet.
+
+        Raises:
+            ReadRefused: the broker says so itself, or nobody ever let us read.
+        """
+        answer = await self._request("GET", path, query=query, context=context)
+        if answer.status in (200, 206) and answer.is_entities:
+            self._reads = True
+            return [item for item in answer.json if isinstance(item.get("id"), str)]
+        if answer.status == 404 and answer.problem is not None:
+            return []  # nothing recorded yet, or a tenant that its first write makes
+        told = answer.problem is not None or answer.is_empty_refusal
+        if answer.status in _UNREADABLE and (told or not self._reads):
+            raise ReadRefused(answer.reason)
         self._raise_for(answer)
         raise AssertionError("unreachable")
 
@@ -210,16 +226,8 @@ class NgsiLdBroker:
             for start in range(0, len(ids), READ_BACK_IDS):
                 some = ids[start : start + READ_BACK_IDS]
                 query = {"type": entity_type, "id": ",".join(some), "limit": str(len(some)), "lastN": "1000", **window}
-                answer = await self._request("GET", "/temporal/entities", query=query, context=context)
-                if answer.status == 404 and "html" not in answer.content_type:
-                    continue  # nothing recorded yet
-                if answer.status in _UNREADABLE:
-                    raise ReadRefused(_reason(answer))
-                if answer.status not in (200, 206) or not isinstance(answer.json, list):
-                    self._raise_for(answer)
-                for item in answer.json:
-                    if isinstance(item, dict) and isinstance(item.get("id"), str):
-                        found.update((item["id"], key, at) for key, at in _points(item))
+                for item in await self._found("/temporal/entities", query, context):
+                    found.update((item["id"], key, at) for key, at in _points(item))
         return frozenset(found)
 
     async def read_back(self, entities: Sequence[Entity]) -> Mapping[str, Mapping[str, datetime]]:
@@ -229,16 +237,8 @@ class NgsiLdBroker:
             for start in range(0, len(ids), READ_BACK_IDS):
                 some = ids[start : start + READ_BACK_IDS]
                 query = {"type": entity_type, "id": ",".join(some), "limit": str(len(some))}
-                answer = await self._request("GET", "/entities", query=query, context=context)
-                if answer.status == 404 and "html" not in answer.content_type:
-                    continue  # a tenant that its first write makes
-                if answer.status in _UNREADABLE:
-                    raise ReadRefused(_reason(answer))
-                if answer.status != 200 or not isinstance(answer.json, list):
-                    self._raise_for(answer)
-                for item in answer.json:
-                    if isinstance(item, dict) and isinstance(item.get("id"), str):
-                        found[item["id"]] = _observed(item)
+                for item in await self._found("/entities", query, context):
+                    found[item["id"]] = _observed(item)
         return found
 
     async def close(self) -> None:
@@ -265,42 +265,55 @@ class NgsiLdBroker:
         self._greeted = True
         for entity, one in zip(batch, bodies, strict=True):
             if entity.id in unclear:  # an error that names nobody: alone, its answer is unmistakable
-                outcome += await self._upsert([entity], [one])
+                outcome += (
+                    await self._alone(entity, one)
+                    if outcome.fault is None
+                    else unavailable([entity], outcome.fault, sent=False)
+                )
         return outcome
 
-    def _outcome(self, batch: Sequence[Entity], answer: _Answer) -> tuple[Outcome, frozenset[str]]:
+    async def _alone(self, entity: Entity, body: bytes) -> Outcome:
+        async def send(batch: Sequence[Entity]) -> Outcome:
+            return await self._upsert(batch, [body])
+
+        return await bisect([entity], send)
+
+    def _outcome(self, batch: Sequence[Entity], answer: Answer) -> tuple[Outcome, frozenset[str]]:
         """The outcome as far as the answer tells, and the ids that it leaves unclear."""
         ids = [entity.id for entity in batch]
-        if answer.status == 204 or (answer.status in (200, 201) and _is_id_list(answer)):
+        if answer.status in (200, 201, 204) and _all_done(answer, ids):
             return Outcome(accepted=frozenset(ids)), frozenset()
-        if answer.status in (200, 207, 400, 404, 409, 503) and _has_errors(answer):
-            return _per_entity(ids, answer.json)
-        if answer.status in (400, 422):
-            raise BatchRefused(_reason(answer), suspects=_named(ids, answer.body))
+        if answer.result is not None:
+            try:
+                return per_entity(ids, answer.result)
+            except FrameError as error:
+                raise InDoubt(f"{answer.status}: {error.message}") from error
+        if answer.problem is not None and answer.status in (400, 422) and answer.problem.blames:
+            raise BatchRefused(answer.reason, suspects=_named(ids, answer.body))
         if answer.status == 413:
-            raise BatchRefused(f"413: {len(batch)} entities are too large for the broker", permanent=False)
-        if answer.status == 500:
+            raise BatchRefused(f"{len(batch)} entities are too large for it: {answer.reason}", permanent=False)
+        if answer.status == 500 and answer.problem is not None:
             self._server_errors += 1
             if self._searching or self._server_errors >= self._search_at:
                 self._searching = True
-                raise BatchRefused(_reason(answer), permanent=False)
-        self._raise_for(answer)
+                raise BatchRefused(answer.reason, permanent=False)
+        self._raise_for(answer, wrote=True)
         raise AssertionError("unreachable")
 
-    def _raise_for(self, answer: _Answer) -> None:
-        """An answer that is no entity's fault."""
+    def _raise_for(self, answer: Answer, *, wrote: bool = False) -> None:
+        """An answer that is no entity's fault. What somebody on the way says of a write may have been carried out behind."""
         if answer.status in (401, 403, 407):
-            raise LoginFailed(_reason(answer))
+            raise LoginFailed(answer.reason)
         if 300 <= answer.status < 400:
             raise BrokerUnavailable(
                 f"redirect to {answer.location or 'nowhere'} refused; put the final address into url"
             )
-        if answer.status in (200, 201) or "html" in answer.content_type:
-            raise BrokerUnavailable(
-                f"{answer.status} with {answer.content_type or 'no content type'}: not a context broker's answer "
-                "(a captive portal, or a proxy's page?)"
-            )
-        raise BrokerUnavailable(_reason(answer), retry_after_s=answer.retry_after_s)
+        wait_s = answer.retry_after_s
+        if wrote and answer.problem is None and (answer.status < 300 or answer.status == 408 or answer.status >= 500):
+            raise InDoubt(answer.reason, retry_after_s=wait_s)
+        if answer.status in (404, 405, 501):
+            raise NotOffered(answer.reason, retry_after_s=wait_s)
+        raise BrokerUnavailable(answer.reason, retry_after_s=wait_s)
 
     async def _request(
         self,
@@ -310,7 +323,7 @@ class NgsiLdBroker:
         query: Mapping[str, str] | None = None,
         body: bytes | None = None,
         context: str = "",
-    ) -> _Answer:
+    ) -> Answer:
         headers = {"Accept": "application/json", **(self._settings.headers or {})}
         if body is not None:
             headers["Content-Type"] = "application/json"
@@ -323,19 +336,18 @@ class NgsiLdBroker:
             answer = await self._once(method, self._base + path, query, body, headers)
         if answer.status != 401:
             self._way.login.worked()
-        from_broker = answer.status == 204 or (answer.status < 300 and answer.json is not None)
-        if self._offer_time is not None and answer.date is not None and from_broker:
+        if self._offer_time is not None and answer.date is not None and answer.status < 300 and answer.by_broker:
             self._offer_time(answer.date, DATE_WITHIN_S)
         return answer
 
     async def _once(
         self, method: str, url: str, query: Mapping[str, str] | None, body: bytes | None, headers: Mapping[str, str]
-    ) -> _Answer:
+    ) -> Answer:
         way = self._way
+        login = await way.login.headers(way.session, way.proxy)
+        self.traffic.requests += 1
+        self.traffic.sent_bytes += len(body or b"") + _size(headers) + _size(login) + len(url) + 80
         try:
-            login = await way.login.headers(way.session, way.proxy)
-            self.traffic.requests += 1
-            self.traffic.sent_bytes += len(body or b"") + _size(headers) + _size(login) + len(url) + 80
             async with way.session.request(
                 method,
                 url,
@@ -345,58 +357,19 @@ class NgsiLdBroker:
                 allow_redirects=False,
                 proxy=way.proxy,
             ) as response:
-                content = await _content(response)
-                self.traffic.received_bytes += len(content) + sum(len(k) + len(v) + 4 for k, v in response.raw_headers)
-                return _answer(response, content)
+                content = await body_of(response, ANSWER_LIMIT_BYTES)
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError) as error:
             await way.renew()
             raise BrokerUnavailable(_cause(error)) from error
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except WIRE_FAULTS as error:
             await way.renew()  # a half-open connection is not used again
             raise (InDoubt if body is not None else BrokerUnavailable)(_cause(error)) from error
-
-
-async def _content(response: aiohttp.ClientResponse) -> bytes:
-    """The body, up to a bound: more than that is no broker's answer."""
-    content = b""
-    while chunk := await response.content.read(65536):
-        content += chunk
-        if len(content) > ANSWER_LIMIT_BYTES:
-            response.close()
-            break
-    return content
+        self.traffic.received_bytes += len(content) + sum(len(k) + len(v) + 4 for k, v in response.raw_headers)
+        return read_answer(response.status, response.headers, content, now=datetime.now(UTC))
 
 
 def _size(headers: Mapping[str, str]) -> int:
     return sum(len(name) + len(value) + 4 for name, value in headers.items())
-
-
-def _answer(response: aiohttp.ClientResponse, content: bytes) -> _Answer:
-    try:
-        body = orjson.loads(content) if content.strip() else None
-    except ValueError:
-        body = None
-    date = _http_date(response.headers.get("Date"))
-    return _Answer(
-        status=response.status,
-        body=content,
-        json=body,
-        content_type=response.content_type if "Content-Type" in response.headers else "",
-        location=response.headers.get("Location", ""),
-        retry_after_s=retry_after_s(response.headers.get("Retry-After"), date or datetime.now(UTC)),
-        date=date,
-        server=response.headers.get("Server", ""),
-    )
-
-
-def _http_date(header: str | None) -> datetime | None:
-    if header is None:
-        return None
-    try:
-        at = parsedate_to_datetime(header)
-    except (ValueError, TypeError):
-        return None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _encode(entities: Sequence[Entity]) -> tuple[list[tuple[Entity, bytes]], Outcome]:
@@ -451,69 +424,11 @@ def _by_type(entities: Sequence[Entity]) -> dict[tuple[str, str], list[str]]:
     return groups
 
 
-def _is_id_list(answer: _Answer) -> bool:
-    """201 names the created ids, or nothing; 200 is the answer of brokers before 1.4."""
-    if answer.json is None:
-        return answer.status == 201 and not answer.body.strip()
-    return isinstance(answer.json, list) and all(isinstance(item, str) for item in answer.json)
-
-
-def _has_errors(answer: _Answer) -> bool:
-    """A BatchOperationResult: `errors` or, in older documents, `error`. An empty list is an answer too."""
-    body = answer.json
-    if not isinstance(body, dict):
-        return False
-    items = body.get("errors", body.get("error"))
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        return isinstance(body.get("success"), list) and items is None
-    return bool(items) or "success" in body
-
-
-def _per_entity(ids: Sequence[str], result: Mapping[str, Any]) -> tuple[Outcome, frozenset[str]]:
-    """The outcome of each id: `entityId` or `id`, `error` or `ProblemDetails`; matched by id, never by position.
-
-    Second: ids that an error without a usable id may mean.
-    """
-    known = set(ids)
-    succeeded = {item for item in result.get("success") or () if item in known}
-    refused: dict[str, str] = {}
-    later: dict[str, str] = {}
-    anonymous = ""
-    for item in result.get("errors", result.get("error")) or ():
-        problem = item.get("error", item.get("ProblemDetails", item.get("problemDetails")))
-        status, reason = _problem(problem)
-        entity_id = item.get("entityId", item.get("id"))
-        if entity_id not in known:
-            anonymous = reason
-        elif status is None or status not in _RETRYABLE:
-            refused[entity_id] = reason
-        else:
-            later[entity_id] = reason
-    named = refused.keys() | later.keys()
-    unnamed = known - succeeded - named
-    if not anonymous:
-        unclear: frozenset[str] = frozenset()
-    elif len(unnamed) == 1:  # it can only mean this one
-        refused[next(iter(unnamed))] = anonymous
-        unclear = frozenset()
-    else:
-        unclear = frozenset(unnamed)
-    return Outcome(frozenset(known - refused.keys() - later.keys() - unclear), refused, later), unclear
-
-
-def _problem(problem: Any) -> tuple[int | None, str]:
-    if not isinstance(problem, dict):
-        return None, str(problem)[:300]
-    status = problem.get("status")
-    text = ": ".join(str(problem[key]) for key in ("title", "detail") if problem.get(key)) or str(
-        problem.get("type", "")
-    )
-    if isinstance(status, str) and status.isdigit():
-        status = int(status)
-    if not isinstance(status, int):
-        kind = str(problem.get("type", ""))
-        status = 503 if re.search(r"InternalError|LdContextNotAvailable|Unavailable", kind) else None
-    return status, text[:300]
+def _all_done(answer: Answer, ids: Sequence[str]) -> bool:
+    """204; 201 names the created ids, or nothing; 200 names all, as brokers before 1.4 answer."""
+    if not answer.body.strip():
+        return answer.status in (201, 204)
+    return answer.is_ids and (not answer.json or not set(ids).isdisjoint(answer.json))
 
 
 def _named(ids: Sequence[str], body: bytes) -> frozenset[str]:
@@ -525,11 +440,6 @@ def _named(ids: Sequence[str], body: bytes) -> frozenset[str]:
             found.add(entity_id)
             text = text.replace(entity_id, "")
     return frozenset(found)
-
-
-def _reason(answer: _Answer) -> str:
-    detail = _problem(answer.json)[1] if isinstance(answer.json, dict) else ""
-    return f"{answer.status} {detail}".strip()
 
 
 def _observed(item: Mapping[str, Any]) -> dict[str, datetime]:
@@ -544,11 +454,10 @@ def _points(item: Mapping[str, Any]) -> Iterator[tuple[str, datetime]]:
     """Attribute key (as in `Entity.attributes`) and time of every instance; a single one stands without array."""
     for name, attribute in item.items():
         for instance in attribute if isinstance(attribute, list) else [attribute]:
-            text = instance.get("observedAt") if isinstance(instance, dict) else None
-            at = _parse_time(text) if isinstance(text, str) else None
+            at = wire_moment(instance.get("observedAt")) if isinstance(instance, dict) else None
             if at is not None:
                 dataset = instance.get("datasetId")
-                yield f"{name} {dataset}" if dataset else name, at
+                yield f"{name} {dataset}" if isinstance(dataset, str) and dataset else name, at
 
 
 def _evolution(instances: Sequence[Entity]) -> dict[str, Any]:
@@ -567,24 +476,16 @@ def _after(at: datetime) -> datetime:
     return at + timedelta(milliseconds=1)
 
 
-def _parse_time(text: str) -> datetime | None:
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
-
-
 def _cause(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
-        return f"TLS: {error}"
+        return f"TLS: {words(str(error))}"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return f"name not found: {error.host}"
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return "no connection in time"
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return "no answer in time"
-    return str(error) or type(error).__name__
+    return words(str(error)) or type(error).__name__
 
 
 PRESETS: Mapping[str, tuple[int, int]] = {  # entities and bytes a request to begin with
