@@ -71,6 +71,7 @@ class Daemon:
         self._clock = clock or SystemClock(trust=self.plan.config.clock.trust)
         self._health = Health(self._clock)
         self._links: dict[str, LinkService] = {}
+        self._forwarders: dict[str, Forwarder] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stop = asyncio.Event()
         self._reload_asked = asyncio.Event()
@@ -173,7 +174,9 @@ class Daemon:
             validator = None if plan.config.check == "off" else Validator(self.plan.models)
             broker = Checked(broker, validator, every=every, left_out=record.left_out)
             settings = settings_of(plan.config)
-            await Forwarder(plan.name, broker, plan.mappings, self._log, record, self._clock, settings).run()
+            forwarder = Forwarder(plan.name, broker, plan.mappings, self._log, record, self._clock, settings)
+            self._forwarders[plan.name] = forwarder
+            await forwarder.run()
 
         def failed(error: Exception) -> None:
             self._health.set_state(record, plan.name, "down", f"internal: {error}", "please report it with the journal")
@@ -197,6 +200,7 @@ class Daemon:
             self._health.clock = self._clock.status()
             if self._health.log.get("writer_busy_s", 0) < WRITER_STUCK_S:
                 notify("WATCHDOG=1")
+            self._look_at_brokers()
             bad = self._health.bad()
             notify(f"STATUS={told(bad[0]) if bad else 'all is well'}")
             await asyncio.sleep(every_s)
@@ -259,6 +263,7 @@ class Daemon:
                     self._health.links.pop(name, None)
             for name in change.brokers:
                 await self._end(f"broker {name}")
+                self._forwarders.pop(name, None)
                 if name not in new.brokers:
                     self._health.brokers.pop(name, None)
             await self._log.set_consumers([_consumer(b) for b in new.brokers.values()])
@@ -304,6 +309,7 @@ class Daemon:
 
     def ready(self) -> tuple[str, ...]:
         """Why the box does not do all of its work now."""
+        self._look_at_brokers()
         reasons = self._health.bad()
         for part, its in (("log", self._log.status()), ("clock", self._clock.status())):
             if its["state"] != "ok":
@@ -407,11 +413,15 @@ class Daemon:
         return {"device": device, "until": utc(self._service(self._device(device)).pause(device, seconds))}
 
     def _brokers(self) -> Iterator[tuple[str, BrokerHealth]]:
-        """Their records, with what is owed at this moment: a forwarder that waits has not looked since."""
-        for name, record in self._health.brokers.items():
+        """Their records as things are at this moment: a forwarder that waits has not looked since."""
+        self._look_at_brokers()
+        yield from self._health.brokers.items()
+
+    def _look_at_brokers(self) -> None:
+        for name, forwarder in self._forwarders.items():
             with contextlib.suppress(KeyError):  # in the middle of a reload
-                record.backlog, record.oldest_unsent_at = self._log.backlog(name)
-            yield name, record
+                forwarder.show()
+            self._health.brokers[name].given_up = self._log.given_up(name)
 
     async def once(self) -> dict[str, Any]:
         """See `GatewayView.once`. Sending goes on by itself; who asks watches the backlog."""

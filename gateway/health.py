@@ -14,6 +14,7 @@ from gateway.sdk.driver import Clock
 
 MAX_REJECTIONS = 16  # kinds remembered of a link; the one not seen for longest makes room
 MAX_REASON_CHARACTERS = 200
+MANY = 8  # refused entities that are named one by one
 ALIKE = 5  # so many in a row for one reason and nothing good: it is no noise
 _VARIES = re.compile(r"\b(?:0x)?[0-9a-f]*[0-9][0-9a-f]*\b", re.IGNORECASE)  # numbers, addresses, bytes in hex
 
@@ -121,13 +122,16 @@ class BrokerHealth:
     Attributes:
         state: starting | ok | down | login | config_fault | off.
         history: history mode in use.
-        backlog: readings owed to it. later, dead: held entities.
+        backlog: readings owed to it.
+        later, dead: held pieces (readings of one device for one entity), as `buffer held list` shows them.
         month_bytes: both ways in this calendar month (UTC), without TCP and TLS.
         left_out: "device: attribute" -> values left out because the model does not allow them.
         batch: entities a request, as learned.
         late: updates not sent because the broker holds newer and has no temporal API (dead letters).
         skipped: updates not sent because `latest-only` is chosen.
         waiting: entities not sent yet, with the mandatory attributes that are still unknown.
+        refusing: entities that it refused when last offered: `{entity, device, reason, since, remedy}`.
+        given_up: readings that it will not get: dropped by a bound, from the log or from what is held.
     """
 
     kind: str = ""
@@ -153,6 +157,8 @@ class BrokerHealth:
     late: int = 0
     skipped: int = 0
     waiting: dict[str, list[str]] = field(default_factory=dict)
+    refusing: list[dict[str, Any]] = field(default_factory=list)
+    given_up: int = 0
 
 
 class Health:
@@ -196,6 +202,15 @@ class Health:
         lines += [
             f"broker {n}: {r.state}: {r.reason}" for n, r in self.brokers.items() if r.state not in ("ok", "starting")
         ]
+        for name, broker in self.brokers.items():
+            if broker.state == "config_fault":  # it says so of all
+                continue
+            lines += [
+                f"broker {name}: refuses what device {row['device']} sends: {row['reason']}; {row['remedy']}"
+                for row in broker.refusing[:MANY]
+            ]
+            if len(broker.refusing) > MANY:
+                lines.append(f"broker {name}: refuses {len(broker.refusing) - MANY} more entities")
         return lines
 
 

@@ -37,8 +37,11 @@ class Held(Protocol):
     ) -> list[HeldPiece]: ...
     def count(self, broker: str) -> tuple[int, int]: ...
     async def readings(self, piece: int) -> Columns: ...
-    async def tried(self, piece: int, *, reason: str, at: datetime, next_try_at: datetime | None) -> None: ...
+    async def tried(
+        self, piece: int, *, reason: str, at: datetime, next_try_at: datetime | None, offered: bool = True
+    ) -> None: ...
     async def release(self, pieces: Sequence[int]) -> None: ...
+    async def requeue(self, pieces: Sequence[int], at: datetime) -> int: ...
 
 
 @dataclass(slots=True)
@@ -48,17 +51,23 @@ class _Gathered:
     updates: list[Update]
     reason: str
     wait_s: float | None
+    offered: bool = False
 
 
 @dataclass(slots=True)
 class _Tried:
-    """A piece that is in a lane again: how many of its updates are without verdict, and the worst of the verdicts."""
+    """A piece that is in a lane again: how many of its updates are without verdict, and the worst of the verdicts.
+
+    Attributes:
+        offered: the broker itself put it off, or refused it: only that is a try.
+    """
 
     left: int
     tries: int
     reason: str = ""
     dead: bool = False
     wait_s: float = 0.0
+    offered: bool = False
 
 
 class Aside:
@@ -90,19 +99,26 @@ class Aside:
         return entity_id in self._waiting
 
     def counts(self) -> tuple[int, int]:
-        """Pieces held for later, and as dead letters; with those about to be written."""
-        later, dead = self._held.count(self._broker)
-        gathered_dead = sum(is_dead for _, _, is_dead in self._gathered)
-        return later + len(self._gathered) - gathered_dead, dead + gathered_dead
+        """Pieces held for later, and as dead letters: those that `buffer held list` shows, no others."""
+        return self._held.count(self._broker)
 
-    def put(self, update: Update, reason: str, wait_s: float | None) -> None:
-        """Set an update aside; without `wait_s` as a dead letter."""
+    def dead(self) -> dict[str, HeldPiece]:
+        """The newest dead letter of each entity."""
+        return {piece.entity: piece for piece in self._held.pieces(self._broker) if piece.next_try_at is None}
+
+    def put(self, update: Update, reason: str, wait_s: float | None, *, offered: bool = False) -> None:
+        """Set an update aside; without `wait_s` as a dead letter.
+
+        Args:
+            offered: the broker had it and put it off. What waits for a value, its time or its turn has not been tried.
+        """
         if update.held:
-            self._verdict(update, reason, wait_s)
+            self._verdict(update, reason, wait_s, offered=offered)
             return
         key = (update.mapping.entity_id, update.mapping.device, wait_s is None)
         gathered = self._gathered.setdefault(key, _Gathered([], reason, wait_s))
         gathered.updates.append(update)
+        gathered.offered = gathered.offered or offered
         if wait_s is None:
             gathered.reason = reason
         elif wait_s > (gathered.wait_s or 0.0):  # those that only queue behind do not shorten the wait
@@ -118,17 +134,24 @@ class Aside:
         if update.held:
             self._verdict(update, "", None)
 
-    def _verdict(self, update: Update, reason: str, wait_s: float | None) -> None:
+    def _verdict(self, update: Update, reason: str, wait_s: float | None, *, offered: bool = False) -> None:
         piece = self._tried.get(update.held)
         if piece is None:
             return
         piece.left -= 1
         if reason:
             piece.reason = reason
+            piece.offered = piece.offered or offered
             piece.dead = piece.dead or wait_s is None
             piece.wait_s = max(piece.wait_s, wait_s or 0.0)
 
-    async def write(self) -> None:
+    async def again(self, reason: str) -> None:
+        """What became a dead letter for this reason is tried again: it holds no longer."""
+        pieces = [p.id for p in self._held.pieces(self._broker) if p.next_try_at is None and p.reason == reason]
+        await self._held.requeue(pieces, self._clock.now())
+        self._look()
+
+    async def write(self, *, at_once: bool = False) -> None:
         """Write the verdicts on what was tried again, and what is gathered when it is time.
 
         Raises:
@@ -138,7 +161,7 @@ class Aside:
             await self._write_verdicts()
         if self._since_s is None:
             return
-        if self._sets >= GATHER_SETS or self._clock.monotonic_s() - self._since_s >= self._every_s:
+        if at_once or self._sets >= GATHER_SETS or self._clock.monotonic_s() - self._since_s >= self._every_s:
             await self._flush()
 
     async def _write_verdicts(self) -> None:
@@ -150,10 +173,14 @@ class Aside:
             elif not piece.reason:
                 await self._held.release([number])
             else:
-                wait_s = max(piece.wait_s, LATER_S[min(piece.tries, len(LATER_S) - 1)])
-                dead = piece.dead or piece.tries >= TRIES
+                dead, wait_s = piece.dead, piece.wait_s
+                if piece.offered:
+                    wait_s = max(wait_s, LATER_S[min(piece.tries, len(LATER_S) - 1)])
+                    dead = dead or piece.tries >= TRIES
                 next_try_at = None if dead else now + timedelta(seconds=wait_s)
-                await self._held.tried(number, reason=piece.reason, at=now, next_try_at=next_try_at)
+                await self._held.tried(
+                    number, reason=piece.reason, at=now, next_try_at=next_try_at, offered=piece.offered
+                )
             del self._tried[number]
         self._look()
 
@@ -169,6 +196,7 @@ class Aside:
                 reason=gathered.reason,
                 at=now,
                 next_try_at=next_try_at,
+                tries=int(gathered.offered),
             )
             del self._gathered[entity_id, device, dead]
         self._sets, self._since_s = 0, None
@@ -201,7 +229,7 @@ class Aside:
 
     def put_off(self, piece: HeldPiece, reason: str, wait_s: float) -> None:
         """A piece that cannot be tried yet."""
-        self._tried[piece.id] = _Tried(0, 0, reason, wait_s=wait_s)
+        self._tried[piece.id] = _Tried(0, piece.tries, reason, wait_s=wait_s)
 
 
 def _columns(updates: Sequence[Update]) -> Columns:

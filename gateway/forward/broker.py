@@ -263,6 +263,11 @@ def observed(entity: Entity) -> dict[str, datetime]:
     return {name: a.observed_at for name, a in entity.attributes.items() if a.observed_at is not None}
 
 
+def believed(times: Mapping[str, datetime], latest: datetime) -> dict[str, datetime]:
+    """Without times that lie in the future: somebody's wrong clock must not keep true values out for ever."""
+    return {name: at for name, at in times.items() if at <= latest}
+
+
 SUSPICIOUS = 3  # batches refused whole, without an acceptance between: the config is at fault, not the entities
 
 

@@ -13,8 +13,19 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from gateway.backoff import Backoff, Breaker
 from gateway.config.model import BrokerConfig
 from gateway.forward.aside import GATHER_S, Aside, Held
-from gateway.forward.broker import Accepted, Broker, LoginFailed, Outcome, Point, Probe, Streak
-from gateway.forward.history_lane import INCOMPLETE_S, InOrderLane, PastLane, Shared, Source
+from gateway.forward.broker import (
+    Accepted,
+    Broker,
+    LoginFailed,
+    NotOffered,
+    Outcome,
+    Point,
+    Probe,
+    ReadRefused,
+    Streak,
+)
+from gateway.forward.history_lane import INCOMPLETE_S, LATE, InOrderLane, PastLane, Shared, Source
+from gateway.forward.refusals import Refusals
 from gateway.forward.state_lane import StateLane
 from gateway.forward.updates import Complete, Sent, Update, Values
 from gateway.forward.updates import updates as updates_of
@@ -35,6 +46,8 @@ REMEDIES = {
     "config_fault": "the broker refuses every entity: check tenant, types and the city's rules; one entity is tried again by itself",
 }
 NOTE_EVERY_S = 3600.0
+SHOW_EVERY_S = 0.2
+PROBE_AGAIN_S, PROBE_CAP_S = 10.0, 3600.0  # what somebody on the way may have said is asked again, less and less often
 READINGS_AHEAD = 20_000  # while a config fault lasts, so much is read to find an entity that is accepted
 
 
@@ -50,6 +63,7 @@ class ForwardSettings:
         records_within_s: how long that takes at most.
         gather_s: what is refused is gathered so long before it is written to the card.
         held_every_s: how often held pieces are looked at.
+        unsure_s: so long a temporal API must be missed until that is believed, when the broker does not say so itself.
         retry_quick_s: while an outage is young, tries are at most this far apart.
         retry_cap_s: later on, at most this far.
     """
@@ -61,6 +75,7 @@ class ForwardSettings:
     records_within_s: float = 10.0
     gather_s: float = GATHER_S
     held_every_s: float = 1.0
+    unsure_s: float = 60.0
     retry_first_s: float = 0.5
     retry_quick_s: float = 5.0
     retry_quick_for_s: float = 300.0
@@ -125,6 +140,7 @@ class Forwarder:
         self._past_fault: BrokerUnavailable | None = None
         self._mapping = {(m.entity_id, m.device): m for tables in mappings.values() for m in tables}
         self._mapping_of_id = {entity_id: mapping for (entity_id, _), mapping in self._mapping.items()}
+        self._refusals = Refusals(name, clock, _devices(self._mapping))
         self._aside = Aside(name, log.held, clock, every_s=settings.gather_s)
         self._of = Shared(
             name,
@@ -151,6 +167,13 @@ class Forwarder:
             clock=clock,
         )
         self._mode: Mode | None = None
+        self._next_mode: Mode | None = None  # taken over between two stretches of the log
+        self._ahead = False  # the state was sent ahead of what the log still holds, by an earlier run
+        self._probe_at_s: float | None = None  # the broker is asked again how history is to be sent
+        self._probed_s = 0.0
+        self._probe_wait_s = PROBE_AGAIN_S
+        self._unsure_since_s: float | None = None
+        self._show_due_s = 0.0
         self._greeting: InOrderLane | None = None  # before the tenant exists
         self._in_order: InOrderLane | None = None
         self._past: PastLane | None = None
@@ -184,7 +207,7 @@ class Forwarder:
                 await self._note()
             await self._broker.close()
 
-    # what outlives a restart: the batch size that was learned, the bytes of this month
+    # what outlives a restart: the batch size that was learned, the way history is sent, the bytes of this month
 
     def _recall(self) -> None:
         kept = self._log.driver_state(self._place)
@@ -192,6 +215,7 @@ class Forwarder:
         self._month = month, int(count) if count.isdigit() else 0
         batch = kept.get("batch", b"").decode("ascii", "replace")
         self._broker.traffic.batch = int(batch) if batch.isdigit() else 0
+        self._ahead = kept.get("mode", b"") in (b"temporal", b"latest-only")
         self._counted_bytes = 0
 
     async def _note(self) -> None:
@@ -199,6 +223,9 @@ class Forwarder:
         self._count_bytes()
         month, count = self._month
         state = {"month": f"{month} {count}".encode(), "batch": str(self._broker.traffic.batch).encode()}
+        if self._mode is not None:
+            ahead = self._in_order is not None and self._in_order.ahead
+            state["mode"] = b"temporal" if ahead else self._mode.encode()
         if state != self._noted:
             self._noted = state
             await self._log.append(ReadingSet(self._place, (), state))
@@ -213,10 +240,14 @@ class Forwarder:
 
     async def _turn(self) -> None:
         """One step; whatever the broker does wrong ends in a wait."""
-        self._show()
+        now_s = self._clock.monotonic_s()
+        if now_s >= self._show_due_s:
+            self.show()
         try:
             if self._mode is None:
                 outcome = await self._choose()
+            elif self._probe_at_s is not None and now_s >= self._probe_at_s and self._breaker.closed:
+                outcome = await self._ask_again()
             elif self._in_order is not None:
                 outcome = await self._turn_in_order(self._in_order)
             else:
@@ -234,35 +265,112 @@ class Forwarder:
 
     async def _choose(self) -> Outcome | None:
         """Ask the broker, by reads alone, how the past can be sent."""
-        probe = await self._broker.probe()
         wanted = self._settings.history
+        try:
+            probe = await self._broker.probe()
+        except ReadRefused as fault:
+            if wanted == "auto":
+                raise LoginFailed(f"{fault}; allow it, or set history: of this broker") from fault
+            probe = Probe(readable=False, temporal=None)  # the operator said how
         if wanted == "auto" and probe.temporal is None:
             return await self._greet()
         mode = self._mode_of(wanted, probe)
+        if mode == "in-order" and self._greeting is not None:
+            self._in_order, self._greeting = self._greeting, None
+            self._in_order.forget()
+        await self._begin(mode)
+        self._probe_later(probe)
+        event("history_mode", broker=self.name, mode=mode, readable=probe.readable, product=probe.product)
+        return Outcome()
+
+    async def _begin(self, mode: Mode) -> None:
+        """The lanes of a mode; they begin at the cursor."""
         if mode == "in-order":
-            self._in_order = self._greeting or InOrderLane(self._of)
+            self._in_order = self._in_order or InOrderLane(self._of, ahead=self._ahead)
         elif mode == "latest-only":
             self._past = self._past_lane(records=True, temporal=False)
         elif self._records is not None:
             self._past = self._past_lane(records=self._records, temporal=True)
-        self._mode = mode
-        self._health.history = mode
-        event("history_mode", broker=self.name, mode=mode, readable=probe.readable, product=probe.product)
-        return Outcome()
+        self._mode = self._health.history = mode
+        await self._note()
 
     def _mode_of(self, wanted: str, probe: Probe) -> Mode:
         if wanted == "auto":
             return "temporal" if probe.temporal else "in-order"
-        if wanted == "temporal" and not probe.temporal:
+        if wanted == "temporal" and probe.temporal is False:
             raise BrokerUnavailable("history: temporal is asked for, but the broker offers no temporal API to read")
         return "in-order" if wanted == "in-order" else "latest-only" if wanted == "latest-only" else "temporal"
 
     async def _greet(self) -> Outcome | None:
         """The tenant is made by its first write: the oldest values, which suit every mode."""
-        self._greeting = lane = self._greeting or InOrderLane(self._of, remember=True)
+        self._greeting = lane = self._greeting or InOrderLane(self._of, remember=True, ahead=self._ahead)
         if lane.idle and not await self._fill(lane):
             return None
-        return await lane.send(most=1)
+        outcome = await lane.send(most=1)
+        self._refusals.note("past", outcome)
+        return outcome
+
+    # what a probe settled may change: a broker is replaced, an ingress had no route yet
+
+    def _probe_later(self, probe: Probe | None) -> None:
+        """A broker's own word stands until the next outage; anything else is asked for again."""
+        if self._settings.history != "auto" or (probe is not None and probe.sure):
+            self._probe_at_s, self._probe_wait_s = None, PROBE_AGAIN_S
+            return
+        self._probe_at_s = self._clock.monotonic_s() + self._probe_wait_s
+        self._probe_wait_s = min(2 * self._probe_wait_s, PROBE_CAP_S)
+
+    def _probe_soon(self) -> None:
+        """After an outage, or when the way of sending is refused as such."""
+        if self._settings.history == "auto" and self._mode is not None:
+            self._probe_at_s = self._probed_s + 5 * self._settings.held_every_s
+            self._probe_wait_s = PROBE_AGAIN_S
+
+    async def _ask_again(self) -> Outcome | None:
+        """Probe once more. What it cannot tell changes nothing: the lanes will notice whether the broker is there."""
+        self._probed_s = now_s = self._clock.monotonic_s()
+        try:
+            probe = await self._broker.probe()
+        except BrokerUnavailable:
+            self._probe_later(None)
+            return None
+        mode = self._mode if probe.temporal is None else self._mode_of("auto", probe)
+        if mode == self._mode:
+            self._next_mode = self._unsure_since_s = None
+            self._probe_later(probe)
+        elif probe.sure:
+            self._next_mode, self._unsure_since_s = mode, None
+            self._probe_later(probe)
+        else:
+            since_s = self._unsure_since_s = now_s if self._unsure_since_s is None else self._unsure_since_s
+            self._next_mode = mode if now_s - since_s >= self._settings.unsure_s else None
+            self._probe_wait_s = min(PROBE_AGAIN_S, self._settings.unsure_s / 4)
+            self._probe_later(probe)
+        if self._next_mode == "in-order" and self._in_order is None:
+            await self._go_in_order()
+        return None
+
+    async def _go_in_order(self) -> None:
+        """The history is gone: what lies in its lane goes on in order. What is older than the state by now is held."""
+        self._in_order = InOrderLane(self._of, ahead=True)
+        if self._past is not None:
+            self._in_order.take_over(self._past)
+        self._past, self._past_fault, self._next_mode = None, None, None
+        self._past_breaker.worked()
+        await self._begin("in-order")
+        event("history_mode", broker=self.name, mode="in-order", product="")
+
+    async def _go_temporal(self, lane: InOrderLane) -> bool:
+        """Between two stretches: nothing read is open, so nothing can go twice. Whether it could be done."""
+        await self._aside.write(at_once=True)
+        await lane.settle()
+        if lane.position is not None:
+            return False
+        self._in_order, self._next_mode = None, None
+        await self._aside.again(LATE)
+        await self._begin("temporal")
+        event("history_mode", broker=self.name, mode="temporal", product="")
+        return True
 
     def _past_lane(self, *, records: bool, temporal: bool) -> PastLane:
         return PastLane(
@@ -304,19 +412,27 @@ class Forwarder:
     async def _turn_in_order(self, lane: InOrderLane) -> Outcome | None:
         if lane.idle:
             await lane.settle()
+            if self._next_mode == "temporal" and await self._go_temporal(lane):
+                return None
             if await self._retry_held(lane):
                 return None
+            was_ahead = lane.ahead
             await self._fill(lane)
+            if was_ahead and not lane.ahead:
+                await self._note()
             return None
         if self._of.streak.config_fault:
             if lane.waiting_readings < READINGS_AHEAD:
                 await lane.fill()
             self._tries += 1
-            return await lane.send(most=1, skip=self._tries)
+            outcome = await lane.send(most=1, skip=self._tries)
+            self._refusals.note("past", outcome)
+            return outcome
         if self._ahead_of_rate():
             await self._rest()
             return None
         outcome = await lane.send()
+        self._refusals.note("past", outcome)
         self._spend(len(outcome.accepted))
         return outcome
 
@@ -353,6 +469,7 @@ class Forwarder:
             outcome = await lane.send()
         except BrokerUnavailable as fault_of_read:
             outcome = Outcome(fault=fault_of_read)
+        self._refusals.note("past", outcome)
         self._spend(len(outcome.accepted))
         if outcome.fault is not None:
             self._past_failed(outcome.fault)
@@ -367,6 +484,8 @@ class Forwarder:
         wait_s = self._past_breaker.failed(self._clock.monotonic_s(), fault.retry_after_s)
         self._past_fault = fault
         self._show_past_fault()
+        if isinstance(fault, NotOffered):
+            self._probe_soon()
         self._health.next_try_at = self._clock.now() + timedelta(seconds=wait_s)
 
     def _show_past_fault(self) -> None:
@@ -383,7 +502,8 @@ class Forwarder:
         self._tries += 1
         outcome = await self._state.send(most, skip=self._tries)
         self._of.streak.note(outcome)
-        if outcome.refused and not outcome.accepted and not self._of.streak.one_bad:
+        self._refusals.note("state", outcome)
+        if self._of.streak.begun and not self._of.streak.one_bad:
             self._state.hurry()  # the verdict is open: no entity is set aside yet
             self._state_due_s += self._settings.linger_s
         self._spend(len(outcome.accepted))
@@ -426,6 +546,7 @@ class Forwarder:
 
     async def _wait_for_work(self, after: int | None) -> bool:
         """Until the log has something, a sweep is due or a held item may be; whether it was the log."""
+        self.show()
         if self._state.changed() and self._mode != "in-order" and self._mode is not None:
             await self._clock.sleep(max(0.01, self._state_due_s - self._clock.monotonic_s()))
             return False
@@ -458,8 +579,6 @@ class Forwarder:
         health = self._health
         health.accepted += len(outcome.accepted)
         health.refused += len(outcome.refused)
-        for entity_id, reason in outcome.refused.items():
-            event("entity_refused", broker=self.name, entity=entity_id, reason=reason)
         if outcome.accepted:
             health.last_accepted_at = self._clock.now()
         if outcome.fault is not None:
@@ -477,12 +596,13 @@ class Forwarder:
         wait_s = self._breaker.failed(self._clock.monotonic_s(), fault.retry_after_s)
         self._set_state(state, str(fault), REMEDIES[state])
         self._health.next_try_at = self._clock.now() + timedelta(seconds=wait_s)
-        self._show()
+        self.show()
         await self._clock.sleep(wait_s)
 
     def _up(self) -> None:
         if not self._breaker.closed:
             self._state.hurry()
+            self._probe_soon()
         self._breaker.worked()
         if self._past_fault is not None:
             self._show_past_fault()
@@ -497,14 +617,25 @@ class Forwarder:
             health.since = self._clock.now()
         health.state, health.reason, health.remedy = state, reason, remedy
 
-    def _show(self) -> None:
+    def show(self) -> None:
+        """Write the health record as it is at this moment; also asked for by who shows it."""
+        self._show_due_s = self._clock.monotonic_s() + SHOW_EVERY_S
         health, traffic = self._health, self._broker.traffic
         self._count_bytes()
         health.requests, health.batch, health.month_bytes = traffic.requests, traffic.batch, self._month[1]
         health.sent_bytes, health.received_bytes = traffic.sent_bytes, traffic.received_bytes
         health.backlog, health.oldest_unsent_at = self._log.backlog(self.name)
         health.later, health.dead = self._aside.counts()
+        health.refusing = self._refusals.now(self._aside.dead() if health.dead else {})
         health.waiting = dict(self._of.complete.missing)
         lane = self._in_order or self._past
         if lane is not None:
             health.late, health.skipped = lane.counts.late, lane.counts.skipped
+
+
+def _devices(mappings: "MappingOf[tuple[str, str], Mapping]") -> dict[str, str]:
+    """The devices of each entity, by its id."""
+    found: dict[str, list[str]] = {}
+    for entity_id, device in mappings:
+        found.setdefault(entity_id, []).append(device)
+    return {entity_id: ", ".join(devices) for entity_id, devices in found.items()}

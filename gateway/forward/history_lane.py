@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.forward.aside import LATER_S, Aside
-from gateway.forward.broker import Accepted, Broker, Outcome, Point, ReadRefused, Streak, observed
+from gateway.forward.broker import Accepted, Broker, Outcome, Point, ReadRefused, Streak, believed, observed
 from gateway.forward.updates import (
     Complete,
     Good,
@@ -100,7 +100,7 @@ class Shared:
         """Refused updates become dead letters; returns how many."""
         self.streak.clear(update.entity.id for update, _ in refused)
         for update, reason in refused:
-            self.aside.put(update, reason, None)
+            self.aside.put(update, reason, None, offered=True)
         return len(refused)
 
     def must_wait(self, update: Update) -> tuple[str, float] | None:
@@ -116,11 +116,18 @@ class Shared:
 
 
 class InOrderLane:
-    """Reads a stretch of the log, sends it round by round, settles it when all of it is done."""
+    """Reads a stretch of the log, sends it round by round, settles it when all of it is done.
 
-    def __init__(self, shared: Shared, *, remember: bool = False) -> None:
+    Args:
+        remember: another lane may follow at once, which must know what was sent.
+        ahead: the state was sent ahead of what the log still holds, so that being older than the broker's value does not
+            mean that the broker has it. True until the tail of the log is reached.
+    """
+
+    def __init__(self, shared: Shared, *, remember: bool = False, ahead: bool = False) -> None:
         self._of = shared
-        self._remember = remember  # another lane may follow, which must know what was sent
+        self._remember = remember
+        self.ahead = ahead
         self._queues: dict[str, deque[Update]] = {}  # by entity id, oldest first
         self._refused: list[tuple[Update, str]] = []  # verdict open
         self._last: int | None = None  # settle up to here once all is done
@@ -147,6 +154,7 @@ class InOrderLane:
         of = self._of
         columns = await of.log.read(of.name, after=self._last, max_readings=of.max_readings)
         if columns is None:
+            self._caught_up()
             return False
         columns = confirmed(columns)
         if columns is None:
@@ -164,6 +172,23 @@ class InOrderLane:
         self._sort(touched)
         await self.settle()
         return True
+
+    def _caught_up(self) -> None:
+        """From here on everything is sent in order."""
+        if self.ahead and not self._queues:
+            self.ahead = False
+            if not self._remember:
+                self._of.sent.clear()
+
+    def forget(self) -> None:
+        """No other lane follows."""
+        self._remember = False
+        self._of.sent.clear()
+
+    def take_over(self, past: "PastLane") -> None:
+        """What a lane of the history had read and not sent goes on here, so that it is read but once."""
+        self._queues, self._refused, self._last = past.hand_over()
+        self._sort(self._queues)
 
     async def put_first(self, held: Sequence[Update]) -> None:
         """Held updates whose time has come go before what the log has of their entities."""
@@ -215,10 +240,11 @@ class InOrderLane:
             elif entity_id in outcome.refused:
                 self._refused.append((update, outcome.refused[entity_id]))
                 self._pop(entity_id)
-            elif entity_id in outcome.doubtful:
-                self._of.accepted.doubt(entity_id)
-            elif outcome.fault is None:
-                await self._put_off(entity_id, outcome.later[entity_id])
+            else:
+                if entity_id in outcome.doubtful:
+                    self._of.accepted.doubt(entity_id)
+                if outcome.fault is None:
+                    self._put_off(entity_id, outcome.later[entity_id])
         self._judge()
 
     def _judge(self) -> None:
@@ -231,10 +257,10 @@ class InOrderLane:
             self._refused = []
             self.counts.refused += self._of.bury(refused)
 
-    async def _put_off(self, entity_id: str, reason: str) -> None:
+    def _put_off(self, entity_id: str, reason: str) -> None:
         """The broker works but not for this entity: all its waiting updates step aside, in order."""
-        for update in self._queues.pop(entity_id):
-            self._of.aside.put(update, reason, LATER_S[0])
+        for n, update in enumerate(self._queues.pop(entity_id)):
+            self._of.aside.put(update, reason, LATER_S[0], offered=n == 0)
 
     def _pop(self, entity_id: str) -> None:
         queue = self._queues[entity_id]
@@ -264,7 +290,7 @@ class InOrderLane:
         kept = {} if newer is None else newer.attributes
         slots = update.mapping.slots
         gone = {p: g for p, g in update.readings.items() if slots[p] and not any(slot.key in kept for slot in slots[p])}
-        late = bool(update.held) or update.seq > self._sent_seq.get(update.entity.id, update.seq)
+        late = self.ahead or bool(update.held) or update.seq > self._sent_seq.get(update.entity.id, update.seq)
         if gone and late and any(not self._held_by_broker(update, point) for point in gone):
             self.counts.late += 1
             part = update_of(update.mapping, gone, update.seq)
@@ -277,8 +303,11 @@ class InOrderLane:
         update.readings = {p: g for p, g in update.readings.items() if p not in gone}
 
     def _held_by_broker(self, update: Update, point: str) -> bool:
-        at = instant(update.readings[point][1])
-        return any(self._of.accepted.holds(update.entity.id, slot.key, at) for slot in update.mapping.slots[point])
+        _, time_us, number = update.readings[point]
+        at = instant(time_us)
+        return self._of.sent.take(update.entity.id, number, time_us) or any(
+            self._of.accepted.holds(update.entity.id, slot.key, at) for slot in update.mapping.slots[point]
+        )
 
     async def _read_back(self) -> None:
         """Ask what the broker holds of entities not yet sent in this run, and of those in doubt."""
@@ -290,8 +319,9 @@ class InOrderLane:
             found = await self._of.broker.read_back(unknown)
         except ReadRefused:
             found = {}  # nothing else is to be had: what an earlier run sent is sent again, in order
+        latest = instant(self._of.latest_us())
         for entity in unknown:
-            accepted.note(entity.id, found.get(entity.id, {}))
+            accepted.note(entity.id, believed(found.get(entity.id, {}), latest))
 
     async def settle(self) -> None:
         """Settle what was read when all of it is done, and what was set aside is on the card."""
@@ -340,6 +370,10 @@ class PastLane:
     def position(self) -> int | None:
         """All up to here was read; None: as far as the cursor."""
         return self._last
+
+    def hand_over(self) -> "tuple[dict[str, deque[Update]], list[tuple[Update, str]], int | None]":
+        """Updates waiting by entity, those with an open verdict, and up to where the log was read."""
+        return self._queues, self._refused, self._last
 
     @property
     def of_earlier_run(self) -> bool:
@@ -457,9 +491,9 @@ class PastLane:
         streak = self._of.streak
         if entity_id in outcome.doubtful:
             self._doubtful.add(entity_id)
-        elif outcome.fault is not None:
+        if outcome.fault is not None:
             return
-        elif entity_id in outcome.accepted:
+        if entity_id in outcome.accepted:
             streak.note(outcome)
             self._most.pop(entity_id, None)
             self.counts.accepted += len(batch)
@@ -471,8 +505,8 @@ class PastLane:
             self._refused.append((batch[0], outcome.refused[entity_id]))
             self._drop(entity_id, batch)
         else:
-            for update in list(self._queues[entity_id]):
-                self._of.aside.put(update, outcome.later[entity_id], LATER_S[0])
+            for n, update in enumerate(self._queues[entity_id]):
+                self._of.aside.put(update, outcome.later[entity_id], LATER_S[0], offered=n == 0)
             self._drop(entity_id, list(self._queues[entity_id]))
         self._judge()
 

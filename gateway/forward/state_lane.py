@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from gateway.forward.broker import Accepted, Broker, Outcome, ReadRefused, observed
+from gateway.forward.broker import Accepted, Broker, Outcome, ReadRefused, believed, observed
 from gateway.forward.updates import Complete, Good, Sent, Update, Values, instant, is_measured, update_of
 from gateway.harmonise.entity import Entity
 from gateway.sdk.driver import Clock
@@ -169,8 +169,9 @@ class StateLane:
         except ReadRefused:
             self._unreadable.update(update.entity.id for update in unknown)
             found = {}
+        latest = instant(self._latest_us())
         for update in unknown:
-            entity, held = update.entity, found.get(update.entity.id, {})
+            entity, held = update.entity, believed(found.get(update.entity.id, {}), latest)
             self._accepted.note(entity.id, held)
             for number, time_us in self._doubted.pop(entity.id, ()):
                 slots = update.mapping.slots.get(self._series[number].point, ())

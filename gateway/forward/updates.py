@@ -168,6 +168,11 @@ class Sent:
             times.insert(at, time_us)
             self._count += 1
 
+    def clear(self) -> None:
+        """The log was read past all of them."""
+        self._times.clear()
+        self._count = 0
+
     def take(self, entity_id: str, series: int, time_us: int) -> bool:
         """Whether it was sent; then it is forgotten."""
         times = self._times.get((entity_id, series))

@@ -15,6 +15,8 @@ from gateway.sdk.errors import LogError
 MAX_PIECES: Final = 2000
 MAX_BYTES: Final = 16 * 2**20
 MAX_REASON: Final = 1000  # characters; what a broker says can be a page
+DROPPED: Final = "held"  # reasons in gap records: the table was full, or somebody said so
+PURGED: Final = "purged"
 _ROW_BYTES: Final = 200  # what a piece costs beside its readings
 T = TypeVar("T")
 
@@ -54,12 +56,12 @@ class Held:
     One change after the other: what is decided on a row still holds when it is written.
     """
 
-    def __init__(self, job: Job, stamp: Callable[[], Stamp]) -> None:
+    def __init__(self, job: Job, stamp: Callable[[], Stamp], gave_up: Callable[[Sequence[Gap]], object]) -> None:
         self._rows: dict[int, HeldRow] = {}
         self._job = job
         self._stamp = stamp
+        self._gave_up = gave_up
         self._one_at_a_time = asyncio.Lock()
-        self.dropped = 0
 
     async def hold(
         self,
@@ -88,15 +90,15 @@ class Held:
         new = HeldRow(0, broker, entity, device, _plain(reason), at_us, at_us, tries, next_us, len(readings.seq), 0)
         async with self._one_at_a_time:
             drop = self._surplus(len(readings.seq) * 16 + _ROW_BYTES)
-            row = await self._job(lambda store: _put_or_count(store, new, entries, drop, at_us))
+            gaps = [_gap(gone, at_us, DROPPED) for gone in drop]
+            row, gaps = await self._job(lambda store: _put_or_count(store, new, entries, drop, gaps))
             for gone in drop:
                 self._rows.pop(gone.id, None)
-                self.dropped += gone.readings
-            if row is None:
-                self.dropped += new.readings
-                return 0
-            self._rows[row.id] = row
-            return row.id
+            if row is not None:
+                self._rows[row.id] = row
+            if gaps:
+                self._gave_up(gaps)
+            return row.id if row is not None else 0
 
     def _surplus(self, need_bytes: int) -> list[HeldRow]:
         """What must go so that another piece fits: dead letters first, the oldest first."""
@@ -147,12 +149,14 @@ class Held:
             await self._give_up([piece], self._rows[piece].last_us if piece in self._rows else 0, "damage")
             return Columns(0)
 
-    async def tried(self, piece: int, *, reason: str, at: datetime, next_try_at: datetime | None) -> None:
-        """Offered again and not taken; without `next_try_at` it becomes a dead letter."""
+    async def tried(
+        self, piece: int, *, reason: str, at: datetime, next_try_at: datetime | None, offered: bool = True
+    ) -> None:
+        """Not taken, or not `offered` yet; without `next_try_at` it becomes a dead letter."""
         next_us = None if next_try_at is None else microseconds(next_try_at)
         last_us, said = microseconds(at), _plain(reason)
         await self._update(
-            [piece], lambda row: replace(row, reason=said, last_us=last_us, tries=row.tries + 1, next_us=next_us)
+            [piece], lambda row: replace(row, reason=said, last_us=last_us, tries=row.tries + offered, next_us=next_us)
         )
 
     async def requeue(self, pieces: Sequence[int], at: datetime) -> int:
@@ -182,7 +186,7 @@ class Held:
 
     async def purge(self, pieces: Sequence[int], at: datetime) -> int:
         """Give them up, counted in a gap record. Returns how many there were."""
-        return await self._give_up(pieces, microseconds(at), "purged")
+        return await self._give_up(pieces, microseconds(at), PURGED)
 
     async def _give_up(self, pieces: Sequence[int], at_us: int, reason: str) -> int:
         async with self._one_at_a_time:
@@ -191,6 +195,8 @@ class Held:
             await self._job(lambda store: store.drop_held([row.id for row in rows], gaps))
             for row in rows:
                 self._rows.pop(row.id, None)
+            if gaps:
+                self._gave_up(gaps)
             return len(rows)
 
     def take(self, rows: Sequence[HeldRow]) -> None:
@@ -218,17 +224,17 @@ class Held:
 
 
 def _put_or_count(
-    store: Store, row: HeldRow, entries: Sequence[Entry], drop: Sequence[HeldRow], at_us: int
-) -> HeldRow | None:
-    """Write a piece; one that cannot be written although another can is counted as given up: then None."""
+    store: Store, row: HeldRow, entries: Sequence[Entry], drop: Sequence[HeldRow], gaps: Sequence[Gap]
+) -> tuple[HeldRow | None, list[Gap]]:
+    """Write a piece; one that cannot be written although another can is counted as given up: then None. With all gaps."""
     try:
-        return _put(store, row, entries, drop, at_us)
+        return _put(store, row, entries, drop, gaps), list(gaps)
     except Exception as error:
         if of_the_file(error) or not store.can_hold():
             raise
-    lost = Gap(at_us, row.first_us, row.last_us, row.readings, REASON, {row.broker: row.readings})
-    store.drop_held([gone.id for gone in drop], [*(_gap(gone, at_us, "held") for gone in drop), lost])
-    return None
+    lost = Gap(row.last_us, row.first_us, row.last_us, row.readings, REASON, {row.broker: row.readings})
+    store.drop_held([gone.id for gone in drop], [*gaps, lost])
+    return None, [*gaps, lost]
 
 
 def _plain(text: str) -> str:
@@ -236,8 +242,8 @@ def _plain(text: str) -> str:
     return text[:MAX_REASON].encode("utf-8", "replace").decode()
 
 
-def _put(store: Store, row: HeldRow, entries: Sequence[Entry], drop: Sequence[HeldRow], at_us: int) -> HeldRow:
-    number = store.put_held(row, entries, [gone.id for gone in drop], [_gap(gone, at_us, "held") for gone in drop])
+def _put(store: Store, row: HeldRow, entries: Sequence[Entry], drop: Sequence[HeldRow], gaps: Sequence[Gap]) -> HeldRow:
+    number = store.put_held(row, entries, [gone.id for gone in drop], gaps)
     return replace(row, id=number, size_bytes=store.held_size(number))
 
 

@@ -22,7 +22,7 @@ from gateway.log import isolate
 from gateway.log.adopt import adopt, waiting
 from gateway.log.boots import STEP_US, Boot, Boots
 from gateway.log.head import Head
-from gateway.log.held import Held
+from gateway.log.held import DROPPED, PURGED, Held
 from gateway.log.isolate import Unwritable
 from gateway.log.last_values import LastValues
 from gateway.log.refusal import KEPT, Gone, NotOurs, Refusal, is_damage, of_the_file, refusal
@@ -177,7 +177,7 @@ class Log:
         self.series: dict[int, Series] = Names()
         self.boots = Boots([_NO_BOOT], _NO_BOOT.id)
         self.last_values = LastValues(self.series, self.boots)
-        self.held = Held(self._job, lambda: self._stamp)
+        self.held = Held(self._job, lambda: self._stamp, self._note_gaps)
         self.statistics = Statistics(self.series, hour=now_us // HOUR_US, up_s=now_s)
         self.first_seq = 0
         self._ids: dict[str, dict[str, int]] = {}
@@ -899,6 +899,10 @@ class Log:
             return lane.stored + in_head, wall_time(lane.oldest_us)
         return lane.stored + in_head, entries[0].readings[0].observed_at if in_head else None
 
+    def given_up(self, consumer: str) -> int:
+        """Readings that bounds of size, age, memory and of what is held took from a consumer; purged ones not."""
+        return sum(gap.owed.get(consumer, 0) for gap in self._gaps if gap.reason != PURGED)
+
     def driver_state(self, device: str) -> Mapping[str, bytes]:
         """The newest driver state of a device, by key."""
         return self._states.get(device, {})
@@ -1151,6 +1155,8 @@ class Log:
         self._gaps += gaps
         del self._gaps[:-1000]
         reason = gaps[-1].reason
+        if reason == PURGED:  # somebody wanted it
+            return
         self._dropped_s = self._clock.monotonic_s()
         if reason != self._dropping:
             self._dropping = reason
@@ -1269,6 +1275,12 @@ class Log:
                 "bad",
                 f"given up, since it cannot be written: {self._unwritable}",
                 "a driver hands over what is no reading",
+            )
+        if self._dropping == DROPPED:
+            return (
+                "bad",
+                "gives up the oldest of what brokers refused: too much is held",
+                "see `citygate buffer held list`; correct what is refused, then requeue, or purge",
             )
         if self._dropping:
             return (

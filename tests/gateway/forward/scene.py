@@ -185,9 +185,18 @@ class MemoryHeld:
     async def readings(self, piece: int) -> Columns:
         return self.table[piece][1]
 
-    async def tried(self, piece: int, *, reason: str, at: datetime, next_try_at: datetime | None) -> None:
+    async def tried(
+        self, piece: int, *, reason: str, at: datetime, next_try_at: datetime | None, offered: bool = True
+    ) -> None:
         old, columns = self.table[piece]
-        self.table[piece] = (replace(old, reason=reason, next_try_at=next_try_at, tries=old.tries + 1), columns)
+        tries = old.tries + offered
+        self.table[piece] = (replace(old, reason=reason, next_try_at=next_try_at, tries=tries), columns)
+
+    async def requeue(self, pieces: Sequence[int], at: datetime) -> int:
+        for number in pieces:
+            piece, columns = self.table[number]
+            self.table[number] = (replace(piece, next_try_at=at, state="later", tries=0), columns)
+        return len(pieces)
 
     async def release(self, pieces: Sequence[int]) -> None:
         for number in pieces:

@@ -10,12 +10,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
+import pytest
 
+from gateway.forward.aside import TRIES
 from gateway.forward.auth import Way
+from gateway.forward.broker import Outcome
 from gateway.forward.forwarder import Forwarder, ForwardSettings
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
 from gateway.health import BrokerHealth
-from tests.gateway.forward.scene import START, MemoryLog, RealClock, entity_id, measured_only, table, tables
+from tests.gateway.forward.scene import START, MemoryLog, RealClock, entity_id, measured, measured_only, table, tables
 from tests.support.strict_broker import StrictBroker
 
 FAST = ForwardSettings(
@@ -240,3 +243,141 @@ async def test_the_rate_is_kept() -> None:
             log.put("air-1", n, no2=n)
         await strict.until(lambda: log.settled)
     assert time.monotonic() - started_s > 0.8  # an update of two points counts as two; the first second is free
+
+
+async def test_waiting_for_a_value_or_its_time_is_no_try_and_the_first_failure_no_dead_letter() -> None:
+    strict, log = StrictBroker(), MemoryLog()
+    needs = {"air-1": (table("air-1", mandatory=frozenset({"no2"})),), "air-2": (table("air-2"),)}
+    async with strict.serve() as url, forwarding(url, log, mappings=needs) as health:
+        log.put("air-1", 0, pm25=1.0)
+        log.put("air-2", 0, no2=1.0)
+        looks = 0
+
+        def looked() -> bool:
+            nonlocal looks
+            looks += bool(log.held.table) and all(p.last_at > START for p, _ in log.held.table.values())
+            return looks > 2 * TRIES
+
+        await strict.until(lambda: health.later == 1)
+        await requeued(log, looked)
+        assert [piece.tries for piece, _ in log.held.table.values()] == [0]
+        strict.behaviour.refuse, strict.behaviour.refuse_status = "air-1$", 503
+        log.put("air-1", 1, no2=2.0)  # now it is complete, and put off by the broker
+        await requeued(log, lambda: any(piece.tries for piece, _ in log.held.table.values()))
+        assert health.dead == 0
+        strict.behaviour.refuse = ""
+        await requeued(log, lambda: not log.held.table and log.settled)
+    assert strict.current(entity_id("air-1"), "pm25") == 1.0
+
+
+async def test_a_broker_that_puts_off_for_a_day_makes_a_dead_letter_in_the_end() -> None:
+    strict, log = StrictBroker(), MemoryLog()
+    strict.behaviour.refuse, strict.behaviour.refuse_status = "air-2$", 503
+    async with strict.serve() as url, forwarding(url, log, "air-1", "air-2") as health:
+        log.put("air-2", 0, no2=1.0)
+        await requeued(log, lambda: health.dead == 1)
+    [(piece, _)] = log.held.table.values()
+    assert piece.tries > TRIES
+
+
+@pytest.mark.parametrize("history", ["in-order", "temporal"])
+async def test_a_refusal_is_told_once_and_asked_again_seldom(history: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused here, by the official schema, or there, by the broker; other entities are accepted all the time."""
+    strict, log = StrictBroker(), MemoryLog()
+    strict.behaviour.refuse = "air-2$"
+    settings = replace(FAST, history=history, records=True, linger_s=0.0)
+    async with strict.serve() as url, forwarding(url, log, "air-1", "air-2", settings=settings) as health:
+        for n in range(20):
+            log.put("air-1", n, no2=n)
+            log.put("air-2", n, no2=n)
+            await strict.until(lambda: log.settled)
+        await strict.until(lambda: bool(health.refusing))
+        asked = len(strict.requests)
+        await asyncio.sleep(0.5)  # nothing is to be done: whoever asks now spins
+        assert len(strict.requests) - asked < 5
+        assert [row["device"] for row in health.refusing] == ["air-2"]
+        assert "refused by rule" in health.refusing[0]["reason"]
+        strict.behaviour.refuse = ""
+        for n in range(20, 30):
+            log.put("air-2", n, no2=n)
+        await strict.until(lambda: log.settled)
+        if history == "in-order":
+            await strict.until(lambda: health.refusing == [])
+    said = capsys.readouterr().out
+    assert said.count("entity_refused") <= 2  # of the state, of the past
+    assert health.dead > 0 or health.refused > 0
+
+
+async def test_many_entities_that_the_schema_refuses_do_not_make_it_spin(capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused here, before a request: nothing of the network paces it."""
+    strict, log = StrictBroker(), MemoryLog()
+    devices = [f"air-{n}" for n in range(40)]
+    count = 0
+
+    class Refusing:
+        """A check that refuses all but one."""
+
+        def __init__(self, broker: NgsiLdBroker) -> None:
+            self._broker = broker
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._broker, name)
+
+        async def state(self, entities: Any) -> Outcome:
+            nonlocal count
+            bad = {entity.id: "not valid" for entity in entities if not entity.id.endswith("air-0")}
+            count += len(bad)
+            good = [entity for entity in entities if entity.id not in bad]
+            return (await self._broker.state(good) if good else Outcome()) + Outcome(refused=bad)
+
+        async def history(self, instances: Any) -> Outcome:
+            return Outcome(refused={instances[0].id: "not valid"})
+
+    async with strict.serve() as url:
+        health = BrokerHealth()
+        broker = Refusing(NgsiLdBroker(NgsiLdSettings(url=url), Way(timeout=SHORT)))
+        settings = replace(FAST, history="temporal", records=True, linger_s=0.0)
+        forwarder = Forwarder("city", broker, tables(*devices), log, health, RealClock(), settings)
+        task = asyncio.create_task(forwarder.run())
+        for n in range(3):
+            for device in devices:
+                log.put(device, n, no2=n)
+            await strict.until(lambda: log.settled)
+        after = count
+        await asyncio.sleep(0.5)
+        assert count - after <= 2 * len(devices)
+        assert len(health.refusing) == 39
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert capsys.readouterr().out.count("entity_refused") <= 2 * 39
+
+
+async def test_dead_letters_of_an_earlier_run_are_told_until_the_entity_is_accepted_or_they_are_purged() -> None:
+    strict, log = StrictBroker(), MemoryLog()
+    strict.behaviour.refuse = "air-2$"
+    async with strict.serve() as url:
+        async with forwarding(url, log, "air-1", "air-2") as health:
+            log.put("air-1", 0, no2=1)
+            log.put("air-2", 0, no2=1)
+            await strict.until(lambda: health.dead == 1)
+        async with forwarding(url, log, "air-1", "air-2") as health:
+            await strict.until(lambda: [row["device"] for row in health.refusing] == ["air-2"])
+            assert "requeue" in health.refusing[0]["remedy"]
+            log.held.table.clear()  # purged
+            await strict.until(lambda: health.refusing == [])
+
+
+async def test_a_value_of_the_far_future_at_the_broker_does_not_keep_true_ones_out() -> None:
+    strict, log = StrictBroker(), MemoryLog()
+    async with strict.serve() as url:
+        broker = NgsiLdBroker(NgsiLdSettings(url))
+        await broker.state([measured("air-1", 86400.0 * 365 * 20, no2=99)])
+        await broker.close()
+        expected = set()
+        async with forwarding(url, log, "air-1") as health:
+            for n in range(3):
+                expected |= log.put("air-1", n, no2=n)
+            await strict.until(lambda: log.settled)
+            assert health.dead == 0
+    assert strict.current(entity_id("air-1"), "no2") == 2
+    assert expected <= set(strict.history())

@@ -74,7 +74,10 @@ async def test_the_table_is_bounded_dead_letters_go_first_and_are_counted(
         for n in range(5)
     ]
     assert [piece.id for piece in log.held.pieces()] == [ids[0], ids[2], ids[4]]
-    assert log.held.dropped == 4
+    assert log.given_up("milano") == 4
+    status = log.status()
+    assert (status["dropped"], status["state"]) == (4, "bad")
+    assert "held" in status["remedy"]
     [gap] = await log._job(lambda store: store.gaps())
     assert (gap.reason, gap.readings, gap.owed) == ("held", 4, {"milano": 4})
     await log.close()
