@@ -282,7 +282,7 @@ class Streak:
         self._entities = entities
         self._batches = 0
         self._ids: set[str] = set()
-        self._bad: set[str] = set()
+        self._bad: set[tuple[str, str]] = set()  # way, entity: one may be taken as history and refused as state
 
     @property
     def begun(self) -> bool:
@@ -299,20 +299,21 @@ class Streak:
         """Three batches refused whole, all of one entity although there are others."""
         return self._batches >= SUSPICIOUS and not self.config_fault
 
-    def note(self, outcome: Outcome) -> None:
+    def note(self, outcome: Outcome, way: str = "past") -> None:
         """Count one batch. One that holds nothing but entities known to be bad tells nothing new."""
+        refused = {(way, entity_id) for entity_id in outcome.refused}
         if outcome.accepted:
-            self._bad -= outcome.accepted
+            self._bad -= {(way, entity_id) for entity_id in outcome.accepted}
             self.clear(outcome.refused)
-        elif outcome.refused and not outcome.later and not outcome.refused.keys() <= self._bad:
+        elif refused and not outcome.later and not refused <= self._bad:
             self._batches += 1
             self._ids |= outcome.refused.keys()
 
     def clear(self, bad: Iterable[str] = ()) -> None:
-        """Something was accepted, or the verdict was drawn: these are bad by themselves."""
+        """Something was accepted, or the verdict was drawn: these are bad by themselves, until accepted in the same way."""
         self._batches = 0
         self._ids.clear()
-        self._bad.update(bad)
+        self._bad |= {(way, entity_id) for way in ("state", "past") for entity_id in bad}
 
 
 Send = Callable[[Sequence[Entity]], Awaitable[Outcome]]

@@ -501,7 +501,7 @@ class Forwarder:
         self._state_due_s = self._clock.monotonic_s() + self._settings.linger_s
         self._tries += 1
         outcome = await self._state.send(most, skip=self._tries)
-        self._of.streak.note(outcome)
+        self._of.streak.note(outcome, "state")
         self._refusals.note("state", outcome)
         if self._of.streak.begun and not self._of.streak.one_bad:
             self._state.hurry()  # the verdict is open: no entity is set aside yet
