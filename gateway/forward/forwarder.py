@@ -47,7 +47,7 @@ REMEDIES = {
 }
 NOTE_EVERY_S = 3600.0
 SHOW_EVERY_S = 0.2
-PROBE_AGAIN_S, PROBE_CAP_S = 10.0, 3600.0  # what somebody on the way may have said is asked again, less and less often
+PROBE_CAP_S = 3600.0
 READINGS_AHEAD = 20_000  # while a config fault lasts, so much is read to find an entity that is accepted
 
 
@@ -63,6 +63,7 @@ class ForwardSettings:
         records_within_s: how long that takes at most.
         gather_s: what is refused is gathered so long before it is written to the card.
         held_every_s: how often held pieces are looked at.
+        probe_again_s: what somebody on the way may have said is asked again after this, then less and less often.
         unsure_s: so long a temporal API must be missed until that is believed, when the broker does not say so itself.
         retry_quick_s: while an outage is young, tries are at most this far apart.
         retry_cap_s: later on, at most this far.
@@ -75,6 +76,7 @@ class ForwardSettings:
     records_within_s: float = 10.0
     gather_s: float = GATHER_S
     held_every_s: float = 1.0
+    probe_again_s: float = 10.0
     unsure_s: float = 60.0
     retry_first_s: float = 0.5
     retry_quick_s: float = 5.0
@@ -171,7 +173,7 @@ class Forwarder:
         self._ahead = False  # the state was sent ahead of what the log still holds, by an earlier run
         self._probe_at_s: float | None = None  # the broker is asked again how history is to be sent
         self._probed_s = 0.0
-        self._probe_wait_s = PROBE_AGAIN_S
+        self._probe_wait_s = self._settings.probe_again_s
         self._unsure_since_s: float | None = None
         self._show_due_s = 0.0
         self._greeting: InOrderLane | None = None  # before the tenant exists
@@ -315,7 +317,7 @@ class Forwarder:
     def _probe_later(self, probe: Probe | None) -> None:
         """A broker's own word stands until the next outage; anything else is asked for again."""
         if self._settings.history != "auto" or (probe is not None and probe.sure):
-            self._probe_at_s, self._probe_wait_s = None, PROBE_AGAIN_S
+            self._probe_at_s, self._probe_wait_s = None, self._settings.probe_again_s
             return
         self._probe_at_s = self._clock.monotonic_s() + self._probe_wait_s
         self._probe_wait_s = min(2 * self._probe_wait_s, PROBE_CAP_S)
@@ -324,7 +326,7 @@ class Forwarder:
         """After an outage, or when the way of sending is refused as such."""
         if self._settings.history == "auto" and self._mode is not None:
             self._probe_at_s = self._probed_s + 5 * self._settings.held_every_s
-            self._probe_wait_s = PROBE_AGAIN_S
+            self._probe_wait_s = self._settings.probe_again_s
 
     async def _ask_again(self) -> Outcome | None:
         """Probe once more. What it cannot tell changes nothing: the lanes will notice whether the broker is there."""
@@ -344,7 +346,7 @@ class Forwarder:
         else:
             since_s = self._unsure_since_s = now_s if self._unsure_since_s is None else self._unsure_since_s
             self._next_mode = mode if now_s - since_s >= self._settings.unsure_s else None
-            self._probe_wait_s = min(PROBE_AGAIN_S, self._settings.unsure_s / 4)
+            self._probe_wait_s = min(self._settings.probe_again_s, self._settings.unsure_s / 4)
             self._probe_later(probe)
         if self._next_mode == "in-order" and self._in_order is None:
             await self._go_in_order()
