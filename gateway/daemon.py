@@ -321,7 +321,7 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """See `GatewayView.status`."""
-        config = self.plan.config
+        config, ready = self.plan.config, list(self.ready())  # this looks at everything
         return {
             "gateway": {
                 "id": config.gateway.id,
@@ -333,7 +333,7 @@ class Daemon:
                 "pid": os.getpid(),
                 "started_at": utc(self._health.started_at),
                 "now": utc(self._clock.now()),
-                "ready": list(self.ready()),
+                "ready": ready,
             },
             "links": {name: self._link_status(name) for name in self.plan.links},
             "brokers": {
@@ -345,10 +345,12 @@ class Daemon:
 
     def _link_status(self, name: str) -> dict[str, Any]:
         record, plan = self._health.links[name], self.plan.links[name]
+        refused = self._health.refused_by()
         devices = {
             device: {
                 **_plain(record.devices[device]),
                 "template": its.template.name,
+                "refused_by": refused.get(device, {}),
                 "points": self._point_status(its),
             }
             for device, its in plan.devices.items()

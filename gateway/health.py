@@ -190,6 +190,15 @@ class Health:
             record.since = self._clock.now()
         record.state, record.reason, record.remedy = state, reason, remedy
 
+    def refused_by(self) -> dict[str, dict[str, str]]:
+        """Device -> broker -> why it refuses what the device sends."""
+        found: dict[str, dict[str, str]] = {}
+        for name, broker in self.brokers.items():
+            for row in broker.refusing:
+                for device in row["device"].split(", "):
+                    found.setdefault(device, {})[name] = row["reason"]
+        return found
+
     def bad(self) -> list[str]:
         """What is wrong now, one line each; empty when all is well."""
         lines = [f"link {n}: {r.state}: {r.reason}" for n, r in self.links.items() if r.state in ("bad", "down", "off")]

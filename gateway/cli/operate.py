@@ -124,11 +124,13 @@ def only(found: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 def anything_bad(found: Mapping[str, Any]) -> bool:
     """Whether a link, device or broker needs somebody, or the box says that it does not do all of its work."""
     links = found.get("links", {}).values()
-    devices = (device for link in links for device in link.get("devices", {}).values())
+    devices = [device for link in links for device in link.get("devices", {}).values()]
     return (
         any(link["state"] in ("down", "off") for link in links)
         or any(device["state"] == "bad" for device in devices)
         or any(broker["state"] not in ("ok", "starting") for broker in found.get("brokers", {}).values())
+        or any(device.get("refused_by") for device in devices)
+        or any(broker.get("refusing") for broker in found.get("brokers", {}).values())
         or bool(found.get("gateway", {}).get("ready"))
     )
 

@@ -138,6 +138,8 @@ def _device(name: str, device: Mapping[str, Any], now: datetime | None, *, value
     yield f"  {mark(device.get('state', ''))} {printable(name)}  {last}{'  ' + why if why else ''}"
     if device.get("remedy"):
         yield f"      → {printable(device['remedy'])}"
+    for broker, reason in device.get("refused_by", {}).items():
+        yield f"      {colour('✗', 'red')} {printable(broker)} refuses it: {printable(reason)}"
     rows = [
         (point, shown_value(record), age(time_of(record.get("observed_at")), now), record.get("reason", ""))
         for point, record in device.get("points", {}).items()
@@ -159,10 +161,16 @@ def _broker(name: str, broker: Mapping[str, Any], now: datetime | None) -> Itera
         next_try, at = time_of(broker["next_try_at"]), now
         parts.append(f"next try in {duration(max((next_try - at).total_seconds(), 0))}" if next_try and at else "")
     parts += [f"{broker[key]} {key}" for key in ("later", "dead", "late", "skipped") if broker.get(key)]
+    if broker.get("given_up"):
+        parts.append(f"{counted(broker['given_up'], 'reading')} given up")
     shown = "  ".join(part for part in parts if part)
     yield f"{mark(broker.get('state', ''))} broker {colour(printable(name), 'bold')}  {shown}"
     if broker.get("remedy"):
         yield f"    → {printable(broker['remedy'])}"
+    for row in broker.get("refusing", ()):
+        since = age(time_of(row["since"]), now)
+        yield f"    {colour('✗', 'red')} refuses {printable(row['entity'])} of {printable(row['device'])} since {since}: {printable(row['reason'])}"
+        yield f"      → {printable(row['remedy'])}"
     for entity, missing in broker.get("waiting", {}).items():
         yield f"    {printable(entity)} is sent once {', '.join(missing)} is known"
 

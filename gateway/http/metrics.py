@@ -18,8 +18,10 @@ DEVICE_TIMES = {"last_good_at": "When the device was last good", "last_set_at": 
 DEVICE_COUNTERS = {"sets": "Sets of readings", "readings": "Readings", "bad": "Readings without a good value"}
 BROKER_GAUGES = {
     "backlog": ("backlog_readings", "Readings owed to the broker"),
-    "later": ("held_later", "Entities held for a later try"),
-    "dead": ("held_dead", "Entities the broker refused for good"),
+    "later": ("held_later", "Pieces (readings of one device for one entity) held for a later try"),
+    "dead": ("held_dead", "Pieces that the broker refused for good: dead letters"),
+    "refusing": ("refusing_entities", "Entities that the broker refused when they were last offered"),
+    "given_up": ("given_up_readings", "Readings that the broker will not get: dropped by a bound"),
     "month_bytes": ("month_bytes", "Bytes both ways in this calendar month, without TCP and TLS"),
 }
 BROKER_TIMES = {
@@ -28,7 +30,7 @@ BROKER_TIMES = {
 }
 BROKER_COUNTERS = {
     "accepted": "Entities accepted",
-    "refused": "Entities refused",
+    "refused": "Entities refused, each time counted",
     "requests": "Requests made",
     "sent_bytes": "Bytes sent",
     "received_bytes": "Bytes received",
@@ -106,8 +108,9 @@ def _gauges(
     for key, (name, text) in texts.items():
         family = GaugeMetricFamily(f"{prefix}_{name}", text, labels=labels)
         for names, record in rows:
-            if record.get(key) is not None:
-                family.add_metric(names, float(record[key]))
+            value = record.get(key)
+            if value is not None:
+                family.add_metric(names, float(len(value) if isinstance(value, list) else value))
         yield family
 
 

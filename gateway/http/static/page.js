@@ -211,12 +211,15 @@ function brokerCard(name, broker) {
       fact("next try", broker.next_try_at ? since(broker.next_try_at, true) : ""),
       fact("held for later", broker.later || ""),
       fact("refused for good", broker.dead || ""),
+      fact("given up", broker.given_up ? `${number(broker.given_up)} readings` : ""),
       fact("history", broker.history),
       fact("accepted", number(broker.accepted ?? 0)),
       fact("sent", bytes(broker.sent_bytes ?? 0)),
       fact("this month", broker.month_bytes ? bytes(broker.month_bytes) : ""),
       fact("too late", broker.late || ""),
       fact("skipped", broker.skipped || "")),
+    (broker.refusing ?? []).map((row) => make("div", { class: "refusing" },
+      make("p", { class: "small" }, `refuses ${row.entity} of ${row.device}, since `, since(row.since)), why(row))),
     Object.entries(broker.waiting ?? {}).map(([entity, missing]) =>
       make("p", { class: "quiet small" }, `${entity} is sent once ${missing.join(", ")} is known`)));
 }
@@ -250,6 +253,7 @@ function alarms() {
   }
   for (const [name, broker] of Object.entries(status.brokers ?? {}))
     if (rank(broker.state) === "bad") found.push([`broker-${name}`, name, broker]);
+    else for (const row of broker.refusing ?? []) found.push([`broker-${name}`, row.device, { ...row, state: `refused by ${name}` }]);
   for (const reason of status.gateway?.ready ?? []) // what is said of links, devices and brokers stands above
     if (!/^(link|device|broker) /.test(reason)) found.push(["box", "box", { state: "", reason }]);
   return found;
