@@ -507,7 +507,12 @@ def _time(time_us: int) -> datetime:
 
 
 def _consumer(broker: BrokerPlan) -> Consumer:
-    return Consumer(broker.name, broker.config.start)
+    taken = {device: {point for its in mappings for point in its.slots} for device, mappings in broker.mappings.items()}
+
+    def takes(device: str, point: str) -> bool:
+        return point in taken.get(device, ())
+
+    return Consumer(broker.name, broker.config.start, takes=takes)
 
 
 def _log_settings(plan: Plan) -> LogSettings:

@@ -25,6 +25,7 @@ from gateway.log.head import Head
 from gateway.log.held import DROPPED, PURGED, Held
 from gateway.log.isolate import Unwritable
 from gateway.log.last_values import LastValues
+from gateway.log.owed import Owed, Takes
 from gateway.log.refusal import KEPT, Gone, NotOurs, Refusal, is_damage, of_the_file, refusal
 from gateway.log.retention import Retention
 from gateway.log.salvage import Report, finish, put_aside, rescue, salvage
@@ -53,6 +54,9 @@ _STATE_KEYS: Final = 1000  # of one device
 _GIVEN_UP_KEPT: Final = 1000  # stretches of numbers, for receipts that ask later
 _SLOWEST_FADES: Final = 0.95  # how much of the slowest commit is remembered from one to the next
 _HEADROOM: Final = 1.5  # a commit may take that much longer than the slowest so far
+_COUNT_READINGS: Final = 5000  # of what an earlier run left, between two commits
+_COUNT_PAUSE_S: Final = 0.01
+_COUNTED_READINGS: Final = 5_000_000  # a longer backlog is shown with all readings in it
 _LATE_SERIES: Final = 1 << 30  # series made while the file could not be read get numbers from here on
 _NO_BOOT: Final = Boot(1, "")
 _events = structlog.get_logger()
@@ -88,11 +92,13 @@ class Consumer:
     Attributes:
         start: where one begins that the file does not know.
         was: name it had before; takes over that cursor.
+        takes: whether it is to be sent a point of a device; None: everything counts as owed.
     """
 
     name: str
     start: Literal["oldest", "now"] | datetime = "oldest"
     was: str = ""
+    takes: Takes | None = None
 
 
 @dataclass(slots=True)
@@ -105,6 +111,7 @@ class _Lane:
         stored: readings owed that are in the file.
         oldest_us: time of the oldest of those, as far as known.
         held_back: the next set waits for its time to be confirmed, since this time epoch.
+        owed: what it is to be sent of that; None while what an earlier run left is not counted yet.
     """
 
     consumer: Consumer
@@ -113,6 +120,7 @@ class _Lane:
     stored: int = 0
     oldest_us: int | None = None
     held_back: int = -1
+    owed: Owed | None = None
 
 
 class SetReceipt:
@@ -203,6 +211,7 @@ class Log:
         self._arrival = self._loop.create_future()
         self._room = self._loop.create_future()
         self._receipts: list[tuple[int, asyncio.Future[None]]] = []
+        self._counting: set[asyncio.Task[None]] = set()
         self._failure = ""
         self._remedy = ""
         self._adopting: asyncio.Task[None] | None = None
@@ -395,6 +404,7 @@ class Log:
         self._receipts = [(seq + more, future) for seq, future in self._receipts]
         for lane in self._lanes.values():
             lane.cursor = lane.cursor + more if lane.cursor else 0
+            lane.owed = None
 
     async def _join(self, lane: _Lane, now: int, *, salvaged: bool = False) -> None:
         """Give a consumer its place: where it was, else where the operator lets it start; `now` is the number of now."""
@@ -409,6 +419,7 @@ class Log:
         lane.empty_upto = 0
         self._pending.cursors.add(consumer.name)
         lane.stored, lane.oldest_us = await self._job(lambda store: store.owed(cursor))
+        self._count_anew(lane)
         if not lane.stored:
             lane.cursor = max(lane.cursor, sent_upto)
 
@@ -420,6 +431,8 @@ class Log:
         self._lanes = {**before, **lanes}
         for consumer in consumers:
             lane = lanes[consumer.name]
+            if lane.consumer.takes is not consumer.takes:
+                lane.owed = None
             lane.consumer = consumer
             if consumer.name not in before and self._store is not None:
                 try:
@@ -429,9 +442,35 @@ class Log:
                     self._pending.cursors.add(consumer.name)
                     self._recount_due = True
         self._lanes = lanes
+        for lane in lanes.values():
+            if lane.owed is None:
+                self._count_anew(lane)
         self._settled_by_all()
         self._wake()
         self._start_commit()
+
+    def _count_anew(self, lane: _Lane) -> None:
+        """Count what a consumer is to be sent: beside the work, for what an earlier run left may be much."""
+        if lane.consumer.takes is None:
+            return
+        lane.owed = None
+        task = self._loop.create_task(self._count(lane, Owed(lane.consumer.takes, self.series)))
+        self._counting.add(task)
+        task.add_done_callback(self._counting.discard)
+
+    async def _count(self, lane: _Lane, owed: Owed) -> None:
+        after, left = lane.cursor, _COUNTED_READINGS
+        with contextlib.suppress(LogError):  # shown elsewhere
+            while after < self._stored_last and left > 0:
+                place = max(after, lane.cursor)
+                columns = await self._job(partial(_stretch, after=place))
+                if columns is None:
+                    break
+                owed.columns(columns)
+                after, left = columns.last, left - len(columns.seq)
+                await asyncio.sleep(_COUNT_PAUSE_S)
+        if left > 0:
+            lane.owed = owed
 
     async def _start_of(self, consumer: Consumer, now: int) -> int:
         if consumer.start == "oldest":
@@ -552,6 +591,8 @@ class Log:
         for lane in tuple(self._lanes.values()):
             cursor = lane.cursor
             lane.stored, lane.oldest_us = await self._job(partial(_owed, after=cursor))
+            if lane.owed is not None:
+                lane.owed.at_most(lane.stored + self._head.count(max(cursor, self._stored_last), self._next_seq))
 
     # Appending
 
@@ -654,9 +695,15 @@ class Log:
     def _give_up(self, entries: Sequence[Entry]) -> None:
         if not entries:
             return
+        self._owe_no_more(entries[0].seq, entries[-1].seq)
         gap = isolate.lost(list(entries), microseconds(self._clock.now()), self._places())
         self._count_later(replace(gap, reason="memory"))
         self._fail_receipts(entries[0].seq, entries[-1].seq, "refused the set and memory is full")
+
+    def _owe_no_more(self, first: int, last: int) -> None:
+        for lane in self._lanes.values():
+            if lane.owed is not None:
+                lane.owed.given_up(first, last)
 
     def _places(self) -> dict[str, int]:
         """Consumer -> settled up to."""
@@ -893,6 +940,11 @@ class Log:
     def backlog(self, consumer: str) -> tuple[int, datetime | None]:
         """Readings owed, and the time of the oldest of them."""
         lane = self._lanes[consumer]
+        if lane.owed is not None:
+            lane.owed.entries(self._head.entries[self._head.after(lane.cursor) :])
+            lane.owed.settled(lane.cursor)
+            oldest_us = lane.owed.oldest_us
+            return lane.owed.total, None if oldest_us is None else wall_time(oldest_us)
         entries = self._head.entries[self._head.after(max(lane.cursor, self._stored_last)) :]
         in_head = sum(len(entry.readings) for entry in entries)
         if lane.stored and lane.oldest_us is not None:
@@ -1077,6 +1129,7 @@ class Log:
         gone = {entry.seq for entry in found.entries}
         for entry in found.entries:
             self._fail_receipts(entry.seq, entry.seq, f"cannot hold the set: {found}")
+            self._owe_no_more(entry.seq, entry.seq)
         self._head.take_out(gone)
         self.last_values.forget(number for e in (*found.entries, *found.last_values) for number in e.series)
         self.statistics.forget(found.statistics)
@@ -1135,6 +1188,9 @@ class Log:
             self._resolve_receipts()
             for lane in self._lanes.values():
                 owed = [entry for entry in entries if entry.seq > lane.cursor]
+                if lane.owed is not None:
+                    lane.owed.settled(lane.cursor)
+                    lane.owed.entries(owed)
                 if owed and not lane.stored:
                     lane.oldest_us = microseconds(owed[0].readings[0].observed_at)
                 lane.stored += sum(len(entry.readings) for entry in owed)
@@ -1308,6 +1364,9 @@ class Log:
             self._adopting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._adopting
+        for task in tuple(self._counting):
+            task.cancel()
+        await asyncio.gather(*self._counting, return_exceptions=True)
         self._closed = True  # no commit starts by itself from here on: it would meet a closed file
         try:
             await self.commit()
@@ -1325,6 +1384,10 @@ class Log:
 
 def _read(store: Store, after: int, max_readings: int, *, hold: bool) -> Columns | None:
     return store.read(after, max_readings, hold=hold)
+
+
+def _stretch(store: Store, after: int) -> Columns | None:
+    return store.read(after, _COUNT_READINGS)
 
 
 def _owed(store: Store, after: int) -> tuple[int, int | None]:
