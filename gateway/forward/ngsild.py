@@ -227,7 +227,7 @@ class NgsiLdBroker:
                 some = ids[start : start + READ_BACK_IDS]
                 query = {"type": entity_type, "id": ",".join(some), "limit": str(len(some)), "lastN": "1000", **window}
                 for item in await self._found("/temporal/entities", query, context):
-                    found.update((item["id"], key, at) for key, at in _points(item))
+                    found.update((item["id"], key, at) for key, at in points_of(item))
         return frozenset(found)
 
     async def read_back(self, entities: Sequence[Entity]) -> Mapping[str, Mapping[str, datetime]]:
@@ -444,13 +444,13 @@ def _named(ids: Sequence[str], body: bytes) -> frozenset[str]:
 
 def _observed(item: Mapping[str, Any]) -> dict[str, datetime]:
     times: dict[str, datetime] = {}
-    for key, at in _points(item):
+    for key, at in points_of(item):
         if key not in times or at > times[key]:
             times[key] = at
     return times
 
 
-def _points(item: Mapping[str, Any]) -> Iterator[tuple[str, datetime]]:
+def points_of(item: Mapping[str, Any]) -> Iterator[tuple[str, datetime]]:
     """Attribute key (as in `Entity.attributes`) and time of every instance; a single one stands without array."""
     for name, attribute in item.items():
         for instance in attribute if isinstance(attribute, list) else [attribute]:
