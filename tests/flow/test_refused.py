@@ -13,6 +13,8 @@ import pytest
 
 from tests.support.box import REPOSITORY, Box, eventually, free_port
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]  # an entity whose state was refused is tried every 30 s
+
 CONFIG = """
 version: 1
 gateway: {{id: gw-flow, city: testville, location: [9.159, 45.503]}}
@@ -84,7 +86,7 @@ def test_a_device_whose_data_the_city_refuses_is_told_everywhere_until_it_is_acc
     assert command(box, "status")[0] == 0
     behave(box, refuse="meter-2$")
 
-    [row] = eventually("refusal is told", lambda: city(box).get("refusing"))
+    [row] = eventually("refusal is told", lambda: city(box).get("refusing") or [])
     assert row["device"] == "meter-2"
     assert "refused by rule" in row["reason"]
     assert row["remedy"]

@@ -4,19 +4,25 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+from tests.fuzz.runner import Parser, mutate_bytes, mutate_json
+
 from gateway.backoff import retry_after_s
 from gateway.forward.answer import http_date, per_entity, read_answer, wire_moment
 from gateway.forward.auth import Grant, OAuth2
 from gateway.forward.ngsild import points_of
 from gateway.sdk.errors import BrokerUnavailable, FrameError
-from tests.fuzz.runner import Parser, mutate_bytes, mutate_json
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 IDS = [f"urn:ngsi-ld:AirQualityObserved:milano:gw:air-{n}" for n in range(3)]
 PROBLEM = {
     "type": "https://uri.etsi.org/ngsi-ld/errors/BadRequestData", "title": "bad", "detail": "no2", "status": 400,
 }  # fmt: skip
-HEADERS = {"Content-Type": "application/json", "Date": "Mon, 01 Jun 2026 12:00:00 GMT", "Retry-After": "5", "Server": "x"}
+HEADERS = {
+    "Content-Type": "application/json",
+    "Date": "Mon, 01 Jun 2026 12:00:00 GMT",
+    "Retry-After": "5",
+    "Server": "x",
+}
 BODIES: tuple[Any, ...] = (
     {"success": IDS[1:], "errors": [{"entityId": IDS[0], "error": PROBLEM}]},
     {"success": [], "errors": [{"id": None, "ProblemDetails": PROBLEM}]},
@@ -63,7 +69,7 @@ def _answer(case: bytes) -> object:
 
 def _token(case: bytes) -> object:
     login = OAuth2(Grant("http://idm.example/token", "gw", "secret"))
-    login._take(400 if b"error\": \"" in case else 200, case, 0.0)
+    login._take(400 if b'error": "' in case else 200, case, 0.0)
     return login._token
 
 
