@@ -4,13 +4,12 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from tests.fuzz.runner import Parser, mutate_bytes, mutate_json
-
 from gateway.backoff import retry_after_s
 from gateway.forward.answer import http_date, per_entity, read_answer, wire_moment
 from gateway.forward.auth import Grant, OAuth2
 from gateway.forward.ngsild import points_of
 from gateway.sdk.errors import BrokerUnavailable, FrameError
+from tests.fuzz.runner import Parser, mutate_bytes, mutate_json
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 IDS = [f"urn:ngsi-ld:AirQualityObserved:milano:gw:air-{n}" for n in range(3)]

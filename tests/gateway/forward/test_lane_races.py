@@ -60,11 +60,13 @@ class Refusing(MemoryHeld):
 
     refuses = 0
 
-    async def tried(self, piece: int, *, reason: str, at: datetime, next_try_at: datetime | None) -> None:
+    async def tried(
+        self, piece: int, *, reason: str, at: datetime, next_try_at: datetime | None, offered: bool = True
+    ) -> None:
         if self.refuses:
             self.refuses -= 1
             raise LogError("database or disk is full")
-        await super().tried(piece, reason=reason, at=at, next_try_at=next_try_at)
+        await super().tried(piece, reason=reason, at=at, next_try_at=next_try_at, offered=offered)
 
 
 async def test_a_piece_goes_on_when_the_card_refuses_the_verdict_on_another() -> None:

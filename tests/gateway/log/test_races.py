@@ -262,7 +262,7 @@ async def test_pieces_held_at_one_time_drop_the_oldest_once(tmp_path: Path) -> N
         await row
     await asyncio.gather(*(_hold(log, f"new{n}") for n in range(4)))
     assert len(log.held.pieces()) == MAX_PIECES
-    assert log.held.dropped == 8
+    assert log.status()["dropped"] == 8
     await log.close()
     log = await opened(tmp_path, CITY)
     assert log.status()["lost"] == {"held": 8}
