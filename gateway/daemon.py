@@ -21,6 +21,7 @@ from gateway.config.explain import as_json
 from gateway.driver_run import owned_task
 from gateway.forward.broker import Broker
 from gateway.forward.checked import SAMPLE_OF, Checked
+from gateway.forward.dates import Dates
 from gateway.forward.forwarder import Forwarder, settings_of
 from gateway.forward.ngsild import broker_of
 from gateway.harmonise.devices import box_set, sensor_set
@@ -169,7 +170,8 @@ class Daemon:
 
         async def forward() -> None:
             bind(broker=plan.name)
-            broker: Broker = broker_of(plan.config, offer_time=partial(self._clock.offer, source=Source.BROKER))
+            offer_time = partial(self._clock.offer, source=Source.BROKER, who=f"broker {plan.name}")
+            broker: Broker = broker_of(plan.config, offer_time=offer_time, dates=Dates(self._clock))
             every = SAMPLE_OF if plan.config.check == "sampled" else 1
             validator = None if plan.config.check == "off" else Validator(self.plan.models)
             broker = Checked(broker, validator, every=every, left_out=record.left_out)

@@ -6,7 +6,7 @@ import re
 import socket
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from gateway.journal import event
@@ -166,11 +166,19 @@ class Health:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self.started_at = clock.now()
+        self._started_at, self._started_s = clock.now(), clock.monotonic_s()
         self.links: dict[str, LinkHealth] = {}
         self.brokers: dict[str, BrokerHealth] = {}
         self.log: dict[str, Any] = {}
         self.clock: dict[str, Any] = {}
+
+    @property
+    def started_at(self) -> datetime:
+        """When this daemon started, by what is the time now: the clock of then may have known less."""
+        at = self._clock.now() - timedelta(seconds=self._clock.monotonic_s() - self._started_s)
+        if abs(at - self._started_at) > timedelta(seconds=1):  # else it would jitter
+            self._started_at = at
+        return self._started_at
 
     def link(self, name: str, driver: str = "") -> LinkHealth:
         """The record of a link, made at first use."""

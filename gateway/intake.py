@@ -18,6 +18,7 @@ from gateway.sdk.values import Kind, told, value_of
 BAD_AGAIN_S = 60.0  # a point that stays bad for the same reason is logged at most this often
 MAX_UNDECLARED_NAMES = 32
 MAX_NAME_CHARACTERS = 64  # of an undeclared name
+CROWD_BACK_S = 86_400.0
 MAX_CROWD = 100_000  # different values counted in one period of one point; about 10 MB
 HASH_CHARACTERS = 16  # 64 bits: enough to count with, too few to be anybody's name elsewhere
 
@@ -168,7 +169,8 @@ class Intake:
         crowd = self._crowds.setdefault(reading.point, _Crowd())
         period = int(reading.observed_at.timestamp() // rule.count_every_s)
         number: Reading | None = None
-        if period > crowd.period:
+        # a period far behind: the one before was of a clock that was wrong
+        if period > crowd.period or (crowd.period - period) * rule.count_every_s > CROWD_BACK_S:
             if crowd.period >= 0 and len(crowd.seen) >= rule.fewest:
                 end = datetime.fromtimestamp((crowd.period + 1) * rule.count_every_s, UTC)
                 number = replace(reading, value=len(crowd.seen), observed_at=end)

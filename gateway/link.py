@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from gateway.claims import BACK, FOREVER, Reception, TimeGate
 from gateway.driver_run import DriverRun, RequestQueue
 from gateway.gate import added, is_sound, mended, offered
 from gateway.health import DeviceHealth, Health, LinkHealth
@@ -16,7 +17,7 @@ from gateway.log.log import Log
 from gateway.sdk.config import LinkConfig
 from gateway.sdk.driver import Clock, Context, Driver, Exchange, Receipt, Request, answered
 from gateway.sdk.errors import DRIVER_FAULT, ConfigError, FrameError, LinkError, said
-from gateway.sdk.reading import Quality, Reading, ReadingSet, Value
+from gateway.sdk.reading import Quality, Reading, ReadingSet, TimeSource, Value
 from gateway.sdk.recording import MAX_BYTES, Chunk, Direction, written
 from gateway.sdk.streams import Tap, open_serial, open_tcp
 from gateway.sdk.values import told
@@ -24,6 +25,7 @@ from gateway.sdk.values import told
 SILENT_AFTER_S = 120.0  # a driver loop that calls no `progress` for so long is restarted
 REJECT_EVENT_EVERY_S = 60.0
 MAX_FAULTS = 16  # tracebacks kept of a link's decoders, one of each place
+WRONG_TIME_SHOWN_S = 3600.0  # after the last time that was out of bounds
 
 
 class _Settled:
@@ -55,6 +57,12 @@ class LinkService:
         self._intakes = {
             device: Intake(rules_of(its.template, its.report), _SALT) for device, its in config.devices.items()
         }
+        longest = min(timedelta(seconds=log.settings.max_age_s), FOREVER)
+        self._gates = {
+            device: TimeGate(longest if its.template.keeps_history else BACK, longest)
+            for device, its in config.devices.items()
+        }
+        self._wrong_times_s: dict[str, float] = {}  # device -> when one of its times was out of bounds last
         self._devices = {device: self._record.devices.setdefault(device, DeviceHealth()) for device in config.devices}
         for gone in set(self._record.devices) - set(config.devices):
             del self._record.devices[gone]
@@ -201,22 +209,40 @@ class LinkService:
         record = self._devices[readings.device]
         if self._is_paused(readings.device):
             return NOTHING_TO_LOG
+        gate, received_s, now = self._gates[readings.device], None, self._clock.now()
+        if not gate.ordinary(readings.readings, now):
+            readings, received_s = self._date(gate, readings, now)
         intake = self._intakes[readings.device]
         admitted = intake.admit(readings)
         record.undeclared = intake.undeclared
         checked = admitted.logged.readings if admitted.logged else ()
-        self._note_set(readings.device, record, (*checked, *admitted.shown) if admitted.shown else checked)
+        self._note_set(readings.device, record, (*checked, *admitted.shown) if admitted.shown else checked, now)
         if record.state == "ok":
             self._heard_good = True
             self._record.rejected.good()
             self._up()
         for reading in admitted.shown:
-            self._log.note_unreported(readings.device, reading)
+            self._log.note_unreported(readings.device, reading, device_back=gate.device_back)
         if admitted.logged is None:
             return NOTHING_TO_LOG
-        return await self._log.append(admitted.logged)
+        return await self._log.append(admitted.logged, device_back=gate.device_back, received_s=received_s)
 
-    def _note_set(self, device: str, record: DeviceHealth, readings: Sequence[Reading]) -> None:
+    def _date(self, gate: TimeGate, readings: ReadingSet, now: datetime) -> tuple[ReadingSet, float | None]:
+        """The set with times that can be; and when it came, if some of them cannot be judged yet."""
+        device, replaced, unreadable = readings.device, gate.replaced, gate.unreadable
+        log, now_s = self._log, self._clock.monotonic_s()
+        readings, waits = gate.admit(readings, Reception(now, log.clock_confirmed, log.before_step()))
+        counters = self._devices[device].counters
+        if gate.unreadable > unreadable:
+            counters["unreadable_times"] += gate.unreadable - unreadable
+        if gate.replaced > replaced:
+            counters["wrong_times"] += gate.replaced - replaced
+            if device not in self._wrong_times_s:
+                event("wrong_times", device=device, claimed=str(gate.wrong[0]), of=gate.wrong[1].value)
+            self._wrong_times_s[device] = now_s
+        return readings, now_s if waits else None
+
+    def _note_set(self, device: str, record: DeviceHealth, readings: Sequence[Reading], now: datetime) -> None:
         """What a set says of its device's health; a driver's own remark goes with it."""
         self._unheard.discard(device)
         bad = [reading for reading in readings if reading.quality is not Quality.GOOD]
@@ -224,7 +250,7 @@ class LinkService:
         record.sets += 1
         record.readings += good
         record.bad += len(bad)
-        record.last_set_at = now = self._clock.now()
+        record.last_set_at = now
         if good:
             record.last_good_at = now
         if not bad:
@@ -241,10 +267,20 @@ class LinkService:
         record.reason, record.remedy = self._with_note(device, reason, remedy)
 
     def _with_note(self, name: str, reason: str, remedy: str) -> tuple[str, str]:
-        note = self._notes.get(name)
-        if note is None:
-            return reason, remedy
-        return f"{reason}; {note[0]}" if reason else note[0], note[1] or remedy
+        for text, what_now in filter(None, (self._notes.get(name), self._wrong_time(name))):
+            reason, remedy = f"{reason}; {text}" if reason else text, what_now or remedy
+        return reason, remedy
+
+    def _wrong_time(self, device: str) -> tuple[str, str] | None:
+        """Remark and remedy while times of this device were out of bounds not long ago."""
+        at_s = self._wrong_times_s.get(device)
+        if at_s is None:
+            return None
+        if self._clock.monotonic_s() - at_s >= WRONG_TIME_SHOWN_S:
+            del self._wrong_times_s[device]
+            return None
+        claimed, source = self._gates[device].wrong
+        return f"claims to be of {claimed:%Y-%m-%d %H:%M} UTC: the time of reception is taken", _TIME_REMEDIES[source]
 
     def _set_link_state(self, state: str, reason: str = "", remedy: str = "") -> None:
         self._health.set_state(self._record, self._link, state, *self._with_note("", reason, remedy))
@@ -338,7 +374,7 @@ class LinkService:
             return
         offer = getattr(self._clock, "offer", None)
         if offer is not None:
-            offer(utc, uncertainty_s)
+            offer(utc, uncertainty_s, who=f"link {self._link}")
 
 
 _REMEDIES = {
@@ -349,6 +385,11 @@ _REMEDIES = {
     "warming_up": "wait; the device is not ready yet",
     "wrong_type": "the value is of another kind than the template says: is it the right template, and its firmware's?",
     "bad_time": "the time that came with the value cannot be read: check the clock of the device or its server",
+}
+_TIME_REMEDIES = {
+    TimeSource.GATEWAY: "the driver dates its readings wrongly: please report it",
+    TimeSource.DEVICE: "set the clock of the device; a device that tells its history needs keeps_history in its template",
+    TimeSource.NETWORK: "set the clock (NTP, GPS) of the radio gateway or network server that gives the time",
 }
 _REMEDIES_OF = {  # by what a link has: a port, a host or a url
     "port": {

@@ -197,6 +197,8 @@ def _clock(clock: Mapping[str, Any]) -> Iterator[str]:
     trusted = clock.get("trusted", clock.get("state", "ok") == "ok")
     told = f"by {clock['source']}" if trusted and clock.get("source") else "not confirmed"
     yield f"{mark('ok' if trusted else 'unconfirmed')} clock  {f'{at:%Y-%m-%d %H:%M:%S} UTC' if at else ''}  {told}"
+    if clock.get("doubt"):
+        yield f"    {printable(clock['doubt'])}"
     if clock.get("remedy"):
         yield f"    → {printable(clock['remedy'])}"
 

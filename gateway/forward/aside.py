@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from gateway.claims import AHEAD_US, EARLIEST_US
 from gateway.forward.updates import Update
 from gateway.log.held import HeldPiece
-from gateway.log.segment import Columns, TimeState
+from gateway.log.segment import Columns, TimeState, microseconds
 from gateway.sdk.driver import Clock
 from gateway.sdk.reading import Quality, Reason, TimeSource
 
@@ -15,6 +16,8 @@ GATHER_S = 10.0  # below the usual commit interval: what is settled by then is n
 GATHER_SETS = 500
 LATER_S = (30.0, 120.0, 600.0, 3600.0)  # waits between the tries of a piece; then every hour
 TRIES = 30  # about a day; then it is a dead letter
+FUTURE = "its time is ahead of this box's clock"  # such a piece waits for itself: nothing waits behind it
+_FUTURE_BEFORE = "its time lies in the future"  # as an earlier citygate called it, which believed what others claimed
 
 
 class Held(Protocol):
@@ -82,7 +85,7 @@ class Aside:
         self._held = held
         self._clock = clock
         self._every_s = every_s
-        self._gathered: dict[tuple[str, str, bool], _Gathered] = {}
+        self._gathered: dict[tuple[str, str, bool, bool], _Gathered] = {}  # entity, device, dead, future
         self._sets = 0
         self._since_s: float | None = None
         self._tried: dict[int, _Tried] = {}
@@ -115,7 +118,8 @@ class Aside:
         if update.held:
             self._verdict(update, reason, wait_s, offered=offered)
             return
-        key = (update.mapping.entity_id, update.mapping.device, wait_s is None)
+        future = reason == FUTURE
+        key = (update.mapping.entity_id, update.mapping.device, wait_s is None, future)
         gathered = self._gathered.setdefault(key, _Gathered([], reason, wait_s))
         gathered.updates.append(update)
         gathered.offered = gathered.offered or offered
@@ -124,7 +128,7 @@ class Aside:
         elif wait_s > (gathered.wait_s or 0.0):  # those that only queue behind do not shorten the wait
             gathered.reason, gathered.wait_s = reason, wait_s
         self._sets += 1
-        if wait_s is not None:
+        if wait_s is not None and not future:
             self._waiting.add(update.mapping.entity_id)
         if self._since_s is None:
             self._since_s = self._clock.monotonic_s()
@@ -186,7 +190,8 @@ class Aside:
 
     async def _flush(self) -> None:
         now = self._clock.now()
-        for (entity_id, device, dead), gathered in list(self._gathered.items()):
+        for key, gathered in list(self._gathered.items()):
+            entity_id, device, _, _ = key
             next_try_at = None if gathered.wait_s is None else now + timedelta(seconds=gathered.wait_s)
             await self._held.hold(
                 self._broker,
@@ -198,25 +203,36 @@ class Aside:
                 next_try_at=next_try_at,
                 tries=int(gathered.offered),
             )
-            del self._gathered[entity_id, device, dead]
+            del self._gathered[key]
         self._sets, self._since_s = 0, None
         self._look()
 
     def _look(self) -> None:
-        later = {piece.entity for piece in self._held.pieces(self._broker) if piece.next_try_at is not None}
-        self._waiting = later | {entity for entity, _, dead in self._gathered if not dead}
+        pieces = self._held.pieces(self._broker)
+        later = {p.entity for p in pieces if p.next_try_at is not None and p.reason != FUTURE}
+        self._waiting = later | {entity for entity, _, dead, future in self._gathered if not dead and not future}
 
     async def due(self) -> list[tuple[HeldPiece, Columns]]:
-        """The oldest piece of each entity where its time has come: an entity's sets keep their order."""
+        """The oldest piece of each entity where its time has come: an entity's sets keep their order.
+
+        One that is ahead of the clock stands outside of that order.
+        """
         self._look()
-        if not self._waiting:
-            return []
-        oldest: dict[str, HeldPiece] = {}
-        for piece in self._held.pieces(self._broker):
-            if piece.next_try_at is not None:
-                oldest.setdefault(piece.entity, piece)
         now = self._clock.now()
-        ready = [p for p in oldest.values() if p.next_try_at is not None and p.next_try_at <= now]
+        oldest: dict[str, HeldPiece] = {}
+        ready = []
+        for piece in self._held.pieces(self._broker):
+            if piece.next_try_at is None:
+                continue
+            if piece.reason != FUTURE:
+                oldest.setdefault(piece.entity, piece)
+            elif piece.next_try_at <= now:
+                ready.append(piece)
+        ready += [
+            p
+            for p in oldest.values()
+            if p.reason == _FUTURE_BEFORE or (p.next_try_at is not None and p.next_try_at <= now)
+        ]
         return [(p, await self._held.readings(p.id)) for p in ready if p.id not in self._tried]
 
     def trying(self, piece: HeldPiece, updates: int) -> None:
@@ -230,6 +246,19 @@ class Aside:
     def put_off(self, piece: HeldPiece, reason: str, wait_s: float) -> None:
         """A piece that cannot be tried yet."""
         self._tried[piece.id] = _Tried(0, piece.tries, reason, wait_s=wait_s)
+
+
+def in_time(piece: HeldPiece, columns: Columns, latest_us: int) -> bool:
+    """Whether held readings may be sent now by their times.
+
+    What an earlier citygate held under a time that cannot be gets that of its reception, as far as known: it was there.
+    """
+    times, held_us = columns.time_us, microseconds(piece.first_at)
+    for i, time_us in enumerate(times):
+        ahead = time_us > latest_us and time_us > held_us + AHEAD_US and piece.reason != FUTURE
+        if time_us < EARLIEST_US or ahead:
+            times[i] = held_us
+    return max(times, default=0) <= latest_us
 
 
 def _columns(updates: Sequence[Update]) -> Columns:

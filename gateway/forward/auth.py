@@ -8,6 +8,8 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Protocol
 
 import aiohttp
@@ -16,6 +18,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.forward.answer import words
 from gateway.forward.broker import LoginFailed
+from gateway.forward.dates import NO_CHECK_TIME, DatedConnector, Dates, fault_of_dates
 from gateway.journal import event, keep_passing_secret
 from gateway.sdk.errors import BrokerUnavailable, FrameError, foreign
 
@@ -52,8 +55,8 @@ class Tls:
                 times.append(-1.0)
         return tuple(times)
 
-    def context(self) -> ssl.SSLContext:
-        """TLS 1.2 or newer, verified.
+    def context(self, *, dates: bool = True) -> ssl.SSLContext:
+        """TLS 1.2 or newer, verified; without `dates` somebody else must judge those.
 
         Raises:
             BrokerUnavailable: a file cannot be read; it may come later.
@@ -66,6 +69,8 @@ class Tls:
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             names = ", ".join(name for name in (self.ca, self.certificate, self.key) if name)
             raise BrokerUnavailable(f"TLS files {names} cannot be used: {error}") from error
+        if not dates:
+            context.verify_flags |= NO_CHECK_TIME
         if not self.verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
@@ -180,7 +185,9 @@ class OAuth2:
                 content = await body_of(response, ANSWER_LIMIT_BYTES)
                 status = response.status
         except WIRE_FAULTS as error:
-            raise BrokerUnavailable(f"token endpoint: {words(str(error)) or type(error).__name__}") from error
+            reason, remedy = fault_of_dates(error)
+            said = reason or words(str(error)) or type(error).__name__
+            raise BrokerUnavailable(f"token endpoint: {said}", remedy=remedy) from error
         self._take(status, content, asked_s)
 
     def _take(self, status: int, content: bytes, asked_s: float) -> None:
@@ -232,6 +239,7 @@ class Way:
     Args:
         proxy: address of an HTTP proxy, "" for none; the environment is not asked.
         resolver: of host names; default: the system's.
+        dates: judges certificates where the system's clock cannot; None: that always does.
     """
 
     def __init__(
@@ -242,15 +250,17 @@ class Way:
         proxy: str = "",
         timeout: aiohttp.ClientTimeout | None = None,
         resolver: Callable[[], AbstractResolver] | None = None,
+        dates: Dates | None = None,
     ) -> None:
         self._resolver = resolver
+        self._dates = dates
         self.login: Login = login or Static({})
         self._tls = tls or Tls()
         self.proxy = proxy or None
         self._timeout = timeout or aiohttp.ClientTimeout(total=90.0, sock_connect=10.0, sock_read=30.0)
         self._session: aiohttp.ClientSession | None = None
         self._context: ssl.SSLContext | None = None
-        self._stamp: tuple[float, ...] = ()
+        self._stamp: tuple[object, ...] = ()
         self.warning = "" if self._tls.verify else "TLS is not verified: anybody can read and forge what is sent"
         if not self._tls.verify:
             event("tls_not_verified", remedy="anybody can read and forge what is sent; remove tls: verify: false")
@@ -259,25 +269,56 @@ class Way:
     def session(self) -> aiohttp.ClientSession:
         """The open session. Raises `BrokerUnavailable` when a TLS file cannot be used."""
         if self._session is None:
-            connector = aiohttp.TCPConnector(
-                limit=2,
-                ssl=True
-                if self._tls == Tls()
-                else self._tls_context(),  # True: aiohttp's own, TLS 1.2 or newer, verified
-                keepalive_timeout=10.0,
-                ttl_dns_cache=30,
-                happy_eyeballs_delay=0.25,
-                resolver=self._resolver() if self._resolver else None,
-            )
+            dates = self._dates if self._tls.verify and self._dates is not None and self._dates.needed else None
+            connector = self._connector() if dates is None else self._dated(dates)
             self._session = aiohttp.ClientSession(
                 connector=connector, timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
             )
         return self._session
 
-    def _tls_context(self) -> ssl.SSLContext:
-        stamp = self._tls.stamp()
+    def _connector(self) -> aiohttp.TCPConnector:
+        # True: aiohttp's own, TLS 1.2 or newer, verified
+        return aiohttp.TCPConnector(
+            limit=2,
+            ssl=True if self._tls == Tls() else self._tls_context(dates=True),
+            keepalive_timeout=10.0,
+            ttl_dns_cache=30,
+            happy_eyeballs_delay=0.25,
+            resolver=self._resolver() if self._resolver else None,
+        )
+
+    def _dated(self, dates: Dates) -> aiohttp.TCPConnector:
+        return DatedConnector(
+            dates,
+            self._ask_time,
+            limit=2,
+            ssl=self._tls_context(dates=False),
+            keepalive_timeout=10.0,
+            ttl_dns_cache=30,
+            happy_eyeballs_delay=0.25,
+            resolver=self._resolver() if self._resolver else None,
+        )
+
+    async def _ask_time(self, origin: str, proxy: str | None) -> datetime | None:
+        """The `Date` of a server whose chain and name are verified; nothing of ours is sent, not even a path."""
+        connector = aiohttp.TCPConnector(
+            ssl=self._tls_context(dates=False), resolver=self._resolver() if self._resolver else None
+        )
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
+        ) as session:
+            try:
+                async with session.head(origin, allow_redirects=False, proxy=proxy) as response:
+                    at = parsedate_to_datetime(response.headers["Date"])
+            except (aiohttp.ClientError, TimeoutError, OSError, KeyError, ValueError):
+                return None
+        return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+    def _tls_context(self, *, dates: bool) -> ssl.SSLContext:
+        stamp = (*self._tls.stamp(), dates)
         if self._context is None or stamp != self._stamp:
-            self._context, self._stamp = self._tls.context(), stamp  # 20 ms: the system's CAs are many
+            # 20 ms: the system's CAs are many
+            self._context, self._stamp = self._tls.context(dates=dates), stamp
         return self._context
 
     async def renew(self) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from gateway.backoff import Backoff, Breaker
 from gateway.config.model import BrokerConfig
-from gateway.forward.aside import GATHER_S, Aside, Held
+from gateway.forward.aside import FUTURE, GATHER_S, Aside, Held, in_time
 from gateway.forward.broker import (
     Accepted,
     Broker,
@@ -24,7 +24,15 @@ from gateway.forward.broker import (
     ReadRefused,
     Streak,
 )
-from gateway.forward.history_lane import INCOMPLETE_S, LATE, InOrderLane, PastLane, Shared, Source
+from gateway.forward.history_lane import (
+    FUTURE_AGAIN_S,
+    INCOMPLETE_S,
+    LATE,
+    InOrderLane,
+    PastLane,
+    Shared,
+    Source,
+)
 from gateway.forward.refusals import Refusals
 from gateway.forward.state_lane import StateLane
 from gateway.forward.updates import Complete, Sent, Update, Values
@@ -48,6 +56,7 @@ REMEDIES = {
 NOTE_EVERY_S = 3600.0
 SHOW_EVERY_S = 0.2
 PROBE_CAP_S = 3600.0
+ASK_TIME_EVERY_S = 10.0
 READINGS_AHEAD = 20_000  # while a config fault lasts, so much is read to find an entity that is accepted
 
 
@@ -185,6 +194,7 @@ class Forwarder:
         self._started_s = clock.monotonic_s()
         self._state_due_s = 0.0
         self._held_due_s = 0.0
+        self._time_due_s = 0.0
         self._free_at_s = 0.0  # the rate is used up until then
         self._stuck = False
         self._tries = 0
@@ -246,6 +256,7 @@ class Forwarder:
         if now_s >= self._show_due_s:
             self.show()
         try:
+            await self._ask_time()
             if self._mode is None:
                 outcome = await self._choose()
             elif self._probe_at_s is not None and now_s >= self._probe_at_s and self._breaker.closed:
@@ -262,6 +273,15 @@ class Forwarder:
             return
         if outcome is not None:
             await self._judge(outcome)
+
+    async def _ask_time(self) -> None:
+        """While nobody vouches for our time nothing is sent, so no answer would tell the broker's: it is asked again."""
+        trust = getattr(self._clock, "trust", None)
+        now_s = self._clock.monotonic_s()
+        if self._mode is None or trust is None or trust.trusted or now_s < self._time_due_s:
+            return
+        self._time_due_s = now_s + ASK_TIME_EVERY_S
+        await self._broker.probe()
 
     # history mode
 
@@ -494,7 +514,7 @@ class Forwarder:
         fault = self._past_fault
         if fault is not None:
             state = "login" if isinstance(fault, LoginFailed) else "down"
-            self._set_state(state, f"history: {fault}", REMEDIES[state])
+            self._set_state(state, f"history: {fault}", fault.remedy or REMEDIES[state])
 
     def _sweep_is_due(self) -> bool:
         return self._clock.monotonic_s() >= self._state_due_s and self._state.changed()
@@ -527,6 +547,8 @@ class Forwarder:
             mapping = self._mapping.get((piece.entity, piece.device))
             if mapping is None:
                 self._aside.give_up(piece, "no longer sent to this broker")
+            elif not in_time(piece, columns, self._of.latest_us()):
+                self._aside.put_off(piece, FUTURE, FUTURE_AGAIN_S)
             elif self._of.complete.lacks(mapping):
                 self._aside.put_off(piece, "waits for mandatory attributes", INCOMPLETE_S)
             else:
@@ -596,7 +618,7 @@ class Forwarder:
 
     async def _wait(self, fault: BrokerUnavailable, state: str) -> None:
         wait_s = self._breaker.failed(self._clock.monotonic_s(), fault.retry_after_s)
-        self._set_state(state, str(fault), REMEDIES[state])
+        self._set_state(state, str(fault), fault.remedy or REMEDIES[state])
         self._health.next_try_at = self._clock.now() + timedelta(seconds=wait_s)
         self.show()
         await self._clock.sleep(wait_s)

@@ -13,7 +13,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
 
-from gateway.forward.aside import LATER_S, Aside
+from gateway.forward.aside import FUTURE, LATER_S, Aside
 from gateway.forward.broker import Accepted, Broker, Outcome, Point, ReadRefused, Streak, believed, observed
 from gateway.forward.updates import (
     Complete,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gateway.log.log import Columns, Series
 
 FUTURE_S = 300.0  # further ahead than this a reading is held until its time comes
+FUTURE_AGAIN_S = 86_400.0  # it is looked at again after this at the latest
 INCOMPLETE_S = 60.0  # how often an entity without its mandatory attributes is looked at again
 UPDATES_A_REQUEST = 100  # a live request waits behind one such at most
 LATE = "older than what the broker holds, and it has no temporal API"
@@ -109,7 +110,7 @@ class Shared:
             return f"waits for {', '.join(self.complete.missing[update.mapping.entity_id])}", INCOMPLETE_S
         ahead_us = update.newest_us - self.latest_us()
         if ahead_us > 0:
-            return "its time lies in the future", min(ahead_us / 1e6, 86400.0)
+            return FUTURE, min(ahead_us / 1e6, FUTURE_AGAIN_S)
         if self.aside.waiting(update.mapping.entity_id):
             return "waits for older sets of this entity", 1.0
         return None

@@ -34,6 +34,7 @@ from gateway.forward.broker import (
     observed,
     unavailable,
 )
+from gateway.forward.dates import Dates, fault_of_dates
 from gateway.harmonise.dialects import ngsi_ld, wire_time
 from gateway.harmonise.entity import Entity
 from gateway.sdk.errors import BrokerUnavailable, FrameError
@@ -360,7 +361,7 @@ class NgsiLdBroker:
                 content = await body_of(response, ANSWER_LIMIT_BYTES)
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError) as error:
             await way.renew()
-            raise BrokerUnavailable(_cause(error)) from error
+            raise BrokerUnavailable(_cause(error), remedy=fault_of_dates(error)[1]) from error
         except WIRE_FAULTS as error:
             await way.renew()  # a half-open connection is not used again
             raise (InDoubt if body is not None else BrokerUnavailable)(_cause(error)) from error
@@ -477,6 +478,8 @@ def _after(at: datetime) -> datetime:
 
 
 def _cause(error: BaseException) -> str:
+    if reason := fault_of_dates(error)[0]:
+        return reason
     if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
         return f"TLS: {words(str(error))}"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
@@ -496,7 +499,12 @@ PRESETS: Mapping[str, tuple[int, int]] = {  # entities and bytes a request to be
 }
 
 
-def broker_of(config: BrokerConfig, *, offer_time: Callable[[datetime, float], object] | None = None) -> NgsiLdBroker:
+def broker_of(
+    config: BrokerConfig,
+    *,
+    offer_time: Callable[[datetime, float], object] | None = None,
+    dates: Dates | None = None,
+) -> NgsiLdBroker:
     """The broker of one entry of the operator's file."""
     entities, size_bytes = PRESETS[config.preset]
     settings = NgsiLdSettings(config.url, config.tenant or "", batch_entities=entities, batch_bytes=size_bytes)
@@ -504,7 +512,7 @@ def broker_of(config: BrokerConfig, *, offer_time: Callable[[datetime, float], o
         total=3 * config.timeout_s, sock_connect=min(10.0, config.timeout_s), sock_read=config.timeout_s
     )
     tls = Tls(config.tls.ca or "", config.tls.certificate or "", config.tls.key or "", config.tls.verify)
-    way = Way(login=_login(config.auth), tls=tls, proxy=config.proxy or "", timeout=timeout)
+    way = Way(login=_login(config.auth), tls=tls, proxy=config.proxy or "", timeout=timeout, dates=dates)
     return NgsiLdBroker(settings, way, offer_time=offer_time)
 
 

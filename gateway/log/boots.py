@@ -4,11 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from gateway.claims import AHEAD_US, EARLIEST_US, FOREVER, Claim
 from gateway.log.segment import Columns, Stamp, TimeState
 from gateway.sdk.reading import TimeSource
 
 STEP_US: Final = 1_000_000  # a wall clock that moved further than this against boot time was set, not disciplined
-FUTURE_US: Final = 300 * 1_000_000
+FUTURE_US: Final = AHEAD_US
+_FOREVER_S: Final = int(FOREVER.total_seconds())
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,29 +81,61 @@ class Boots:
             shift_us = 0
         return shift_us, TimeState.SURE
 
-    def correct(self, columns: Columns, start: int, stamp: Stamp, now_us: int | None) -> None:
+    def judge(self, stamp: Stamp, claim: Claim, time_us: int, source: TimeSource) -> tuple[int, TimeSource, TimeState]:
+        """A claimed time as far as it can be believed by now: itself, or the time of reception when that cannot be.
+
+        A boot that never learned the time is known to lie between its neighbours: the bounds are wider by as much.
+        """
+        shift_us, state = self.resolve(stamp)
+        boot = self._boots.get(stamp.boot)
+        if state is TimeState.UNCONFIRMED or boot is None:
+            return time_us, source, state
+        margin_us = boot.margin_us if state is TimeState.ESTIMATED else 0
+        if claim.holds(time_us, source, shift_us=shift_us, margin_us=margin_us):
+            return time_us, source, TimeState.SURE
+        return claim.received_us + shift_us, TimeSource.GATEWAY, state
+
+    def correct(
+        self, columns: Columns, start: int, stamp: Stamp, now_us: int | None, sealed_us: int | None = None
+    ) -> None:
         """Make the times from index `start` on true, and fill `time_state`.
 
         Args:
             now_us: the present time when it is trusted, else None: then nothing can be called future.
+            sealed_us: when the segment was written, as stamped: nothing in it was received later. None: in the head.
         """
         shift_us, state = self.resolve(stamp)
         times, sources = columns.time_us, columns.time_source
+        claims, columns.claims = columns.claims, []
         count = len(times) - start
+        columns.time_state += [state] * count
+        if not count:
+            return
+        newest_us, oldest_us = max(times[start:]), min(times[start:])
         if shift_us:
             for i in range(start, len(times)):
                 if sources[i] is TimeSource.GATEWAY:
                     times[i] += shift_us
-        if state is TimeState.SURE:
-            columns.time_state += [state] * count
-        else:
-            columns.time_state += [
-                state if source is TimeSource.GATEWAY else TimeState.SURE for source in sources[start:]
-            ]
-        if now_us is not None and count and max(times[start:]) > now_us + FUTURE_US:
+        for first, end, claim in claims:
+            self._judge_all(columns, range(first, end), stamp, claim)
+        if sealed_us is not None and state is not TimeState.UNCONFIRMED:
+            received_us = sealed_us if now_us is None else min(sealed_us, now_us - shift_us)
+            latest_us = received_us + min(shift_us, 0) + AHEAD_US
+            if state is not TimeState.SURE or newest_us > latest_us or oldest_us < EARLIEST_US:
+                judged = {i for first, end, _ in claims for i in range(first, end)}
+                rest = [i for i in range(start, len(times)) if i not in judged]
+                # of an earlier citygate, or the clock was corrected since: what is known of its reception
+                self._judge_all(columns, rest, stamp, Claim(received_us, _FOREVER_S, _FOREVER_S))
+        if now_us is not None and max(times[start:]) > now_us + FUTURE_US:
             for i in range(start, len(times)):
                 if times[i] > now_us + FUTURE_US:
                     columns.time_state[i] = TimeState.FUTURE
+
+    def _judge_all(self, columns: Columns, places: Iterable[int], stamp: Stamp, claim: Claim) -> None:
+        times, sources, states = columns.time_us, columns.time_source, columns.time_state
+        for i in places:
+            if sources[i] is not TimeSource.GATEWAY:
+                times[i], sources[i], states[i] = self.judge(stamp, claim, times[i], sources[i])
 
     def _estimated(self, known: dict[int, Boot]) -> list[Boot]:
         """Boots that never learned the time, placed between their neighbours that did."""

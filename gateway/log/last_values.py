@@ -3,11 +3,14 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from gateway.claims import AHEAD, EARLIEST, FOREVER, Claim
 from gateway.log.boots import Boots
-from gateway.log.segment import Entry, Series, Stamp, TimeState, microseconds
+from gateway.log.segment import Entry, Series, Stamp, TimeState, microseconds, wall_time
 from gateway.sdk.reading import Quality, Reading, Reason, TimeSource, Value
+
+_FOREVER_S: Final = int(FOREVER.total_seconds())
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class _Kept(NamedTuple):
     reading: Reading
     seq: int
     stamp: Stamp
+    claim: Claim | None = None
 
 
 class LastValues:
@@ -68,19 +72,21 @@ class LastValues:
         """
         self._mark += 1
         latest, good, changed, mark = self._latest, self._good, self._changed, self._mark
-        sure = self._boots.resolve(entry.stamp)[1] is TimeState.SURE
-        stamp, quality_good, gateway = entry.stamp, Quality.GOOD, TimeSource.GATEWAY
+        stamp, claim, quality_good = entry.stamp, entry.claim, Quality.GOOD
+        state = self._boots.resolve(stamp)[1]
+        sure = claim is None and state is TimeState.SURE
         bad = []
         for series, reading in zip(entry.series, entry.readings, strict=True):
-            kept = _Kept(reading, entry.seq, stamp)
+            kept = _Kept(reading, entry.seq, stamp, claim)
             old = latest.get(series)
-            if old is None or self._newer(kept, old):
+            newer = old is None or self._newer(kept, old)
+            if newer:
                 latest[series] = kept
             if reading.quality is not quality_good:
                 bad.append(series)
-            elif (sure or reading.time_source is not gateway) and (future is None or reading.observed_at < future):
-                old = good.get(series)
-                if old is None or self._newer(kept, old):
+            elif sure and (future is None or reading.observed_at < future):
+                known = good.get(series)
+                if known is None or (newer if known is old else self._newer(kept, known)):
                     good[series] = kept
                     changed.pop(series, None)
                     changed[series] = mark
@@ -88,6 +94,8 @@ class LastValues:
                 old = self._unsure.get(series)
                 if old is None or self._newer(kept, old):
                     self._unsure[series] = kept
+        if claim is not None and state is not TimeState.UNCONFIRMED:
+            self.confirm(future)
         return bad
 
     def forget(self, series: Iterable[int]) -> None:
@@ -96,34 +104,40 @@ class LastValues:
             for table in (self._latest, self._good, self._unsure, self._changed):
                 table.pop(number, None)
 
-    def note_unreported(self, series: int, reading: Reading, stamp: Stamp) -> None:
+    def note_unreported(self, series: int, reading: Reading, stamp: Stamp, claim: Claim | None = None) -> None:
         """A reading that thinning keeps from the log: seen on the page, never sent."""
-        kept = _Kept(reading, 0, stamp)
+        kept = _Kept(reading, 0, stamp, claim)
         old = self._latest.get(series)
         if old is None or self._newer(kept, old):
             self._latest[series] = kept
 
     def _newer(self, new: _Kept, old: _Kept) -> bool:
-        if new.stamp is old.stamp and new.reading.time_source is old.reading.time_source:
-            return new.reading.observed_at >= old.reading.observed_at
-        new_us, new_state = self._true(new)
-        old_us, old_state = self._true(old)
-        if TimeState.UNCONFIRMED in (new_state, old_state):  # two clocks that cannot be compared: the later set
-            return new.seq >= old.seq or not new.seq
-        return new_us >= old_us
+        reading, seq, stamp, claim = new
+        known, known_seq, known_stamp, known_claim = old
+        if stamp is known_stamp and claim is known_claim is None and reading.time_source is known.time_source:
+            at, known_at = reading.observed_at, known.observed_at
+            return at > known_at or (at == known_at and (seq >= known_seq or not seq))
+        new_us, _, new_state = self._true(new)
+        old_us, _, old_state = self._true(old)
+        # of one time, or of two clocks that cannot be compared: the later set; what is not logged has no number
+        if TimeState.UNCONFIRMED in (new_state, old_state) or new_us == old_us:
+            return seq >= known_seq or not seq
+        return new_us > old_us
 
-    def _true(self, kept: _Kept) -> tuple[int, TimeState]:
-        time_us = microseconds(kept.reading.observed_at)
-        if kept.reading.time_source is not TimeSource.GATEWAY:
-            return time_us, TimeState.SURE
+    def _true(self, kept: _Kept) -> tuple[int, TimeSource, TimeState]:
+        time_us, source = microseconds(kept.reading.observed_at), kept.reading.time_source
         shift_us, state = self._boots.resolve(kept.stamp)
-        return time_us + shift_us, state
+        if source is TimeSource.GATEWAY:
+            return time_us + shift_us, source, state
+        if kept.claim is not None:
+            return self._boots.judge(kept.stamp, kept.claim, time_us, source)
+        return time_us, source, state if state is TimeState.UNCONFIRMED else TimeState.SURE
 
     def confirm(self, future: datetime | None = None) -> None:
         """The clock has become trusted, or time has passed: what was unsure may count as good now."""
         self._mark += 1
         for series, kept in list(self._unsure.items()):
-            time_us, state = self._true(kept)
+            time_us, _, state = self._true(kept)
             if state is not TimeState.SURE or (future is not None and time_us >= microseconds(future)):
                 continue
             del self._unsure[series]
@@ -163,24 +177,50 @@ class LastValues:
 
     def _last_value(self, kept: _Kept) -> LastValue:
         reading = kept.reading
-        time_us, state = self._true(kept)
-        return LastValue(time_us, reading.value, reading.quality, reading.reason, reading.time_source, kept.seq, state)
+        time_us, source, state = self._true(kept)
+        return LastValue(time_us, reading.value, reading.quality, reading.reason, source, kept.seq, state)
 
     def saved(self) -> list[Entry]:
         """The latest reported readings as sets, in order, for the housekeeping commit."""
-        sets: dict[tuple[int, Stamp], dict[int, Reading]] = {}
+        sets: dict[tuple[int, Stamp, Claim | None], dict[int, Reading]] = {}
         for table in (self._good, self._unsure, self._latest):
             for series, kept in table.items():
                 if kept.seq:
-                    sets.setdefault((kept.seq, kept.stamp), {})[series] = kept.reading
+                    sets.setdefault((kept.seq, kept.stamp, kept.claim), {})[series] = kept.reading
         return list(_entries(sets))
 
-    def restore(self, entries: Iterable[Entry]) -> None:
-        """Take back what `saved` gave, and the sets stored after it."""
+    def restore(self, entries: Iterable[Entry], sealed_us: int, *, saved: bool) -> None:
+        """Take back what `saved` gave, and the sets stored after it.
+
+        Args:
+            sealed_us: when it was written, by the clock of then: nothing in it was received later.
+            saved: it is what `saved` gave. A time that cannot be, as an earlier citygate kept it, is then left out: it
+                hid a true one.
+        """
+        latest, claim = wall_time(sealed_us) + AHEAD, Claim(sealed_us, _FOREVER_S, _FOREVER_S)
         for entry in entries:
+            if entry.claim is None and any(_is_claim(reading) for reading in entry.readings):
+                if saved and entry.stamp.trusted:
+                    entry = _without_impossible(entry, latest)
+                elif not entry.stamp.trusted or any(not EARLIEST <= r.observed_at <= latest for r in entry.readings):
+                    entry = entry._replace(claim=claim)
             self.note(entry)
 
 
-def _entries(sets: dict[tuple[int, Stamp], dict[int, Reading]]) -> Iterator[Entry]:
-    for (seq, stamp), readings in sorted(sets.items(), key=lambda item: item[0][0]):
-        yield Entry(seq, tuple(readings), tuple(readings.values()), stamp, 0.0, 0)
+def _is_claim(reading: Reading) -> bool:
+    return reading.time_source is not TimeSource.GATEWAY
+
+
+def _without_impossible(entry: Entry, latest: datetime) -> Entry:
+    """The set without readings whose claimed time cannot be."""
+    kept = [
+        (series, reading)
+        for series, reading in zip(entry.series, entry.readings, strict=True)
+        if not _is_claim(reading) or EARLIEST <= reading.observed_at <= latest
+    ]
+    return entry._replace(series=tuple(series for series, _ in kept), readings=tuple(reading for _, reading in kept))
+
+
+def _entries(sets: dict[tuple[int, Stamp, Claim | None], dict[int, Reading]]) -> Iterator[Entry]:
+    for (seq, stamp, claim), readings in sorted(sets.items(), key=lambda item: item[0][0]):
+        yield Entry(seq, tuple(readings), tuple(readings.values()), stamp, 0.0, 0, claim)

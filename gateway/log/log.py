@@ -17,7 +17,8 @@ from typing import Any, Final, Literal, TypeVar
 
 import structlog
 
-from gateway.clock import BoxClock
+from gateway.claims import AHEAD, BACK, FOREVER, Claim
+from gateway.clock import BoxClock, Source
 from gateway.log import isolate
 from gateway.log.adopt import adopt, waiting
 from gateway.log.boots import STEP_US, Boot, Boots
@@ -29,8 +30,8 @@ from gateway.log.owed import Owed, Takes
 from gateway.log.refusal import KEPT, Gone, NotOurs, Refusal, is_damage, of_the_file, refusal
 from gateway.log.retention import Retention
 from gateway.log.salvage import Report, finish, put_aside, rescue, salvage
+from gateway.log.segment import LAST_VALUES, Entry, Stamp, entries_of, microseconds, put_entries, wall_time
 from gateway.log.segment import Columns as Columns
-from gateway.log.segment import Entry, Stamp, entries_of, microseconds, put_entries, wall_time
 from gateway.log.segment import Series as Series
 from gateway.log.segment import TimeState as TimeState
 from gateway.log.stats import HOUR_US, Statistics
@@ -47,7 +48,9 @@ _KEEPS_AGAIN_AFTER_S: Final = 600.0  # a full file drops some with every few com
 _STATE_S: Final = 300.0
 _DRAIN_S: Final = 60.0  # a cursor that moved over stored segments is written within this
 _RETRY_S: Final = 5.0
-_FUTURE: Final = timedelta(minutes=5)
+_FUTURE: Final = AHEAD
+_WEAK: Final = int(Source.RTC)  # up to this rank what the clock says may still turn out quite wrong
+_UNCONFIRMED: Final = "the clock is not confirmed: readings are held back"
 _STEP_GRACE_S: Final = 600.0  # how long after a step a reading may still carry a time of before
 _STATE_BYTES: Final = 4096  # of one value; what is longer would wear the card with every uplink
 _STATE_KEYS: Final = 1000  # of one device
@@ -223,6 +226,7 @@ class Log:
         self._given_up: deque[tuple[int, int, str]] = deque(maxlen=_GIVEN_UP_KEPT)  # first, last number, why
         self._unwritable = ""
         self._bad_since = clock.now()
+        self._opened_s = now_s
         self._failed_s = 0.0
         self._dropping = ""
         self._dropped_s = 0.0
@@ -377,8 +381,9 @@ class Log:
     def _take_last_values(self, loaded: Loaded, *, late: bool) -> None:
         points = {number: series.point for number, series in self.series.items()}
         self.last_values.start(self.boots)
-        for stamp, columns in loaded.last_values:
-            self.last_values.restore(entries_of(columns, stamp, points))
+        for header, columns in loaded.last_values:
+            entries = entries_of(columns, header.stamp, points)
+            self.last_values.restore(entries, header.sealed_us, saved=header.kind == LAST_VALUES)
         if late:
             self.last_values.unchanged()
         for entry in self._head.entries:
@@ -596,8 +601,16 @@ class Log:
 
     # Appending
 
-    async def append(self, readings: ReadingSet) -> SetReceipt:
-        """Put a set into the head; waits only while the head is full, or for the card when `commit_every_s` is 0."""
+    async def append(
+        self, readings: ReadingSet, *, device_back: timedelta = BACK, received_s: float | None = None
+    ) -> SetReceipt:
+        """Put a set into the head; waits only while the head is full, or for the card when `commit_every_s` is 0.
+
+        Args:
+            device_back: how old a time of the device may be when it comes.
+            received_s: monotonic time at which a set came whose claimed times still have to be judged; None: they were,
+                as far as the clock is known.
+        """
         head = self._head
         while head.full:
             await self._wait_for_room()
@@ -622,7 +635,10 @@ class Log:
             for reading in items:
                 if isinstance(reading.value, str):
                     size_bytes += 2 * len(reading.value)
-            entry = Entry(seq, series, items, stamp, now_s, size_bytes)
+            claim = None
+            if stamp.source <= _WEAK or received_s is not None:  # nobody knows, or by a coin cell: judged again later
+                claim = self._claim(items, stamp, device_back, now_s if received_s is None else received_s)
+            entry = Entry(seq, series, items, stamp, now_s, size_bytes, claim)
             late = now - items[0].observed_at
             bad = self.last_values.note(entry, now + _FUTURE if stamp.source > 1 else None)
             self.statistics.note(series, (late.days * 86_400 + late.seconds) * 1_000_000 + late.microseconds, bad)
@@ -723,6 +739,16 @@ class Log:
         future.set_exception(LogError(f"{self.settings.path} {why}"))
         future.exception()  # whoever awaits it gets it; nobody has to
 
+    def _claim(
+        self, readings: Sequence[Reading], stamp: Stamp, device_back: timedelta, received_s: float
+    ) -> Claim | None:
+        """How the claimed times of a set are judged once the time is known; None when it has none."""
+        if all(reading.time_source is TimeSource.GATEWAY for reading in readings):
+            return None
+        received_us = int(received_s * 1e6) + stamp.offset_us
+        network_s = min(int(self.settings.max_age_s), int(FOREVER.total_seconds()))
+        return Claim(received_us, int(device_back.total_seconds()), network_s)
+
     def _new_series(self, readings: ReadingSet) -> tuple[int, ...]:
         return tuple(self._series_of(readings.device, reading.point) for reading in readings.readings)
 
@@ -750,9 +776,12 @@ class Log:
             known[key] = value
             self._pending.states[device, key] = value
 
-    def note_unreported(self, device: str, reading: Reading) -> None:
+    def note_unreported(self, device: str, reading: Reading, *, device_back: timedelta = BACK) -> None:
         """A reading that thinning keeps from the log: page and status show it."""
-        self.last_values.note_unreported(self._series_of(device, reading.point), reading, self._stamp)
+        claim = None
+        if self._stamp.source <= _WEAK:
+            claim = self._claim((reading,), self._stamp, device_back, self._clock.monotonic_s())
+        self.last_values.note_unreported(self._series_of(device, reading.point), reading, self._stamp, claim)
 
     # Time
 
@@ -786,6 +815,18 @@ class Log:
         nearer_now = abs(reading.observed_at - now) <= abs(reading.observed_at - then)
         return self._stamp if nearer_now else old
 
+    @property
+    def clock_confirmed(self) -> bool:
+        """Whether somebody vouches for the present time."""
+        return self._source() > 1
+
+    def before_step(self) -> datetime | None:
+        """What the clock would show now that was set a moment ago; None when it was not."""
+        self._look_at_clock()
+        if self._before_step is None:
+            return None
+        return wall_time(int(self._clock.monotonic_s() * 1e6) + self._before_step[0].offset_us)
+
     def _look_at_clock(self) -> None:
         """The clock may have become trusted while nothing was appended."""
         now = self._stamp_now()
@@ -809,10 +850,10 @@ class Log:
         self.last_values.confirm(self._future())
 
     def _trusted_now_us(self) -> int | None:
-        return microseconds(self._clock.now()) if self._source() > 1 else None
+        return microseconds(self._clock.now()) if self.clock_confirmed else None
 
     def _future(self) -> datetime | None:
-        return self._clock.now() + _FUTURE if self._source() > 1 else None
+        return self._clock.now() + _FUTURE if self.clock_confirmed else None
 
     # Reading and settling
 
@@ -949,7 +990,11 @@ class Log:
         in_head = sum(len(entry.readings) for entry in entries)
         if lane.stored and lane.oldest_us is not None:
             return lane.stored + in_head, wall_time(lane.oldest_us)
-        return lane.stored + in_head, entries[0].readings[0].observed_at if in_head else None
+        if not entries:
+            return lane.stored, None
+        first = entries[0]
+        oldest = wall_time(first.claim.received_us) if first.claim else first.readings[0].observed_at
+        return lane.stored + in_head, oldest
 
     def given_up(self, consumer: str) -> int:
         """Readings that bounds of size, age, memory and of what is held took from a consumer; purged ones not."""
@@ -1290,7 +1335,11 @@ class Log:
             "state": state,
             "reason": reason,
             "remedy": remedy,
-            "since": None if state == "ok" else self._bad_since,
+            "since": None
+            if state == "ok"
+            else self._unconfirmed_since()
+            if reason == _UNCONFIRMED
+            else self._bad_since,
             "path": str(self.settings.path),
             "size_bytes": self._size_bytes,
             "max_size_bytes": self.settings.max_size_bytes,
@@ -1321,6 +1370,10 @@ class Log:
         oldest = oldest_at and oldest_at.isoformat().replace("+00:00", "Z")
         return {"backlog": backlog, "oldest_unsent_at": oldest}
 
+    def _unconfirmed_since(self) -> datetime:
+        """When this log was opened, by what is the time now: the clock of then knew less."""
+        return self._clock.now() - timedelta(seconds=self._clock.monotonic_s() - self._opened_s)
+
     def _state(self) -> tuple[str, str, str]:
         if self._failure:
             return "bad", self._failure, self._remedy
@@ -1349,7 +1402,7 @@ class Log:
         if self._salvaged:
             return "bad", str(self._salvaged), self._salvaged.remedy
         if not self.boots.confirmed and self.settings.unconfirmed == "hold":
-            return "bad", "the clock is not confirmed: readings are held back", "connect a time source"
+            return "bad", _UNCONFIRMED, "see the clock: its remedy is this one's"
         return "ok", "", ""
 
     async def close(self) -> None:

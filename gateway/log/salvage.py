@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from gateway.log.refusal import NotOurs, is_damage
 from gateway.log.segment import (
+    CLAIMS_VERSION,
     LOG,
     MAGIC,
     VERSION,
@@ -317,8 +318,9 @@ def _carve(file: Path, found: _Found) -> None:
     if not file.stat().st_size:
         return
     with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for start in _places(data, MAGIC + bytes((VERSION,))):
-            _take_segment(data[start : start + 8192], found)
+        for version in (VERSION, CLAIMS_VERSION):
+            for start in _places(data, MAGIC + bytes((version,))):
+                _take_segment(data[start : start + 8192], found)
         for start in _places(data, RECORD_MAGIC):
             read_record(data[start : start + 8192], found.series, found.layouts)
 

@@ -17,11 +17,13 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, Literal, NamedTuple
 
+from gateway.claims import Claim
 from gateway.sdk.errors import LogError
 from gateway.sdk.reading import Quality, Reading, Reason, TimeSource, Value
 
 MAGIC: Final = b"CG"
 VERSION: Final = 1
+CLAIMS_VERSION: Final = 2  # the same, and some sets say when they were received
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST: Final = datetime(1, 1, 1, tzinfo=UTC)
 _LAST: Final = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
@@ -61,7 +63,7 @@ _F32: Final = struct.Struct("<f")
 _F64: Final = struct.Struct("<d")
 
 # Flags of a set.
-_TIMES, _UNIFORM_QUALITY, _QUALITIES, _GAP = 1, 2, 4, 32
+_TIMES, _UNIFORM_QUALITY, _QUALITIES, _GAP, _CLAIM = 1, 2, 4, 32, 64
 _SOURCE_SHIFT, _MIXED_SOURCES = 3, 3
 
 _LAYOUTS_PER_SHAPE: Final = 16  # a device whose points fail in turn would otherwise fill the dictionary
@@ -114,6 +116,7 @@ class Entry(NamedTuple):
     Attributes:
         series: series id of each reading.
         appended_s: monotonic time of the append.
+        claim: how its claimed times are judged once the clock is known better; None when they were.
     """
 
     seq: int
@@ -122,6 +125,7 @@ class Entry(NamedTuple):
     stamp: Stamp
     appended_s: float
     size_bytes: int
+    claim: Claim | None = None
 
 
 @dataclass(slots=True)
@@ -132,6 +136,7 @@ class Columns:
         last: sequence number up to which this goes; `settle(consumer, last)` when all of it is done.
         time_us: UTC, microseconds since the epoch.
         time_state: only SURE may enter a broker's current state.
+        claims: first index, index behind the last, and claim of the sets whose claimed times are still to be judged.
     """
 
     last: int
@@ -143,6 +148,7 @@ class Columns:
     reason: list[Reason] = field(default_factory=list)
     time_source: list[TimeSource] = field(default_factory=list)
     time_state: list[TimeState] = field(default_factory=list)
+    claims: list[tuple[int, int, Claim]] = field(default_factory=list)
 
     def cut(self, length: int) -> None:
         """Forget the readings from index `length` on."""
@@ -255,6 +261,10 @@ def encode(
         head = [layout.id]
         if not layout.id:
             head += [len(layout.series), *layout.series, *layout.codes]
+        if entry.claim is not None:
+            flags |= _CLAIM
+            received_us, device_s, network_s = entry.claim
+            extra[:0] = [_zigzag(received_us - set_times[0]), device_s, network_s]
         if entry.seq != expected:
             flags |= _GAP
             extra.insert(0, entry.seq - expected)
@@ -289,7 +299,8 @@ def encode(
         ],
     )
     body = b"".join((header, numbers, floats, text))
-    return MAGIC + bytes((VERSION,)) + zlib.crc32(body).to_bytes(4, "little") + body
+    version = VERSION if all(entry.claim is None for entry in entries) else CLAIMS_VERSION
+    return MAGIC + bytes((version,)) + zlib.crc32(body).to_bytes(4, "little") + body
 
 
 def _times_us(readings: tuple[Reading, ...]) -> list[int]:
@@ -480,8 +491,8 @@ def _open(blob: bytes) -> tuple[Header, int, int, int, list[int]]:
     """Header, start of the numbers, of the floats and of the text, header numbers."""
     if blob[:2] != MAGIC or len(blob) < 8:
         raise DamagedSegment("no segment starts here")
-    if blob[2] != VERSION:
-        raise DamagedSegment(f"segment version {blob[2]}; this citygate reads version {VERSION}")
+    if blob[2] not in (VERSION, CLAIMS_VERSION):
+        raise DamagedSegment(f"segment version {blob[2]}; this citygate reads up to version {CLAIMS_VERSION}")
     start, fields, n, shift = 7, [], 0, 0
     for position in range(7, min(len(blob), 7 + _MAX_HEADER_BYTES)):
         byte = blob[position]
@@ -567,6 +578,11 @@ def _decode(
         if flags & _GAP:
             seq += numbers[i]
             i += 1
+        if flags & _CLAIM:
+            claim = Claim(times[0] + _unzigzag(numbers[i]), numbers[i + 1], numbers[i + 2])
+            i += 3
+            if seq > after:
+                columns.claims.append((len(columns.seq), len(columns.seq) + count, claim))
         quality_codes: Sequence[int] = ()
         if flags & (_UNIFORM_QUALITY | _QUALITIES):
             used = 1 if flags & _UNIFORM_QUALITY else count
@@ -619,6 +635,8 @@ def put_entries(entries: Iterable[Entry], columns: Columns) -> None:
     """Append sets of the head to `columns`, times as stamped, `time_state` left alone."""
     for entry in entries:
         count = len(entry.readings)
+        if entry.claim is not None:
+            columns.claims.append((len(columns.seq), len(columns.seq) + count, entry.claim))
         columns.seq += [entry.seq] * count
         columns.series += entry.series
         times = _times_us(entry.readings)
@@ -637,6 +655,7 @@ def entries_of(columns: Columns, stamp: Stamp, points: Mapping[int, str] | None 
         points: series id -> point name; "" when it does not matter, as in a segment.
     """
     entries = []
+    claims = {first: claim for first, _, claim in columns.claims}
     start = 0
     for end in range(1, len(columns.seq) + 1):
         if end < len(columns.seq) and columns.seq[end] == columns.seq[start]:
@@ -654,6 +673,8 @@ def entries_of(columns: Columns, stamp: Stamp, points: Mapping[int, str] | None 
                 strict=True,
             )
         )
-        entries.append(Entry(columns.seq[start], tuple(columns.series[part]), readings, stamp, 0.0, 0))
+        entries.append(
+            Entry(columns.seq[start], tuple(columns.series[part]), readings, stamp, 0.0, 0, claims.get(start))
+        )
         start = end
     return entries

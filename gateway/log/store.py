@@ -172,7 +172,7 @@ class Loaded:
     Attributes:
         last: sequence number of the newest stored set, 0 when there is none.
         newest_us: newest true time in the file: it cannot be earlier now; 0 when there is none.
-        last_values: saved readings and those of newer segments, with the stamp they were taken under.
+        last_values: saved readings and those of newer segments, each with its header.
     """
 
     start: int
@@ -183,7 +183,7 @@ class Loaded:
     states: dict[tuple[str, str], bytes]
     last: int
     newest_us: int
-    last_values: list[tuple[Stamp, Columns]]
+    last_values: list[tuple[Header, Columns]]
     held: list[HeldRow]
     gaps: list[Gap]
     statistics: dict[int, bytes]
@@ -394,8 +394,8 @@ class Store:
             boot.id, boot.name, boot.offset_us, boot.source, max(boot.up_us, up_us), boot.estimate_us, boot.margin_us
         )
 
-    def _load_last_values(self) -> list[tuple[Stamp, Columns]]:
-        mark, found = 0, []
+    def _load_last_values(self) -> list[tuple[Header, Columns]]:
+        mark, found = 0, list[tuple[Header, Columns]]()
         for (body,) in self._db.execute("SELECT body FROM last_value ORDER BY id"):
             columns = Columns(0)
             try:
@@ -403,14 +403,14 @@ class Store:
             except DamagedSegment:
                 continue
             mark = max(mark, header.last)
-            found.append((header.stamp, columns))
+            found.append((header, columns))
         for _, body, _ in self.bodies(mark):
             columns = Columns(0)
             try:
                 header = decode(body, self.layouts, columns, after=mark)
             except DamagedSegment:
                 continue
-            found.append((header.stamp, columns))
+            found.append((header, columns))
         return found
 
     def _load_states(self) -> dict[tuple[str, str], bytes]:
@@ -677,7 +677,7 @@ class Store:
             if header.first != number or (total is not None and total + header.readings != after_it):
                 raise _damage(f"segment {number} does not follow the one before it")
             total = after_it
-            self.boots.correct(columns, start, header.stamp, now_us)
+            self.boots.correct(columns, start, header.stamp, now_us, header.sealed_us)
             if len(columns.seq) >= max_readings:
                 break
         return columns if columns.seq else None

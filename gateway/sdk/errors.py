@@ -126,10 +126,12 @@ class BrokerUnavailable(CitygateError):
 
     Args:
         retry_after_s: what the broker asked for, if it did.
+        remedy: what to do now, where that is known better than from the state alone.
     """
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str, *, retry_after_s: float | None = None, remedy: str = "") -> None:
         self.retry_after_s = retry_after_s
+        self.remedy = remedy
         super().__init__(message)
 
 

@@ -163,6 +163,11 @@ class Template(TemplateModel):
     fingerprint: dict[str, Any] = Field(default={}, description="how a scan recognises the device; driver's own form")
     points: dict[str, TemplatePoint] = Field(min_length=1)
     entity: EntityMapping = EntityMapping()
+    keeps_history: bool = Field(
+        False,
+        description="a data logger: it tells what it measured long ago, with times of its own clock; "
+        "without it a device's time may be at most 1 day old when it comes",
+    )
     requirements: tuple[str, ...] = ()
     caveats: tuple[Caveat, ...] = ()
     samples: tuple[Sample, ...] = ()

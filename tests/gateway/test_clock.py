@@ -1,10 +1,12 @@
 """The box's clock: who is believed, what `now` is while nobody is, and that it never runs before the floor."""
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Literal
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any, Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.clock import BUILT_AT, Box, BoxClock, Source, SystemClock, synchronised, this_box
 
@@ -97,24 +99,170 @@ def test_an_offer_that_agrees_confirms_and_does_not_move_the_time() -> None:
     assert clock.now() == TODAY
 
 
-def test_an_offer_that_disagrees_moves_the_time_which_then_follows_boot_time() -> None:
+def told(clock: SystemClock, box: FakeBox, apart_s: float, source: Source, who: str = "", *, times: int = 2) -> bool:
+    """A source says every 10 minutes what lies so far from the system's clock; whether its last word was used."""
+    used = False
+    for n in range(times):
+        if n:
+            box.advance(600)
+        used = clock.offer(box.wall + timedelta(seconds=apart_s), 0.1, source, who)
+    return used
+
+
+def test_two_offers_that_agree_move_an_unconfirmed_time_which_then_follows_boot_time() -> None:
     box = FakeBox()
     clock = box.clock()
     true = TODAY + timedelta(days=3)
-    assert clock.offer(true, 0.1, Source.GNSS)
+    assert not clock.offer(true, 0.1, Source.GNSS)
+    assert not clock.offer(true + timedelta(seconds=1), 0.1, Source.GNSS)  # the same packet by another way
+    assert clock.now() == TODAY
+    assert not clock.trust.trusted
+    assert "is believed" in clock.status()["remedy"]
+    box.boot_s += 10
+    assert clock.offer(true + timedelta(seconds=10), 0.1, Source.GNSS)
     box.boot_s += 60
     box.wall -= timedelta(days=9)  # somebody sets the system's clock: ours no longer asks it
-    assert clock.now() == true + timedelta(seconds=60)
+    assert clock.now() == true + timedelta(seconds=70)
     assert clock.status()["correction_s"] > 0
 
 
-def test_lower_ranks_vague_and_impossible_offers_are_not_listened_to() -> None:
+def test_two_sources_that_agree_are_believed_at_once() -> None:
+    clock = FakeBox().clock()
+    assert not clock.offer(TODAY + timedelta(days=3), 1.0, Source.BROKER, "milano")
+    assert clock.offer(TODAY + timedelta(days=3, seconds=1), 1.0, Source.BROKER, "porto")
+    assert clock.trust.source is Source.BROKER
+
+
+def test_a_time_that_stands_still_is_not_believed() -> None:
+    box = FakeBox()
+    clock = box.clock()
+    for _ in range(20):
+        assert not clock.offer(TODAY + timedelta(days=3), 1.0, Source.BROKER)
+        box.advance(60)
+    assert not clock.trust.trusted
+
+
+def test_lower_ranks_and_vague_offers_are_not_listened_to() -> None:
     clock = FakeBox().clock()
     assert clock.offer(TODAY, 0.1, Source.GNSS)
     assert not clock.offer(TODAY + timedelta(days=1), 1.0, Source.BROKER)
     assert not clock.offer(TODAY, 60.0, Source.GNSS)
-    assert not clock.offer(BUILT_AT - timedelta(days=1), 0.1, Source.GNSS)
+    assert not clock.offer(TODAY, -1.0, Source.GNSS)
+    assert not clock.offer(TODAY, float("nan"), Source.GNSS)
     assert not clock.offer(TODAY + timedelta(days=1), 0.1, Source.SYSTEM)
+    assert clock.now() == TODAY
+
+
+@pytest.mark.parametrize(
+    "utc",
+    [
+        BUILT_AT - timedelta(days=1),
+        BUILT_AT + timedelta(days=21 * 365),
+        datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14))),
+        datetime.max.replace(tzinfo=timezone(timedelta(hours=-23))),
+        TODAY.replace(tzinfo=None),
+        "2026-12-01T00:00:00Z",
+        None,
+    ],
+)
+def test_what_cannot_be_the_time_is_refused_however_often_it_is_said(utc: Any) -> None:
+    box = FakeBox()
+    clock = box.clock()
+    for who in ("one", "two", "one"):
+        box.advance(60)
+        assert not clock.offer(utc, 0.1, Source.GNSS, who)
+    assert not clock.trust.trusted
+
+
+@pytest.mark.parametrize("apart_s", [-1800.0, 5.0, 1800.0, 7 * 86400.0, 13 * 365 * 86400.0])
+@pytest.mark.parametrize("state", ["none", "floor", "rtc", "broker", "radio", "kernel", "system"])
+def test_no_single_packet_moves_the_clock(state: str, apart_s: float) -> None:
+    box = FakeBox(rtc=TODAY if state == "rtc" else None, synchronised=state == "kernel")
+    clock = box.clock("system" if state == "system" else "auto")
+    if state == "floor":
+        clock.raise_floor(TODAY + timedelta(days=1))
+    if state in ("broker", "radio"):
+        assert clock.offer(TODAY, 1.0, Source[state.upper()], "first")
+    before, trusted = clock.now(), clock.trust.trusted
+    for _ in range(50):  # one after the other, in no time
+        assert not clock.offer(before + timedelta(seconds=apart_s), 1.0, Source.RADIO, "link lora")
+    assert clock.now() == before
+    assert clock.trust.trusted is trusted
+
+
+@pytest.mark.parametrize(("apart_s", "moves"), [(5.0, True), (1800.0, True), (7200.0, False), (-86400.0, False)])
+def test_a_source_corrects_its_own_drift_and_no_more(apart_s: float, moves: bool) -> None:
+    box = FakeBox()
+    clock = box.clock()
+    assert clock.offer(TODAY, 0.1, Source.RADIO)
+    assert not told(clock, box, apart_s, Source.RADIO, times=4)
+    box.advance(600)
+    assert clock.offer(box.wall + timedelta(seconds=apart_s), 0.1, Source.RADIO) is moves
+    assert clock.now() == box.wall + timedelta(seconds=apart_s if moves else 0)
+    assert bool(clock.status()["doubt"]) is not moves
+
+
+def test_what_another_source_supports_is_not_thrown_over_by_a_better_one() -> None:
+    box = FakeBox()
+    clock = box.clock()
+    for _ in range(12):
+        box.advance(600)
+        assert clock.offer(box.wall, 1.0, Source.BROKER, "milano")
+        assert not clock.offer(box.wall + timedelta(days=7168), 0.1, Source.RADIO, "link lora")  # GPS weeks rolled over
+    assert clock.now() == box.wall
+    assert "link lora" in clock.status()["doubt"]
+    assert clock.status()["remedy"]
+
+
+def test_a_better_source_corrects_a_worse_one_that_has_fallen_silent() -> None:
+    box = FakeBox()
+    clock = box.clock()
+    assert told(clock, box, 5 * 86400.0, Source.BROKER, "milano")
+    assert clock.now() == box.wall + timedelta(days=5)
+    box.advance(7200)
+    assert told(clock, box, 0.0, Source.GNSS, "gnss", times=5)
+    assert clock.now() == box.wall
+    assert clock.status()["doubt"] == ""
+
+
+def test_a_hardware_clock_that_is_wrong_gives_way_to_a_broker_within_minutes() -> None:
+    box = FakeBox(rtc=TODAY)
+    clock = box.clock()
+    for n in range(3):
+        assert clock.offer(box.wall + timedelta(days=2), 1.0, Source.BROKER) is (n == 2)
+        box.advance(30)
+    assert clock.now() == box.wall + timedelta(days=2)
+
+
+@given(st.lists(st.tuples(st.integers(-(10**9), 10**9), st.sampled_from("abc"), st.integers(0, 9)), max_size=40))
+def test_scattered_offers_never_move_a_trusted_clock(offers: list[tuple[int, str, int]]) -> None:
+    box = FakeBox()
+    clock = box.clock()
+    assert clock.offer(TODAY, 0.1, Source.BROKER, "good")
+    said: list[int] = []
+    for apart_s, who, wait_s in offers:
+        box.advance(wait_s)
+        if all(abs(apart_s - other) > 60 for other in said):
+            clock.offer(box.wall + timedelta(seconds=apart_s), 0.1, Source.RADIO, who)
+            said.append(apart_s)
+    assert abs(clock.now() - box.wall) <= timedelta(seconds=2)
+
+
+def test_since_when_it_is_unconfirmed_is_the_start_by_the_best_knowledge() -> None:
+    box = FakeBox(wall=datetime(1970, 1, 1, tzinfo=UTC))
+    clock = box.clock()
+    box.advance(300)
+    clock.raise_floor(TODAY)
+    assert clock.status()["since"] == TODAY - timedelta(seconds=300)  # not the date of the build
+    told(clock, box, (TODAY + timedelta(days=1) - box.wall).total_seconds(), Source.BROKER)
+    box.advance(60)
+    assert clock.status()["state"] == "ok"
+    assert clock.status()["since"] == clock.now() - timedelta(seconds=60)
+
+
+def test_a_floor_that_cannot_be_is_not_taken_over() -> None:
+    clock = FakeBox().clock()
+    clock.raise_floor(BUILT_AT + timedelta(days=30 * 365))  # an earlier citygate had believed it
     assert clock.now() == TODAY
 
 

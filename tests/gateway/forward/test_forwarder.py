@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
@@ -18,7 +18,17 @@ from gateway.forward.broker import Outcome
 from gateway.forward.forwarder import Forwarder, ForwardSettings
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
 from gateway.health import BrokerHealth
-from tests.gateway.forward.scene import START, MemoryLog, RealClock, entity_id, measured, measured_only, table, tables
+from tests.gateway.forward.scene import (
+    START,
+    MemoryLog,
+    RealClock,
+    entity_id,
+    measured,
+    measured_only,
+    table,
+    tables,
+    wire,
+)
 from tests.support.strict_broker import StrictBroker
 
 FAST = ForwardSettings(
@@ -218,6 +228,45 @@ async def test_a_reading_from_the_future_is_held_until_its_time() -> None:
         log.put("air-1", ahead_s, no2=2.0)
         await strict.until(lambda: log.settled and health.later == 1)
     assert set(measured_only(strict.history())) == now
+
+
+@pytest.mark.parametrize("temporal", [True, False])
+async def test_nothing_waits_behind_a_reading_from_the_future(temporal: bool) -> None:
+    strict, log = StrictBroker(), MemoryLog()
+    strict.behaviour.temporal = temporal
+    ahead_s = (datetime.now(UTC) - START).total_seconds() + 3600.0
+    async with strict.serve() as url, forwarding(url, log, "air-1") as health:
+        expected = log.put("air-1", 0, no2=1.0)
+        log.put("air-1", ahead_s, no2=2.0)
+        await strict.until(lambda: log.settled and health.later == 1)
+        for n in range(3, 6):
+            expected |= log.put("air-1", n, no2=float(n))
+        await strict.until(lambda: log.settled and set(measured_only(strict.history())) == expected)
+        assert health.later == 1
+
+
+@pytest.mark.parametrize("temporal", [True, False])
+@pytest.mark.parametrize("ahead_s", [1800.0, 20 * 365 * 86400.0])
+@pytest.mark.parametrize("reason", ["its time lies in the future", "the broker was busy"])
+async def test_a_held_piece_passes_the_gate_again(temporal: bool, ahead_s: float, reason: str) -> None:
+    """An earlier citygate held it under a time that somebody claimed: it is sent under that of its reception."""
+    strict, log = StrictBroker(), MemoryLog()
+    strict.behaviour.temporal = temporal
+    held_at = START + timedelta(seconds=60)
+    log.put("air-1", (datetime.now(UTC) - START).total_seconds() + ahead_s, no2=2.0)
+    columns = await log.read("city")
+    assert columns is not None
+    log.rows.clear()
+    day = timedelta(days=1) if reason.startswith("its") else timedelta(0)
+    await log.held.hold(
+        "city", entity_id("air-1"), "air-1", columns, reason=reason, at=held_at, next_try_at=datetime.now(UTC) + day
+    )
+    async with strict.serve() as url, forwarding(url, log, "air-1") as health:
+        log.put("air-1", 0, no2=1.0)
+        await strict.until(lambda: log.settled and not health.later)
+    times = {at for _, _, at, _ in measured_only(strict.history()) if at}
+    assert wire(60) in times
+    assert max(times) < f"{datetime.now(UTC):%Y-%m-%dT%H:%M}"
 
 
 async def test_two_devices_feed_one_entity() -> None:

@@ -168,17 +168,17 @@ async def test_a_reading_stamped_before_a_step_and_appended_after_it_is_still_tr
     await log.close()
 
 
-async def test_device_and_network_times_are_not_touched(tmp_path: Path) -> None:
+async def test_device_and_network_times_wait_for_the_clock_and_are_not_touched(tmp_path: Path) -> None:
     clock = BootClock("b1", NOON, TO_1970_S)
     log = await opened(tmp_path, CITY, clock=clock)
     for source in (TimeSource.DEVICE, TimeSource.NETWORK):
         reading = Reading("true_us", microseconds(clock.true), clock.true, time_source=source)
         await log.append(ReadingSet("node", (reading,)))
-    good = log.last_values.since(0)[1]
-    assert len(good) == 1  # it is true whatever our clock says
+    assert log.last_values.since(0)[1] == []  # who says that it is not of the year 2046?
     clock.learn(Source.KERNEL)
     await Truth(log, clock).take(1)
     await log.commit()
+    assert len(log.last_values.since(0)[1]) == 2
     assert errors_s(await read_all(log)) == [0.0] * 3
     await log.close()
 
@@ -187,8 +187,8 @@ async def test_a_reading_from_the_future_is_marked_and_becomes_good_when_its_tim
     clock = BootClock("b1", NOON, source=Source.KERNEL)
     log = await opened(tmp_path, CITY, clock=clock)
     at = NOON + timedelta(hours=1)
-    await log.append(ReadingSet("node", (Reading("level", 7, at, time_source=TimeSource.DEVICE),)))
-    await log.append(ReadingSet("node", (Reading("level", 5, clock.now(), time_source=TimeSource.DEVICE),)))
+    await log.append(ReadingSet("node", (Reading("level", 7, at),)))
+    await log.append(ReadingSet("node", (Reading("level", 5, clock.now()),)))
     pages = await read_all(log)
     assert pages[0].time_state == [TimeState.FUTURE, TimeState.SURE]
     [series] = log.series
