@@ -284,7 +284,9 @@ class ModbusDevice(DeviceConfig):
     """One unit on the line."""
 
     template: SerializeAsAny[ModbusTemplate] = Field(description="device type, e.g. eastron/sdm120")
-    unit_id: int = Field(ge=0, le=255, description="address on the line, 1-247; behind TCP also 0 and 255")
+    unit_id: int = Field(
+        ge=0, le=255, description="address on the line, 1-247 (248-255 are reserved); behind TCP also 0 and 255"
+    )
     every_s: Duration = Field(60.0, alias="every", description="poll period")
     timeout_s: Duration | None = Field(None, alias="timeout", description="how long to wait for this unit's answer")
     writes: tuple[str, ...] = Field((), description="points that `citygate write` may change; none unless named here")
@@ -358,6 +360,13 @@ class ModbusConfig(LinkConfig):
     gap_s: Duration = Field(0.0, alias="gap", description="rest after each answer, beyond the 3.5 characters of RTU")
     align: bool = Field(False, description="polls at full multiples of their period by the clock, instead of spread")
     echo: bool = Field(False, description="the adapter sends back what we send")
+    keep_open: bool = Field(
+        True,
+        description="false: with host, give the connection back after each poll, to a device that serves one client",
+    )
+    connect_pause_s: Duration = Field(
+        0.0, alias="connect_pause", description="with host: rest after each connect, before the first request"
+    )
     devices: dict[str, ModbusDevice] = Field(min_length=1, description="units on the line, by name")
 
     @model_validator(mode="before")
@@ -377,12 +386,12 @@ class ModbusConfig(LinkConfig):
                 raise ValueError(f"port: {self.port!r} is no TCP port (1-65535)")
         elif not self.port:
             raise ValueError("give port: for a serial line, or host: and port: for TCP")
-        elif self.framing == "tcp" or self.tls is not None:
-            raise ValueError("framing tcp and tls need host:")
+        elif self.framing == "tcp" or self.tls is not None or not self.keep_open or self.connect_pause_s:
+            raise ValueError("framing tcp, tls, keep_open and connect_pause need host:")
         else:
             self._check_path()
         for name, device in self.devices.items():
-            if self.wire != "tcp" and not 1 <= device.unit_id <= 247 and device.unit_id != 254:
+            if self.wire != "tcp" and device.unit_id == 0:
                 raise ValueError(f"devices.{name}.unit_id: {device.unit_id} is outside 1–247 (0 is broadcast)")
             if device.every_s < 0.01:
                 raise ValueError(f"devices.{name}.every: at least 10 ms")

@@ -13,11 +13,15 @@ from drivers.modbus.codec.frames import TABLES, Ask, Table, read_request
 from drivers.modbus.codec.points import Rules, factor_name, finish, in_order
 from drivers.modbus.codec.registers import Encoding
 from drivers.modbus.config import ModbusDevice, ModbusTemplate, RegisterPoint
+from drivers.modbus.pieces import FIRST_PAUSE_S, Pieces
+from drivers.modbus.sunspec import Models, Search
 from gateway.sdk.errors import CitygateError
 from gateway.sdk.reading import Reading, Value
 
 SILENT_CYCLES = 3  # then the unit is only probed
 MIN_PROBE_S, MAX_PROBE_S = 5.0, 60.0
+COSTLY_S, COST_SHARE, MAX_COSTLY_S = 0.5, 30, 300.0  # a silence that blocks a gateway so long is risked seldom
+MAX_SEARCH_PAUSE_S = 600.0
 NOWHERE: Mapping[int, int] = MappingProxyType({})
 FACTOR = Encoding("int16", invalid=(-32768,))
 Saved = Mapping[tuple[str, str], bytes]
@@ -34,6 +38,11 @@ class Patience:
     def __init__(self, full_s: float) -> None:
         self.full_s = full_s
         self._slowest_s: float | None = None
+
+    @property
+    def known(self) -> bool:
+        """The unit has answered since the link was started."""
+        return self._slowest_s is not None
 
     def answered(self, latency_s: float) -> None:
         """It took so long; slower counts at once, faster only slowly."""
@@ -61,7 +70,11 @@ class Unit:
     """The running state of one device.
 
     Attributes:
-        blocks: its requests; they change when the device refuses a merged one.
+        pieces: its requests; they change when the device does not take a merged one.
+        models: where its SunSpec models stand; None while that is not known.
+        search_again_s: when to look for models again that are missing.
+        lacking: what was not found of them, in words.
+        absent: points that stand in no model of this device.
         due_s: when this poll was due (monotonic), on the grid of its period.
         again_s: when to ask again: the next poll, or a second try of this one.
         failures: polls in a row that brought nothing.
@@ -85,9 +98,12 @@ class Unit:
         self.writes = device.writes
         self.rules = rules_of(device.template)
         self.counters = {point: self._counter(point, device, saved) for point in self.rules.rollover}
-        self.found = not device.template.models  # where its SunSpec models stand is known
-        self.asks: list[tuple[Ask, Block]] = []
-        self.use(plan_of(device.template))
+        self.search = Search()
+        self.models: Models | None = None
+        self.search_again_s, self._search_pause_s = 0.0, 0.0
+        self.lacking = ""
+        self.absent: tuple[str, ...] = ()
+        self.pieces = self._planned()
 
     def _counter(self, point: str, device: ModbusDevice, saved: Saved) -> Counter:
         rollover = self.rules.rollover[point]
@@ -96,39 +112,62 @@ class Unit:
         counter.correct(device.rounds.get(point), rollover)
         return counter
 
-    def place(self, bases: Mapping[int, int]) -> None:
-        """Its SunSpec models stand here."""
-        self.found = True
-        self.use(plan_of(self.template, bases))
+    def _planned(self) -> Pieces:
+        its = self.models or Models()
+        blocks = plan_of(self.template, its.bases, its.ends)
+        if self.template.models:
+            there = {f.point for block in blocks for f in block.fields}
+            self.absent = tuple(point for point in self.points if point not in there)
+        return Pieces(self.unit_id, blocks)
 
-    def use(self, blocks: Sequence[Block]) -> None:
-        """Ask for these blocks from now on."""
-        self.asks = [(read_request(self.unit_id, b.table, b.address, b.count), b) for b in blocks]
+    @property
+    def searching(self) -> bool:
+        """A SunSpec device of which something is still to be found."""
+        its = self.models
+        return bool(self.template.models) and (its is None or not self.template.models <= its.bases.keys())
 
-    def split(self, block: Block) -> bool:
-        """Ask for a refused block in parts from now on; False when it cannot be parted."""
-        parts = block.split()
-        if len(parts) == 1:
-            return False
-        blocks = [b for _, b in self.asks]
-        place = blocks.index(block)
-        self.use([*blocks[:place], *parts, *blocks[place + 1 :]])
-        return True
+    def place(self, models: Models | None, now_s: float) -> None:
+        """Its SunSpec models stand here, or none was found; what is missing is looked for again later."""
+        before, self.models = self.models, models if models is not None and models.bases else None
+        if before is None or self.models != before:
+            self.pieces = self._planned()
+        if not self.searching:
+            self.lacking, self._search_pause_s = "", 0.0
+            return
+        missing = ", ".join(map(str, sorted(self.template.models - (self.models or Models()).bases.keys())))
+        self.lacking = f"no SunSpec model {missing}" if models is not None else "no SunSpec map in this device"
+        if models is None or models.whole:
+            self._search_pause_s = min(MAX_SEARCH_PAUSE_S, max(FIRST_PAUSE_S, 2 * self._search_pause_s))
+            self.search_again_s = now_s + self._search_pause_s
+
+    def forget(self) -> None:
+        """Another device may stand in its place: what was learned of its registers counts no more."""
+        if self.template.models:
+            self.models, self.search_again_s, self.search = None, 0.0, Search()
+        self.pieces = self._planned()
 
     @property
     def probing(self) -> bool:
         """Silent for so long that it is only looked after now and then."""
         return self.failures >= SILENT_CYCLES
 
-    def plan_next(self, now_s: float) -> int:
-        """Set `again_s` to the next poll on the grid of the period; returns how many polls of the grid were missed."""
+    def plan_next(self, now_s: float, *, costs_s: float = 0.0) -> int:
+        """Set `again_s` to the next poll on the grid of the period; returns how many polls of the grid were missed.
+
+        Args:
+            costs_s: what its silence costs its neighbours each time: how long their gateway is busy with it.
+        """
         self.due_s += self.every_s
         missed = max(0, math.ceil((now_s - self.due_s) / self.every_s))
         self.due_s += missed * self.every_s
         self.again_s = self.due_s
-        if not self.probing:
+        pause_s = 0.0
+        if self.probing:
+            pause_s = min(MAX_PROBE_S, MIN_PROBE_S * 2 ** min(10, self.failures - SILENT_CYCLES))
+        if self.failures and costs_s >= COSTLY_S:
+            pause_s = max(pause_s, min(MAX_COSTLY_S, COST_SHARE * costs_s * min(self.failures, 3) / 3))
+        if not pause_s:
             return missed
-        pause_s = min(MAX_PROBE_S, MIN_PROBE_S * 2 ** min(10, self.failures - SILENT_CYCLES))
         probe_s = now_s + pause_s * random.uniform(0.5, 1.0)
         self.due_s += max(0, math.ceil((probe_s - self.due_s) / self.every_s)) * self.every_s
         self.again_s = self.due_s
@@ -207,11 +246,14 @@ def encoding_of(point: RegisterPoint) -> Encoding:
     )
 
 
-def fields_of(template: ModbusTemplate, bases: Mapping[int, int] = NOWHERE) -> tuple[Field, ...]:
+def fields_of(
+    template: ModbusTemplate, bases: Mapping[int, int] = NOWHERE, ends: Mapping[int, int] = NOWHERE
+) -> tuple[Field, ...]:
     """Where the template's points and the scale factors they need stand.
 
     Args:
         bases: SunSpec model -> address of its ID register; points of models that are not there are left out.
+        ends: model -> address behind it, where it is known; points beyond it would be those of the next model.
     """
     fields = []
     factors: dict[str, Field] = {}
@@ -219,7 +261,11 @@ def fields_of(template: ModbusTemplate, bases: Mapping[int, int] = NOWHERE) -> t
         if point.model is not None and point.model not in bases:
             continue
         base = bases[point.model] if point.model is not None else 0
-        fields.append(Field(name, point.table, base + point.address, encoding_of(point), point.alone, point.model))
+        end = ends.get(point.model, 0x10000) if point.model is not None else 0x10000
+        placed = Field(name, point.table, base + point.address, encoding_of(point), point.alone, point.model)
+        if placed.end > end or (point.factor is not None and base + point.factor >= end):
+            continue
+        fields.append(placed)
         if point.factor is not None:
             hidden = _factor_name(point)
             factors[hidden] = Field(hidden, point.table, base + point.factor, FACTOR, model=point.model)
@@ -241,10 +287,12 @@ def rules_of(template: ModbusTemplate) -> Rules:
     )
 
 
-def plan_of(template: ModbusTemplate, bases: Mapping[int, int] = NOWHERE) -> tuple[Block, ...]:
+def plan_of(
+    template: ModbusTemplate, bases: Mapping[int, int] = NOWHERE, ends: Mapping[int, int] = NOWHERE
+) -> tuple[Block, ...]:
     """The requests of one poll."""
     rules = template.read
-    return plan(fields_of(template, bases), Limits(rules.max_words, rules.max_bits, rules.max_hole))
+    return plan(fields_of(template, bases, ends), Limits(rules.max_words, rules.max_bits, rules.max_hole))
 
 
 def plan_lines(template: ModbusTemplate) -> tuple[str, ...]:

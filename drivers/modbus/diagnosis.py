@@ -20,6 +20,7 @@ class Evidence:
         echoes: own requests that came back.
         late: units whose reply came when nobody waited for it any more, and that have not answered in time since.
         twice: units of which a second reply to one request came.
+        other_framing: replies over TCP that were RTU where we speak Modbus TCP, or the reverse.
     """
 
     answered: int = 0
@@ -30,6 +31,7 @@ class Evidence:
     echoes: int = 0
     late: set[int] = field(default_factory=set)
     twice: Counter[int] = field(default_factory=Counter)
+    other_framing: int = 0
 
     def note(self, unit: int, how: str) -> None:
         """A request to `unit` ended as `answered`, `silent` or `damaged`."""
@@ -50,45 +52,86 @@ class Evidence:
         self.damaged //= 2
         self.junk_bytes //= 2
         self.echoes //= 2
+        self.other_framing //= 2
         for counts in (self.by_unit, self.twice):
             for key in list(counts):
                 counts[key] //= 2  # type: ignore[index]  # both are counters, of different keys
 
 
-def of_link(seen: Evidence, *, baud_rate: int, echo: bool) -> tuple[str, str]:
+def of_link(seen: Evidence, *, baud_rate: int, echo: bool, wire: str = "rtu", busy_s: float = 0.0) -> tuple[str, str]:
     """What is wrong with the whole line, and what to do; ("", "") when nothing is.
 
     Args:
         baud_rate: of the serial line; 0 on TCP.
         echo: whether the link is configured to expect its own requests back.
+        wire: how frames travel: `rtu`, `ascii` or `tcp`.
+        busy_s: how long the gateway behind a TCP connection is busy with a unit that does not answer, when that is longer
+            than we wait.
     """
+    if not baud_rate:
+        return _of_connection(seen, wire, busy_s)
     asked = seen.answered + seen.silent + seen.damaged
     if asked < MIN_REQUESTS:
         return "", ""
-    if not seen.answered and seen.damaged >= SHARE * asked and baud_rate:
+    if not seen.answered and seen.damaged >= SHARE * asked:
         return (
             "noise instead of answers: no frame is whole",
             f"the baud rate (now {baud_rate}), parity or stop bits are not those of the devices; or A and B are swapped",
         )
     if not seen.answered and seen.silent >= SHARE * asked:
-        if not baud_rate:
-            return (
-                "nobody answers on this connection",
-                "are the unit ids right, and is the line behind the gateway alive?",
-            )
         return (
             "all units are silent",
             f"no power, A and B swapped, another baud rate than {baud_rate}, or the wrong port",
         )
     if not echo and seen.echoes >= SHARE * asked:
         return "our own requests come back (echo)", "set echo: true on this link"
-    if not seen.answered:
-        return "", ""
     return "", ""
 
 
-def of_unit(seen: Evidence, unit: int, *, timeout_s: float) -> tuple[str, str]:
-    """What is wrong with one unit of a line on which others work, and what to do; ("", "") when it is not known."""
+def _of_connection(seen: Evidence, wire: str, busy_s: float) -> tuple[str, str]:
+    asked = seen.answered + seen.silent + seen.damaged
+    if seen.other_framing >= 2 and not seen.answered:
+        if wire == "tcp":
+            return "RTU frames come over this connection: a transparent converter", "set framing: rtu on this link"
+        return "this device speaks Modbus TCP", f"remove framing: {wire} from this link"
+    if busy_s:
+        return (
+            f"the gateway waits {busy_s:.1f} s for a unit that does not answer; its neighbours wait as well",
+            f"set the gateway's own timeout shorter (it may well be 500 ms), or the link's timeout: {busy_s + 0.5:.1f} s;"
+            " take units out that are not there",
+        )
+    if seen.answered or asked < MIN_REQUESTS:
+        return "", ""
+    if seen.silent >= SHARE * asked:
+        return "nobody answers on this connection", (
+            f"are the unit ids right, and is the line behind the gateway alive? {_other_wire(wire)}"
+        )
+    if seen.damaged >= SHARE * asked:
+        return "what comes over this connection is no answer", f"is it the right port? {_other_wire(wire)}"
+    return "", ""
+
+
+def _other_wire(wire: str) -> str:
+    if wire == "tcp":
+        return "if it is a transparent converter (RTU over TCP), set framing: rtu"
+    return f"if the device speaks Modbus TCP, remove framing: {wire}"
+
+
+def of_hang_ups(wire: str) -> tuple[str, str]:
+    """Connections are accepted and closed again before anybody has answered, and what to do."""
+    return (
+        "it accepts connections and closes them at once",
+        f"many devices serve one client only: is another one connected? then keep_open: false there; {_other_wire(wire)}",
+    )
+
+
+def of_unit(seen: Evidence, unit: int, *, timeout_s: float, serial: bool = True) -> tuple[str, str]:
+    """What is wrong with one unit of a line on which others work, and what to do; ("", "") when it is not known.
+
+    Args:
+        timeout_s: the longest wait for it.
+        serial: it hangs on our own line, not behind TCP.
+    """
     counts: Mapping[str, int] = {how: seen.by_unit[unit, how] for how in ("answered", "silent", "damaged")}
     asked = sum(counts.values())
     others_answer = seen.answered > counts["answered"]
@@ -104,7 +147,9 @@ def of_unit(seen: Evidence, unit: int, *, timeout_s: float) -> tuple[str, str]:
     if counts["damaged"] >= SHARE * asked:
         return (
             "its answers are damaged while others' are whole",
-            f"two units with id {unit}? else its cable, its distance or its baud rate",
+            f"two units with id {unit}? else its cable, its distance or its baud rate"
+            if serial
+            else f"does unit {unit} keep to the protocol? a recording of the link shows it",
         )
     if counts["silent"] >= SHARE * asked:
         return "it is silent while others answer", f"is it powered, is its unit id {unit}, is its own connection sound?"

@@ -3,13 +3,13 @@
 import asyncio
 import heapq
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import TYPE_CHECKING, Any
 
-from drivers.modbus import diagnosis, sunspec
+from drivers.modbus import diagnosis
 from drivers.modbus.codec.blocks import Block
 from drivers.modbus.codec.frames import (
     ABSENT_EXCEPTIONS,
@@ -29,10 +29,11 @@ from drivers.modbus.codec.frames import (
     write_request,
 )
 from drivers.modbus.config import ModbusConfig, ModbusTemplate, Tls
-from drivers.modbus.device import Unit, plan_lines, plan_of, readings_of
+from drivers.modbus.device import COSTLY_S, SILENT_CYCLES, Unit, plan_lines, plan_of, readings_of
 from drivers.modbus.diagnosis import Evidence
 from drivers.modbus.load import shares
-from drivers.modbus.transaction import CLOCK_STEP_S, Answered, Bus, Timing
+from drivers.modbus.pieces import Piece
+from drivers.modbus.transaction import CLOCK_STEP_S, Answered, Bus, Connection, Timing
 from gateway.sdk.driver import SDK_VERSION, Context, Exchange, Request
 from gateway.sdk.errors import Busy, CitygateError, FrameError, LinkError, NoAnswer
 from gateway.sdk.reading import Reading, ReadingSet, Reason, no_values
@@ -44,13 +45,11 @@ if TYPE_CHECKING:
 
 BUSY_TRIES, BUSY_PAUSE_S = 4, 0.1
 IDLE_S = 30.0  # the loop shows that it lives at least this often
-DEAD_REQUESTS, DEAD_S = 3, 10.0  # a TCP connection on which nobody answers for so long is opened anew
+MAX_VAIN = 12  # refused requests in a row, from a device that answers none, after which no more are parted
+MAX_SILENT = 3  # requests in one poll that may go unanswered by a unit that answers others
+UNKNOWN = ("?", "")  # a remark of an earlier run may stand
 
 FRAMINGS: Mapping[str, type[Framing]] = {"rtu": RtuFraming, "ascii": AsciiFraming, "tcp": TcpFraming}
-
-
-class _Reconnect(Exception):
-    """The connection is of no use any more; open a new one."""
 
 
 class _Link:
@@ -66,7 +65,7 @@ class _Link:
         )
         self._units = {name: self._unit(name, place) for place, name in enumerate(config.devices)}
         self._evidence = Evidence()
-        self._noted: dict[str, tuple[str, str]] = {}
+        self._noted: dict[str, tuple[str, str]] = dict.fromkeys(("", *config.devices), UNKNOWN)
         self._bus: Bus
 
     def _unit(self, name: str, place: int) -> Unit:
@@ -92,19 +91,33 @@ class _Link:
             its.port, its.baud_rate, parity=its.parity, stop_bits=its.stop_bits, data_bits=its.data_bits
         )
 
-    async def serve(self, stream: ByteStream) -> None:
-        """Poll and answer requests until the stream is of no use any more. Raises LinkError when it is gone."""
-        self._bus = Bus(stream, FRAMINGS[self._config.wire](), self._timing, self._context, self._evidence)
-        lost: Exception | None = None
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[Bus]:
+        """The bus on the link's port; behind TCP it opens the connection when it is needed."""
+        its, framing = self._config, FRAMINGS[self._config.wire]()
+        if not its.host:
+            async with self.open() as stream:
+                yield Bus(stream, framing, self._timing, self._context, self._evidence)
+            return
+        connection = Connection(self.open, its.connect_pause_s, self._context)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._poll_units(), name="modbus polls")
-                tasks.create_task(self._answer_requests(), name="modbus requests")
-        except* LinkError as group:
-            lost = group.exceptions[0]
-        except* _Reconnect:
-            self._context.count("reconnects")
+            yield Bus(None, framing, self._timing, self._context, self._evidence, connection=connection)
+        finally:
+            await connection.close()
+
+    async def serve(self) -> None:
+        """Poll and answer requests until the link is gone: LinkError."""
+        lost: Exception | None = None
+        async with self._opened() as self._bus:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._poll_units(), name="modbus polls")
+                    tasks.create_task(self._answer_requests(), name="modbus requests")
+            except* LinkError as group:
+                lost = group.exceptions[0]
         if lost is not None:
+            if self._bus.hung_up:
+                self._note("", diagnosis.of_hang_ups(self._config.wire))
             raise lost
 
     async def mark_down(self) -> None:
@@ -123,42 +136,81 @@ class _Link:
             if due_s - now_s > CLOCK_STEP_S:
                 heapq.heapreplace(queue, (due_s, place, unit))
                 if queue[0][2] is unit:
+                    if not self._config.keep_open:
+                        await self._bus.hang_up()
                     await self._context.sleep(min(due_s - now_s, IDLE_S))
                     self._context.progress()
                 continue
             await self._poll(unit)
             heapq.heapreplace(queue, (unit.again_s, place, unit))
-            if self._bus.out_of_step or self._is_dead():
-                raise _Reconnect
 
     async def _poll(self, unit: Unit) -> None:
         """Read one unit and hand the set over."""
-        polled = await self._read(unit)
+        polled = self._told_absent(unit) or await self._read(unit)
         if polled.silent and not unit.failures and not unit.retried:
             unit.retried = True  # a request lost to a glitch; tried once more before it counts
             unit.again_s = self._context.monotonic_s()
             return
         unit.retried = False
         unit.failures = unit.failures + 1 if polled.silent else 0
+        if unit.failures == SILENT_CYCLES:
+            unit.forget()
         await self._context.emit(ReadingSet(unit.name, unit.finished(polled.readings), unit.state()))
         self._diagnose(unit, polled)
-        missed = unit.plan_next(self._context.monotonic_s())
+        if not polled.silent and (piece := unit.pieces.due(self._context.monotonic_s())) is not None:
+            await self._try_merged(unit, piece)
+        costs_s = self._bus.gateway.busy_s if len(self._units) > 1 else 0.0
+        dead = sum(bool(other.failures) for other in self._units.values()) if unit.failures else 0
+        missed = unit.plan_next(self._context.monotonic_s(), costs_s=costs_s * dead)
         if missed:
             self._context.count("missed_polls", missed, device=unit.name)
 
+    def _told_absent(self, unit: Unit) -> "_Polled | None":
+        """The second try of a unit of which its gateway has said meanwhile that it does not answer, and that was never
+        heard of: it would only keep its neighbours waiting once more."""
+        if not unit.retried or unit.patience.known or unit.unit_id not in self._bus.absent:
+            return None
+        polled = _Polled()
+        polled.readings = list(
+            no_values(unit.name, unit.points, Reason.TIMEOUT, observed_at=self._context.now()).readings
+        )
+        return polled
+
+    async def _try_merged(self, unit: Unit, piece: Piece) -> None:
+        """What was cut is asked whole once more, after the poll, so that nothing depends on it."""
+        try:
+            await self._ask(unit, piece.ask)
+        except (DeviceException, FrameError, NoAnswer):
+            unit.pieces.tried(piece, self._context.monotonic_s(), worked=False)
+        except Busy:
+            pass  # it says nothing about the piece
+        else:
+            unit.pieces.tried(piece, self._context.monotonic_s(), worked=True)
+            self._context.count("merged_again", device=unit.name)
+
     def _diagnose(self, unit: Unit, polled: "_Polled") -> None:
-        """Tell status in words what is wrong, once it is known."""
+        """Tell status in words what is wrong, once it is known, and take it back when it is no longer true."""
         seen = self._evidence
-        if not (polled.silent or polled.refusal or self._noted or seen.echoes or seen.twice[unit.unit_id]):
+        twice = seen.twice[unit.unit_id]
+        if not (polled.silent or polled.refusal or self._noted or seen.echoes or twice):
             return
         its = self._config
-        self._note("", diagnosis.of_link(self._evidence, baud_rate=0 if its.host else its.baud_rate, echo=its.echo))
-        if polled.silent or self._evidence.twice[unit.unit_id]:
-            words = diagnosis.of_unit(self._evidence, unit.unit_id, timeout_s=unit.patience.full_s)
-            if words[0]:  # after the set, which has put its reasons there
-                self._context.note(unit.name, *words)
+        # a gateway's patience matters while somebody waits for it
+        busy_s = self._bus.gateway.busy_s if any(its.failures for its in self._units.values()) else 0.0
+        words = diagnosis.of_link(
+            seen,
+            baud_rate=0 if its.host else its.baud_rate,
+            echo=its.echo,
+            wire=its.wire,
+            busy_s=busy_s if len(self._units) > 1 and busy_s > its.timeout_s else 0.0,
+        )
+        self._note("", words)
+        words = "", ""
+        if polled.silent or twice:
+            words = diagnosis.of_unit(seen, unit.unit_id, timeout_s=unit.patience.full_s, serial=not its.host)
         elif polled.refusal:
-            self._context.note(unit.name, polled.refusal, "is it the model that the template is for? see its manual")
+            words = polled.refusal, "is it the model that the template is for? see its manual"
+        self._note(unit.name, words)  # after the set, which has put its reasons there
 
     def _note(self, device: str, words: tuple[str, str]) -> None:
         if words == self._noted.get(device, ("", "")):
@@ -169,10 +221,6 @@ class _Link:
         else:
             del self._noted[device]
 
-    def _is_dead(self) -> bool:
-        """A connection on which nobody has answered for long: cut without our hearing of it."""
-        return bool(self._config.host) and self._bus.silent >= DEAD_REQUESTS and self._bus.silent_for_s() > DEAD_S
-
     async def _answer_requests(self) -> None:
         while True:
             request = await self._context.requests.get()
@@ -180,6 +228,10 @@ class _Link:
                 continue
             try:
                 exchange = await self._one_shot(request)
+            except asyncio.CancelledError:
+                if not request.reply.done():
+                    request.reply.set_exception(LinkError("the link was restarted meanwhile"))
+                raise
             except CitygateError as error:
                 if not request.reply.done():
                     request.reply.set_exception(error)
@@ -188,6 +240,8 @@ class _Link:
             else:
                 if not request.reply.done():
                     request.reply.set_result(exchange)
+            if not self._config.keep_open:
+                await self._bus.hang_up()
 
     async def _one_shot(self, request: Request) -> Exchange:
         unit = self._units.get(request.device)
@@ -228,63 +282,116 @@ class _Link:
         return exchange
 
     async def _read(self, unit: Unit) -> "_Polled":
+        """All points of one unit. A piece that is not answered is asked in parts, see `pieces`."""
         polled = _Polled()
-        if not unit.found and not await self._find_models(unit, polled):
+        if unit.searching and not await self._find_models(unit, polled):
             return polled
-        todo = list(unit.asks)
+        pieces = unit.pieces
+        todo = list(pieces.leaves)
+        if (unit.failures or unit.retried) and (probe := pieces.probe()) is not None:
+            todo.insert(0, probe)  # is it there at all? a merged request may be what it does not answer
+        vain = silent = 0
         while todo:
-            ask, block = todo.pop(0)
-            reason = Reason.NONE
-            try:
-                answered = await self._ask(unit, ask)
-                polled.add(answered)
-                polled.readings += block.readings(answered.data, self._context.now())
-                polled.silent = False
-            except DeviceException as refusal:
-                polled.silent = False
-                if refusal.code == 2 and unit.split(block):
-                    self._context.count("split_blocks")
-                    todo = [pair for pair in unit.asks if pair[1] not in polled.done and pair[1] != block]
-                    continue
-                self._context.count(f"exception_{refusal.code}", device=unit.name)
-                polled.refusal = str(refusal)
-                reason = Reason.REFUSED
-            except Busy:
-                polled.silent = False
-                reason = Reason.BUSY
-            except FrameError as error:
-                self._context.reject(error)
-                self._context.count("bad_frames", device=unit.name)
-                reason = Reason.BAD_FRAME
-            except NoAnswer:
-                self._context.count("timeouts", device=unit.name)
-                reason = Reason.TIMEOUT
-            polled.done.append(block)
-            if reason:
-                polled.readings += block.without_values(reason, self._context.now())
-            if reason in (Reason.TIMEOUT, Reason.BAD_FRAME):
-                for _, rest in todo:  # a dead unit costs one timeout, not one per block
-                    polled.readings += rest.without_values(reason, self._context.now())
+            piece = todo.pop(0)
+            now_s = self._context.monotonic_s()
+            if piece.single and piece.reason and piece.again_s > now_s:
+                polled.readings += piece.block.without_values(piece.reason, self._context.now())
+                continue
+            reason = await self._ask_piece(unit, piece, polled)
+            if not reason:
+                vain = 0
+                continue
+            now_s = self._context.monotonic_s()
+            parts: tuple[Piece, ...] = ()
+            if reason is Reason.REFUSED:
+                vain += 1
+                if vain < MAX_VAIN:
+                    parts = pieces.part(piece, now_s)
+                    if not parts:  # the widest next: what works there shows soonest
+                        todo.sort(key=lambda its: -len(its.block.fields))
+            elif reason is not Reason.BUSY:
+                silent += 1
+                if not polled.silent:
+                    parts = pieces.part(piece, now_s)
+                    if piece.single:
+                        piece.wait(now_s)
+            if parts:
+                self._context.count("split_blocks")
+                todo[:0] = parts
+            else:
+                polled.failed.append(piece)
+                polled.readings += piece.block.without_values(reason, self._context.now())
+                piece.reason = reason
+            if silent and (polled.silent or silent >= MAX_SILENT or self._bus.free_at_s(unit.unit_id) > now_s):
+                for rest in todo:  # a dead unit costs one timeout, not one per piece
+                    polled.readings += rest.block.without_values(reason, self._context.now())
                 break
+        if polled.failed or not pieces.calm:
+            self._settle(unit, polled)
+        if unit.absent:
+            polled.readings += no_values(
+                unit.name, unit.absent, Reason.NOT_AVAILABLE, observed_at=self._context.now()
+            ).readings
+            polled.refusal = polled.refusal or unit.lacking
         return polled
 
-    async def _find_models(self, unit: Unit, polled: "_Polled") -> bool:
-        """Find where a SunSpec device keeps its models; False, with readings that say why, when it cannot be told."""
-        now = self._context.now()
+    def _settle(self, unit: Unit, polled: "_Polled") -> None:
+        if polled.silent:
+            return  # nobody was there: nothing is learned about the pieces
+        now_s = self._context.monotonic_s()
+        unit.pieces.settle(polled.worked, polled.failed, now_s)
+        if unit.template.models and not polled.worked and now_s >= unit.search_again_s:
+            unit.forget()  # another device, or another firmware, keeps its models elsewhere
+
+    async def _ask_piece(self, unit: Unit, piece: Piece, polled: "_Polled") -> Reason:
+        """Ask one piece; its readings, or why there are none."""
         try:
-            bases = await sunspec.find_models(lambda table, address, count: self._words(unit, table, address, count))
-        except (NoAnswer, FrameError) as error:
-            reason = Reason.TIMEOUT if isinstance(error, NoAnswer) else Reason.BAD_FRAME
-        except (DeviceException, Busy):
-            polled.silent, reason = False, Reason.REFUSED
-        else:
-            polled.silent, reason = False, Reason.NOT_AVAILABLE
-            if bases is not None and not unit.template.models - set(bases):
-                unit.place(bases)
-                return True
-            missing = ", ".join(map(str, sorted(unit.template.models - set(bases or ()))))
-            polled.refusal = f"no SunSpec model {missing}" if bases else "no SunSpec map in this device"
-        polled.readings = list(no_values(unit.name, unit.points, reason, observed_at=now).readings)
+            answered = await self._ask(unit, piece.ask)
+        except DeviceException as refusal:
+            polled.silent = False
+            self._context.count(f"exception_{refusal.code}", device=unit.name)
+            polled.refusal = str(refusal)
+            return Reason.REFUSED
+        except Busy:
+            polled.silent = False
+            return Reason.BUSY
+        except FrameError as error:
+            self._context.reject(error, device=unit.name)
+            self._context.count("bad_frames", device=unit.name)
+            return Reason.BAD_FRAME
+        except NoAnswer:
+            self._context.count("timeouts", device=unit.name)
+            return Reason.TIMEOUT
+        polled.add(answered)
+        polled.readings += piece.block.readings(answered.data, self._context.now())
+        polled.silent = False
+        polled.worked.append(piece)
+        if piece.reason:
+            piece.reason = Reason.NONE
+        return Reason.NONE
+
+    async def _find_models(self, unit: Unit, polled: "_Polled") -> bool:
+        """Find where a SunSpec device keeps its models; False, with readings that say why, when none can be read."""
+        now_s = self._context.monotonic_s()
+        reason = Reason.NOT_AVAILABLE
+        if unit.search_again_s <= now_s:
+            try:
+                models = await unit.search.models(
+                    lambda table, address, count: self._words(unit, table, address, count), unit.template.models
+                )
+            except (NoAnswer, FrameError) as error:
+                reason = Reason.TIMEOUT if isinstance(error, NoAnswer) else Reason.BAD_FRAME
+            except Busy:
+                polled.silent, reason = False, Reason.BUSY
+            else:
+                polled.silent = False
+                unit.place(models, self._context.monotonic_s())
+        elif unit.models is None:
+            polled.silent = False  # it has answered that there is none; asked again later
+        if unit.models is not None:
+            return True
+        polled.refusal = unit.lacking
+        polled.readings = list(no_values(unit.name, unit.points, reason, observed_at=self._context.now()).readings)
         return False
 
     async def _words(self, unit: Unit, table: Table, address: int, count: int) -> bytes:
@@ -298,9 +405,13 @@ class _Link:
             NoAnswer, Busy, FrameError, DeviceException, LinkError.
         """
         timeout_s = unit.patience.timeout_s(unit.failures, again=unit.retried)
+        if self._bus.gateway.busy_s > COSTLY_S:  # a gateway that is busy with it tells so in the end
+            timeout_s = max(timeout_s, self._bus.gateway.free_after_s)
         for left in range(BUSY_TRIES - 1, -1, -1):
             try:
-                answered = await self._bus.exchange(ask, timeout_s=timeout_s, rest_s=unit.rest_s)
+                answered = await self._bus.exchange(
+                    ask, timeout_s=timeout_s, rest_s=unit.rest_s, expected=not unit.failures
+                )
                 unit.patience.answered(answered.latency_s)
                 self._context.count("answers", device=unit.name)
                 self._context.count("latency_ms", round(answered.latency_s * 1000), device=unit.name)
@@ -337,11 +448,13 @@ class _Polled:
     Attributes:
         silent: the unit gave no sound answer to anything.
         refusal: what the unit refused, in words.
+        worked, failed: the pieces that were asked.
     """
 
     def __init__(self) -> None:
         self.readings: list[Reading] = []
-        self.done: list[Any] = []
+        self.worked: list[Piece] = []
+        self.failed: list[Piece] = []
         self.silent = True
         self.refusal = ""
         self.sent = b""
@@ -368,9 +481,7 @@ class ModbusDriver:
         """Serve one link until cancelled. Raises LinkError when port or connection is gone."""
         link = _Link(config, context)
         try:
-            while True:
-                async with link.open() as stream:
-                    await link.serve(stream)
+            await link.serve()
         except LinkError:
             await link.mark_down()
             raise

@@ -192,7 +192,8 @@ class _Device:
         if not self._looked:
             self._looked = True
             try:
-                self._models = await sunspec.find_models(self._must_read)
+                found = await sunspec.Search().models(self._must_read)
+                self._models = found.bases if found is not None else None
             except (DeviceException, NoAnswer, FrameError):
                 self._models = None
         return self._models or {}

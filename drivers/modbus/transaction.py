@@ -3,22 +3,110 @@
 On a serial line nothing in a reply says which request it answers. So a unit that did not answer, or whose answer was
 damaged, is asked nothing until `quiet` has passed since that request: a reply that comes later than its timeout finds
 nobody waiting for that unit, and other units' requests go on meanwhile, since a reply does name its unit. In TCP the
-transaction id tells replies apart and nobody has to wait.
+transaction id tells replies apart and nobody has to wait; but a gateway may still be busy with a unit that is not there
+when the next one is asked, so how long it is busy then is learned, and not held against the next.
+
+A TCP connection is opened when it is needed. One that the other end has closed is no outage: the read is made once more
+on a new one, at once. Connections that are closed again and again before anybody has answered are.
 """
 
 import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 
-from drivers.modbus.codec.frames import TABLES, Ask, Framing, OutOfStep, reply_data, rtu_sound
+from drivers.modbus.codec.frames import (
+    ABSENT_EXCEPTIONS,
+    GAVE_UP,
+    TABLES,
+    Ask,
+    DeviceException,
+    Framing,
+    reply_data,
+    rtu_sound,
+)
 from drivers.modbus.diagnosis import Evidence
 from gateway.sdk.driver import Context
-from gateway.sdk.errors import FrameError, NoAnswer
+from gateway.sdk.errors import FrameError, NoAnswer, PortClosed
 from gateway.sdk.streams import ByteStream
 
 MIN_GAP_S = 0.00175  # above 19200 baud the specification fixes 1.75 ms (serial line 2.5.1.1)
 CLOCK_STEP_S = 1e-6  # what is nearer than this is now
 MAX_REPLY_BYTES = 1024  # more than this for one request is noise
 MAX_NOISE_S = 0.5  # a line that is never quiet is spoken to all the same
+DRAIN_S = 0.001  # after a timeout: what had come while our own loop was late is taken all the same
+DEAD_REQUESTS, DEAD_S = 3, 10.0  # a TCP connection on which nobody answers for so long is opened anew
+MAX_HANG_UPS = 3  # connections closed in a row without any answer: an outage
+GUESS_S, MAX_BUSY_S = 5.0, 10.0  # how long a gateway may be busy with a unit that is not there, before and when known
+MAX_UNANSWERED = 16  # requests whose late answers are looked for
+
+
+class HungUp(NoAnswer):
+    """The other end closed the connection instead of answering, twice."""
+
+
+class Connection:
+    """The TCP connection of one link: opened when it is needed.
+
+    Args:
+        open_stream: opens one.
+        pause_s: rest after each connect, before the first request.
+    """
+
+    def __init__(
+        self, open_stream: Callable[[], AbstractAsyncContextManager[ByteStream]], pause_s: float, context: Context
+    ) -> None:
+        self._open, self._pause_s, self._context = open_stream, pause_s, context
+        self._stack = AsyncExitStack()
+        self._opened = 0
+
+    async def open(self) -> ByteStream:
+        """A new connection; the one before is closed. Raises LinkError."""
+        await self.close()
+        stream = await self._stack.enter_async_context(self._open())
+        self._opened += 1
+        if self._opened > 1:
+            self._context.count("reconnects")
+        if self._pause_s:
+            await self._context.sleep(self._pause_s)
+        return stream
+
+    async def close(self) -> None:
+        """Close what is open; opening goes on being possible."""
+        await self._stack.aclose()
+
+
+class Gateway:
+    """What is learned of the gateway behind a TCP connection, or of the device itself.
+
+    Attributes:
+        busy_s: how long it is busy with a unit that does not answer; 0 while nothing of the kind was seen.
+    """
+
+    def __init__(self) -> None:
+        self.busy_s = 0.0
+        self._in_vain = 0
+
+    def was_busy(self, seconds: float) -> None:
+        """It gave a unit up, or turned to the next one, after so long."""
+        self.busy_s = min(MAX_BUSY_S, seconds)
+        self._in_vain = 0
+
+    def said_nothing(self, waited_s: float) -> None:
+        """A unit was silent for `waited_s` and the gateway said nothing about it: perhaps its patience is shorter now."""
+        if waited_s >= self.busy_s:
+            self.busy_s *= 0.9
+
+    def waited_in_vain(self) -> None:
+        """The next unit got more time, and was silent all the same: this is no gateway that is busy."""
+        self._in_vain += 1
+
+    @property
+    def free_after_s(self) -> float:
+        """When it has surely turned to the next request, in seconds after one that stayed unanswered."""
+        if self.busy_s:
+            return 1.1 * self.busy_s + 0.1
+        return GUESS_S if self._in_vain < 2 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,51 +150,116 @@ class Answered:
 
 
 class Bus:
-    """Owns the stream of one link while it is open."""
+    """Owns the stream of one link while it is open.
+
+    Args:
+        stream: an open one; None when `connection` is to open it.
+        connection: opens the stream anew when the other end has closed it; None: that is an outage (a serial line).
+    """
 
     def __init__(
-        self, stream: ByteStream, framing: Framing, timing: Timing, context: Context, evidence: Evidence
+        self,
+        stream: ByteStream | None,
+        framing: Framing,
+        timing: Timing,
+        context: Context,
+        evidence: Evidence,
+        *,
+        connection: Connection | None = None,
     ) -> None:
-        self._stream, self._framing, self._timing, self._context = stream, framing, timing, context
+        self._framing, self._timing, self._context = framing, timing, context
+        self._stream, self._connection = stream, connection
         self._lock = asyncio.Lock()  # fair: a one-shot request waits for one transaction at most
         self._number = 0
         self._free_at_s = 0.0
         self._barred_until_s: dict[int, float] = {}
         self._begun = b""
         self._asked: set[int] = set()
+        self._unanswered: dict[int, tuple[int, float]] = {}  # number -> unit, when it was asked
+        self._cleared_at_s = 0.0  # when the gateway was last seen to be done with an unanswered request
+        self._hang_ups = 0
         self.evidence = evidence
-        self.out_of_step = False  # only a new connection helps
+        self.gateway = Gateway()
+        self.absent: set[int] = set()  # units of which the gateway has said, late, that they do not answer
         self.silent = 0  # requests in a row without any answer from anybody
         self._answered_at_s = context.monotonic_s()
 
-    def silent_for_s(self) -> float:
-        """Since anybody answered."""
-        return self._context.monotonic_s() - self._answered_at_s
+    @property
+    def hung_up(self) -> bool:
+        """Connections were opened and closed again before anybody had answered."""
+        return self._hang_ups >= MAX_HANG_UPS
 
     def free_at_s(self, unit: int) -> float:
         """When this unit may be asked again (monotonic)."""
         return self._barred_until_s.get(unit, 0.0)
 
-    async def exchange(self, ask: Ask, *, timeout_s: float, rest_s: float = 0.0) -> Answered:
+    async def hang_up(self) -> None:
+        """Give the connection back; the next request opens another one."""
+        if self._connection is None or self._stream is None:
+            return
+        async with self._lock:
+            await self._disconnect()
+
+    async def exchange(self, ask: Ask, *, timeout_s: float, rest_s: float = 0.0, expected: bool = False) -> Answered:
         """Send one request and wait for its reply, however long the line is busy with others before.
 
         Args:
             timeout_s: for the answer to come; time on the wire is added.
             rest_s: silence this device needs after its answer.
+            expected: this unit is thought to be alive: while a gateway may be busy with another one, it gets more time.
 
         Raises:
-            NoAnswer: nothing came.
+            NoAnswer: nothing came, or the connection was closed instead (`HungUp`).
             DeviceException: the device answered with an exception.
             FrameError: what came was no sound reply to this request.
-            PortClosed: the link is gone.
+            LinkError: the link is gone, or cannot be opened.
         """
         while True:
             await self._until(self.free_at_s(ask.unit))
             async with self._lock:
                 if self.free_at_s(ask.unit) - self._context.monotonic_s() > CLOCK_STEP_S:
                     continue  # another request to the unit failed while this one waited
+                if self._connection is None:
+                    await self._rest()
+                    return await self._transact(ask, timeout_s, rest_s, expected)
+                return await self._connected(ask, timeout_s, rest_s, expected)
+
+    async def _connected(self, ask: Ask, timeout_s: float, rest_s: float, expected: bool) -> Answered:
+        """One transaction, over a new connection when the other end has closed this one."""
+        assert self._connection is not None
+        if self._is_dead():
+            await self._disconnect()
+        for _ in range(2):
+            if self._stream is None:
+                self._stream = await self._connection.open()
+                self.silent, self._answered_at_s = 0, self._context.monotonic_s()
+            sent = False
+            try:
+                if ask.function not in TABLES:
+                    self._begun += await self._stream.read_within(0)  # a closed one shows before anything is sent
                 await self._rest()
-                return await self._transact(ask, timeout_s, rest_s)
+                sent = True
+                return await self._transact(ask, timeout_s, rest_s, expected)
+            except PortClosed as closed:
+                await self._disconnect()
+                self._hang_ups += 1
+                if self._hang_ups >= MAX_HANG_UPS:
+                    raise PortClosed(f"{closed}: connections are closed before anybody has answered") from closed
+                if sent and ask.function not in TABLES:
+                    raise HungUp(f"{closed} after {ask.what} was sent; whether it was made is not known") from closed
+        self.evidence.note(ask.unit, "silent")
+        raise HungUp(f"the connection is closed instead of an answer of unit {ask.unit} to {ask.what}")
+
+    async def _disconnect(self) -> None:
+        assert self._connection is not None
+        self._stream, self._begun = None, b""
+        self._unanswered.clear()
+        await self._connection.close()
+
+    def _is_dead(self) -> bool:
+        """A connection on which nobody has answered for long: cut without our hearing of it."""
+        silent_for_s = self._context.monotonic_s() - self._answered_at_s
+        return self.silent >= DEAD_REQUESTS and silent_for_s > DEAD_S
 
     async def _until(self, at_s: float) -> None:
         while (left_s := at_s - self._context.monotonic_s()) > CLOCK_STEP_S:
@@ -116,13 +269,15 @@ class Bus:
         """Wait until the line has been silent for the gap."""
         if self._framing.tells_requests_apart and not self._timing.gap_s:
             return
+        assert self._stream is not None
         give_up_s = self._context.monotonic_s() + MAX_NOISE_S + self._timing.gap_s
         await self._until(self._free_at_s)
         while (stray := self._stream.discard()) and self._context.monotonic_s() < give_up_s:
             self._stray(stray)
             await self._until(self._context.monotonic_s() + self._timing.gap_s)
 
-    async def _transact(self, ask: Ask, timeout_s: float, rest_s: float) -> Answered:
+    async def _transact(self, ask: Ask, timeout_s: float, rest_s: float, expected: bool) -> Answered:
+        assert self._stream is not None
         self._number = self._number % 0xFFFF + 1
         frame = self._framing.frame(ask, self._number)
         sent_at_s = self._context.monotonic_s()
@@ -131,17 +286,24 @@ class Bus:
         how = "answered"
         try:
             await self._stream.write(frame)
-            return await self._reply(ask, frame, sent_at_s, timeout_s)
+            return await self._reply(self._stream, ask, frame, sent_at_s, timeout_s, expected)
         except (NoAnswer, FrameError) as error:
             how = "silent" if isinstance(error, NoAnswer) else "damaged"
-            self.out_of_step = self.out_of_step or isinstance(error, OutOfStep)
+            if isinstance(error, FrameError) and self._connection is not None:
+                self.evidence.other_framing += self._framing.is_other(ask, frame, error.frame)
             if not self._framing.tells_requests_apart:
                 self._barred_until_s[ask.unit] = sent_at_s + self._wire_s(ask) + self._timing.quiet_s
+            elif how == "silent":
+                self._stays_unanswered(ask.unit, sent_at_s)
+            raise
+        except PortClosed:
+            how = ""
             raise
         finally:
             now_s = self._context.monotonic_s()
             self._free_at_s = now_s + self._timing.gap_s + rest_s
-            self.evidence.note(ask.unit, how)
+            if how:
+                self.evidence.note(ask.unit, how)
             self._context.count("busy_ms", round((now_s - sent_at_s) * 1000))
 
     def _wire_s(self, ask: Ask) -> float:
@@ -150,29 +312,91 @@ class Bus:
         sizes = self._framing.wire_bytes(len(ask.pdu)) * (2 if self._timing.echo else 1)
         return (sizes + self._framing.wire_bytes(ask.reply_size)) * self._timing.character_s
 
-    async def _reply(self, ask: Ask, frame: bytes, sent_at_s: float, timeout_s: float) -> Answered:
-        received, self._begun = self._begun, b""
+    async def _reply(
+        self, stream: ByteStream, ask: Ask, frame: bytes, sent_at_s: float, timeout_s: float, expected: bool
+    ) -> Answered:
+        begun = received = self._begun
+        self._begun = b""
         skip = 0
         deadline_s = sent_at_s + self._wire_s(ask) + timeout_s
+        since_s = sent_at_s  # when the other end turned to this request
+        late_s = 0.0  # how long the deadline was put off
         last = False
         while not last:
             left_s = deadline_s - self._context.monotonic_s()
             last = left_s <= 0 or len(received) >= MAX_REPLY_BYTES
-            if not last:
-                chunk = await self._stream.read_within(left_s)
-                received += chunk
-                last = not chunk
+            # our own lag is not the device's silence: what has come by now is an answer in time
+            chunk = await stream.read_within(DRAIN_S if last else left_s)
+            received += chunk
+            last = (last and not chunk) or len(received) >= MAX_REPLY_BYTES
             if not skip and self._is_echo(ask, frame, received):
                 skip = len(frame)
+            if self._unanswered and self._is_told_late(received):
+                since_s = self._context.monotonic_s()
+                deadline_s = max(deadline_s, since_s + timeout_s)
+            if last and not late_s and expected and (late_s := self._busy_for_s(ask.unit)):
+                deadline_s, last = deadline_s + late_s, False
+            if last and received == begun:
+                break
             found = self._framing.find(ask, self._number, received[skip:], last=last)
             if found is not None:
                 pdu, end = found
                 if self._framing.tells_requests_apart:
-                    self._begun = received[skip + end :]  # the beginning of a frame to be stepped over
+                    self._begun = received[skip + end :]  # the beginning of a frame to be stepped over, or surplus
                 elif before := received[skip : skip + end - self._framing.wire_bytes(len(pdu))]:
                     self._heard(before, ask.unit)
-                return self._answered(ask, frame, received, pdu, sent_at_s)
-        raise self._failure(ask, received[skip:], timeout_s)
+                if self._unanswered:
+                    since_s = self._turned_to(since_s, sent_at_s, timeout_s)
+                return self._answered(ask, frame, received[skip:], pdu, since_s)
+        if late_s:
+            self.gateway.waited_in_vain()
+        raise self._failure(ask, received[max(skip, len(begun)) :], timeout_s)
+
+    def _stays_unanswered(self, unit: int, sent_at_s: float) -> None:
+        """A request over TCP got no answer in time; one may come, or the gateway's word that there will be none."""
+        if len(self._unanswered) >= MAX_UNANSWERED:
+            del self._unanswered[next(iter(self._unanswered))]
+        self._unanswered[self._number] = (unit, sent_at_s)
+        self.absent.discard(unit)
+        self.gateway.said_nothing(self._context.monotonic_s() - sent_at_s)
+
+    def _busy_for_s(self, unit: int) -> float:
+        """How much longer the other end may be busy with other units that did not answer."""
+        asked_s = [at_s for other, at_s in self._unanswered.values() if other != unit]
+        free_after_s = self.gateway.free_after_s
+        if not asked_s or not free_after_s:
+            return 0.0
+        return max(0.0, max(asked_s) + min(free_after_s, MAX_BUSY_S) - self._context.monotonic_s())
+
+    def _is_told_late(self, received: bytes) -> bool:
+        """Whether an earlier request has been answered now; learns how long it took."""
+        told = False
+        for number, pdu in self._framing.replies(received):
+            if number not in self._unanswered:
+                continue
+            unit, asked_s = self._unanswered.pop(number)
+            now_s = self._context.monotonic_s()
+            if len(pdu) == 2 and pdu[0] & 0x80 and pdu[1] in ABSENT_EXCEPTIONS:
+                self.absent.add(unit)
+                self.gateway.was_busy(now_s - max(asked_s, self._cleared_at_s))
+            else:
+                self.evidence.late.add(unit)
+            self._context.count("late_answers")
+            self._cleared_at_s = now_s
+            told = True
+        return told
+
+    def _turned_to(self, since_s: float, sent_at_s: float, timeout_s: float) -> float:
+        """An answer shows that the other end is done with what came before; since when it can have been. An answer that
+        came too late for its own request shows how long that took."""
+        now_s = self._context.monotonic_s()
+        asked_s = max(at_s for _, at_s in self._unanswered.values())
+        self._unanswered.clear()
+        if since_s == sent_at_s and now_s - sent_at_s > timeout_s:
+            self.gateway.was_busy(now_s - max(asked_s, self._cleared_at_s))
+            since_s = now_s
+        self._cleared_at_s = now_s
+        return since_s
 
     def _is_echo(self, ask: Ask, frame: bytes, received: bytes) -> bool:
         """Our own request came back. No reply to a read looks like its request, but for one of 24 coils (see README):
@@ -185,16 +409,21 @@ class Bus:
         self.evidence.echoes += 1
         return True
 
-    def _answered(self, ask: Ask, frame: bytes, received: bytes, pdu: bytes, sent_at_s: float) -> Answered:
-        self.silent = 0
+    def _answered(self, ask: Ask, frame: bytes, received: bytes, pdu: bytes, since_s: float) -> Answered:
+        self.silent = self._hang_ups = 0
         self._answered_at_s = self._context.monotonic_s()
-        data = reply_data(ask, pdu)  # an exception is an answer too
-        latency_s = max(0.0, self._answered_at_s - sent_at_s - self._wire_s(ask))
+        latency_s = max(0.0, self._answered_at_s - since_s - self._wire_s(ask))
+        try:
+            data = reply_data(ask, pdu)
+        except DeviceException as refusal:  # an exception is an answer too
+            if refusal.code == GAVE_UP and self._connection is not None:
+                self.gateway.was_busy(latency_s)
+            raise
         return Answered(data, frame, received, latency_s)
 
     def _failure(self, ask: Ask, received: bytes, timeout_s: float) -> NoAnswer | FrameError:
-        if not received:
-            self.silent += 1
+        self.silent += 1
+        if not received or self._framing.tells_requests_apart:  # late answers to other requests are none to this one
             self._context.count("timeouts")
             return NoAnswer(f"unit {ask.unit} did not answer {ask.what} within {timeout_s:g} s")
         if self._framing.looks_cut(received):

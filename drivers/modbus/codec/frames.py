@@ -32,10 +32,14 @@ EXCEPTIONS = {
     11: "gateway target device failed to respond",
 }
 BUSY_EXCEPTIONS = frozenset({5, 6})
-ABSENT_EXCEPTIONS = frozenset({10, 11})  # a gateway speaks for a unit that does not
+GAVE_UP = 11
+ABSENT_EXCEPTIONS = frozenset({10, GAVE_UP})  # a gateway speaks for a unit that does not
 
 _READ = struct.Struct(">BHH")
 _MBAP = struct.Struct(">HHHB")
+_OWN = struct.Struct(">HH")  # transaction number and protocol, what a header begins with
+MAX_LENGTH_OFF = 2  # bytes by which devices were seen to miscount their replies
+MAX_EXCEPTION_BYTES = 4  # two, but some devices count a byte more, or the CRC that RTU would have
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +80,6 @@ class DeviceException(CitygateError):
         self.code = code
         self.meaning = EXCEPTIONS.get(code, "unknown exception")
         super().__init__(f"unit {ask.unit} answers exception {code} ({self.meaning}) to {ask.what}")
-
-
-class OutOfStep(FrameError):
-    """No frame can be found in a TCP stream any more: only a new connection helps."""
 
 
 def read_request(unit: int, table: Table, address: int, count: int) -> Ask:
@@ -157,6 +157,9 @@ class Framing(Protocol):
     def frame(self, ask: Ask, number: int) -> bytes:
         """The bytes to send; `number` is the request's transaction id, where there is one."""
 
+    def replies(self, data: bytes) -> list[tuple[int, bytes]]:
+        """Number and PDU of each whole reply in `data`, where replies have numbers."""
+
     def find(self, ask: Ask, number: int, data: bytes, *, last: bool) -> tuple[bytes, int] | None:
         """The reply PDU in `data` and where its frame ends; None when it is not there yet.
 
@@ -169,6 +172,9 @@ class Framing(Protocol):
 
     def looks_cut(self, data: bytes) -> bool:
         """Bytes came, and no frame in them is whole and sound: noise, a wrong checksum."""
+
+    def is_other(self, ask: Ask, frame: bytes, data: bytes) -> bool:
+        """What came back over TCP shows that the other end speaks RTU where we speak Modbus TCP, or the reverse."""
 
 
 class RtuFraming:
@@ -198,11 +204,17 @@ class RtuFraming:
             start = data.find(ask.unit, start + 1)
         return None
 
+    def replies(self, data: bytes) -> list[tuple[int, bytes]]:
+        return []
+
     def wire_bytes(self, pdu_size: int) -> int:
         return pdu_size + 3
 
     def looks_cut(self, data: bytes) -> bool:
         return not rtu_sound(data)
+
+    def is_other(self, ask: Ask, frame: bytes, data: bytes) -> bool:
+        return _is_mbap_reply(frame, data)
 
 
 def rtu_sound(frame: bytes) -> bool:
@@ -219,34 +231,72 @@ class TcpFraming:
         return _MBAP.pack(number, 0, len(ask.pdu) + 1, ask.unit) + ask.pdu
 
     def find(self, ask: Ask, number: int, data: bytes, *, last: bool) -> tuple[bytes, int] | None:
-        """As in the protocol; replies to earlier requests are stepped over.
+        """As in the protocol; replies to earlier requests are stepped over, and so is what is no header at all.
+
+        The reply's size is known from the request, so a wrong length in its header is survived.
 
         Raises:
-            OutOfStep: no frame can be found in the stream any more.
-            FrameError: another unit answers under this request's number.
+            FrameError: another unit answers under this request's number, or nothing whole came to the end.
         """
-        start = 0
+        start, junk = 0, False
         while len(data) - start >= _MBAP.size:
             came, protocol, length, unit = _MBAP.unpack_from(data, start)
             if protocol != 0 or not 2 <= length <= 254:
-                raise OutOfStep("no Modbus TCP header", frame=data, offset=start)
-            end = start + 6 + length
-            if end > len(data):
-                break
-            if came == number:
-                if unit != ask.unit:
-                    raise FrameError(f"unit {unit} answers for unit {ask.unit}", frame=data, offset=start + 6)
-                return data[start + 7 : end], end
-            start = end
+                junk = True
+                start = data.find(_OWN.pack(number, 0), start + 1)
+                if start < 0:
+                    break
+                continue
+            if came != number:
+                start += 6 + length
+                continue
+            if unit != ask.unit:
+                raise FrameError(f"unit {unit} answers for unit {ask.unit}", frame=data, offset=start + 6)
+            found = _own_pdu(ask, data[start + 7 :], length - 1)
+            if found is not None:
+                return found, start + 7 + len(found)
+            break
+        if last and data and (junk or start < 0):
+            raise FrameError("no Modbus TCP header", frame=data)
         if last and start < len(data):
-            raise OutOfStep("a frame was cut off", frame=data, offset=start)  # whatever comes next is out of step
+            raise FrameError("a frame was cut off", frame=data, offset=start)
         return None
+
+    def replies(self, data: bytes) -> list[tuple[int, bytes]]:
+        """Number and PDU of each whole reply in `data`, up to the first thing that is none."""
+        found, start = list[tuple[int, bytes]](), 0
+        while len(data) - start >= _MBAP.size:
+            came, protocol, length, _ = _MBAP.unpack_from(data, start)
+            end = start + 6 + length
+            if protocol != 0 or not 2 <= length <= 254 or end > len(data):
+                break
+            found.append((came, data[start + 7 : end]))
+            start = end
+        return found
 
     def wire_bytes(self, pdu_size: int) -> int:
         return pdu_size + 7
 
     def looks_cut(self, data: bytes) -> bool:
         return bool(data)
+
+    def is_other(self, ask: Ask, frame: bytes, data: bytes) -> bool:
+        return RtuFraming().find(ask, 0, data, last=True) is not None
+
+
+def _own_pdu(ask: Ask, body: bytes, said: int) -> bytes | None:
+    """The reply's PDU at the start of `body`; None while more must come. `said` is its size by the header, which may be
+    wrong by a little where all else fits; what is shorter is never filled up with what came behind it."""
+    if said >= 2 and len(body) >= 2:
+        if body[0] == ask.function | 0x80 and said <= MAX_EXCEPTION_BYTES:
+            return body[:2]
+        size = ask.reply_size
+        if size and body.startswith(ask.reply_head):
+            if said >= size and len(body) >= size:
+                return body[:size]
+            if size - MAX_LENGTH_OFF <= said < size == len(body):
+                return body
+    return body[:said] if len(body) >= said else None
 
 
 class AsciiFraming:
@@ -273,11 +323,22 @@ class AsciiFraming:
                 return pdu, len(data)
         return None
 
+    def replies(self, data: bytes) -> list[tuple[int, bytes]]:
+        return []
+
     def wire_bytes(self, pdu_size: int) -> int:
         return 2 * pdu_size + 7
 
+    def is_other(self, ask: Ask, frame: bytes, data: bytes) -> bool:
+        return _is_mbap_reply(frame, data)
+
     def looks_cut(self, data: bytes) -> bool:
         return not any(ascii_body(line.partition(b"\r\n")[0]) for line in data.split(b":")[1:])
+
+
+def _is_mbap_reply(frame: bytes, data: bytes) -> bool:
+    """A server of Modbus TCP took our frame for its own kind: it repeats the first two bytes as transaction number."""
+    return len(data) >= 9 and data[:4] == frame[:2] + b"\0\0" and int.from_bytes(data[4:6], "big") == len(data) - 6
 
 
 def ascii_body(text: bytes) -> bytes:

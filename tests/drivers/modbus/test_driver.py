@@ -133,7 +133,7 @@ async def test_a_glitch_is_tried_once_more_before_it_counts() -> None:
         lambda frame: b"\x09" + frame[1:],
         lambda frame: slave.rtu(9, frame[1:-2]),
         lambda frame: slave.rtu(frame[0], b"\x04" + frame[2:-2]),
-        lambda frame: slave.rtu(frame[0], b"\x03\x02" + frame[3:5]),
+        lambda frame: slave.rtu(frame[0], b"\x03\x03" + frame[3:6]),
         lambda frame: frame[:4],
         lambda frame: b"\xff" * 300,
     ],

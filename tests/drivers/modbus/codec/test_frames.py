@@ -147,7 +147,7 @@ def test_a_reply_to_another_transaction_is_stepped_over() -> None:
 )
 def test_a_tcp_stream_out_of_step_is_refused(wire: str, why: str) -> None:
     with pytest.raises(FrameError, match=why):
-        TcpFraming().find(read_request(1, "input", 0, 1), 2, bytes.fromhex(wire), last=False)
+        TcpFraming().find(read_request(1, "input", 0, 1), 2, bytes.fromhex(wire), last=True)
 
 
 @pytest.mark.parametrize(
