@@ -20,7 +20,7 @@ from gateway.sdk.reading import Reading, Value
 
 SILENT_CYCLES = 3  # then the unit is only probed
 MIN_PROBE_S, MAX_PROBE_S = 5.0, 60.0
-COSTLY_S, COST_SHARE, MAX_COSTLY_S = 0.5, 30, 300.0  # a silence that blocks a gateway so long is risked seldom
+COSTLY_S, COST_SHARE, MAX_COSTLY_S = 0.5, 40, 600.0  # a silence that blocks a gateway so long is risked seldom
 MAX_SEARCH_PAUSE_S = 600.0
 NOWHERE: Mapping[int, int] = MappingProxyType({})
 FACTOR = Encoding("int16", invalid=(-32768,))

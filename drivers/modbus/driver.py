@@ -29,7 +29,7 @@ from drivers.modbus.codec.frames import (
     write_request,
 )
 from drivers.modbus.config import ModbusConfig, ModbusTemplate, Tls
-from drivers.modbus.device import COSTLY_S, SILENT_CYCLES, Unit, plan_lines, plan_of, readings_of
+from drivers.modbus.device import SILENT_CYCLES, Unit, plan_lines, plan_of, readings_of
 from drivers.modbus.diagnosis import Evidence
 from drivers.modbus.load import shares
 from drivers.modbus.pieces import Piece
@@ -405,8 +405,6 @@ class _Link:
             NoAnswer, Busy, FrameError, DeviceException, LinkError.
         """
         timeout_s = unit.patience.timeout_s(unit.failures, again=unit.retried)
-        if self._bus.gateway.busy_s > COSTLY_S:  # a gateway that is busy with it tells so in the end
-            timeout_s = max(timeout_s, self._bus.gateway.free_after_s)
         for left in range(BUSY_TRIES - 1, -1, -1):
             try:
                 answered = await self._bus.exchange(

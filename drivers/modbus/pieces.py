@@ -6,6 +6,7 @@ learned so stays true only for a while: a fault of the device looks the same. So
 pauses that grow while the cut proves right, and a cut that brought nothing is undone at once.
 """
 
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -71,7 +72,9 @@ class Pieces:
     def __init__(self, unit_id: int, blocks: Iterable[Block]) -> None:
         self._unit_id = unit_id
         self._roots = tuple(self._piece(block) for block in blocks)
-        self._probes = 0
+        self._probes = random.randrange(
+            1 << 16
+        )  # a restart must not always begin with the one field that is not answered
         self.calm = True
         self.leaves: Sequence[Piece] = self._roots
 
@@ -79,11 +82,10 @@ class Pieces:
         return Piece(block, read_request(self._unit_id, block.table, block.address, block.count))
 
     def probe(self) -> Piece | None:
-        """One field by itself, another one each time, to see whether anybody is there; None when the first request is
-        of one field anyway."""
-        if not self.leaves or self.leaves[0].single:
-            return None
+        """One field by itself, another one each time, to see whether anybody is there; None when there is only one."""
         fields = [field for piece in self.leaves for field in piece.block.fields]
+        if len(fields) < 2:
+            return None
         field = fields[self._probes % len(fields)]
         self._probes += 1
         return self._piece(Block(field.table, field.address, field.encoding.words, (field,)))

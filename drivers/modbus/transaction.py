@@ -37,6 +37,7 @@ MAX_NOISE_S = 0.5  # a line that is never quiet is spoken to all the same
 DRAIN_S = 0.001  # after a timeout: what had come while our own loop was late is taken all the same
 DEAD_REQUESTS, DEAD_S = 3, 10.0  # a TCP connection on which nobody answers for so long is opened anew
 MAX_HANG_UPS = 3  # connections closed in a row without any answer: an outage
+MAX_HANG_UPS_SO_FAR, SO_FAR_S = 10, 30.0  # where somebody answered not long ago, it may be what is asked for
 GUESS_S, MAX_BUSY_S = 5.0, 10.0  # how long a gateway may be busy with a unit that is not there, before and when known
 MAX_UNANSWERED = 16  # requests whose late answers are looked for
 
@@ -177,7 +178,7 @@ class Bus:
         self._asked: set[int] = set()
         self._unanswered: dict[int, tuple[int, float]] = {}  # number -> unit, when it was asked
         self._cleared_at_s = 0.0  # when the gateway was last seen to be done with an unanswered request
-        self._hang_ups = 0
+        self._hang_ups, self._heard_at_s = 0, float("-inf")
         self.evidence = evidence
         self.gateway = Gateway()
         self.absent: set[int] = set()  # units of which the gateway has said, late, that they do not answer
@@ -187,7 +188,8 @@ class Bus:
     @property
     def hung_up(self) -> bool:
         """Connections were opened and closed again before anybody had answered."""
-        return self._hang_ups >= MAX_HANG_UPS
+        so_far = self._context.monotonic_s() - self._heard_at_s <= SO_FAR_S
+        return self._hang_ups >= (MAX_HANG_UPS_SO_FAR if so_far else MAX_HANG_UPS)
 
     def free_at_s(self, unit: int) -> float:
         """When this unit may be asked again (monotonic)."""
@@ -243,7 +245,7 @@ class Bus:
             except PortClosed as closed:
                 await self._disconnect()
                 self._hang_ups += 1
-                if self._hang_ups >= MAX_HANG_UPS:
+                if self.hung_up:
                     raise PortClosed(f"{closed}: connections are closed before anybody has answered") from closed
                 if sent and ask.function not in TABLES:
                     raise HungUp(f"{closed} after {ask.what} was sent; whether it was made is not known") from closed
@@ -318,7 +320,9 @@ class Bus:
         begun = received = self._begun
         self._begun = b""
         skip = 0
-        deadline_s = sent_at_s + self._wire_s(ask) + timeout_s
+        # a gateway that is busy with a unit turns to the next one, or says that it gave up, in the end
+        wait_s = max(timeout_s, self.gateway.free_after_s if self.gateway.busy_s else 0.0)
+        deadline_s = sent_at_s + self._wire_s(ask) + wait_s
         since_s = sent_at_s  # when the other end turned to this request
         late_s = 0.0  # how long the deadline was put off
         last = False
@@ -335,7 +339,7 @@ class Bus:
                 since_s = self._context.monotonic_s()
                 deadline_s = max(deadline_s, since_s + timeout_s)
             if last and not late_s and expected and (late_s := self._busy_for_s(ask.unit)):
-                deadline_s, last = deadline_s + late_s, False
+                deadline_s, last = self._context.monotonic_s() + late_s + timeout_s, False
             if last and received == begun:
                 break
             found = self._framing.find(ask, self._number, received[skip:], last=last)
@@ -350,7 +354,7 @@ class Bus:
                 return self._answered(ask, frame, received[skip:], pdu, since_s)
         if late_s:
             self.gateway.waited_in_vain()
-        raise self._failure(ask, received[max(skip, len(begun)) :], timeout_s)
+        raise self._failure(ask, received[max(skip, len(begun)) :], wait_s)
 
     def _stays_unanswered(self, unit: int, sent_at_s: float) -> None:
         """A request over TCP got no answer in time; one may come, or the gateway's word that there will be none."""
@@ -411,7 +415,7 @@ class Bus:
 
     def _answered(self, ask: Ask, frame: bytes, received: bytes, pdu: bytes, since_s: float) -> Answered:
         self.silent = self._hang_ups = 0
-        self._answered_at_s = self._context.monotonic_s()
+        self._answered_at_s = self._heard_at_s = self._context.monotonic_s()
         latency_s = max(0.0, self._answered_at_s - since_s - self._wire_s(ask))
         try:
             data = reply_data(ask, pdu)

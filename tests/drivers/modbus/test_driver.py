@@ -8,49 +8,13 @@ import pytest
 from drivers.modbus.config import ModbusConfig
 from drivers.modbus.driver import DRIVER
 from gateway.sdk.driver import Request
-from gateway.sdk.errors import CitygateError, FrameError, LinkError, PortClosed
-from gateway.sdk.reading import Quality, Reason, Value
-from gateway.sdk.testing import ManualClock, RecordingContext
+from gateway.sdk.errors import CitygateError, FrameError
+from gateway.sdk.reading import Quality, Reason
 from tests.support import modbus_slave as slave
+from tests.support.modbus_bench import Bench, served
 from tests.support.modbus_config import link, shipped, template
 
-Answer = Callable[[slave.Request], list[tuple[float, bytes]]]
 TWO_WORDS = template(a={"address": 0}, b={"address": 1})
-
-
-def served(request: slave.Request) -> list[tuple[float, bytes]]:
-    """Register n holds 100 * unit + n."""
-    values = [100 * request.unit + request.address + n for n in range(request.count)]
-    return [(0.02, slave.rtu(request.unit, slave.words(request.function, values)))]
-
-
-class Bench:
-    """A driver running on a line in memory, stopped after some sets or when the line closes."""
-
-    def __init__(self, config: ModbusConfig, answer: Answer) -> None:
-        parse = slave.parse_tcp if config.wire == "tcp" else slave.parse_rtu
-        self.asked: list[slave.Request] = []
-
-        def reply(frame: bytes) -> list[tuple[float, bytes]]:
-            request = parse(frame)
-            self.asked.append(request)
-            return answer(request)
-
-        self.config = config
-        self.clock = ManualClock()
-        self.line = slave.MemoryLine(self.clock, reply, lambda: PortClosed("the line is gone"))
-        self.recorder = RecordingContext(self.line, self.clock)
-
-    async def run_for(self, seconds: float) -> None:
-        self.line.closed_at_s = self.clock.monotonic_s() + seconds
-        with pytest.raises(LinkError):
-            await DRIVER.run(self.config, self.recorder.context)
-
-    def sets(self, device: str) -> list[dict[str, Value]]:
-        return [s.values() for s in self.recorder.sets if s.device == device]
-
-    def reasons(self, device: str) -> list[Reason]:
-        return [s.readings[0].reason for s in self.recorder.sets if s.device == device]
 
 
 def two_devices(**its: object) -> ModbusConfig:

@@ -172,3 +172,56 @@ def test_an_echo_is_never_the_reply_also_behind_noise_and_where_it_looks_like_on
     echo = framing.frame(ask, 0)
 
     assert framing.find(ask, 0, noise + echo, last=True) is None
+
+
+@pytest.mark.parametrize("off", [-2, -1, 0, 1, 2, 3])
+@pytest.mark.parametrize("more", [b"", b"\x12\x34", b"\x00"])
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_tcp_reply_with_a_wrong_length_is_taken_and_the_next_one_found(off: int, more: bytes, cut: bool) -> None:
+    """The request says how long the reply is; what is too much is stepped over."""
+    if off < 0 and more:
+        pytest.skip("a reply too short by its header is never filled up with what came behind it")
+    first, second = read_request(1, "holding", 100, 4), read_request(1, "holding", 200, 1)
+    pdu = bytes.fromhex("0308") + bytes(range(8))
+    wire = bytes.fromhex("00050000") + bytes((0, len(pdu) + 1 + off, 1)) + pdu + more
+
+    found = TcpFraming().find(first, 5, wire, last=False)
+
+    assert found is not None
+    assert found[0] == pdu
+    rest = wire[found[1] :] + bytes.fromhex("000600000005010302abcd")
+    assert TcpFraming().find(second, 6, rest[:-3] if cut else rest, last=False) == (
+        None if cut else (bytes.fromhex("0302abcd"), len(rest))
+    )
+
+
+@pytest.mark.parametrize("said", [3, 4, 5])
+@pytest.mark.parametrize("more", [b"", b"\x00", b"\x00\x00"])
+def test_a_tcp_exception_with_a_wrong_length_is_an_exception(said: int, more: bytes) -> None:
+    ask = read_request(1, "holding", 100, 4)
+
+    found = TcpFraming().find(ask, 5, bytes((0, 5, 0, 0, 0, said, 1, 0x83, 2)) + more, last=False)
+
+    assert found is not None
+    with pytest.raises(DeviceException, match="exception 2"):
+        reply_data(ask, found[0])
+
+
+@given(number=st.integers(0, 65535), count=st.integers(1, 20), late=st.binary(max_size=60), said=st.integers(0, 255))
+def test_a_short_tcp_reply_is_never_filled_up_with_what_follows(
+    number: int, count: int, late: bytes, said: int
+) -> None:
+    ask = read_request(1, "holding", 0, count)
+    body = bytes((3, 2 * count)) + b"\xaa" * (2 * count - 2)  # one register short
+    wire = _mbap(7, len(body) + 1) + body + _mbap(number, said) + late
+
+    try:
+        found = TcpFraming().find(ask, 7, wire, last=True)
+        data = reply_data(ask, found[0]) if found is not None else b""
+    except (FrameError, DeviceException):
+        return
+    assert data == b""
+
+
+def _mbap(number: int, length: int) -> bytes:
+    return number.to_bytes(2, "big") + b"\0\0" + length.to_bytes(2, "big") + b"\1"
