@@ -128,7 +128,8 @@ class Unit:
 
     def place(self, models: Models | None, now_s: float) -> None:
         """Its SunSpec models stand here, or none was found; what is missing is looked for again later."""
-        before, self.models = self.models, models if models is not None and models.bases else None
+        of_use = models is not None and self.template.models & models.bases.keys()
+        before, self.models = self.models, models if of_use else None
         if before is None or self.models != before:
             self.pieces = self._planned()
         if not self.searching:

@@ -2,7 +2,7 @@
 
 import asyncio
 import heapq
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -35,7 +35,7 @@ from drivers.modbus.load import shares
 from drivers.modbus.pieces import Piece
 from drivers.modbus.transaction import CLOCK_STEP_S, Answered, Bus, Connection, Timing
 from gateway.sdk.driver import SDK_VERSION, Context, Exchange, Request
-from gateway.sdk.errors import Busy, CitygateError, FrameError, LinkError, NoAnswer
+from gateway.sdk.errors import Busy, CitygateError, FrameError, LinkError, NoAnswer, Problem
 from gateway.sdk.reading import Reading, ReadingSet, Reason, no_values
 from gateway.sdk.streams import ByteStream
 from gateway.sdk.template import Template
@@ -47,6 +47,7 @@ BUSY_TRIES, BUSY_PAUSE_S = 4, 0.1
 IDLE_S = 30.0  # the loop shows that it lives at least this often
 MAX_VAIN = 12  # refused requests in a row, from a device that answers none, after which no more are parted
 MAX_SILENT = 3  # requests in one poll that may go unanswered by a unit that answers others
+LAST_UNIT = 247  # serial line 2.2
 UNKNOWN = ("?", "")  # a remark of an earlier run may stand
 
 FRAMINGS: Mapping[str, type[Framing]] = {"rtu": RtuFraming, "ascii": AsciiFraming, "tcp": TcpFraming}
@@ -510,6 +511,18 @@ class ModbusDriver:
     def shares(self, config: ModbusConfig) -> Mapping[str, float]:
         """See `SharesLine`."""
         return shares(config)
+
+    def warnings(self, config: ModbusConfig) -> Iterator[Problem]:
+        """Unit ids that the specification keeps back on a line; some devices have one of them all the same."""
+        for name, device in config.devices.items():
+            if config.wire != "tcp" and device.unit_id > LAST_UNIT:
+                yield Problem(
+                    "reserved-unit-id",
+                    ("devices", name, "unit_id"),
+                    f"{device.unit_id} is reserved (1-{LAST_UNIT} are for devices); some use it as an address that"
+                    " every unit answers",
+                    "fine when it is the only unit of the line and its manual says so",
+                )
 
     def decode(self, template: Template, frame: bytes, context: Mapping[str, Any]) -> tuple[Reading, ...]:
         """Readings of one captured reply (RTU, ASCII or TCP).

@@ -64,7 +64,7 @@ class _Address:
     """How a device is reached."""
 
     def __init__(self, place: Place, unit_id: int) -> None:
-        if not 1 <= unit_id <= 254:
+        if not 1 <= unit_id <= 255:
             raise CitygateError(f"unit id {unit_id} is outside 1–247 (0 is broadcast)")
         self.place, self.unit_id = place, unit_id
 

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from gateway.config.loader import Loaded, LoadedLink
 from gateway.config.model import Config
 from gateway.config.tree import Scalar, find
 from gateway.sdk.config import Claim, DeviceConfig, LinkConfig, Secret
-from gateway.sdk.driver import SharesLine
+from gateway.sdk.driver import SharesLine, Warns
 from gateway.sdk.errors import Problem
 
 LINE_FULL = 0.9  # part of a line's time taken by polls; beyond it one slow answer makes every device late
@@ -52,6 +53,9 @@ def _link(link: LoadedLink) -> Iterator[Problem]:
         yield from _points(device, ("links", link.name, "devices", name))
     yield from _shared_addresses(link.name, link.config)
     yield from _load(link)
+    if isinstance(link.driver, Warns):
+        for problem in link.driver.warnings(link.config):
+            yield replace(problem, path=("links", link.name, *problem.path), severity="warning")
 
 
 def _shared_addresses(link: str, config: LinkConfig) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from importlib.resources.abc import Traversable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from gateway.sdk.config import LinkConfig
-from gateway.sdk.errors import DRIVER_FAULT, CitygateError, FrameError, foreign, said
+from gateway.sdk.errors import DRIVER_FAULT, CitygateError, FrameError, Problem, foreign, said
 from gateway.sdk.reading import Reading, ReadingSet, Value
 from gateway.sdk.streams import ByteStream
 from gateway.sdk.template import Template
@@ -282,6 +282,14 @@ class SharesLine(Protocol):
 
     def shares(self, config: Any) -> Mapping[str, float]:
         """Device -> part of the link's time that polling it takes when all goes well (0.2: a fifth). Pure."""
+
+
+@runtime_checkable
+class Warns(Protocol):
+    """A driver that knows settings which may be, but are rarely meant; `check` tells them as warnings."""
+
+    def warnings(self, config: Any) -> Iterable[Problem]:
+        """Each with its path below the link, e.g. ("devices", "meter-12", "unit_id"). Pure."""
 
 
 @runtime_checkable

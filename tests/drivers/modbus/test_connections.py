@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import socket
 import struct
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -14,7 +15,7 @@ from drivers.modbus.driver import DRIVER
 from gateway.sdk.driver import Request
 from gateway.sdk.errors import CitygateError, LinkError
 from gateway.sdk.reading import Reason
-from gateway.sdk.streams import open_tcp
+from gateway.sdk.streams import ByteStream, open_tcp
 from gateway.sdk.testing import RecordingContext
 from tests.support import modbus_slave as slave
 from tests.support.modbus_config import link, template
@@ -278,3 +279,44 @@ async def test_a_device_that_needs_a_moment_after_the_connect_gets_it() -> None:
 
     assert driven.sets()[0] == GOOD
     assert server.accepted == 1
+
+
+def answer_in_a_thread(listening: socket.socket) -> None:
+    """A device that answers at once, whatever our own loop is doing."""
+    with contextlib.suppress(OSError):
+        connection, _ = listening.accept()
+        with connection:
+            while frame := connection.recv(256):
+                request = slave.parse_tcp(frame)
+                connection.sendall(slave.tcp(request.number, request.unit, slave.words(3, [5, 6])))
+
+
+async def test_an_answer_that_came_while_our_own_process_was_starved_is_no_timeout() -> None:
+    class Starved:
+        """The process gets no CPU for longer than the timeout, just when a request has left it."""
+
+        def __init__(self, stream: ByteStream) -> None:
+            self._stream = stream
+            self.read_within, self.discard = stream.read_within, stream.discard
+
+        async def write(self, data: bytes) -> None:
+            await self._stream.write(data)
+            time.sleep(0.35)  # noqa: ASYNC251 - the loop is meant to stand still
+
+    @contextlib.asynccontextmanager
+    async def starved_tcp(*args: object, **its: object) -> AsyncIterator[Starved]:
+        async with open_tcp(*args, **its) as stream:  # type: ignore[arg-type]  # as the driver gives them
+            yield Starved(stream)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=answer_in_a_thread, args=(listening,), daemon=True)
+        thread.start()
+        server = Server()
+        server.port = listening.getsockname()[1]
+        driven = Driven(server)
+        driven.context = dataclasses.replace(driven.context, open_tcp=starved_tcp)  # type: ignore[arg-type]  # it passes on what it gets
+        async with driven.running():
+            await driven.until(3)
+
+    assert driven.sets()[:3] == [GOOD] * 3
+    assert driven.recorder.counts["timeouts"] == 0

@@ -1,5 +1,6 @@
 """Merged requests that a device does not take, in whatever way: the parts are read, and merged again when it does."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -23,7 +24,7 @@ class Device:
 
     def __init__(self, wire: str, how: str, bad: set[int]) -> None:
         self.wire, self.how, self.bad = wire, how, bad
-        self.during = lambda: True
+        self.during: Callable[[], bool] = lambda: True
 
     def answer(self, request: slave.Request) -> Pieces:
         covered = range(request.address, request.address + request.count)
