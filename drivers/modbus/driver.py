@@ -294,8 +294,7 @@ class _Link:
         vain = silent = 0
         while todo:
             piece = todo.pop(0)
-            now_s = self._context.monotonic_s()
-            if piece.single and piece.reason and piece.again_s > now_s:
+            if piece.reason and piece.single and piece.again_s > self._context.monotonic_s():
                 polled.readings += piece.block.without_values(piece.reason, self._context.now())
                 continue
             reason = await self._ask_piece(unit, piece, polled)

@@ -222,7 +222,8 @@ class Bus:
                 if self.free_at_s(ask.unit) - self._context.monotonic_s() > CLOCK_STEP_S:
                     continue  # another request to the unit failed while this one waited
                 if self._connection is None:
-                    await self._rest()
+                    if self._timing.gap_s or not self._framing.tells_requests_apart:
+                        await self._rest()
                     return await self._transact(ask, timeout_s, rest_s, expected)
                 return await self._connected(ask, timeout_s, rest_s, expected)
 
@@ -239,7 +240,8 @@ class Bus:
             try:
                 if ask.function not in TABLES:
                     self._begun += await self._stream.read_within(0)  # a closed one shows before anything is sent
-                await self._rest()
+                if self._timing.gap_s or not self._framing.tells_requests_apart:
+                    await self._rest()
                 sent = True
                 return await self._transact(ask, timeout_s, rest_s, expected)
             except PortClosed as closed:
@@ -260,8 +262,7 @@ class Bus:
 
     def _is_dead(self) -> bool:
         """A connection on which nobody has answered for long: cut without our hearing of it."""
-        silent_for_s = self._context.monotonic_s() - self._answered_at_s
-        return self.silent >= DEAD_REQUESTS and silent_for_s > DEAD_S
+        return self.silent >= DEAD_REQUESTS and self._context.monotonic_s() - self._answered_at_s > DEAD_S
 
     async def _until(self, at_s: float) -> None:
         while (left_s := at_s - self._context.monotonic_s()) > CLOCK_STEP_S:
@@ -269,8 +270,6 @@ class Bus:
 
     async def _rest(self) -> None:
         """Wait until the line has been silent for the gap."""
-        if self._framing.tells_requests_apart and not self._timing.gap_s:
-            return
         assert self._stream is not None
         give_up_s = self._context.monotonic_s() + MAX_NOISE_S + self._timing.gap_s
         await self._until(self._free_at_s)
