@@ -13,6 +13,9 @@ from urllib.parse import quote
 import structlog
 
 HIDDEN = "•••"
+FREE = frozenset(
+    ("reason", "reasons", "remedy", "error", "text", "message", "kind", "said", "doubt", "exception", "stack")
+)
 MIN_HIDDEN = 4  # a shorter secret would blank out half of every text
 _secrets: frozenset[str] = frozenset()  # those of the config, and what they look like on the wire
 _passing: deque[str] = deque(maxlen=32)  # tokens of this run; the newest are the ones that can still be said
@@ -38,14 +41,15 @@ def hidden(text: str) -> str:
     return text
 
 
-def all_hidden(value: Any) -> Any:
-    """The same for every text in a JSON value."""
+def all_hidden(value: Any, key: str = "reason") -> Any:
+    """The same for every free text in a JSON value. Names, times and words of ours stay as they are: a password may be
+    like one of them."""
     if isinstance(value, str):
-        return hidden(value)
+        return hidden(value) if key in FREE or " " in value else value
     if isinstance(value, Mapping):
-        return {hidden(key) if isinstance(key, str) else key: all_hidden(item) for key, item in value.items()}
+        return {name: all_hidden(item, str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [all_hidden(item) for item in value]
+        return [all_hidden(item, key) for item in value]
     return value
 
 

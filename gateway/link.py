@@ -218,9 +218,10 @@ class LinkService:
         checked = admitted.logged.readings if admitted.logged else ()
         self._note_set(readings.device, record, (*checked, *admitted.shown) if admitted.shown else checked, now)
         if record.state == "ok":
-            self._heard_good = True
             self._record.rejected.good()
-            self._up()
+            if not self._heard_good or self._record.state != "ok":
+                self._heard_good = True
+                self._up()
         for reading in admitted.shown:
             self._log.note_unreported(readings.device, reading, device_back=gate.device_back)
         if admitted.logged is None:
@@ -267,6 +268,8 @@ class LinkService:
         record.reason, record.remedy = self._with_note(device, reason, remedy)
 
     def _with_note(self, name: str, reason: str, remedy: str) -> tuple[str, str]:
+        if not self._notes and not self._wrong_times_s:
+            return reason, remedy
         for text, what_now in filter(None, (self._notes.get(name), self._wrong_time(name))):
             reason, remedy = f"{reason}; {text}" if reason else text, what_now or remedy
         return reason, remedy

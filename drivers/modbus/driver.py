@@ -109,6 +109,7 @@ class _Link:
     async def serve(self) -> None:
         """Poll and answer requests until the link is gone: LinkError."""
         lost: Exception | None = None
+        self._cut_short: Request | None = None  # what somebody asked for when the link was lost
         async with self._opened() as self._bus:
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -116,6 +117,10 @@ class _Link:
                     tasks.create_task(self._answer_requests(), name="modbus requests")
             except* LinkError as group:
                 lost = group.exceptions[0]
+            finally:
+                if self._cut_short is not None and not self._cut_short.reply.done():
+                    why = lost or LinkError("the link was restarted meanwhile")
+                    self._cut_short.reply.set_exception(why)
         if lost is not None:
             if self._bus.hung_up:
                 self._note("", diagnosis.of_hang_ups(self._config.wire))
@@ -230,8 +235,7 @@ class _Link:
             try:
                 exchange = await self._one_shot(request)
             except asyncio.CancelledError:
-                if not request.reply.done():
-                    request.reply.set_exception(LinkError("the link was restarted meanwhile"))
+                self._cut_short = request
                 raise
             except CitygateError as error:
                 if not request.reply.done():

@@ -222,6 +222,7 @@ class Log:
         self._unkept = ""  # what of the housekeeping cannot be made
         self._in_doubt = False  # whether a commit that failed may have been written after all
         self._slowest_s = 0.0  # a commit, of late
+        self._look_at_s = 0.0  # when the timer fires, or a set that comes later does its work
         self._recount_due = False
         self._given_up: deque[tuple[int, int, str]] = deque(maxlen=_GIVEN_UP_KEPT)  # first, last number, why
         self._unwritable = ""
@@ -651,10 +652,11 @@ class Log:
             self._arrival.set_result(None)
         if self.settings.commit_every_s == 0:
             await self._written(seq)
-        elif self._due(now_s):
-            self._start_commit()
-        elif self._timer is None:
-            self._arm()
+        elif now_s >= self._look_at_s or head.size_bytes >= head.max_bytes // 2:
+            if self._due(now_s):
+                self._start_commit()
+            else:
+                self._arm()
         return self._receipt(seq)
 
     def _receipt(self, seq: int) -> SetReceipt:
@@ -1056,10 +1058,12 @@ class Log:
             wait_s = _RETRY_S
         elif entries:
             wait_s -= max(0.0, self._clock.monotonic_s() - entries[0].appended_s)
-        self._timer = self._loop.call_later(max(wait_s, 0.001), self._tick)
+        wait_s = max(wait_s, 0.001)
+        self._look_at_s = self._clock.monotonic_s() + wait_s
+        self._timer = self._loop.call_later(wait_s, self._tick)
 
     def _tick(self) -> None:
-        self._timer = None
+        self._timer, self._look_at_s = None, 0.0
         self._look_at_clock()
         if self._failure or self._due(self._clock.monotonic_s()):
             self._start_commit()

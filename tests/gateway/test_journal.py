@@ -62,9 +62,18 @@ def test_short_texts_are_no_secrets_to_look_for() -> None:
     assert hidden("abc a") == "abc a"
 
 
-def test_any_json_value_can_be_hidden_in() -> None:
+def test_free_texts_of_any_json_value_are_hidden_in() -> None:
     keep_secret(["hunter2"])
 
-    assert all_hidden({"hunter2": ["x hunter2", 3, None, True, ("hunter2",)]}) == {
-        "•••": ["x •••", 3, None, True, ["•••"]]
+    assert all_hidden({"reason": ["hunter2", 3, None, True, ("hunter2",)], "any": {"deep": ["it was hunter2"]}}) == {
+        "reason": ["•••", 3, None, True, ["•••"]],
+        "any": {"deep": ["it was •••"]},
     }
+
+
+def test_a_password_like_a_name_or_a_year_spoils_neither_names_nor_times() -> None:
+    keep_secret(["milano", "2026", "good"])
+    status = {"city": "milano", "observed_at": "2026-06-01T12:00:00Z", "quality": "good", "milano": {"state": "ok"}}
+
+    assert all_hidden(status) == status
+    assert all_hidden({"reason": "milano is wrong"}) == {"reason": "••• is wrong"}

@@ -92,18 +92,27 @@ def test_a_device_behind_a_closed_port_is_unreachable(citygate: Command, meter: 
 
 
 def test_a_port_that_another_program_holds_is_not_shared(citygate: Command, meter: Path) -> None:
-    import fcntl
     import os
+    import subprocess
+    import sys
     import tty
 
     master, slave = os.openpty()
+    hold = (
+        "import fcntl, sys; f = open(sys.argv[1], 'rb+', 0); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
+    )
     try:
         tty.setraw(slave)
         (meter / "none").symlink_to(os.ttyname(slave))
-        fcntl.flock(slave, fcntl.LOCK_EX)
-        ended = citygate("read", "air-1", "-c", str(meter))
+        with subprocess.Popen(
+            [sys.executable, "-c", hold, os.ttyname(slave)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as other:
+            assert other.stdout is not None
+            other.stdout.readline()
+            ended = citygate("read", "air-1", "-c", str(meter))
+            other.communicate(b"\n")
         assert ended.code == 4
-        assert "another program holds the port" in ended.err
+        assert f"(process {other.pid}), holds the port" in ended.err
     finally:
         os.close(master)
         os.close(slave)
