@@ -225,13 +225,15 @@ def per_entity(ids: Sequence[str], result: Result) -> tuple[Outcome, frozenset[s
     Second: ids that an error without an id may mean.
 
     Raises:
-        FrameError: the result is about entities that were not sent: it belongs to another request.
+        FrameError: the result is about entities that were not sent, or about none: it belongs to another request.
     """
     known = frozenset(ids)
     strangers = [entity_id for entity_id, _ in result.errors if entity_id is not None and entity_id not in known]
     if strangers:
         raise FrameError(f"the answer is about {words(strangers[0])[:100]}, which was not sent")
     succeeded = result.success & known
+    if not succeeded and not result.errors:
+        raise FrameError("the answer is about nothing that was sent")
     refused: dict[str, str] = {}
     later: dict[str, str] = {}
     anonymous: list[Problem | None] = [problem for entity_id, problem in result.errors if entity_id is None]
@@ -248,8 +250,10 @@ def per_entity(ids: Sequence[str], result: Result) -> tuple[Outcome, frozenset[s
         _sort(next(iter(unnamed)), anonymous[-1], refused, later)
     elif anonymous:
         unclear = unnamed
-    accepted = known - refused.keys() - later.keys() - unclear
-    return Outcome(accepted, refused, later, doubtful=frozenset(both)), unclear
+    else:  # forgotten is not done
+        both |= unnamed
+        later.update(dict.fromkeys(unnamed, "the answer does not say what became of it"))
+    return Outcome(succeeded - both, refused, later, doubtful=frozenset(both)), unclear
 
 
 def _sort(entity_id: str, problem: Problem | None, refused: dict[str, str], later: dict[str, str]) -> None:

@@ -155,7 +155,7 @@ class NgsiLdBroker:
             return Outcome(refused={entity.id: f"cannot be written as JSON: {error}"})
         try:
             answer = await self._request("POST", "/temporal/entities", body=body, context=entity.context)
-            if answer.status in (201, 204) and answer.by_broker:
+            if answer.status in (201, 204) and _all_done(answer, [entity.id]):
                 return Outcome(accepted=frozenset({entity.id}))
             if answer.problem is not None and answer.status in (400, 422):
                 told = {entity.id: answer.reason}
@@ -426,10 +426,10 @@ def _by_type(entities: Sequence[Entity]) -> dict[tuple[str, str], list[str]]:
 
 
 def _all_done(answer: Answer, ids: Sequence[str]) -> bool:
-    """204; 201 names the created ids, or nothing; 200 names all, as brokers before 1.4 answer."""
+    """204; 201 names the created ids, or has no body; 200 names all, as brokers before 1.4 answer. `[]` is anybody's."""
     if not answer.body.strip():
         return answer.status in (201, 204)
-    return answer.is_ids and (not answer.json or not set(ids).isdisjoint(answer.json))
+    return answer.is_ids and not set(ids).isdisjoint(answer.json)
 
 
 def _named(ids: Sequence[str], body: bytes) -> frozenset[str]:

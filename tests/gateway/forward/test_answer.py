@@ -5,12 +5,14 @@ import asyncio
 import gzip
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
 import orjson
 import pytest
 
+from gateway.forward.answer import per_entity, read_answer
 from gateway.forward.auth import Grant, OAuth2, Way
 from gateway.forward.broker import InDoubt, LoginFailed, NotOffered, Outcome, ReadRefused
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
@@ -456,3 +458,16 @@ async def test_a_firewall_that_comes_between_does_not_end_reading_back() -> None
         with pytest.raises(ReadRefused):  # the broker's own word
             await broker.read_back(ENTITIES)
         await broker.close()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_an_entity_named_with_two_errors_gets_one_verdict_and_the_milder(order: tuple[int, int]) -> None:
+    errors = [{"entityId": IDS[0], "error": problem()}, {"entityId": IDS[0], "error": 0}]
+    body = orjson.dumps({"success": IDS[1:], "errors": [errors[n] for n in order]})
+    answer = read_answer(207, {"Content-Type": "application/json"}, body, now=datetime(2026, 6, 1, tzinfo=UTC))
+    assert answer.result is not None
+
+    outcome, unclear = per_entity(IDS, answer.result)
+
+    assert (outcome.accepted, set(outcome.refused), set(outcome.later)) == (frozenset(IDS[1:]), set(), {IDS[0]})
+    assert not unclear
