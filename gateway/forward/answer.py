@@ -257,12 +257,13 @@ def per_entity(ids: Sequence[str], result: Result) -> tuple[Outcome, frozenset[s
 
 
 def _sort(entity_id: str, problem: Problem | None, refused: dict[str, str], later: dict[str, str]) -> None:
-    if problem is None:
-        later[entity_id] = "an error without a readable reason"
-    elif problem.blames:
-        refused[entity_id] = problem.reason or problem.kind
+    """One verdict an entity: of several errors the one that does not condemn it."""
+    said = "an error without a readable reason" if problem is None else problem.reason or problem.kind
+    if problem is not None and problem.blames and entity_id not in later:
+        refused[entity_id] = said
     else:
-        later[entity_id] = problem.reason or problem.kind
+        refused.pop(entity_id, None)
+        later[entity_id] = said
 
 
 def _json(body: bytes) -> Any:
