@@ -311,6 +311,46 @@ SPOKEN: dict[str, tuple[bytes, Callable[[Outcome], bool]]] = {
 }  # fmt: skip
 
 
+NAMES_NOTHING: dict[str, bytes] = {
+    "200 []": as_json(200, []),
+    "201 []": as_json(201, []),
+    "207 of nothing": as_json(207, {"success": [], "errors": []}),
+    "207 without errors": as_json(207, {"success": []}),
+    "207 of a stranger": as_json(207, {"success": ["urn:x:1"], "errors": []}),
+    "200 with success of a stranger": as_json(200, {"success": ["urn:x:1"]}),
+    "201 of a stranger": as_json(201, ["urn:x:1"]),
+}
+
+
+@pytest.mark.parametrize("kind", ["state", "history"])
+@pytest.mark.parametrize("name", NAMES_NOTHING)
+async def test_an_answer_about_nothing_that_was_sent_is_no_success(name: str, kind: str) -> None:
+    outcome = await answered(Raw(NAMES_NOTHING[name]), kind)
+
+    assert isinstance(outcome, Outcome)
+    assert outcome.accepted == frozenset()
+    assert outcome.refused == {}
+    assert isinstance(outcome.fault, InDoubt)
+    assert outcome.doubtful == outcome.later.keys()
+    assert outcome.later
+
+
+@pytest.mark.parametrize(
+    ("status", "errors"),
+    [(207, []), (200, []), (207, [{"entityId": IDS[2], "error": problem()}]), (400, [{"id": IDS[2], "error": problem()}])],
+)
+async def test_an_entity_that_an_answer_forgets_is_not_done_but_in_doubt(status: int, errors: list[Any]) -> None:
+    done = IDS[:1] if status != 400 else []
+    outcome = await answered(Raw(as_json(status, {"success": done, "errors": errors})), "state")
+
+    assert isinstance(outcome, Outcome)
+    forgotten = set(IDS) - set(done) - outcome.refused.keys()
+    assert outcome.accepted == set(done)
+    assert outcome.refused.keys() == {error.get("entityId", error.get("id")) for error in errors}
+    assert outcome.later.keys() == outcome.doubtful == forgotten
+    assert outcome.fault is None
+
+
 @pytest.mark.parametrize("name", SPOKEN)
 async def test_a_context_brokers_word_counts(name: str) -> None:
     answer, holds = SPOKEN[name]
