@@ -272,7 +272,7 @@ SUSPICIOUS = 3  # batches refused whole, without an acceptance between: the conf
 
 
 class Streak:
-    """Batches refused whole since something was last accepted, and the entities that are known to be bad.
+    """Batches refused or put off whole since something was last accepted, and the entities that are known to be bad.
 
     Args:
         entities: how many different entities there are to send; the only one there is may stand for all.
@@ -286,12 +286,12 @@ class Streak:
 
     @property
     def begun(self) -> bool:
-        """Whether the last batch was refused whole."""
+        """Whether the last batch was refused or put off whole."""
         return self._batches > 0
 
     @property
     def config_fault(self) -> bool:
-        """Three batches refused whole that are not one bad entity among others."""
+        """Three batches refused or put off whole that are not one bad entity among others."""
         return self._batches >= SUSPICIOUS and len(self._ids) >= min(2, self._entities)
 
     @property
@@ -301,13 +301,13 @@ class Streak:
 
     def note(self, outcome: Outcome, way: str = "past") -> None:
         """Count one batch. One that holds nothing but entities known to be bad tells nothing new."""
-        refused = {(way, entity_id) for entity_id in outcome.refused}
+        failed = outcome.refused.keys() | outcome.later.keys()
         if outcome.accepted:
             self._bad -= {(way, entity_id) for entity_id in outcome.accepted}
-            self.clear(outcome.refused)
-        elif refused and not outcome.later and not refused <= self._bad:
+            self.clear(failed if outcome.fault is None else outcome.refused)
+        elif outcome.fault is None and not {(way, entity_id) for entity_id in failed} <= self._bad:
             self._batches += 1
-            self._ids |= outcome.refused.keys()
+            self._ids |= failed
 
     def clear(self, bad: Iterable[str] = ()) -> None:
         """Something was accepted, or the verdict was drawn: these are bad by themselves, until accepted in the same way."""

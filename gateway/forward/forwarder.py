@@ -607,6 +607,8 @@ class Forwarder:
             health.last_accepted_at = self._clock.now()
         if outcome.fault is not None:
             await self._back_off(outcome.fault)
+        elif self._of.streak.config_fault and outcome.later and not outcome.refused:
+            await self._wait(BrokerUnavailable(next(iter(outcome.later.values()))), "down")
         elif self._of.streak.config_fault:
             reason = next(iter(outcome.refused.values()), "every entity is refused")
             await self._wait(BrokerUnavailable(reason), "config_fault")

@@ -104,6 +104,12 @@ class Shared:
             self.aside.put(update, reason, None, offered=True)
         return len(refused)
 
+    def puts_off(self, entity_id: str) -> bool:
+        """Whether an entity that is not taken now steps aside. Put off with all others, or while that is open, it stays in the log."""
+        if self.streak.one_bad:
+            self.streak.clear([entity_id])
+        return not self.streak.begun
+
     def must_wait(self, update: Update) -> tuple[str, float] | None:
         """Why an update of the log cannot be sent yet, and for how long; None when it can."""
         if self.complete.lacks(update.mapping):
@@ -244,7 +250,7 @@ class InOrderLane:
             else:
                 if entity_id in outcome.doubtful:
                     self._of.accepted.doubt(entity_id)
-                if outcome.fault is None:
+                if outcome.fault is None and self._of.puts_off(entity_id):
                     self._put_off(entity_id, outcome.later[entity_id])
         self._judge()
 
@@ -506,9 +512,13 @@ class PastLane:
             self._refused.append((batch[0], outcome.refused[entity_id]))
             self._drop(entity_id, batch)
         else:
-            for n, update in enumerate(self._queues[entity_id]):
-                self._of.aside.put(update, outcome.later[entity_id], LATER_S[0], offered=n == 0)
-            self._drop(entity_id, list(self._queues[entity_id]))
+            streak.note(outcome)
+            queue = self._queues.pop(entity_id)
+            if self._of.puts_off(entity_id):
+                for n, update in enumerate(queue):
+                    self._of.aside.put(update, outcome.later[entity_id], LATER_S[0], offered=n == 0)
+            else:
+                self._queues[entity_id] = queue  # at the end of the turn: another entity tries next
         self._judge()
 
     def _judge(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.forward.broker import Accepted, BatchRefused, BatchSize, InDoubt, Outcome, Streak, bisect, observed
+from gateway.forward.broker import Accepted, BatchRefused, BatchSize, InDoubt, Outcome, Streak, bisect, observed, unavailable
 from gateway.forward.updates import Sent
 from gateway.harmonise.entity import Entity
 from gateway.sdk.errors import BrokerUnavailable
@@ -109,6 +109,35 @@ def test_three_batches_refused_whole_are_a_config_fault() -> None:
         assert not streak.config_fault
         streak.note(refused(*batch))
     assert streak.config_fault
+
+
+def put_off(*ids: str) -> Outcome:
+    return Outcome(later=dict.fromkeys(ids, "not now"))
+
+
+def test_three_batches_put_off_whole_are_no_fault_of_entities_either() -> None:
+    streak = Streak(entities=10)
+    for outcome in (put_off("a", "b"), put_off("a") + refused("b"), put_off("c")):
+        assert not streak.config_fault
+        streak.note(outcome)
+    assert streak.config_fault
+
+
+def test_what_waits_for_a_broker_that_is_away_tells_nothing_of_entities() -> None:
+    streak = Streak(entities=10)
+    for batch in ("a", "b", "c", "d"):
+        streak.note(unavailable([measured(batch, no2=1)], BrokerUnavailable("away")))
+    assert not streak.begun
+
+
+def test_one_entity_put_off_among_others_is_put_off_alone() -> None:
+    streak = Streak(entities=10)
+    for _ in range(3):
+        streak.note(put_off("a"))
+    assert not streak.config_fault
+    streak.note(Outcome(accepted=frozenset({"c"}), later={"a": "not now"}))
+    streak.note(put_off("a"))
+    assert not streak.begun
 
 
 def test_the_only_entity_stands_for_all() -> None:

@@ -197,6 +197,8 @@ FAULTS = {
     "DNS failure": Fault(name_gone, host="broker.city.test", says="name not found"),
     "DNS change": Fault(name_moved, host="broker.city.test"),
     "redirect": Fault(behaving(fault="redirect"), says="redirect to https://login.example/"),
+    "413 for each entity": Fault(behaving(max_bytes=100), says="413"),
+    "every entity put off": Fault(behaving(refuse=".", refuse_status=503), says="refused by rule"),
     "every entity refused": Fault(behaving(refuse="."), state="config_fault", says="refused by rule"),
 }
 WAYS = ("temporal", "in-order")

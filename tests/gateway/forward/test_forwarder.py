@@ -190,6 +190,34 @@ async def test_three_batches_refused_whole_stop_the_cursor_and_make_no_dead_lett
     assert strict.backwards == []
 
 
+@pytest.mark.parametrize("history", ["in-order", "temporal"])
+@pytest.mark.parametrize(
+    "wrong", [{"max_bytes": 100}, {"refuse": ".", "refuse_status": 503}], ids=["413", "207 that puts all off"]
+)
+async def test_who_puts_every_entity_off_stops_the_cursor_and_is_told(wrong: dict[str, Any], history: str) -> None:
+    strict, log = StrictBroker(), MemoryLog()
+    devices = [f"air-{n}" for n in range(10)]
+    expected = set()
+    for name, value in wrong.items():
+        setattr(strict.behaviour, name, value)
+    settings = replace(FAST, history=history)
+    async with strict.serve() as url, forwarding(url, log, *devices, settings=settings) as health:
+        for n in range(6):
+            for device in devices:
+                expected |= log.put(device, n, no2=n)
+        await strict.until(lambda: health.state == "down")
+        assert "413" in health.reason or "refused by rule" in health.reason
+        probes = len(strict.requests)
+        await strict.until(lambda: len(strict.requests) >= probes + 8)
+        assert health.dead == 0
+        assert log.backlog("city")[0] > 0
+        assert log.held.table == {}  # they stay in the log, which has room for them
+        strict.behaviour.max_bytes, strict.behaviour.refuse = 10 * 2**20, ""
+        await strict.until(lambda: log.settled and health.state == "ok")
+    assert set(measured_only(strict.history())) == expected
+    assert strict.backwards == []
+
+
 async def test_an_entity_that_is_put_off_keeps_the_order_of_its_sets() -> None:
     strict, log = StrictBroker(), MemoryLog()
     strict.behaviour.refuse, strict.behaviour.refuse_status = "air-2$", 503
