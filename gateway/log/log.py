@@ -209,6 +209,7 @@ class Log:
         self._attempt = self._loop.create_future()
         self._again = False
         self._timer: asyncio.TimerHandle | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._housekeeping_at_s = now_s + _HOUSEKEEPING_S
         self._drained_since_s: float | None = None
         self._arrival = self._loop.create_future()
@@ -535,7 +536,7 @@ class Log:
         return fresh
 
     def _lock_again(self) -> None:
-        """Whoever deleted the file may have deleted the lock beside it; then another daemon may have it by now."""
+        """Whoever deleted the lock, alone or with the file, has let another daemon in: it may have it by now."""
         with contextlib.suppress(OSError):
             if os.path.samestat(os.stat(f"{self.settings.path}.lock"), os.fstat(self._lock)):
                 return
@@ -1068,7 +1069,30 @@ class Log:
         if self._failure or self._due(self._clock.monotonic_s()):
             self._start_commit()
         else:
+            self._looking = self._loop.create_task(self._look_after_file(), name="log-look")
+
+    async def _look_after_file(self) -> None:
+        """While the card rests nothing is written for an hour: a file taken away in that time is noticed all the same."""
+        try:
+            async with self._one_at_a_time:
+                if self._store is not None and not self._closed:
+                    await self._job(self._still_there)
+        except Exception as error:  # noqa: BLE001  told, and tried again as a commit that failed
+            self._fail(error)
+        finally:
             self._arm()
+
+    def _still_there(self, store: Store) -> None:
+        """In the writer thread.
+
+        Raises:
+            Gone: what lies at the path is not the open file any more.
+            LogError: another daemon took the lock after somebody had deleted it.
+        """
+        if gone := store.gone():
+            raise Gone(gone)
+        if self._lock >= 0:
+            self._lock_again()
 
     def _start_commit(self) -> None:
         if self._committing is not None:
@@ -1159,8 +1183,7 @@ class Log:
         retention = Retention(self.settings.max_age_s, self.settings.keep_s, places)
 
         def work(store: Store) -> tuple[Committed, Unwritable | None]:
-            if gone := store.gone():
-                raise Gone(gone)
+            self._still_there(store)
             return isolate.commit(store, batch, retention, places, in_doubt=in_doubt)
 
         return await self._job(work)
@@ -1426,7 +1449,7 @@ class Log:
         await asyncio.gather(*self._counting, return_exceptions=True)
         self._closed = True  # no commit starts by itself from here on: it would meet a closed file
         try:
-            await self.commit()
+            await self.commit()  # waits for a look at the file, too
         finally:
             if self._timer is not None:
                 self._timer.cancel()

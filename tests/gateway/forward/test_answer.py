@@ -337,7 +337,12 @@ async def test_an_answer_about_nothing_that_was_sent_is_no_success(name: str, ki
 
 @pytest.mark.parametrize(
     ("status", "errors"),
-    [(207, []), (200, []), (207, [{"entityId": IDS[2], "error": problem()}]), (400, [{"id": IDS[2], "error": problem()}])],
+    [
+        (207, []),
+        (200, []),
+        (207, [{"entityId": IDS[2], "error": problem()}]),
+        (400, [{"id": IDS[2], "error": problem()}]),
+    ],
 )
 async def test_an_entity_that_an_answer_forgets_is_not_done_but_in_doubt(status: int, errors: list[Any]) -> None:
     done = IDS[:1] if status != 400 else []

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.forward.broker import Accepted, BatchRefused, BatchSize, InDoubt, Outcome, Streak, bisect, observed, unavailable
+from gateway.forward.broker import (
+    Accepted,
+    BatchRefused,
+    BatchSize,
+    InDoubt,
+    Outcome,
+    Streak,
+    bisect,
+    observed,
+    unavailable,
+)
 from gateway.forward.updates import Sent
 from gateway.harmonise.entity import Entity
 from gateway.sdk.errors import BrokerUnavailable

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -487,6 +488,54 @@ async def test_a_file_that_another_daemon_has_begun_at_the_path_is_left_to_it(tm
     await log.commit()
     assert await everything(log, "milano") == [1, 2]
     assert len([p for p in tmp_path.glob("buffer.db.replaced-*") if not p.name.endswith("-wal")]) == 1
+    await log.close()
+
+
+async def _until(what: Callable[[], object]) -> None:
+    async with asyncio.timeout(8.0):
+        while not what():  # noqa: ASYNC110  what a status says has no event
+            await asyncio.sleep(0.02)
+
+
+async def test_a_file_taken_away_while_the_card_rests_is_noticed_without_a_commit(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY, commit_every_s=0.2)
+    await log.append(a_set(1))
+    await log.commit()
+    for file in tmp_path.glob("buffer.db*"):
+        file.unlink()
+    await _until(lambda: log.status()["state"] == "bad")
+    assert "deleted while it was in use" in log.status()["reason"]
+    shutil.copytree(tmp_path, tmp_path / "killed")  # as a kill -9 leaves it now
+    assert await everything(log, "milano") == [1]
+    await log.close()
+    again = await opened(tmp_path / "killed", CITY)
+    assert await everything(again, "milano") == [1]
+    await again.close()
+
+
+async def test_a_lock_deleted_under_the_daemon_is_taken_again(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY, commit_every_s=0.2)
+    (tmp_path / "buffer.db.lock").unlink()
+    await _until(lambda: (tmp_path / "buffer.db.lock").exists() and (tmp_path / "buffer.db.lock").read_text())
+    with pytest.raises(LogError, match=f"in use by another citygate .process {os.getpid()}"):
+        await opened(tmp_path, CITY)
+    assert log.status()["state"] == "ok"
+    await log.close()
+
+
+async def test_a_lock_that_another_daemon_took_after_somebody_deleted_it_is_told(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY, commit_every_s=0.2)
+    (tmp_path / "buffer.db.lock").unlink()
+    with (tmp_path / "buffer.db.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        await _until(lambda: log.status()["state"] == "bad")
+        assert "in use by another citygate" in log.status()["reason"]
+        await log.append(a_set(1))
+        with pytest.raises(LogError, match="in use"):
+            await log.commit()
+    await log.commit()
+    assert log.status()["state"] == "ok"
+    assert await everything(log, "milano") == [1]
     await log.close()
 
 
