@@ -156,7 +156,7 @@ class SystemClock:
         if self._offset_ns is not None:
             return self._box.boot_ns() + self._offset_ns
         wall_ns = self._box.wall_ns()
-        if wall_ns >= self._floor_ns or self._system:
+        if wall_ns >= self._floor_ns or self._system or self._told is Source.KERNEL:
             return wall_ns
         return self._floor_ns + self._box.boot_ns() - self._floor_boot_ns
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol
 
+from gateway.claims import AHEAD
 from gateway.harmonise.entity import Attribute, Entity
+from gateway.sdk.driver import Clock
 from gateway.sdk.errors import BrokerUnavailable
 
 
@@ -207,9 +209,13 @@ class Broker(Protocol):
 
 
 class Accepted:
-    """The newest `observedAt` that a broker holds of each attribute: what keeps its state from running backwards."""
+    """The newest `observedAt` that a broker holds of each attribute: what keeps its state from running backwards.
 
-    def __init__(self) -> None:
+    Except one that lies in the future by now: a clock ran ahead, ours or another's, and was set back.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._times: dict[str, dict[str, datetime]] = {}
 
     def knows(self, entity_id: str) -> bool:
@@ -220,7 +226,7 @@ class Accepted:
         """The broker holds these; an older time never replaces a newer one."""
         known = self._times.setdefault(entity_id, {})
         for name, at in times.items():
-            if name not in known or at > known[name]:
+            if name not in known or at > known[name] or self._in_future(known[name]):
                 known[name] = at
 
     def doubt(self, entity_id: str) -> None:
@@ -248,7 +254,7 @@ class Accepted:
         for name, attribute in entity.attributes.items():
             at = attribute.observed_at
             if at is not None:
-                if name in known and at <= known[name]:
+                if name in known and at <= known[name] and not self._in_future(known[name]):
                     dropped += 1
                     continue
                 measured += 1
@@ -256,6 +262,9 @@ class Accepted:
         if not dropped:
             return entity
         return replace(entity, attributes=kept) if measured else None
+
+    def _in_future(self, at: datetime) -> bool:
+        return at > self._clock.now() + AHEAD
 
 
 def observed(entity: Entity) -> dict[str, datetime]:

@@ -160,7 +160,7 @@ class Forwarder:
             log,
             self._aside,
             clock,
-            Accepted(),
+            Accepted(clock),
             Sent(),
             Complete(log.last_values, log.series),
             Streak(len(self._mapping_of_id)),

@@ -79,14 +79,16 @@ class LastValues:
         for series, reading in zip(entry.series, entry.readings, strict=True):
             kept = _Kept(reading, entry.seq, stamp, claim)
             old = latest.get(series)
-            newer = old is None or self._newer(kept, old)
+            newer = old is None or self._newer(kept, old) or self._overtakes(kept, old, future)
             if newer:
                 latest[series] = kept
             if reading.quality is not quality_good:
                 bad.append(series)
             elif sure and (future is None or reading.observed_at < future):
                 known = good.get(series)
-                if known is None or (newer if known is old else self._newer(kept, known)):
+                if known is None or (
+                    newer if known is old else self._newer(kept, known) or self._overtakes(kept, known, future)
+                ):
                     good[series] = kept
                     changed.pop(series, None)
                     changed[series] = mark
@@ -104,12 +106,26 @@ class LastValues:
             for table in (self._latest, self._good, self._unsure, self._changed):
                 table.pop(number, None)
 
-    def note_unreported(self, series: int, reading: Reading, stamp: Stamp, claim: Claim | None = None) -> None:
+    def note_unreported(
+        self,
+        series: int,
+        reading: Reading,
+        stamp: Stamp,
+        claim: Claim | None = None,
+        future: datetime | None = None,
+    ) -> None:
         """A reading that thinning keeps from the log: seen on the page, never sent."""
         kept = _Kept(reading, 0, stamp, claim)
         old = self._latest.get(series)
-        if old is None or self._newer(kept, old):
+        if old is None or self._newer(kept, old) or self._overtakes(kept, old, future):
             self._latest[series] = kept
+
+    def _overtakes(self, new: _Kept, old: _Kept, future: datetime | None) -> bool:
+        """Whether a reading of now stands before one of a clock that ran ahead and was set back: that hides nothing."""
+        if future is None:
+            return False
+        latest_us = microseconds(future)
+        return self._true(old)[0] >= latest_us > self._true(new)[0]
 
     def _newer(self, new: _Kept, old: _Kept) -> bool:
         reading, seq, stamp, claim = new

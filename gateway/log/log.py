@@ -784,7 +784,8 @@ class Log:
         claim = None
         if self._stamp.source <= _WEAK:
             claim = self._claim((reading,), self._stamp, device_back, self._clock.monotonic_s())
-        self.last_values.note_unreported(self._series_of(device, reading.point), reading, self._stamp, claim)
+        series = self._series_of(device, reading.point)
+        self.last_values.note_unreported(series, reading, self._stamp, claim, self._future())
 
     # Time
 

@@ -260,6 +260,18 @@ def test_since_when_it_is_unconfirmed_is_the_start_by_the_best_knowledge() -> No
     assert clock.status()["since"] == clock.now() - timedelta(seconds=60)
 
 
+@pytest.mark.parametrize("synchronised", ["at the start", "later"])
+def test_who_keeps_the_kernel_in_time_is_believed_below_the_floor(synchronised: str) -> None:
+    """The file has times of a clock that ran ahead: they must not make a box of the future of one that NTP set right."""
+    box = FakeBox(synchronised=synchronised == "at the start")
+    clock = box.clock()
+    clock.raise_floor(TODAY + timedelta(days=400))
+    box.synchronised = True
+    box.advance(60)
+    assert clock.trust.source is Source.KERNEL
+    assert clock.now() == box.wall
+
+
 def test_a_floor_that_cannot_be_is_not_taken_over() -> None:
     clock = FakeBox().clock()
     clock.raise_floor(BUILT_AT + timedelta(days=30 * 365))  # an earlier citygate had believed it

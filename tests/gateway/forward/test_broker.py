@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.claims import AHEAD
 from gateway.forward.broker import (
     Accepted,
     BatchRefused,
@@ -21,7 +22,8 @@ from gateway.forward.broker import (
 from gateway.forward.updates import Sent
 from gateway.harmonise.entity import Entity
 from gateway.sdk.errors import BrokerUnavailable
-from tests.gateway.forward.scene import START, entity_id, measured
+from gateway.sdk.testing import ManualClock
+from tests.gateway.forward.scene import START, RealClock, entity_id, measured
 
 
 def refusing(bad: set[str], *, naming: bool = False, permanent: bool = True) -> tuple[list[int], Callable]:  # type: ignore[type-arg]  # of Send
@@ -84,7 +86,7 @@ async def test_a_broker_that_fails_in_the_search_leaves_the_rest_for_later() -> 
 
 
 def test_an_older_or_equal_time_is_taken_out_and_static_attributes_alone_are_nothing() -> None:
-    accepted = Accepted()
+    accepted = Accepted(RealClock())
     accepted.note(entity_id("air-1"), {"no2": START})
     both = measured("air-1", 0, no2=1, pm25=2)
 
@@ -99,10 +101,29 @@ def test_an_older_or_equal_time_is_taken_out_and_static_attributes_alone_are_not
 
 @given(st.lists(st.integers(-1000, 1000), min_size=1))
 def test_what_is_known_of_the_broker_never_runs_backwards(times: list[int]) -> None:
-    accepted = Accepted()
+    accepted = Accepted(RealClock())
     for at_s in times:
         accepted.note("e", {"no2": START + timedelta(seconds=at_s)})
     assert accepted.holds("e", "no2", START + timedelta(seconds=max(times)))
+
+
+@given(st.lists(st.tuples(st.integers(-1000, 1000), st.integers(-2000, 2000)), min_size=1))
+def test_a_time_of_a_clock_that_ran_ahead_and_was_set_back_keeps_no_true_one_out(steps: list[tuple[int, int]]) -> None:
+    """Whatever the clock does: what is of about now is never taken for older than what lies in the future of now."""
+    clock = ManualClock(START)
+    accepted = Accepted(clock)
+    held: float | None = None
+    for step_s, taken_s in steps:
+        clock.step(step_s)
+        now_s = (clock.now() - START).total_seconds()
+        at_s = min(taken_s, now_s)
+        believed = held is not None and held <= now_s + AHEAD.total_seconds()
+        expected = not believed or at_s > (held or 0.0)
+        newer = accepted.newer(measured("air-1", at_s, no2=1))
+        assert (newer is not None) is expected
+        if newer is not None:
+            accepted.note(newer.id, observed(newer))
+            held = at_s
 
 
 def test_times_of_an_entity() -> None:

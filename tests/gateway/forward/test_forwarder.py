@@ -18,6 +18,9 @@ from gateway.forward.broker import Outcome
 from gateway.forward.forwarder import Forwarder, ForwardSettings
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
 from gateway.health import BrokerHealth
+from gateway.log.last_values import LastValue
+from gateway.sdk.driver import Clock
+from gateway.sdk.reading import Quality, Reason, TimeSource
 from tests.gateway.forward.scene import (
     START,
     MemoryLog,
@@ -45,12 +48,17 @@ SHORT = aiohttp.ClientTimeout(total=2.0, sock_connect=0.5, sock_read=0.5)
 
 @contextlib.asynccontextmanager
 async def forwarding(
-    url: str, log: MemoryLog, *devices: str, mappings: Any = None, settings: ForwardSettings = FAST
+    url: str,
+    log: MemoryLog,
+    *devices: str,
+    mappings: Any = None,
+    settings: ForwardSettings = FAST,
+    clock: Clock | None = None,
 ) -> AsyncIterator[BrokerHealth]:
     """A forwarder at work; yields what status shows of it."""
     health = BrokerHealth()
     broker = NgsiLdBroker(NgsiLdSettings(url=url), Way(timeout=SHORT))
-    forwarder = Forwarder("city", broker, mappings or tables(*devices), log, health, RealClock(), settings)
+    forwarder = Forwarder("city", broker, mappings or tables(*devices), log, health, clock or RealClock(), settings)
     task = asyncio.create_task(forwarder.run())
     try:
         yield health
@@ -443,6 +451,36 @@ async def test_dead_letters_of_an_earlier_run_are_told_until_the_entity_is_accep
             assert "requeue" in health.refusing[0]["remedy"]
             log.held.table.clear()  # purged
             await strict.until(lambda: health.refusing == [])
+
+
+class SetClock(RealClock):
+    """The box's own time, as somebody set it."""
+
+    ahead = timedelta(0)
+
+    def now(self) -> datetime:
+        return super().now() + self.ahead
+
+
+class LatestLog(MemoryLog):
+    """Its newest value is that of the last set: a real one takes what is of now before what lies in the future."""
+
+    def good(self, series: int) -> LastValue | None:
+        seq, _, time_us, value = [row for row in self.rows if row[1] == series][-1]
+        return LastValue(time_us, value, Quality.GOOD, Reason.NONE, TimeSource.GATEWAY, seq)
+
+
+@pytest.mark.parametrize("temporal", [True, False])
+async def test_after_a_clock_that_ran_ahead_is_set_back_the_city_gets_what_is_of_now(temporal: bool) -> None:
+    strict, log, clock = StrictBroker(), LatestLog(), SetClock()
+    strict.behaviour.temporal = temporal
+    async with strict.serve() as url, forwarding(url, log, "air-1", clock=clock) as health:
+        for ahead, value in ((86400.0, 1), (0.0, 2), (0.0, 3)):
+            clock.ahead = timedelta(seconds=ahead)
+            log.put("air-1", (clock.now() - START).total_seconds(), no2=value)
+            await strict.until(lambda value=value: strict.current(entity_id("air-1"), "no2") == value)  # type: ignore[misc]
+        await strict.until(lambda: log.settled)
+        assert (health.dead, health.late) == (0, 0)
 
 
 async def test_a_value_of_the_far_future_at_the_broker_does_not_keep_true_ones_out() -> None:

@@ -36,7 +36,7 @@ class Lane:
                 self.log,
                 Aside("city", self.log.held, RealClock(), every_s=0.0),
                 RealClock(),
-                Accepted(),
+                Accepted(RealClock()),
                 Sent(),
                 Complete(self.log, self.log.series),
                 Streak(len(self.devices)),

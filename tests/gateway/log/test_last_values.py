@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.log.boots import Boot, Boots
 from gateway.log.last_values import LastValues
-from gateway.log.segment import Entry, Series, Stamp
+from gateway.log.segment import Entry, Series, Stamp, microseconds
 from gateway.log.stats import HOUR_US, Statistics, bucket
 from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason
 from gateway.sdk.testing import NOON, ManualClock
@@ -42,6 +42,22 @@ def test_the_newest_by_time_is_kept_whatever_the_order(arrivals: list[tuple[int,
     assert (kept and kept.seq) == (good and good[1])
 
 
+@given(st.lists(st.tuples(st.integers(0, 2000), st.integers(-600, 600), st.sampled_from(Quality)), max_size=20))
+def test_a_value_of_a_clock_that_was_set_back_hides_none_of_now(sets: list[tuple[int, int, Quality]]) -> None:
+    """Each set is taken at a now of its own: the clock is set to and fro. What is of now always stands before the future."""
+    values = table()
+    for seq, (now_s, before_s, quality) in enumerate(sets, 1):
+        at_s, future_s = now_s - before_s, now_s + 300
+        values.note(entry(seq, at_s, float(seq), quality), NOON + timedelta(seconds=future_s))
+        if at_s < future_s:
+            shown, current = values.latest(1), values.good(1)
+            assert shown is not None
+            assert shown.time_us < microseconds(NOON + timedelta(seconds=future_s))
+            if quality is Quality.GOOD:
+                assert current is not None
+                assert current.time_us < microseconds(NOON + timedelta(seconds=future_s))
+
+
 def test_since_tells_each_changed_series_once_and_only_good_changes() -> None:
     values = table()
     values.note(entry(1, 1, 1.0))
@@ -54,6 +70,19 @@ def test_since_tells_each_changed_series_once_and_only_good_changes() -> None:
     mark, changed = values.since(mark)
     assert changed == [1]
     assert values.since(mark)[1] == []
+
+
+async def test_an_unreported_reading_of_now_shows_before_one_of_a_clock_that_was_set_back(tmp_path: Path) -> None:
+    clock = ManualClock(NOON + timedelta(days=1))
+    log = await opened(tmp_path, CITY, clock=clock)
+    log.note_unreported("meter-1", Reading("voltage", 1.0, clock.now()))
+    await log.append(ReadingSet("meter-2", (Reading("voltage", 1.0, clock.now()),)))
+    clock.step(-86400.0)
+    log.note_unreported("meter-1", Reading("voltage", 2.0, clock.now()))
+    await log.append(ReadingSet("meter-2", (Reading("voltage", 2.0, clock.now()),)))
+    for device in ("meter-1", "meter-2"):
+        assert log.last_values.device(device)["voltage"].value == 2.0
+    await log.close()
 
 
 async def test_an_unreported_reading_shows_and_is_neither_logged_nor_good(tmp_path: Path) -> None:
