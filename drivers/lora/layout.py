@@ -22,6 +22,7 @@ SIZES: dict[str, int] = {
 }  # fmt: skip
 MAX_PAYLOAD = 255  # bytes of a LoRa frame
 MAX_NESTING = 8  # of groups in groups
+PROGRAM_BYTES = 200_000  # of a vendor's program
 EPOCHS_S = {"unix": 0, "y2000": 946684800, "y2013": 1356998400, "gps": 315964800}
 Hex = Annotated[str, Field(pattern=r"^([0-9a-fA-F]{2})+$")]
 Raw = int | float
@@ -302,7 +303,7 @@ class JavaScriptCodec(TemplateModel):
     Decode(fPort, bytes) as ChirpStack v3 did."""
 
     kind: Literal["javascript"]
-    source: str = Field("", max_length=200_000, description="the program itself")
+    source: str = Field("", max_length=PROGRAM_BYTES, description="the program itself")
     file: str = Field("", description="instead: absolute path of a file with the program")
     form: Literal["decodeUplink", "Decode"] = "decodeUplink"
     fields: dict[str, str] = Field({}, description="point: path in the result; default: the name")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from drivers.lora.codec.payload import Decoded, Received, decode_layout, read_ob
 from drivers.lora.codec.uplink import TEST_PORT, Status, Uplink
 from drivers.lora.config import Container, LoraDevice, LoraTemplate
 from drivers.lora.heard import Heard
-from drivers.lora.layout import CayenneCodec, JavaScriptCodec, LayoutCodec, ObjectCodec
+from drivers.lora.layout import PROGRAM_BYTES, CayenneCodec, JavaScriptCodec, LayoutCodec, ObjectCodec
 from drivers.lora.memory import STATE, Memory, unpack
 from drivers.lora.worker import Program, ProgramFault, Worker
 from gateway.sdk.driver import Context, Exchange, Receipt, Request
@@ -308,10 +309,21 @@ def program_of(codec: JavaScriptCodec, name: str) -> Program:
         CitygateError: the file cannot be read.
     """
     try:
-        source = codec.source or Path(codec.file).read_text(encoding="utf-8")
+        source = codec.source or _text_of(Path(codec.file))
     except (OSError, UnicodeDecodeError) as error:
         raise CitygateError(f"{name}: cannot read {codec.file}: {error}") from None
     return Program(name, source, codec.form)
+
+
+def _text_of(file: Path) -> str:
+    """A program's text, of a regular file and no longer than one in the template: a device never ends, a pipe waits."""
+    if file.exists() and not file.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file")
+    with file.open("rb") as opened:
+        text = opened.read(PROGRAM_BYTES + 1)
+    if len(text) > PROGRAM_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {PROGRAM_BYTES} bytes")
+    return text.decode("utf-8")
 
 
 def _program(name: str, device: LoraDevice) -> Program | None:

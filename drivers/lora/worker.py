@@ -233,7 +233,9 @@ def _run(context: Any, request: dict[str, Any], source: str) -> dict[str, Any]:
         return {"fault": plain(f"errors: {errors}")}
     if too_deep(result):
         return {"fault": f"its result is nested deeper than {MAX_DEPTH}"}
-    return {"result": result.get("data")}
+    if result.get("data") is None:  # values beside it, a Promise: the servers take nothing of it either
+        return {"fault": "its result has no data"}
+    return {"result": result["data"]}
 
 
 def _printed(context: Any) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import math
+import os
 import struct
 import sys
 import time
@@ -32,6 +33,9 @@ EVIL = {
     "backtracks": "function decodeUplink(i) { return {data: /^(a+)+$/.test('a'.repeat(40) + 'b')}; }",
     "returns a megabyte": "function decodeUplink(i) { return {data: 'x'.repeat(1e6)}; }",
     "returns nothing": "function decodeUplink(i) { }",
+    "returns values beside data": "function decodeUplink(i) { return {t: 1}; }",
+    "returns a promise": "async function decodeUplink(i) { return {data: {t: 1}}; }",
+    "returns null": "function decodeUplink(i) { return {data: null, warnings: ['w']}; }",
     "returns errors": "function decodeUplink(i) { return {errors: ['unknown FPort']}; }",
     "is no program": "function (",
     "wants files": "function decodeUplink(i) { return {data: require('fs').readFileSync('/etc/passwd')}; }",
@@ -257,13 +261,18 @@ async def test_a_program_in_a_file_is_read_and_a_missing_file_hurts_its_device_a
     (tmp_path / "codec.js").write_text(GOOD)
     context = HeldContext()
     context.automatic = True
-    devices = {"there": javascript(file=str(tmp_path / "codec.js")), "gone": javascript(file=str(tmp_path / "gone.js"))}
+    (tmp_path / "large.js").write_text(GOOD + " " * 200_001)
+    os.mkfifo(tmp_path / "pipe.js")
+    files = {"there": "codec.js", "gone": "gone.js", "large": "large.js", "pipe": "pipe.js"}
+    devices = {name: javascript(file=str(tmp_path / file)) for name, file in files.items()}
+    devices["endless"] = javascript(file="/dev/zero")
     receiver = Receiver(devices, context.context)
     for name in devices:
         await receiver.take(name, Uplink(b"12345678", f_port=1, payload=b"\x01\x04", time=NOON))
     await receiver.close()
-    assert [s.values() for s in context.sets] == [{"t": 26, "port": 1}, {}]
-    assert "gone.js" in str(context.rejected[0])
+    assert [s.values() for s in context.sets] == [{"t": 26, "port": 1}, {}, {}, {}, {}]
+    for said, file in zip(context.rejected, ["gone.js", "large.js", "pipe.js", "/dev/zero"], strict=True):
+        assert file in str(said)
 
 
 def test_decode_runs_a_program_once() -> None:

@@ -478,7 +478,7 @@ async def test_after_a_clock_that_ran_ahead_is_set_back_the_city_gets_what_is_of
         for ahead, value in ((86400.0, 1), (0.0, 2), (0.0, 3)):
             clock.ahead = timedelta(seconds=ahead)
             log.put("air-1", (clock.now() - START).total_seconds(), no2=value)
-            await strict.until(lambda value=value: strict.current(entity_id("air-1"), "no2") == value)  # type: ignore[misc]
+            await strict.until(lambda value=value: strict.current(entity_id("air-1"), "no2") == value)
         await strict.until(lambda: log.settled)
         assert (health.dead, health.late) == (0, 0)
 
