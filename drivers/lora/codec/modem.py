@@ -140,7 +140,7 @@ class LoraE5:
     setup: tuple[bytes, ...] = (b"AT+MODE=TEST\r\n",)
     listen: bytes = b"AT+TEST=RXLRPKT\r\n"
     _lines: LineFramer = field(default_factory=lambda: LineFramer(MAX_LINE_BYTES))
-    _signal: tuple[float, float] | None = None
+    _announced: tuple[int, float, float] | None = None  # bytes, RSSI, SNR of the packet that comes next
 
     def feed(self, data: bytes) -> Iterator[Heard | Answer | FrameError]:
         for line in self._lines.feed(data):
@@ -149,11 +149,10 @@ class LoraE5:
     def _line(self, line: bytes) -> Heard | Answer | FrameError:
         text = line.decode("ascii", "replace").strip()
         if found := _E5_TEST_SIGNAL.fullmatch(text):
-            self._signal = (float(found[2]), float(found[3]))
+            self._announced = int(found[1]), float(found[2]), float(found[3])
             return Answer("ok", text)
-        if found := _E5_TEST_RX.fullmatch(text):
-            signal, self._signal = self._signal or (None, None), None
-            return Heard(bytes.fromhex(found[1]), rssi=signal[0], snr=signal[1])
+        if text.startswith("+TEST: RX "):
+            return self._received(line, text)
         if found := _E5_RX.fullmatch(text):
             return Heard(bytes.fromhex(found[2]), f_port=int(found[1]))
         if _E5_SIGNAL.fullmatch(text):
@@ -163,6 +162,20 @@ class LoraE5:
         if "RX " in text or "RX:" in text:
             return FrameError("the packet's hex digits cannot be read", frame=line)
         return Answer("ok", text) if text.startswith("+") else FrameError("no line of this modem", frame=line)
+
+    def _received(self, line: bytes, text: str) -> Heard | FrameError:
+        """The packet of test mode; what the line before said holds for this one alone, whatever is left of it."""
+        announced, self._announced = self._announced, None
+        found = _E5_TEST_RX.fullmatch(text)
+        if found is None:
+            return FrameError("the packet's hex digits cannot be read", frame=line)
+        payload = bytes.fromhex(found[1])
+        if announced is None:
+            return Heard(payload)
+        length, rssi, snr = announced
+        if len(payload) != length:  # a serial line loses characters; what is left may still look like a payload
+            return FrameError(f"{len(payload)} bytes, {length} were announced", frame=line)
+        return Heard(payload, rssi=rssi, snr=snr)
 
 
 def e5_signal(text: str) -> tuple[float, float] | None:

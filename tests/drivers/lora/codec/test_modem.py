@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drivers.lora.codec.modem import MODEMS, Answer, Heard, Rylr, e5_signal
+from drivers.lora.codec.modem import MODEMS, Answer, Heard, LoraE5, Rylr, e5_signal
 from gateway.sdk.errors import FrameError
 
 CASES = Path(__file__).parents[1] / "cases" / "lora_modems"
@@ -88,3 +88,22 @@ def test_an_e5_may_print_spaces_between_bytes(line: str) -> None:
 def test_a_packet_of_an_e5_that_cannot_be_read_is_refused_not_passed_over(line: str) -> None:
     [said] = MODEMS["e5"]().feed(line.encode() + b"\r\n")
     assert isinstance(said, FrameError)
+
+
+@given(st.binary(min_size=1, max_size=60), st.integers(0, 59), st.integers(1, 59), st.sampled_from(["", " "]))
+def test_an_e5_packet_that_lost_bytes_on_the_line_is_none(payload: bytes, at: int, lost: int, gap: str) -> None:
+    left = payload[:at] + payload[at + lost :]
+    lines = f'+TEST: LEN:{len(payload)}, RSSI:-50, SNR:10\r\n+TEST: RX "{left.hex(gap) if gap else left.hex()}"\r\n'
+    said = list(LoraE5().feed(lines.encode()))[-1]
+    if left == payload:
+        assert said == Heard(payload, rssi=-50.0, snr=10.0)
+    else:
+        assert isinstance(said, FrameError)
+
+
+@pytest.mark.parametrize("broken", ['+TEST: RX "AAB', "+TEST: RX AABB", '+TEST: RX "AA"'])
+def test_an_e5_packet_never_takes_the_signal_of_one_that_was_lost(broken: str) -> None:
+    reader = LoraE5()
+    said = list(reader.feed(f'+TEST: LEN:2, RSSI:-50, SNR:10\r\n{broken}\r\n+TEST: RX "CC"\r\n'.encode()))
+    assert isinstance(said[1], FrameError)
+    assert said[2] == Heard(b"\xcc")
