@@ -151,16 +151,18 @@ class Encoding:
         return _CODES[self.type]
 
     def _is_none(self, unpacked: int | float | bytes) -> bool:
-        """Of a coded number: its bits say that there is no value."""
+        """Of a coded number or a text: its bits say that there is no value."""
+        if self.type == "string":
+            return not bytes(unpacked).strip(b"\xff")  # type: ignore[arg-type]  # a string is bytes; nobody wrote them
         return (int.from_bytes(self.ordered(unpacked), "big") if isinstance(unpacked, bytes) else unpacked) in self.none
 
     def raw(self, unpacked: int | float | bytes) -> int | float | str | None:
-        """Number or text from what `code` unpacked; None for digits that are none (BCD)."""
+        """Number or text from what `code` unpacked; None for what is none: digits (BCD), characters."""
         number: int | float
         if isinstance(unpacked, bytes):
             ordered = self.ordered(unpacked)
             if self.type == "string":
-                return ordered.split(b"\0")[0].decode("ascii", "replace").strip()
+                return _text(ordered.split(b"\0")[0])
             [number] = struct.unpack(">" + _CODES[self.type], ordered)
         else:
             number = unpacked
@@ -266,3 +268,12 @@ class Encoding:
             return struct.pack(">" + _CODES[self.type], raw)
         except (struct.error, OverflowError) as error:
             raise ValueError(f"{raw} does not fit {self.type}") from error
+
+
+def _text(data: bytes) -> str | None:
+    """Text as devices store it (ASCII, some UTF-8), padding taken off; None when these bytes are no text that can be read."""
+    try:
+        text = data.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return None
+    return text if text.isprintable() else None

@@ -97,6 +97,8 @@ def test_the_four_orders_of_a_float(abcd: str, word_order, byte_order) -> None: 
         (Encoding("bcd16"), "1234", 1234),
         (Encoding("string", words=3), "53756e530000", "SunS"),
         (Encoding("string", words=2, byte_order="little"), "7553536e", "SunS"),
+        (Encoding("string", words=3), "5ac3bc7269 00".replace(" ", ""), "Züri"),
+        (Encoding("string", words=3), "41001bff0000", "A"),  # what is behind the end is none of it
         (Encoding("int16", scale=0.1), "ff9b", -10.1),
         (Encoding("uint16", scale=100), "0003", 300),
     ],
@@ -119,6 +121,10 @@ def test_a_value_of_each_kind(encoding: Encoding, data: str, value: object) -> N
         (Encoding("bcd16"), "12a4", Reason.BAD_FRAME),
         (Encoding("uint16", enum=((0, "off"),)), "0007", Reason.OUT_OF_RANGE),
         (Encoding("string", words=1), "0000", Reason.NOT_AVAILABLE),
+        (Encoding("string", words=3), "ffffffffffff", Reason.NOT_AVAILABLE),
+        (Encoding("string", words=3), "41ff42000000", Reason.BAD_FRAME),
+        (Encoding("string", words=3), "eda080410000", Reason.BAD_FRAME),  # half a character
+        (Encoding("string", words=2), "411b5b4a", Reason.BAD_FRAME),  # a terminal's command
     ],
 )
 def test_what_is_no_value_gives_none_and_why(encoding: Encoding, data: str, reason: Reason) -> None:
