@@ -70,7 +70,9 @@ def _uplink(said: dict[str, Any], dev_eui: str, body: bytes) -> Uplink:
     data = said.get("data")
     sent = table(said.get("txInfo"))
     lora = table(table(sent.get("modulation")).get("lora")) or table(sent.get("loRaModulationInfo"))
-    identity = said.get("deduplicationId") or (dev_eui, f_cnt, data, best.get("time"), said.get("time"))
+    published = said.get("publishedAt")  # v3: when the server had it; gateways without GPS tell no time
+    identity = said.get("deduplicationId") or (dev_eui, f_cnt, data, best.get("time"), said.get("time") or published)
+    times = (said.get("time"), best.get("time"), *(copy.get("time") for copy in heard), published)
     return Uplink(
         key=key_of(identity),
         dev_eui=dev_eui,
@@ -79,7 +81,7 @@ def _uplink(said: dict[str, Any], dev_eui: str, body: bytes) -> Uplink:
         f_cnt=f_cnt,
         payload=from_base64(data, body, "data"),
         decoded=_object(said),
-        time=parse_time(said.get("time")) or parse_time(best.get("time")),
+        time=next((at for told in times if (at := parse_time(told)) is not None), None),
         rssi=number(best.get("rssi")),
         snr=number(best.get("snr", best.get("loRaSNR"))),
         spreading_factor=whole(lora.get("spreadingFactor"), 5, 12),
@@ -107,6 +109,6 @@ def _status(said: dict[str, Any], dev_eui: str) -> Status:
         percent = None if level in (EXTERNAL_POWER, UNKNOWN_BATTERY) else (level - 1) / 253 * 100
     if said.get("batteryLevelUnavailable") or external:
         percent = None
-    at = parse_time(said.get("time"))
+    at = parse_time(said.get("time")) or parse_time(said.get("publishedAt"))
     identity = said.get("deduplicationId") or (dev_eui, "status", at, percent, said.get("margin"))
     return Status(key_of(identity), dev_eui, at, percent, number(said.get("margin")), external)

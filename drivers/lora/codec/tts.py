@@ -70,7 +70,7 @@ def _uplink(said: dict[str, Any], up: dict[str, Any], device: dict[str, Any], de
         f_cnt=f_cnt,
         payload=from_base64(up.get("frm_payload"), body, "frm_payload"),
         decoded=up.get("decoded_payload"),
-        time=parse_time(at),
+        time=parse_time(up.get("received_at")) or parse_time(said.get("received_at")),
         rssi=number(best.get("rssi")),
         snr=number(best.get("snr")),
         spreading_factor=whole(table(table(settings.get("data_rate")).get("lora")).get("spreading_factor"), 5, 12),

@@ -257,6 +257,28 @@ def test_chirpstack_v3s_other_marshaler_is_read_whole() -> None:
         assert chirpstack_up(objectJSON=none, data="AQ==").payload == b"\1", "its payload is still good"
 
 
+_TOLD = "2026-06-01T12:00:00Z"
+
+
+@pytest.mark.parametrize("unreadable", [None, "", "x", 5, "0001-01-01T00:00:00+14:00"])
+@pytest.mark.parametrize("place", ["time", "best copy", "another copy", "publishedAt"])
+def test_whichever_time_the_server_tells_is_taken(place: str, unreadable: Any) -> None:
+    """A broker keeps messages while the box is off: without the server's time they would all be of now."""
+    given = dict.fromkeys(("time", "best copy", "another copy", "publishedAt"), unreadable) | {place: _TOLD}
+    up = chirpstack_up(
+        time=given["time"],
+        publishedAt=given["publishedAt"],
+        rxInfo=[{"rssi": -60, "time": given["best copy"]}, {"rssi": -90, "time": given["another copy"]}],
+    )
+    assert up.time == datetime(2026, 6, 1, 12, tzinfo=UTC)
+    ids = {"device_id": "d", "dev_eui": "0202020202020202"}
+    both = ({"received_at": unreadable}, {"received_at": _TOLD})
+    for outer, inner in (both, both[::-1]):
+        said = tts.decode("", json.dumps({"end_device_ids": ids, "uplink_message": inner, **outer}).encode())
+        assert isinstance(said, Uplink)
+        assert said.time == up.time
+
+
 @pytest.mark.parametrize("key", ["devEUI", "DevEUI", "devEui"])
 @pytest.mark.parametrize("eui", ["0202020202020202", "AgICAgICAgI="])
 def test_joins_of_all_versions_name_their_device(key: str, eui: str) -> None:
