@@ -109,6 +109,8 @@ def decode(given: argparse.Namespace) -> int:
             say(line)
     if readings.remark:
         complain(f"! {readings.remark}")
+    elif not rows:
+        complain("! nothing in it is a value of this template")
     return FINE if any(row["quality"] != "bad" for row in rows) else PROBLEM
 
 

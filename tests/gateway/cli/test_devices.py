@@ -67,6 +67,14 @@ def test_wrong_use_is_told_apart_from_a_bad_frame(
     assert says in ended.err
 
 
+@pytest.mark.parametrize("decoded", ["{}", "[[[[]]]]"])
+def test_decode_says_so_when_nothing_in_a_frame_is_a_value(citygate: Command, decoded: str) -> None:
+    options = ("--driver", "chirpstack", "--context", f'{{"object": {decoded}}}')
+    ended = citygate("decode", "generic/object", "00", *options)
+    assert ended.code == 1
+    assert "nothing in it is a value" in ended.err
+
+
 def test_a_bad_frame_ends_with_1_and_shows_its_bytes(citygate: Command) -> None:
     ended = citygate("decode", "nova/sds011", "00ff00")
     assert ended.code == 1
