@@ -72,6 +72,7 @@ class Unit:
     Attributes:
         pieces: its requests; they change when the device does not take a merged one.
         models: where its SunSpec models stand; None while that is not known.
+        searching: some of them are still to be found.
         search_again_s: when to look for models again that are missing.
         lacking: what was not found of them, in words.
         absent: points that stand in no model of this device.
@@ -100,6 +101,8 @@ class Unit:
         self.counters = {point: self._counter(point, device, saved) for point in self.rules.rollover}
         self.search = Search()
         self.models: Models | None = None
+        self._wanted = device.template.models
+        self.searching = bool(self._wanted)
         self.search_again_s, self._search_pause_s = 0.0, 0.0
         self.lacking = ""
         self.absent: tuple[str, ...] = ()
@@ -115,27 +118,23 @@ class Unit:
     def _planned(self) -> Pieces:
         its = self.models or Models()
         blocks = plan_of(self.template, its.bases, its.ends)
-        if self.template.models:
+        if self._wanted:
             there = {f.point for block in blocks for f in block.fields}
             self.absent = tuple(point for point in self.points if point not in there)
         return Pieces(self.unit_id, blocks)
 
-    @property
-    def searching(self) -> bool:
-        """A SunSpec device of which something is still to be found."""
-        its = self.models
-        return bool(self.template.models) and (its is None or not self.template.models <= its.bases.keys())
-
     def place(self, models: Models | None, now_s: float) -> None:
         """Its SunSpec models stand here, or none was found; what is missing is looked for again later."""
-        of_use = models is not None and self.template.models & models.bases.keys()
+        of_use = models is not None and self._wanted & models.bases.keys()
         before, self.models = self.models, models if of_use else None
+        there = (self.models or Models()).bases.keys()
+        self.searching = not self._wanted <= there
         if before is None or self.models != before:
             self.pieces = self._planned()
         if not self.searching:
             self.lacking, self._search_pause_s = "", 0.0
             return
-        missing = ", ".join(map(str, sorted(self.template.models - (self.models or Models()).bases.keys())))
+        missing = ", ".join(map(str, sorted(self._wanted - there)))
         self.lacking = f"no SunSpec model {missing}" if models is not None else "no SunSpec map in this device"
         if models is None or models.whole:
             self._search_pause_s = min(MAX_SEARCH_PAUSE_S, max(FIRST_PAUSE_S, 2 * self._search_pause_s))
@@ -143,8 +142,9 @@ class Unit:
 
     def forget(self) -> None:
         """Another device may stand in its place: what was learned of its registers counts no more."""
-        if self.template.models:
+        if self._wanted:
             self.models, self.search_again_s, self.search = None, 0.0, Search()
+            self.searching = True
         self.pieces = self._planned()
 
     @property
@@ -214,6 +214,8 @@ class Unit:
 
     def state(self) -> dict[str, bytes] | None:
         """What of the counters must survive a restart."""
+        if not self.counters:
+            return None
         saved = {f"total.{point}": counter.saved() for point, counter in self.counters.items()}
         return {key: data for key, data in saved.items() if data} or None
 

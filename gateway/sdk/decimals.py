@@ -13,7 +13,10 @@ def shortest(value: float) -> float:
     if value.is_integer() or not math.isfinite(value):
         return value
     packed = _FLOAT32.pack(value)
-    for digits in ("6", "7", "8"):
+    short = float(f"{value:.6g}")  # enough for what most sensors say
+    if _FLOAT32.pack(short) == packed:
+        return short
+    for digits in ("7", "8"):
         short = float(format(value, f".{digits}g"))
         if _FLOAT32.pack(short) == packed:
             return short
