@@ -17,7 +17,7 @@ from gateway.log.log import Log
 from gateway.sdk.config import LinkConfig
 from gateway.sdk.driver import Clock, Context, Driver, Exchange, Receipt, Request, answered
 from gateway.sdk.errors import DRIVER_FAULT, ConfigError, FrameError, LinkError, said
-from gateway.sdk.reading import Quality, Reading, ReadingSet, TimeSource, Value
+from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason, TimeSource, Value
 from gateway.sdk.recording import MAX_BYTES, Chunk, Direction, written
 from gateway.sdk.streams import Tap, open_serial, open_tcp
 from gateway.sdk.values import told
@@ -222,6 +222,8 @@ class LinkService:
             if not self._heard_good or self._record.state != "ok":
                 self._heard_good = True
                 self._up()
+        elif self._record.state in ("starting", "down") and _shows_connection(readings.readings):
+            self._set_link_state("ok")
         for reading in admitted.shown:
             self._log.note_unreported(readings.device, reading, device_back=gate.device_back)
         if admitted.logged is None:
@@ -378,6 +380,11 @@ class LinkService:
         offer = getattr(self._clock, "offer", None)
         if offer is not None:
             offer(utc, uncertainty_s, who=f"link {self._link}")
+
+
+def _shows_connection(readings: Sequence[Reading]) -> bool:
+    """Somebody was asked over the link, whatever became of it."""
+    return any(reading.reason is not Reason.LINK_DOWN for reading in readings)
 
 
 _REMEDIES = {

@@ -554,3 +554,23 @@ async def test_a_set_of_uncertain_values_is_no_sign_of_health(log: Log, clock: M
 
     device = service._health.links["l"].devices["d"]
     assert (device.state, device.reason, device.last_good_at) == ("bad", "bad_time", None)
+
+
+@pytest.mark.parametrize("reason", [reason for reason in Reason if reason is not Reason.NONE], ids=str)
+async def test_a_link_is_up_again_with_any_set_but_one_that_says_it_is_down(
+    reason: Reason, log: Log, clock: ManualClock
+) -> None:
+    async def work(context: Context) -> None:
+        await context.emit(no_values("d", ("t", "p"), reason, observed_at=clock.now()))
+
+    service = link(log, clock, work)
+    service.failed(LinkError("cannot connect: Connection refused"))
+    for _ in range(2):  # the second one is not logged any more
+        await service.run()
+
+    record = service._health.links["l"]
+    if reason is Reason.LINK_DOWN:
+        assert (record.state, record.reason) == ("down", "cannot connect: Connection refused")
+    else:
+        assert (record.state, record.reason) == ("ok", "")
+    assert record.devices["d"].state == "bad"
