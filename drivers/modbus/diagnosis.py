@@ -102,6 +102,8 @@ def _of_connection(seen: Evidence, wire: str, busy_s: float) -> tuple[str, str]:
         )
     if seen.answered or asked < MIN_REQUESTS:
         return "", ""
+    if seen.silent >= SHARE * asked and seen.late:
+        return "answers come later than the timeout", "set timeout: of this link longer than its devices take"
     if seen.silent >= SHARE * asked:
         return "nobody answers on this connection", (
             f"are the unit ids right, and is the line behind the gateway alive? {_other_wire(wire)}"

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 BUSY_TRIES, BUSY_PAUSE_S = 4, 0.1
 IDLE_S = 30.0  # the loop shows that it lives at least this often
+LOOK_S = 2.0  # a port at rest is looked after this often: an unplugged one is not to look well until the next poll
 MAX_VAIN = 12  # refused requests in a row, from a device that answers none, after which no more are parted
 MAX_SILENT = 3  # requests in one poll that may go unanswered by a unit that answers others
 LAST_UNIT = 247  # serial line 2.2
@@ -144,15 +145,24 @@ class _Link:
                 if queue[0][2] is unit:
                     if not self._config.keep_open:
                         await self._bus.hang_up()
-                    await self._context.sleep(min(due_s - now_s, IDLE_S))
-                    self._context.progress()
+                    await self._rest(due_s - now_s)
                 continue
             await self._poll(unit)
             heapq.heapreplace(queue, (unit.again_s, place, unit))
 
+    async def _rest(self, left_s: float) -> None:
+        """Wait for the next poll, or a part of it. Raises PortClosed when the port is unplugged meanwhile."""
+        most_s = IDLE_S if self._config.host else LOOK_S
+        await self._context.sleep(min(left_s, most_s))
+        self._context.progress()
+        if left_s > most_s:
+            await self._bus.look()
+
     async def _poll(self, unit: Unit) -> None:
         """Read one unit and hand the set over."""
-        polled = self._told_absent(unit) or await self._read(unit)
+        polled = self._told_absent(unit) if unit.retried else None
+        if polled is None:
+            polled = await self._read(unit)
         if polled.silent and not unit.failures and not unit.retried:
             unit.retried = True  # a request lost to a glitch; tried once more before it counts
             unit.again_s = self._context.monotonic_s()
@@ -163,18 +173,24 @@ class _Link:
             unit.forget()
         await self._context.emit(ReadingSet(unit.name, unit.finished(polled.readings), unit.state()))
         self._diagnose(unit, polled)
-        if not polled.silent and (piece := unit.pieces.due(self._context.monotonic_s())) is not None:
+        pieces = unit.pieces
+        if not (polled.silent or pieces.calm) and (piece := pieces.due(self._context.monotonic_s())) is not None:
             await self._try_merged(unit, piece)
-        costs_s = self._bus.gateway.busy_s if len(self._units) > 1 else 0.0
-        dead = sum(bool(other.failures) for other in self._units.values()) if unit.failures else 0
-        missed = unit.plan_next(self._context.monotonic_s(), costs_s=costs_s * dead)
+        costs_s = self._costs_s() if unit.failures else 0.0
+        missed = unit.plan_next(self._context.monotonic_s(), costs_s=costs_s)
         if missed:
             self._context.count("missed_polls", missed, device=unit.name)
+
+    def _costs_s(self) -> float:
+        """What the silence of all that are silent costs their neighbours each round."""
+        if len(self._units) < 2:
+            return 0.0
+        return self._bus.gateway.busy_s * sum(bool(unit.failures) for unit in self._units.values())
 
     def _told_absent(self, unit: Unit) -> "_Polled | None":
         """The second try of a unit of which its gateway has said meanwhile that it does not answer, and that was never
         heard of: it would only keep its neighbours waiting once more."""
-        if not unit.retried or unit.patience.known or unit.unit_id not in self._bus.absent:
+        if unit.patience.known or unit.unit_id not in self._bus.absent:
             return None
         polled = _Polled()
         polled.readings = list(
@@ -301,8 +317,12 @@ class _Link:
             if piece.reason and piece.single and piece.again_s > self._context.monotonic_s():
                 polled.readings += piece.block.without_values(piece.reason, self._context.now())
                 continue
-            reason = await self._ask_piece(unit, piece, polled)
-            if not reason:
+            try:
+                answered = await self._ask(unit, piece.ask)
+            except (DeviceException, Busy, FrameError, NoAnswer) as error:
+                reason = self._why(unit, error, polled)
+            else:
+                polled.add(piece, answered, self._context.now())
                 vain = 0
                 continue
             now_s = self._context.monotonic_s()
@@ -313,7 +333,10 @@ class _Link:
                     parts = pieces.part(piece, now_s)
                     if not parts:  # the widest next: what works there shows soonest
                         todo.sort(key=lambda its: -len(its.block.fields))
-            elif reason is not Reason.BUSY:
+            elif reason is Reason.BUSY:
+                if piece.reason is Reason.BUSY:  # for so long: it may be what is asked for
+                    parts = pieces.part(piece, now_s)
+            else:
                 silent += 1
                 if not polled.silent:
                     parts = pieces.part(piece, now_s)
@@ -347,32 +370,22 @@ class _Link:
         if unit.template.models and not polled.worked and now_s >= unit.search_again_s:
             unit.forget()  # another device, or another firmware, keeps its models elsewhere
 
-    async def _ask_piece(self, unit: Unit, piece: Piece, polled: "_Polled") -> Reason:
-        """Ask one piece; its readings, or why there are none."""
-        try:
-            answered = await self._ask(unit, piece.ask)
-        except DeviceException as refusal:
+    def _why(self, unit: Unit, error: Exception, polled: "_Polled") -> Reason:
+        """Why a piece has brought nothing."""
+        if isinstance(error, DeviceException):
             polled.silent = False
-            self._context.count(f"exception_{refusal.code}", device=unit.name)
-            polled.refusal = str(refusal)
+            self._context.count(f"exception_{error.code}", device=unit.name)
+            polled.refusal = str(error)
             return Reason.REFUSED
-        except Busy:
+        if isinstance(error, Busy):
             polled.silent = False
             return Reason.BUSY
-        except FrameError as error:
+        if isinstance(error, FrameError):
             self._context.reject(error, device=unit.name)
             self._context.count("bad_frames", device=unit.name)
             return Reason.BAD_FRAME
-        except NoAnswer:
-            self._context.count("timeouts", device=unit.name)
-            return Reason.TIMEOUT
-        polled.add(answered)
-        polled.readings += piece.block.readings(answered.data, self._context.now())
-        polled.silent = False
-        polled.worked.append(piece)
-        if piece.reason:
-            piece.reason = Reason.NONE
-        return Reason.NONE
+        self._context.count("timeouts", device=unit.name)
+        return Reason.TIMEOUT
 
     async def _find_models(self, unit: Unit, polled: "_Polled") -> bool:
         """Find where a SunSpec device keeps its models; False, with readings that say why, when none can be read."""
@@ -462,9 +475,15 @@ class _Polled:
         self.sent = b""
         self.received = b""
 
-    def add(self, answered: Answered) -> None:
+    def add(self, piece: Piece, answered: Answered, now: datetime) -> None:
+        """What one piece brought."""
         self.sent += answered.sent
         self.received += answered.received
+        self.readings += piece.block.readings(answered.data, now)
+        self.silent = False
+        self.worked.append(piece)
+        if piece.reason:
+            piece.reason = Reason.NONE
 
 
 class ModbusDriver:

@@ -39,6 +39,7 @@ DEAD_REQUESTS, DEAD_S = 3, 10.0  # a TCP connection on which nobody answers for 
 MAX_HANG_UPS = 3  # connections closed in a row without any answer: an outage
 MAX_HANG_UPS_SO_FAR, SO_FAR_S = 10, 30.0  # where somebody answered not long ago, it may be what is asked for
 GUESS_S, MAX_BUSY_S = 5.0, 10.0  # how long a gateway may be busy with a unit that is not there, before and when known
+CLOSED_BEFORE_S = 0.05  # a connection that is found closed sooner had been closed before the request
 MAX_UNANSWERED = 16  # requests whose late answers are looked for
 
 
@@ -172,7 +173,7 @@ class Bus:
         self._stream, self._connection = stream, connection
         self._lock = asyncio.Lock()  # fair: a one-shot request waits for one transaction at most
         self._number = 0
-        self._free_at_s = 0.0
+        self._free_at_s = self._sent_at_s = 0.0
         self._barred_until_s: dict[int, float] = {}
         self._begun = b""
         self._asked: set[int] = set()
@@ -194,6 +195,15 @@ class Bus:
     def free_at_s(self, unit: int) -> float:
         """When this unit may be asked again (monotonic)."""
         return self._barred_until_s.get(unit, 0.0)
+
+    async def look(self) -> None:
+        """Take what came on a line while nobody was asked. Raises PortClosed when the port is gone."""
+        if self._connection is not None:
+            return  # one that is closed is opened again when it is needed
+        async with self._lock:
+            assert self._stream is not None
+            if stray := await self._stream.read_within(0):
+                self._stray(stray)
 
     async def hang_up(self) -> None:
         """Give the connection back; the next request opens another one."""
@@ -221,18 +231,26 @@ class Bus:
             async with self._lock:
                 if self.free_at_s(ask.unit) - self._context.monotonic_s() > CLOCK_STEP_S:
                     continue  # another request to the unit failed while this one waited
-                if self._connection is None:
+                if self._connection is not None and (self._stream is None or self.silent or ask.function not in TABLES):
+                    return await self._connected(ask, timeout_s, rest_s, expected, tries=2)
+                try:
                     if self._timing.gap_s or not self._framing.tells_requests_apart:
                         await self._rest()
                     return await self._transact(ask, timeout_s, rest_s, expected)
-                return await self._connected(ask, timeout_s, rest_s, expected)
+                except PortClosed as closed:
+                    if self._connection is None:
+                        raise
+                    await self._closed(closed)
+                    if self._gave_up(expected):
+                        raise self._hung_up_on(ask) from closed
+                return await self._connected(ask, timeout_s, rest_s, expected, tries=1)
 
-    async def _connected(self, ask: Ask, timeout_s: float, rest_s: float, expected: bool) -> Answered:
+    async def _connected(self, ask: Ask, timeout_s: float, rest_s: float, expected: bool, *, tries: int) -> Answered:
         """One transaction, over a new connection when the other end has closed this one."""
         assert self._connection is not None
         if self._is_dead():
             await self._disconnect()
-        for _ in range(2):
+        for _ in range(tries):
             if self._stream is None:
                 self._stream = await self._connection.open()
                 self.silent, self._answered_at_s = 0, self._context.monotonic_s()
@@ -245,14 +263,28 @@ class Bus:
                 sent = True
                 return await self._transact(ask, timeout_s, rest_s, expected)
             except PortClosed as closed:
-                await self._disconnect()
-                self._hang_ups += 1
-                if self.hung_up:
-                    raise PortClosed(f"{closed}: connections are closed before anybody has answered") from closed
+                await self._closed(closed)
                 if sent and ask.function not in TABLES:
                     raise HungUp(f"{closed} after {ask.what} was sent; whether it was made is not known") from closed
+                if sent and self._gave_up(expected):
+                    break
+        raise self._hung_up_on(ask)
+
+    def _hung_up_on(self, ask: Ask) -> HungUp:
         self.evidence.note(ask.unit, "silent")
-        raise HungUp(f"the connection is closed instead of an answer of unit {ask.unit} to {ask.what}")
+        return HungUp(f"the connection is closed instead of an answer of unit {ask.unit} to {ask.what}")
+
+    def _gave_up(self, expected: bool) -> bool:
+        """The other end waited for a unit that has not answered before either, and then closed: asked once more, it
+        would only do that again, and keep the neighbours waiting."""
+        return not expected and self._context.monotonic_s() - self._sent_at_s > CLOSED_BEFORE_S
+
+    async def _closed(self, closed: PortClosed) -> None:
+        """The other end has closed the connection. Raises PortClosed when it does nothing else."""
+        await self._disconnect()
+        self._hang_ups += 1
+        if self.hung_up:
+            raise PortClosed(f"{closed}: connections are closed before anybody has answered") from closed
 
     async def _disconnect(self) -> None:
         assert self._connection is not None
@@ -281,7 +313,7 @@ class Bus:
         assert self._stream is not None
         self._number = self._number % 0xFFFF + 1
         frame = self._framing.frame(ask, self._number)
-        sent_at_s = self._context.monotonic_s()
+        self._sent_at_s = sent_at_s = self._context.monotonic_s()
         self._asked.add(ask.unit)
         self._context.count("requests")
         how = "answered"
@@ -299,6 +331,7 @@ class Bus:
             raise
         except PortClosed:
             how = ""
+            self._gives_up_by_closing(ask.unit, expected)
             raise
         finally:
             now_s = self._context.monotonic_s()
@@ -362,6 +395,18 @@ class Bus:
         self._unanswered[self._number] = (unit, sent_at_s)
         self.absent.discard(unit)
         self.gateway.said_nothing(self._context.monotonic_s() - sent_at_s)
+
+    def _gives_up_by_closing(self, unit: int, expected: bool) -> None:
+        """The connection was closed. While a request was under way, it may be the gateway's way to give a unit up:
+        learn how long it took."""
+        now_s = self._context.monotonic_s()
+        if now_s - self._sent_at_s < CLOSED_BEFORE_S:
+            return
+        asked_s = [at_s for other, at_s in self._unanswered.values() if other != unit]
+        if asked_s:
+            self.gateway.was_busy(now_s - max(*asked_s, self._cleared_at_s))
+        elif not expected:
+            self.gateway.was_busy(now_s - self._sent_at_s)
 
     def _busy_for_s(self, unit: int) -> float:
         """How much longer the other end may be busy with other units that did not answer."""

@@ -56,6 +56,7 @@ class Bench:
         if self.line.closed_at_s is not None and self.clock.monotonic_s() >= self.line.closed_at_s:
             raise LinkError("cannot connect")
         self.connected += 1
+        self.line.reopened()
         yield self.line
 
     def sets(self, device: str) -> list[dict[str, Value]]:

@@ -92,8 +92,18 @@ class MemoryLine:
     most: Callable[[], int] = lambda: 1 << 20
     age_s: float = 0.0
     age_doubt_s: float = 0.0
+    hangs_up_at_s: float | None = None
     _coming: list[tuple[float, int, bytes]] = field(default_factory=list)
     _count: int = 0
+
+    def hang_up(self, after_s: float) -> None:
+        """The other end closes this connection, with all that is under way on it."""
+        self.hangs_up_at_s = self.clock.monotonic_s() + after_s
+
+    def reopened(self) -> None:
+        """A new connection."""
+        self.hangs_up_at_s = None
+        self._coming.clear()
 
     def send(self, after_s: float, data: bytes) -> None:
         """Bytes that arrive `after_s` from now."""
@@ -114,6 +124,9 @@ class MemoryLine:
     async def read_within(self, timeout_s: float) -> bytes:
         until_s = self.clock.monotonic_s() + timeout_s
         comes_s = self._coming[0][0] if self._coming else float("inf")
+        if self.hangs_up_at_s is not None and self.hangs_up_at_s <= min(until_s, comes_s):
+            self._move_to(self.hangs_up_at_s)
+            raise self.gone()
         if self.closed_at_s is not None and self.closed_at_s <= min(until_s, comes_s):
             self._move_to(self.closed_at_s)
             raise self.gone()

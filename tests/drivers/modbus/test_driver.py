@@ -319,3 +319,14 @@ async def test_a_dead_tcp_connection_is_opened_anew() -> None:
     await bench.run_for(90)
 
     assert bench.recorder.counts["reconnects"] >= 1
+
+
+@pytest.mark.parametrize("every", ["3 s", "10 min"])
+async def test_a_port_that_is_unplugged_between_two_polls_is_noticed_at_once(every: str) -> None:
+    bench = Bench(link({"m": {"template": template(a={"address": 0}), "unit_id": 1, "every": every}}), served)
+
+    unplugged_s = bench.clock.monotonic_s() + 1.5
+    await bench.run_for(1.5)
+
+    assert bench.reasons("m") == [Reason.NONE, Reason.LINK_DOWN]
+    assert bench.clock.monotonic_s() - unplugged_s < 4.5

@@ -18,12 +18,20 @@ class Behind:
         dead: units that do not answer.
         wait_s: how long it waits for one of them.
         tells: it then answers with exception 11; else with nothing.
+        closes: it then closes the connection instead.
     """
 
     def __init__(
-        self, dead: set[int], wait_s: float, *, tells: bool = True, every: str = "2 s", count: int = 4
+        self,
+        dead: set[int],
+        wait_s: float,
+        *,
+        tells: bool = True,
+        closes: bool = False,
+        every: str = "2 s",
+        count: int = 4,
     ) -> None:
-        self.dead, self.wait_s, self.tells = dead, wait_s, tells
+        self.dead, self.wait_s, self.tells, self.closes = dead, wait_s, tells, closes
         self.free_at_s = 0.0
         devices = {f"u{n}": {"template": TWO_WORDS, "unit_id": n, "every": every} for n in range(1, count + 1)}
         self.bench = Bench(link(devices, host="192.0.2.1"), self.answer)
@@ -33,6 +41,9 @@ class Behind:
         dead = request.unit in self.dead
         self.free_at_s = max(now_s, self.free_at_s) + (self.wait_s if dead else 0.05)
         pdu = slave.words(3, [7] * request.count)
+        if dead and self.closes:
+            self.bench.line.hang_up(self.wait_s)
+            return []
         if dead:
             pdu = bytes((request.function | 0x80, 11)) if self.tells else b""
         return [(self.free_at_s - now_s, slave.tcp(request.number, request.unit, pdu))] if pdu else []
@@ -56,6 +67,18 @@ async def test_units_beside_a_dead_one_keep_their_readings(dead: set[int], wait_
     living = [f"u{unit}" for unit in shares]
     timeouts = sum(reason is not Reason.NONE for name in living for reason in behind.bench.reasons(name)[:-1])
     assert timeouts <= 2, "a neighbour's wait is not its own silence"
+
+
+@pytest.mark.parametrize("wait_s", [0.2, 1.5, 3.0])
+@pytest.mark.parametrize("dead", [{4}, {1}, {2, 3}], ids=str)
+async def test_a_gateway_may_give_a_unit_up_by_closing_the_connection(dead: set[int], wait_s: float) -> None:
+    behind = Behind(dead, wait_s, closes=True, count=6)
+
+    await behind.bench.run_for(600)
+
+    shares = behind.shares(600, 2)
+    assert min(shares.values()) >= 0.94, shares
+    assert behind.bench.runs == 1, "it is no outage"
 
 
 @pytest.mark.parametrize("wait_s", [1.5, 3.0])
