@@ -18,7 +18,7 @@ from typing import Any
 from gateway.backoff import Backoff
 from gateway.clock import Source, SystemClock
 from gateway.config.explain import as_json
-from gateway.driver_run import owned_task
+from gateway.driver_run import SharedLoop, owned_task
 from gateway.forward.broker import Broker
 from gateway.forward.checked import SAMPLE_OF, Checked
 from gateway.forward.dates import Dates
@@ -537,7 +537,7 @@ def serve(path: Path) -> None:
         LogError: the log cannot be used, or another daemon holds it.
     """
     daemon = Daemon(path)
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=SharedLoop) as runner:
         loop = runner.get_loop()
         loop.set_task_factory(owned_task)
         main = loop.create_task(daemon.run(), name="daemon")
@@ -546,8 +546,8 @@ def serve(path: Path) -> None:
                 with contextlib.suppress(asyncio.CancelledError):
                     loop.run_until_complete(main)
                 break
-            except (SystemExit, KeyboardInterrupt, Interrupted) as error:
-                if main.done():
+            except (SystemExit, KeyboardInterrupt, Interrupted, RuntimeError) as error:  # RuntimeError: it was stopped
+                if main.done() or loop.is_closed():
                     raise
                 fault(
                     "exit_refused", error

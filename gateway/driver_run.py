@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+from asyncio import TimerHandle
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import Any, Final, ParamSpec
 from weakref import WeakSet
 
@@ -15,6 +17,7 @@ from gateway.sdk.reading import ReadingSet
 from gateway.sdk.streams import ByteStream
 
 MAX_REQUESTS: Final = 8  # one-shot reads and writes waiting for a link; more are refused, not queued
+MAX_THREADS: Final = 8  # for the blocking calls of one link's driver, over all its runs
 EMITS_A_TURN: Final = 16  # then the loop has its turn, also under a driver that never waits
 REFUSED_PAUSE_S: Final = 1.0  # one that was cut off and ignores every error must not spin
 
@@ -53,10 +56,14 @@ class DriverRun:
     Args:
         name: of its link, for events.
         emit: takes a set into the gateway.
+        threads: for what it calls in threads (`asyncio.to_thread`, names looked up).
     """
 
-    def __init__(self, name: str, emit: Callable[[ReadingSet], Awaitable[Receipt]], clock: Clock) -> None:
+    def __init__(
+        self, name: str, emit: Callable[[ReadingSet], Awaitable[Receipt]], clock: Clock, threads: Executor
+    ) -> None:
         self._name = name
+        self.threads = threads
         self._emit = emit
         self._clock = clock
         self._over = False
@@ -153,6 +160,30 @@ class _OfRun:
 
 async def _closed(held: AbstractAsyncContextManager[ByteStream]) -> None:
     await held.__aexit__(None, None, None)
+
+
+class SharedLoop(asyncio.SelectorEventLoop):
+    """The loop that drivers share with each other and with the gateway: what one of them does with it stays its own
+    matter."""
+
+    def call_at(  # type: ignore[override]  # the arguments are passed on as they are
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> TimerHandle:
+        """As ever, but not at NaN: that is neither before nor after any other time, and one such timer would leave the
+        timers of everybody out of order for good."""
+        if when != when:
+            raise ValueError("a timer at NaN")
+        return super().call_at(when, callback, *args, context=context)
+
+    def run_in_executor(  # type: ignore[override]  # the arguments are passed on as they are
+        self, executor: Executor | None, func: Callable[..., Any], *args: Any
+    ) -> "asyncio.Future[Any]":
+        """As ever, but in threads of the link where a driver calls: calls that never return must not use up the threads
+        that its neighbours look names up in, and the gateway stops with."""
+        run = _RUN.get()
+        if executor is None and run is not None:
+            executor = run.threads
+        return super().run_in_executor(executor, func, *args)
 
 
 def owned_task(loop: asyncio.AbstractEventLoop, work: Any, **kwargs: Any) -> "asyncio.Task[Any]":

@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from gateway.claims import BACK, FOREVER, Reception, TimeGate
-from gateway.driver_run import DriverRun, RequestQueue
+from gateway.driver_run import MAX_THREADS, DriverRun, RequestQueue
 from gateway.gate import added, is_sound, mended, offered
 from gateway.health import DeviceHealth, Health, LinkHealth
 from gateway.intake import Intake, rules_of
@@ -71,7 +72,8 @@ class LinkService:
         self._paused_until_s: dict[str, float] = {}
         self._rejected_event_s = -REJECT_EVENT_EVERY_S
         self._remedies = _remedies(config)
-        self._run = DriverRun(self.name, self.emit, clock)
+        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=self.name)
+        self._run = DriverRun(self.name, self.emit, clock, self._threads)
         self.came_up = False
         self._heard_good = False  # in this run
         self._faults: set[tuple[str, str, int]] = (
@@ -87,7 +89,7 @@ class LinkService:
         for device in tuple(self._notes):
             self._note(device, "", "")  # what an earlier run remarked; the driver says it again while it is true
         self.came_up = self._heard_good = False
-        self._run = DriverRun(self.name, self.emit, self._clock)
+        self._run = DriverRun(self.name, self.emit, self._clock, self._threads)
         await self._run.drive(self._driver.run(self._config, self._context()))
 
     def cut_off(self) -> None:
@@ -103,7 +105,10 @@ class LinkService:
 
     def stopped(self, error: Exception) -> None:
         """The link is off until the config changes."""
-        remedy = error.problems[0].remedy if isinstance(error, ConfigError) else ""
+        try:
+            remedy = told(error.problems[0].remedy) if isinstance(error, ConfigError) else ""
+        except Exception:  # noqa: BLE001 - a driver's own error may hold anything, or nothing
+            remedy = DRIVER_FAULT
         self._health.set_state(self._record, self._link, "off", said(error), remedy)
         self._lose_devices()
 

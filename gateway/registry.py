@@ -1,11 +1,14 @@
 """Entry points -> drivers and simulators. Only what a config names is imported; idle libraries cost no memory."""
 
 import importlib.metadata
+from collections.abc import Callable
 from typing import Any
 
+from gateway.sdk.config import LinkConfig
 from gateway.sdk.driver import SDK_VERSION, Driver
-from gateway.sdk.errors import CitygateError
+from gateway.sdk.errors import CitygateError, said
 from gateway.sdk.simulator import Simulator
+from gateway.sdk.template import Template
 
 DRIVERS = "citygate.drivers"
 SIMULATORS = "citygate.simulators"
@@ -48,10 +51,15 @@ class Registry:
             DriverUnavailable: nobody offers it, two packages do, its import fails, or it wants another SDK.
         """
         driver: Driver[Any] = self._load(DRIVERS, name, "driver")
-        if driver.sdk_version != SDK_VERSION:
+        version = getattr(driver, "sdk_version", None)
+        if version != SDK_VERSION:
             raise DriverUnavailable(
-                f"driver {name} is written for SDK version {driver.sdk_version}, this gateway has {SDK_VERSION}",
+                f"driver {name} is written for SDK version {version}, this gateway has {SDK_VERSION}",
                 f"install a version of {self.origin(name)} that fits this gateway",
+            )
+        if lacking := _lacking(driver):
+            raise DriverUnavailable(
+                f"driver {name} from {self.origin(name)} is none: {lacking}", "report it to the author of the package"
             )
         return driver
 
@@ -78,13 +86,35 @@ class Registry:
             raise DriverUnavailable(f"{what} {name} is offered by {names}", "uninstall one of them")
         try:
             loaded = offers[0].load()
-        except Exception as error:  # a foreign package may raise anything while it is imported
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a foreign package may raise anything while it is imported, or ask to exit
             raise DriverUnavailable(
-                f"{what} {name} from {_origin(offers[0])} cannot be imported: {type(error).__name__}: {error}",
+                f"{what} {name} from {_origin(offers[0])} cannot be imported: {type(error).__name__}: {said(error)}",
                 f"install what it needs{_extra(offers[0])}, or reinstall the package",
             ) from error
         self._loaded[group, name] = loaded
         return loaded
+
+
+def _lacking(driver: Any) -> str:
+    """What keeps this from being a driver; "" when nothing does."""
+    for attribute, fits in _SHAPE.items():
+        try:
+            if not fits(getattr(driver, attribute)):
+                return f"its {attribute} is not what it should be"
+        except Exception as error:  # noqa: BLE001 - a property of foreign code
+            return f"its {attribute} cannot be had: {type(error).__name__}: {said(error)}"
+    return ""
+
+
+_SHAPE: dict[str, Callable[[Any], bool]] = {
+    "config_model": lambda its: issubclass(its, LinkConfig),
+    "template_model": lambda its: issubclass(its, Template),
+    "templates": lambda its: callable(its.joinpath) and callable(its.iterdir),
+    "run": callable,
+    "decode": callable,
+}
 
 
 def _offers(group: str) -> dict[str, tuple[importlib.metadata.EntryPoint, ...]]:

@@ -16,7 +16,7 @@ from gateway.config.model import Config
 from gateway.config.tree import Scalar, find
 from gateway.sdk.config import Claim, DeviceConfig, LinkConfig, Secret
 from gateway.sdk.driver import SharesLine, Warns
-from gateway.sdk.errors import Problem
+from gateway.sdk.errors import Problem, said
 
 LINE_FULL = 0.9  # part of a line's time taken by polls; beyond it one slow answer makes every device late
 BYTES_PER_READING = 12  # on the card, segment and database pages together; a poll of few points costs more for each
@@ -53,9 +53,19 @@ def _link(link: LoadedLink) -> Iterator[Problem]:
         yield from _points(device, ("links", link.name, "devices", name))
     yield from _shared_addresses(link.name, link.config)
     yield from _load(link)
-    if isinstance(link.driver, Warns):
-        for problem in link.driver.warnings(link.config):
-            yield replace(problem, path=("links", link.name, *problem.path), severity="warning")
+    try:
+        said_by_driver: list[Problem] = (
+            list(link.driver.warnings(link.config)) if isinstance(link.driver, Warns) else []
+        )
+        yield from [replace(its, path=("links", link.name, *its.path), severity="warning") for its in said_by_driver]
+    except Exception as error:  # noqa: BLE001 - foreign code
+        yield _driver_fault(link, "warnings", error)
+
+
+def _driver_fault(link: LoadedLink, what: str, error: Exception) -> Problem:
+    message = f"driver {getattr(link.driver, 'name', '?')}: its {what} fail: {type(error).__name__}: {said(error)}"
+    remedy = "a fault of the driver's package: report it to its author"
+    return Problem("driver-fault", ("links", link.name), message, remedy, "warning")
 
 
 def _shared_addresses(link: str, config: LinkConfig) -> Iterator[Problem]:
@@ -134,8 +144,12 @@ def _points(device: DeviceConfig, path: PathOf) -> Iterator[Problem]:
 def _load(link: LoadedLink) -> Iterator[Problem]:
     if not isinstance(link.driver, SharesLine) or link.config is None:
         return
-    shares = link.driver.shares(link.config)
-    total = sum(shares.values())
+    try:
+        shares = dict(link.driver.shares(link.config))
+        total = float(sum(shares.values()))
+    except Exception as error:  # noqa: BLE001 - foreign code
+        yield _driver_fault(link, "shares", error)
+        return
     if total > LINE_FULL:
         largest = sorted(shares, key=lambda name: -shares[name])[:3]
         message = f"polling takes {total:.0%} of the line's time; beyond {LINE_FULL:.0%} polls come late"

@@ -142,6 +142,18 @@ def test_whoever_asks_to_exit_the_daemon_goes_on(box: Box) -> None:
     assert daemon.end(within_s=10) == 0
 
 
+@pytest.mark.parametrize("misdeed", ["never_times", "blocks_threads", "stops_the_loop", "raises_an_odd_error"])
+def test_what_a_driver_does_to_the_loop_stays_its_own_matter(box: Box, misdeed: str) -> None:
+    daemon = start(box, misdeed)
+    if misdeed != "raises_an_odd_error":
+        eventually("it speaks", lambda: box.device(misdeed, f"{misdeed}-1").get("sets"))
+
+    neighbours_go_on(box, 40)
+    neighbours_lost_nothing(box)
+
+    assert daemon.end(within_s=10) == 0
+
+
 def _stored(path: Path) -> Any:
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as file:
         return file.execute("select count(*) from segment").fetchone()[0]

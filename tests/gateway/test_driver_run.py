@@ -2,12 +2,16 @@
 
 import asyncio
 import contextlib
+import math
+import threading
+import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from gateway.driver_run import EMITS_A_TURN, DriverRun, RequestQueue, owned_task
+from gateway.driver_run import EMITS_A_TURN, DriverRun, RequestQueue, SharedLoop, owned_task
 from gateway.sdk.driver import Receipt, Request
 from gateway.sdk.errors import LinkError
 from gateway.sdk.reading import ReadingSet
@@ -42,7 +46,7 @@ def taken() -> Taken:
 
 @pytest.fixture
 def run(taken: Taken) -> DriverRun:
-    return DriverRun("link l", taken.emit, ManualClock())
+    return DriverRun("link l", taken.emit, ManualClock(), ThreadPoolExecutor(1))
 
 
 async def test_a_driver_that_never_waits_leaves_the_loop_its_turns(run: DriverRun) -> None:
@@ -124,7 +128,7 @@ async def test_tasks_that_were_left_behind_end_with_the_run(run: DriverRun) -> N
 
 async def test_a_request_goes_to_the_run_that_is_alive() -> None:
     queue, clock, taken = RequestQueue(), ManualClock(), Taken()
-    old, new = (DriverRun("link l", taken.emit, clock) for _ in range(2))
+    old, new = (DriverRun("link l", taken.emit, clock, ThreadPoolExecutor(1)) for _ in range(2))
     waits = asyncio.create_task(old.requests(queue).get())
     await asyncio.sleep(0)
     old.end()
@@ -135,3 +139,40 @@ async def test_a_request_goes_to_the_run_that_is_alive() -> None:
         await waits
     assert old.requests(queue).get_nowait() is None
     assert await new.requests(queue).get() is request
+
+
+async def _sleeps(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+def test_a_timer_at_nan_is_refused_and_the_timers_of_others_go_on() -> None:
+    async def main() -> None:
+        before = [asyncio.create_task(_sleeps(n / 1000)) for n in range(50)]
+        for _ in range(20):
+            with pytest.raises(ValueError, match="NaN"):
+                await asyncio.sleep(math.nan)
+            before.append(asyncio.create_task(_sleeps(0.01)))
+        await asyncio.wait_for(asyncio.gather(*before), 5)
+
+    with asyncio.Runner(loop_factory=SharedLoop) as runner:
+        runner.run(main())
+
+
+def test_threads_that_a_driver_uses_up_are_its_own(taken: Taken) -> None:
+    released = threading.Event()
+
+    async def driver() -> None:
+        await asyncio.gather(*(asyncio.to_thread(released.wait) for _ in range(100)))
+
+    async def main() -> None:
+        run = DriverRun("link l", taken.emit, ManualClock(), ThreadPoolExecutor(2))
+        bad = asyncio.create_task(run.drive(driver()))
+        await asyncio.sleep(0.01)
+        assert await asyncio.wait_for(asyncio.to_thread(time.monotonic), 5)
+        bad.cancel()
+
+    with asyncio.Runner(loop_factory=SharedLoop) as runner:
+        try:
+            runner.run(main())
+        finally:
+            released.set()

@@ -9,6 +9,17 @@ import pytest
 
 from gateway.registry import DriverUnavailable, Registry
 
+DRIVER_CODE = """
+from pathlib import Path
+from gateway.sdk.config import LinkConfig
+from gateway.sdk.driver import SDK_VERSION
+from gateway.sdk.template import Template
+class D:
+ name, sdk_version, config_model, template_model, templates = "odd", SDK_VERSION, LinkConfig, Template, Path(".")
+ async def run(self, config, context): ...
+ def decode(self, template, frame, context): ...
+"""
+
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -77,7 +88,30 @@ def test_a_driver_for_another_sdk_is_refused(packages: Path) -> None:
 def test_a_package_that_stands_on_the_path_twice_is_one(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("a", "b"):
         (packages / folder).mkdir()
-        package(packages / folder, "made_up_same", "same", "class DRIVER:\n    sdk_version = 1\n")
+        package(packages / folder, "made_up_same", "same", DRIVER_CODE + "\nDRIVER = D()")
         monkeypatch.syspath_prepend(str(packages / folder))
 
-    assert Registry().driver("same").sdk_version == 1
+    assert Registry().driver("same").name == "odd"
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("class Odd(BaseException): pass\nraise Odd('no')", "Odd: no"),
+        ("class Odd(Exception):\n def __str__(self): return 1 / 0\nraise Odd", "Odd"),
+        ("DRIVER = None", "SDK version None"),
+        (
+            DRIVER_CODE + "\n @property\n def templates(self): raise KeyError('where')\nDRIVER = D()",
+            "templates cannot be had",
+        ),
+        (DRIVER_CODE + "\n templates = 7\nDRIVER = D()", "templates cannot be had"),
+        (DRIVER_CODE + "\n config_model = dict\nDRIVER = D()", "config_model is not"),
+        (DRIVER_CODE + "\n run = None\nDRIVER = D()", "run is not"),
+    ],
+)
+def test_what_is_no_driver_is_said_whatever_it_does(packages: Path, code: str, says: str) -> None:
+    package(packages, "made_up_odd", "odd", code)
+
+    with pytest.raises(DriverUnavailable, match=says):
+        Registry().driver("odd")

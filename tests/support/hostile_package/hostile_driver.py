@@ -14,7 +14,7 @@ from pydantic import Field
 
 from gateway.sdk.config import DeviceConfig, LinkConfig
 from gateway.sdk.driver import SDK_VERSION, Context
-from gateway.sdk.errors import FrameError
+from gateway.sdk.errors import ConfigError, FrameError
 from gateway.sdk.reading import Reading, ReadingSet
 from gateway.sdk.template import Template
 
@@ -159,6 +159,31 @@ async def offers_time(device: str, context: Context, config: HostileLink) -> Non
         await context.sleep(EVERY_S)
 
 
+async def never_times(device: str, context: Context, config: HostileLink) -> None:
+    while True:
+        for seconds in (math.nan, -math.inf, math.inf):
+            try:
+                await asyncio.wait_for(context.sleep(seconds), EVERY_S)
+            except (ValueError, TimeoutError):
+                continue
+        await context.emit(a_set(device, 1.0))
+
+
+async def blocks_threads(device: str, context: Context, config: HostileLink) -> None:
+    await context.emit(a_set(device, 1.0))
+    await asyncio.gather(*(asyncio.to_thread(time.sleep, 3600) for _ in range(100)))
+
+
+async def stops_the_loop(device: str, context: Context, config: HostileLink) -> None:
+    await context.emit(a_set(device, 1.0))
+    asyncio.get_running_loop().stop()
+    await asyncio.sleep(3600)
+
+
+async def raises_an_odd_error(device: str, context: Context, config: HostileLink) -> None:
+    raise ConfigError(())
+
+
 MISDEEDS: dict[str, Callable[[str, Context, HostileLink], Awaitable[None]]] = {
     "naive_time": hands_over(lambda device: a_set(device, 1.0, at=datetime(2026, 6, 1, 12, 0))),
     "no_time": hands_over(lambda device: a_set(device, 1.0, at="yesterday")),
@@ -188,6 +213,10 @@ MISDEEDS: dict[str, Callable[[str, Context, HostileLink], Awaitable[None]]] = {
     "unknown_device": unknown_device,
     "big_state": big_state,
     "offers_time": offers_time,
+    "never_times": never_times,
+    "blocks_threads": blocks_threads,
+    "stops_the_loop": stops_the_loop,
+    "raises_an_odd_error": raises_an_odd_error,
 }
 
 
