@@ -59,7 +59,9 @@ class Counter:
     Attributes:
         track: the count that is believed; None before the first value.
         rate: the most that was counted per second; None until something was.
-        former: the count that was given up for `track`; forgotten when that has moved on.
+        former: the count that was given up for `track`, or that it made a wide step from; forgotten when that has moved
+            on.
+        former_rate: `rate` before that step.
         since: where `track` stood when it was believed.
         doubt: what is seen instead of `track`.
         rounds: what the operator last said of the rounds gone through; None: nothing.
@@ -69,6 +71,7 @@ class Counter:
     rate: float | None = None
     former: Track | None = None
     since: float = 0.0
+    former_rate: float | None = None
     doubt: Doubt | None = None
     rounds: int | None = None
 
@@ -89,11 +92,13 @@ class Counter:
             self.track = Track((self.rounds or 0) * rollover, value, at_s)
             return _total(self.track)
         if self._goes_on(track, value, rollover, at_s):
+            if value - track.last > NEAR * rollover:  # possible, but it may be a glitch all the same
+                self.former, self.since, self.former_rate = track, value, self.rate
+            elif value - self.since > NEAR * rollover:
+                self.former = None
             self._learn(value - track.last, at_s - track.at_s)
             self.track = Track(track.base, value, at_s)
             self.doubt = None
-            if value - self.since > NEAR * rollover:
-                self.former = None
             return _total(self.track)
         self.doubt = doubt = self._doubted(value, rollover, at_s)
         base = self._settled(track, doubt, rollover)
@@ -145,12 +150,15 @@ class Counter:
         if doubt.seen < CONFIRMED:
             return None
         if self.former is not None and self._goes_on(self.former, doubt.last, rollover, doubt.last_at_s):
+            self.rate = self.former_rate or self.rate  # what was learned by a glitch is none
             return self.former.base
         fall = track.last - doubt.first
         if fall <= NEAR * rollover:  # a jump up, or counts that the meter had not saved when its power failed
             return track.base
         if self._is_next_round(track, doubt, rollover):
             return track.base + rollover
+        if self.former is not None and self._is_next_round(self.former, doubt, rollover):
+            return self.former.base + rollover  # the glitch came at the end of a round
         stood_s = doubt.last_at_s - doubt.first_at_s
         if doubt.seen >= NEW_COUNT and (doubt.last > doubt.first or stood_s >= NEW_COUNT_S):
             return 0.0

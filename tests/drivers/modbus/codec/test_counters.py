@@ -199,3 +199,23 @@ def test_rounds_said_before_the_first_reading_count_from_the_first_reading_on() 
     counter.correct(1, ROUND)
 
     assert counter.take(5.0, ROUND, START_S) == pytest.approx(ROUND + 5)
+
+
+@pytest.mark.parametrize("wrong_by", [1100, 3_000, 9_000, 14_000, 29_000])
+@pytest.mark.parametrize("at", [20_000, 35_000, 64_500], ids=str)
+@pytest.mark.parametrize("again", [False, True], ids=["once", "after a restart"])
+def test_a_glitch_of_a_size_that_can_be_is_taken_back_with_all_rounds(at: int, wrong_by: int, again: bool) -> None:
+    """Sixteen bits of fast pulses: ten times the rate ever seen is half a round."""
+    round_, step, counter = 65536, 1500, Counter()
+    true = 3 * round_ + at
+    for n in range(200, 0, -1):
+        counter.take(float((true - n * step) % round_), round_, START_S - 10.0 * n)
+    before = counter.take(float(at), round_, START_S)
+    assert before is not None
+
+    counter.take(float(min(at + step + wrong_by, round_ - 1)), round_, START_S + 10)
+    if again:
+        counter = Counter.restored(counter.saved(), counts=round_)
+    told = [counter.take(float((true + n * step) % round_), round_, START_S + 10.0 * n) for n in range(2, 12)]
+
+    assert [total for total in told[3:] if total is not None] == [before + n * step for n in range(5, 12)]
