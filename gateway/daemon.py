@@ -535,6 +535,7 @@ def serve(path: Path) -> None:
     Raises:
         ConfigError: with every problem; nothing was touched.
         LogError: the log cannot be used, or another daemon holds it.
+        CitygateError: something in this process has ended it that had no right to; a new start helps.
     """
     daemon = Daemon(path)
     with asyncio.Runner(loop_factory=SharedLoop) as runner:
@@ -552,10 +553,15 @@ def serve(path: Path) -> None:
                 fault(
                     "exit_refused", error
                 )  # from a callback or a task of a driver's own; the loop goes on where it was
-        _leave(loop)
+        unasked = main.cancelled()
+        if unasked:
+            event("cancelled_unasked")
+        _leave(loop, code=int(unasked))
+    if unasked:
+        raise CitygateError("a driver has cancelled the tasks of the gateway; all that was taken is committed")
 
 
-def _leave(loop: asyncio.AbstractEventLoop) -> None:
+def _leave(loop: asyncio.AbstractEventLoop, *, code: int) -> None:
     """End the process where a driver would keep it: by a task that ignores cancel, or a thread that never ends."""
     left = asyncio.all_tasks(loop)
     for task in left:
@@ -567,4 +573,4 @@ def _leave(loop: asyncio.AbstractEventLoop) -> None:
         event("left_behind", tasks=sorted(task.get_name() for task in left), threads=threads)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(code)

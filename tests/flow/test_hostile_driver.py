@@ -154,6 +154,15 @@ def test_what_a_driver_does_to_the_loop_stays_its_own_matter(box: Box, misdeed: 
     assert daemon.end(within_s=10) == 0
 
 
+def test_a_driver_that_cancels_everybody_ends_the_daemon_as_a_fault_with_all_on_the_card(box: Box) -> None:
+    """It cannot be told apart from the gateway's own doing; but it is no clean end, and nothing is lost by it."""
+    daemon = start(box, "cancels_everybody")
+
+    assert daemon.popen.wait(20) == 1
+    assert "cancelled_unasked" in daemon.text()
+    assert _stored(box.folder / "buffer.db")
+
+
 def _stored(path: Path) -> Any:
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as file:
         return file.execute("select count(*) from segment").fetchone()[0]

@@ -180,6 +180,17 @@ async def stops_the_loop(device: str, context: Context, config: HostileLink) -> 
     await asyncio.sleep(3600)
 
 
+async def cancels_everybody(device: str, context: Context, config: HostileLink) -> None:
+    await context.emit(a_set(device, 1.0))
+    await asyncio.sleep(0.5)
+    for task in asyncio.all_tasks():
+        task.cancel()
+    await asyncio.sleep(3600)
+
+
+CANCELS_EVERYBODY = {"cancels_everybody": cancels_everybody}
+
+
 async def raises_an_odd_error(device: str, context: Context, config: HostileLink) -> None:
     raise ConfigError(())
 
@@ -234,7 +245,7 @@ class HostileDriver:
 
     async def run(self, config: HostileLink, context: Context) -> None:
         [device] = config.devices
-        await {"well": well, **MISDEEDS}[config.does](device, context, config)
+        await {"well": well, **CANCELS_EVERYBODY, **MISDEEDS}[config.does](device, context, config)
 
     def decode(self, template: Template, frame: bytes, context: Mapping[str, Any]) -> tuple[Reading, ...]:
         raise KeyError("no such key")
