@@ -227,9 +227,10 @@ class Bus:
             LinkError: the link is gone, or cannot be opened.
         """
         while True:
-            await self._until(self.free_at_s(ask.unit))
+            if self._barred_until_s:
+                await self._until(self.free_at_s(ask.unit))
             async with self._lock:
-                if self.free_at_s(ask.unit) - self._context.monotonic_s() > CLOCK_STEP_S:
+                if self._barred_until_s and self.free_at_s(ask.unit) - self._context.monotonic_s() > CLOCK_STEP_S:
                     continue  # another request to the unit failed while this one waited
                 if self._connection is not None and (self._stream is None or self.silent or ask.function not in TABLES):
                     return await self._connected(ask, timeout_s, rest_s, expected, tries=2)

@@ -52,8 +52,10 @@ def finish(readings: Iterable[Reading], rules: Rules, counters: Mapping[str, Cou
     return tuple(by_point[point] for point in rules.order if point in by_point)
 
 
-def in_order(readings: Sequence[Reading], order: Sequence[str]) -> tuple[Reading, ...]:
+def in_order(readings: Sequence[Reading], order: tuple[str, ...]) -> tuple[Reading, ...]:
     """As the template lists the points."""
+    if tuple([reading.point for reading in readings]) == order:  # the common case
+        return tuple(readings)
     by_point = {reading.point: reading for reading in readings}
     return tuple(by_point[point] for point in order if point in by_point)
 
