@@ -1,14 +1,27 @@
 """The operator's side of LoRa links, and what a template adds to say what a payload means."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from drivers.lora.layout import Codec, LayoutCodec, layout_points
-from gateway.sdk.config import BaudRate, ConfigModel, DeviceConfig, Duration, Host, LinkConfig, Secret, SerialPort
+from gateway.sdk.config import (
+    BaudRate,
+    Claim,
+    ConfigModel,
+    DeviceConfig,
+    Duration,
+    Host,
+    LinkConfig,
+    Secret,
+    SerialPort,
+    parse_host,
+    same_host,
+)
 from gateway.sdk.template import Template
 
 PEM_BYTES = 65_536  # of a key file that are looked at
@@ -122,10 +135,36 @@ def _is_encrypted(file: str) -> bool:
         return False
 
 
+def mqtt_address(url: str) -> tuple[str, int]:
+    """Host and port of `mqtt://host`, `mqtts://[::1]:8884`. Raises ValueError that says what is wrong."""
+    try:
+        scheme, netloc, *_ = parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        raise ValueError(f"{url!r} is no address of an MQTT broker; write it as in mqtt://host:1883") from None
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0:
+        given = netloc.rpartition("]")[2].partition(":")[2]
+        raise ValueError(f"{given!r} is no port; ports go from 1 to 65535") from None
+    return parse_host(host), port or (8883 if scheme == "mqtts" else 1883)
+
+
+def _check_mqtt_url(url: str) -> str:
+    mqtt_address(url)
+    return url
+
+
 class MqttLink(LinkConfig):
     """A network server's MQTT broker."""
 
-    url: str = Field(pattern=r"^mqtts?://[^/@\s]+$", description="mqtt://host:1883 or mqtts://host:8883")
+    url: Annotated[
+        str,
+        Field(pattern=r"^mqtts?://[^/@?#\s]+$", description="mqtt://host:1883 or mqtts://host:8883"),
+        AfterValidator(_check_mqtt_url),
+    ]
     username: str = Field("", description="of the broker; The Things Stack: application@tenant")
     password: Secret = Field(Secret(), description="or API key; give it as !secret")
     ca_file: str = Field("", description="PEM file of the authority of the broker's certificate; default: the system's")
@@ -148,6 +187,15 @@ class MqttLink(LinkConfig):
         if not self.key_password and _is_encrypted(self.key_file):
             raise ValueError(f"{self.key_file} is encrypted: give key_password, or a key without one")
         return self
+
+    def claims(self) -> Iterator[Claim]:
+        """Its session, where its name is given (the default is made from the link's), and its devices."""
+        if self.client_id:
+            host, port = mqtt_address(self.url)
+            yield Claim("session", f"client id {self.client_id} at {same_host(host)}:{port}", ("client_id",))
+        for name, device in self.devices.items():
+            if isinstance(device, ServerDevice):
+                yield Claim("device", f"DevEUI {device.dev_eui}", ("devices", name, "dev_eui"), within=True)
 
 
 class ChirpstackLink(MqttLink):
@@ -205,6 +253,14 @@ class SemtechUdpLink(LinkConfig):
     gateways: tuple[DevEui, ...] = Field((), description="EUIs of concentrators we listen to; default: any")
     devices: dict[str, RadioDevice] = Field(default={}, description="devices whose keys we hold, by our name")
 
+    def claims(self) -> Iterator[Claim]:
+        """The port it listens at, and its sessions: many devices of the world share a DevAddr, none its key too."""
+        yield Claim("listener", f"UDP {same_host(self.host)}:{self.port}", ("port",))
+        for name, device in self.devices.items():
+            abp = device.activation.abp
+            path = ("devices", name, "activation", "abp", "dev_addr")
+            yield Claim("device", f"DevAddr {abp.dev_addr}", path, within=True, also=abp.nwk_s_key)
+
 
 class ModemDevice(LoraDevice):
     """A sender that a point-to-point modem hears."""
@@ -233,3 +289,11 @@ class LoraModemLink(LinkConfig):
         if len(self.devices) > 1 and (None in addresses or len(set(addresses)) < len(addresses)):
             raise ValueError("several senders need an address each")
         return self
+
+    def claims(self) -> Iterator[Claim]:
+        """Its serial port, and its senders where two modems are set up alike: else they may hear different networks."""
+        yield from super().claims()
+        for name, device in self.devices.items():
+            if self.setup and device.address is not None:
+                path, network = ("devices", name, "address"), "\n".join(self.setup).upper()
+                yield Claim("device", f"{self.modem} sender {device.address}", path, also=network)

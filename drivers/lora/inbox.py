@@ -11,10 +11,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from drivers.lora import broker_words
-from drivers.lora.config import MqttLink
+from drivers.lora.config import MqttLink, mqtt_address
 from gateway.sdk.errors import LinkError, PortClosed
 
 CONNECT_S = 15.0
@@ -157,8 +156,7 @@ class MqttInbox:
 
     async def _connect(self, paho: Any) -> None:
         """Connect in a thread: names, TCP and TLS block."""
-        parts = urlsplit(self._config.url)
-        port = parts.port or (8883 if parts.scheme == "mqtts" else 1883)
+        host, port = mqtt_address(self._config.url)
         more: dict[str, Any] = {}
         if self._protocol == "5":
             from paho.mqtt.packettypes import PacketTypes
@@ -171,7 +169,7 @@ class MqttInbox:
         abandoned = threading.Event()
 
         def connect() -> None:
-            self._client.connect(parts.hostname, port, KEEPALIVE_S, **more)
+            self._client.connect(host, port, KEEPALIVE_S, **more)
             if abandoned.is_set():
                 self._client.disconnect()
 

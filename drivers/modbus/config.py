@@ -1,6 +1,7 @@
 """What stands in the operator's file for a Modbus link, and in a Modbus template."""
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, WithJsonSchema, model_validator
@@ -8,12 +9,14 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, WithJsonSchema, mod
 from drivers.modbus.codec.registers import raw_range, sentinels, words_of
 from gateway.sdk.config import (
     BaudRate,
+    Claim,
     ConfigModel,
     DeviceConfig,
     Duration,
     Host,
     LinkConfig,
     parse_serial_port,
+    same_host,
 )
 from gateway.sdk.template import Template, TemplateModel, TemplatePoint
 
@@ -402,6 +405,13 @@ class ModbusConfig(LinkConfig):
             parse_serial_port(self.port)
         except ValueError as error:
             raise ValueError(f"port: {error}") from None
+
+    def claims(self) -> Iterator[Claim]:
+        """Its line; of a host the units, since several links may well share a gateway with different ones."""
+        yield from super().claims()
+        for name, device in self.devices.items() if self.host else ():
+            whole = f"unit {device.unit_id} of {same_host(self.host)}:{self.tcp_port}"
+            yield Claim("device", whole, ("devices", name, "unit_id"))
 
     @property
     def wire(self) -> Literal["rtu", "ascii", "tcp"]:

@@ -2,11 +2,11 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, SecretStr
 
@@ -14,7 +14,7 @@ from gateway.config.explain import did_you_mean, locate
 from gateway.config.loader import Loaded, LoadedLink
 from gateway.config.model import Config
 from gateway.config.tree import Scalar, find
-from gateway.sdk.config import Claim, DeviceConfig, LinkConfig, Secret
+from gateway.sdk.config import Claim, DeviceConfig, LinkConfig, Secret, same_host
 from gateway.sdk.driver import SharesLine, Warns
 from gateway.sdk.errors import Problem, said
 
@@ -27,13 +27,17 @@ _SECRET_KEY = re.compile(r"(?i)(?:.*_)?(?:password|secret|token)|.+_key")  # of 
 _ADDRESSES = ("unit_id", "dev_eui", "dev_addr", "address")  # keys by which drivers tell the devices of a link apart
 _BY_ID = Path("/dev/serial/by-id")
 
+T = TypeVar("T")
 PathOf = tuple[str | int, ...]
 
 
 def advise(loaded: Loaded) -> tuple[Problem, ...]:
     """All warnings about a config, placed; the errors that show only when links and templates are known are among them."""
-    found = [problem for link in loaded.links.values() for problem in _link(link)]
-    found += _claims(loaded)
+    found: list[Problem] = []
+    claims = {name: _asked(link, _claims_of(link), found) for name, link in loaded.links.items()}
+    for name, link in loaded.links.items():
+        found += _asked(link, _link(link, claims[name]), found)
+    found += _claims(loaded, claims)
     if loaded.config is not None:
         config = loaded.config
         found += [*_devices_and_brokers(loaded, config), *_buffer(loaded, config), *_rates(loaded, config)]
@@ -41,7 +45,24 @@ def advise(loaded: Loaded) -> tuple[Problem, ...]:
     return tuple(locate(problem, loaded.root) for problem in found)
 
 
-def _link(link: LoadedLink) -> Iterator[Problem]:
+def _asked(link: LoadedLink, answers: Iterator[T], found: list[Problem]) -> list[T]:
+    """What is asked of a driver, as far as it answers; that its code broke is a problem like any other."""
+    got: list[T] = []
+    try:
+        got.extend(answers)
+    except Exception as error:  # noqa: BLE001  not our code: told, the other links are checked
+        message = f"driver {link.driver_name} cannot check this link: {type(error).__name__}: {error}"
+        remedy = "a fault of the driver's package: report it to its author"
+        found.append(Problem("driver-fault", ("links", link.name), message, remedy, at="key"))
+    return got
+
+
+def _claims_of(link: LoadedLink) -> Iterator[Claim]:
+    if link.config is not None:
+        yield from link.config.claims()
+
+
+def _link(link: LoadedLink, claims: Sequence[Claim]) -> Iterator[Problem]:
     if link.config is None:
         return
     port = getattr(link.config, "port", "")
@@ -51,7 +72,7 @@ def _link(link: LoadedLink) -> Iterator[Problem]:
         yield Problem("unstable-port", ("links", link.name, "port"), message, remedy, "warning")
     for name, device in link.config.devices.items():
         yield from _points(device, ("links", link.name, "devices", name))
-    yield from _shared_addresses(link.name, link.config)
+    yield from _shared_addresses(link.name, link.config, {claim.path for claim in claims if claim.within})
     yield from _load(link)
     try:
         said_by_driver: list[Problem] = (
@@ -68,11 +89,14 @@ def _driver_fault(link: LoadedLink, what: str, error: Exception) -> Problem:
     return Problem("driver-fault", ("links", link.name), message, remedy, "warning")
 
 
-def _shared_addresses(link: str, config: LinkConfig) -> Iterator[Problem]:
-    """Two devices that answer to one address: meant for a unit read by two templates, else a copied line."""
+def _shared_addresses(link: str, config: LinkConfig, claimed: Container[PathOf]) -> Iterator[Problem]:
+    """Two devices that answer to one address: meant for a unit read by two templates, else a copied line. What can only
+    be a mistake is claimed, and an error."""
     owners: dict[tuple[str, str], str] = {}
     for name, device in config.devices.items():
         for key in _ADDRESSES:
+            if ("devices", name, key) in claimed:
+                continue
             address = str(getattr(device, key, None) or "").lower()
             owner = owners.setdefault((key, address), name) if address else name
             if owner != name:
@@ -81,45 +105,51 @@ def _shared_addresses(link: str, config: LinkConfig) -> Iterator[Problem]:
                 yield Problem("shared-address", ("links", link, "devices", name, key), message, remedy, "warning")
 
 
-def _claims(loaded: Loaded) -> Iterator[Problem]:
-    """Two links that take the same: each would keep the other out, or both would have the other's."""
-    owners: list[tuple[Claim, str]] = []
+def _claims(loaded: Loaded, claims: Mapping[str, Sequence[Claim]]) -> Iterator[Problem]:
+    """Two that take the same: each would keep the other out, or both would have the other's."""
+    listening: list[tuple[str, str]] = []
     if loaded.config is not None and loaded.config.http.port:
         its = loaded.config.http
-        owners.append((Claim("listener", f"TCP {its.host}:{its.port}", ()), "http.listen"))
-    for link in loaded.links.values():
-        for claim in link.config.claims() if link.config is not None else ():
-            for other, owner in owners:
-                if _same(claim, other) and (owner != link.name or claim.within):
-                    code, message, remedy = _shared(claim, owner)
-                    yield Problem(code, ("links", link.name, *claim.path), message, remedy)
-                    break
-            else:
-                owners.append((claim, link.name))
+        listening.append((f"TCP {same_host(its.host)}:{its.port}", "http.listen"))
+    owners: dict[tuple[str, str, str], tuple[str, Claim]] = {}
+    for link, its_claims in claims.items():
+        for claim in its_claims:
+            path = ("links", link, *claim.path)
+            if claim.kind == "listener":
+                taken = next((owner for name, owner in listening if _same_listener(name, claim.name)), "")
+                listening.append((claim.name, f"link {link}"))
+                if taken:
+                    message = f"{claim.name} is taken by {taken} too"
+                    yield Problem("shared-listener", path, message, "another port for one of them")
+                continue
+            owner, its_claim = owners.setdefault((claim.kind, claim.name, claim.also), (link, claim))
+            if its_claim is not claim and (owner != link or claim.within):
+                code, message, remedy = _shared(claim, its_claim, owner, one_link=owner == link)
+                yield Problem(code, path, message, remedy)
 
 
-def _shared(claim: Claim, owner: str) -> tuple[str, str, str]:
-    """Code, message, remedy."""
+def _shared(claim: Claim, other: Claim, owner: str, *, one_link: bool) -> tuple[str, str, str]:
+    """Code, message, remedy; `owner` is the link whose claim came first."""
     if claim.kind == "port":
         message = f"{claim.name} is the port of link {owner} too"
         return "shared-port", message, "one link for each port; put the devices together"
-    if claim.kind == "listener":
-        return "shared-listener", f"{claim.name} is taken by {owner} too", "another port for one of them"
     if claim.kind == "session":
         message = f"{claim.name} is that of link {owner} too: each would throw the other out"
         return "shared-session", message, "another client_id, or none: the default is made from the link's name"
-    message = f"{claim.name} is a device of link {owner} too: it would be read twice, under two names"
+    device = other.path[1] if other.path[:1] == ("devices",) else "one"
+    if one_link:
+        message = f"{claim.name} is {device} too: only one of them would get what it sends"
+        return "shared-device", message, "give each its own, or take one of them out"
+    message = f"{claim.name} is {device} of link {owner} too: it would be read twice, under two names"
     return "shared-device", message, "take one of them out; what two templates read of one unit belongs on one link"
 
 
-def _same(one: Claim, other: Claim) -> bool:
-    if one.kind != other.kind or one.kind != "listener":
-        return (one.kind, one.name) == (other.kind, other.name)
-    (first, a), (second, b) = (name.rpartition(":")[::2] for name in (one.name, other.name))
-    protocol, host = first.split(" ", 1)
-    other_protocol, other_host = second.split(" ", 1)
-    everywhere = {"0.0.0.0", "::", "[::]", "*", ""}
-    return (protocol, a) == (other_protocol, b) and (host == other_host or bool({host, other_host} & everywhere))
+def _same_listener(one: str, other: str) -> bool:
+    """Whether both cannot listen: "UDP 127.0.0.1:1700" and the same port at every address."""
+    (first, port), (second, other_port) = (name.rpartition(":")[::2] for name in (one, other))
+    (protocol, host), (other_protocol, other_host) = (its.split(" ", 1) for its in (first, second))
+    either = {host, other_host}
+    return (protocol, port) == (other_protocol, other_port) and (len(either) == 1 or bool(either & {"0.0.0.0", "::"}))
 
 
 def _stable_name(port: str) -> str:

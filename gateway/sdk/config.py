@@ -61,6 +61,7 @@ Rate = Annotated[
     BeforeValidator(parse_rate_per_s),
     WithJsonSchema({"type": "string", "pattern": _pattern(RATES_PER_S), "examples": ["500/s", "30/min"]}),
 ]
+_SERIAL = re.compile(r"/|usb:(?:[0-9a-f]{4}:[0-9a-f]{4}(?![0-9a-f]))?", re.IGNORECASE)
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
 
@@ -88,11 +89,20 @@ def parse_host(host: str) -> str:
     return host
 
 
+def same_host(host: str) -> str:
+    """The host in the one spelling in which two are compared; nothing is looked up."""
+    bare = host.removeprefix("[").removesuffix("]").rstrip(".").lower()
+    try:
+        return str(ipaddress.ip_address(bare))
+    except ValueError:
+        return "127.0.0.1" if bare == "localhost" else bare
+
+
 def parse_serial_port(port: str) -> str:
     """A path, or `usb:VID:PID[:SERIAL][@LOCATION]`. Raises ValueError that says what is meant instead."""
     if "\0" in port:
         raise ValueError("a path has no NUL character in it")
-    if port.startswith("/") or re.match(r"usb:", port, re.IGNORECASE):
+    if _SERIAL.match(port):
         return port
     if "://" in port or re.fullmatch(r"[^/\s]+:[0-9]+", port) or re.fullmatch(r"[0-9.]+", port):
         raise ValueError(f"{port!r} is no serial port; a device on the network has host: and port: with the number")
@@ -182,12 +192,14 @@ class Claim(NamedTuple):
         name: what must differ, as people would say it: "UDP 0.0.0.0:1700".
         path: where it stands within the link, e.g. ("devices", "bin-42", "dev_eui").
         within: whether two of one link exclude each other too.
+        also: what must be equal as well and is shown to nobody, e.g. the key that belongs to an address.
     """
 
     kind: Literal["port", "listener", "session", "device"]
     name: str
     path: tuple[str, ...]
     within: bool = False
+    also: str = ""
 
 
 class LinkConfig(ConfigModel):
@@ -199,5 +211,6 @@ class LinkConfig(ConfigModel):
     def claims(self) -> Iterator[Claim]:
         """What this link must have for itself: its serial port; a driver adds what else it takes."""
         port = getattr(self, "port", None)
-        if isinstance(port, str) and port.startswith(("/", "usb:")):
-            yield Claim("port", os.path.realpath(port) if port.startswith("/") else port, ("port",))
+        if isinstance(port, str) and (match := _SERIAL.match(port)):
+            # numbers of the adapter may be written in capitals; a serial number is what it is
+            yield Claim("port", os.path.realpath(port) if match[0] == "/" else match[0].lower() + port[match.end() :], ("port",))

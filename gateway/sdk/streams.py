@@ -441,7 +441,7 @@ async def open_serial(
     Raises:
         LinkError: absent, not permitted or taken; the message says which and what to do.
     """
-    path = usb_path(port) if port.startswith("usb:") else port
+    path = usb_path(port) if port[:4].lower() == "usb:" else port
     try:
         device = _configured(path, baud_rate, parity, stop_bits, data_bits)
     except (OSError, ValueError, OverflowError, termios.error) as error:
