@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from gateway.journal import event
+from gateway.journal import event, hidden
 from gateway.sdk.driver import Clock
 
 MAX_REJECTIONS = 16  # kinds remembered of a link; the one not seen for longest makes room
@@ -48,6 +48,7 @@ class Rejections:
 
     def add(self, reason: str, device: str, remedy: str, at: datetime) -> bool:
         """Count one. Whether it is one of many in a row, all for the same reason."""
+        reason, remedy = hidden(reason), hidden(remedy)
         key = _VARIES.sub("#", reason)[:MAX_REASON_CHARACTERS], device
         row = self._rows.pop(key, None)
         if row is None:

@@ -11,6 +11,7 @@ from gateway.config.advice import advise
 from gateway.config.explain import in_order, locate
 from gateway.config.loader import Loaded, LoadedLink, NoDriver, config_files, load
 from gateway.config.model import NAME, BrokerConfig, CityProfile, Config
+from gateway.config.secrets import without_secrets
 from gateway.config.templates import LoadedTemplate, Templates, check_samples
 from gateway.config.tree import Map, Place, Scalar, Source, find
 from gateway.config.validate import validate
@@ -130,7 +131,7 @@ def make_plan(path: Path, registry: Drivers, *, with_secrets: bool = True) -> Pl
             compiled.append((profile, _compile(checked, loaded, profile, models, problems)))
     tables = {broker: next(its for known, its in compiled if known == profile) for broker, profile in profiles.items()}
     read_api = compiled[0][1]
-    ordered = in_order(problems)
+    ordered = in_order(without_secrets(problem, loaded.secrets) for problem in problems)
     if loaded.config is None or any(problem.severity == "error" for problem in ordered):
         raise ConfigError(ordered)
     brokers = {

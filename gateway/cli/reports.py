@@ -59,13 +59,14 @@ def add_verbs(verbs: Verbs) -> None:
 
 def bundle(given: argparse.Namespace) -> int:
     """`citygate bundle`."""
-    from gateway.config.secrets import Secrets, hide_logins
+    from gateway.config.secrets import hide_logins
+    from gateway.journal import hidden, keep_secret
 
     now = datetime.now(UTC)
     path: Path = given.output or Path(f"citygate-{platform.node()}-{now:%Y%m%dT%H%M%SZ}.tar.gz")
     loaded = _loaded(given.config)
-    secrets = Secrets(given.config, {}, set(loaded.secrets))
-    contents = {name: hide_logins(secrets.redact(text)) for name, text in _contents(given.config, loaded)}
+    keep_secret(loaded.secrets)
+    contents = {name: hide_logins(hidden(text)) for name, text in _contents(given.config, loaded)}
     try:
         _write(path, contents, now)
     except OSError as error:

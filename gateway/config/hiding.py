@@ -37,9 +37,18 @@ def hide(parts: Iterable[tuple[Node, Any]]) -> frozenset[str]:
 
 def shown_lines(source: Source) -> list[str]:
     """The lines of a file whose secrets were hidden, its comments too; of one that is no YAML, by the words in it."""
-    if not source.parsed:
-        return list(_without_tree(source.lines))
-    return [hide_in_line(line) for line in source.lines]
+    lines = _without_tree(source.lines) if not source.parsed else (hide_in_line(line) for line in source.lines)
+    return list(_without_pem(lines))
+
+
+def _without_pem(lines: Iterable[str]) -> Iterator[str]:
+    """A key in PEM is many lines, whatever stands before them."""
+    inside = False
+    for line in lines:
+        begins = line.find("-----BEGIN ")
+        first = begins if begins >= 0 else len(line) - len(line.lstrip("# \t"))
+        yield line[:first] + "•" * (len(line) - first) if inside or begins >= 0 else line
+        inside = (inside or begins >= 0) and "-----END " not in line
 
 
 def _without_tree(lines: Iterable[str]) -> Iterator[str]:

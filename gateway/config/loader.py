@@ -14,7 +14,7 @@ from gateway.config.explain import known_or_near, locate
 from gateway.config.hiding import hide, shown_lines
 from gateway.config.migrate import migrate
 from gateway.config.model import NAME, VERSION, CityProfile, Config, GatewayConfig
-from gateway.config.secrets import Secrets, hide_logins, resolve
+from gateway.config.secrets import Secrets, resolve, without_secrets
 from gateway.config.templates import LoadedTemplate, Templates, yaml_files
 from gateway.config.tree import (
     Entry,
@@ -177,8 +177,7 @@ class _Load:
         about = {"missing-secret", "wrong-name"}
         kept = [problem for problem in self.problems if problem.path not in untold or problem.code in about]
         return tuple(
-            replace(problem, message=hide_logins(secrets.redact(problem.message)), source=_line(problem, sources))
-            for problem in kept
+            without_secrets(replace(problem, source=_line(problem, sources)), secrets.known) for problem in kept
         )
 
     def _config(self, root: Map) -> Config | None:

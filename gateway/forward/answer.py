@@ -19,6 +19,7 @@ import orjson
 
 from gateway.backoff import retry_after_s
 from gateway.forward.broker import Outcome
+from gateway.journal import hidden
 from gateway.sdk.errors import FrameError, foreign
 
 REASON_CHARS = 300
@@ -158,7 +159,7 @@ def words(text: object) -> str:
         text = str(text) if abs(text) < 1e15 else ""
     if not isinstance(text, str):
         return ""
-    line = " ".join(text[: 4 * REASON_CHARS].split())
+    line = " ".join(hidden(text[: 100 * REASON_CHARS])[: 4 * REASON_CHARS].split())
     return "".join(letter if letter.isprintable() else "�" for letter in line)[:REASON_CHARS]
 
 

@@ -2,6 +2,7 @@
 together. `POST /control/VERB` with a JSON object of arguments; the answer is JSON, an error carries its exit code."""
 
 import asyncio
+import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import aiohttp
 import orjson
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
+from aiohttp.web import RequestPayloadError
 
 from gateway.config.explain import as_json, text
 from gateway.encode import to_json
@@ -58,6 +61,8 @@ async def _serve(request: web.Request) -> web.Response:
             raise UnknownName(f"this daemon has no verb {name}; it has {known}")
     except CitygateError as error:
         return _json(_error_body(error), status=422)
+    except ConnectionError:
+        raise  # who asked has gone
     except Exception as error:  # noqa: BLE001 - our bug; the command ends, the daemon and its traceback stay
         fault("verb_crashed", error, verb=name)
         said = f"{type(error).__name__}: {error}"
@@ -73,6 +78,10 @@ async def _body(request: web.Request) -> bytes:
             return await request.read()
     except TimeoutError:
         raise UnknownName(f"the arguments did not come within {BODY_WITHIN_S:g} s") from None
+    except web.HTTPRequestEntityTooLarge:
+        raise UnknownName("the arguments are too long: verbs take names and numbers") from None
+    except (HttpProcessingError, RequestPayloadError, zlib.error) as error:
+        raise UnknownName(f"the arguments cannot be read: {' '.join(str(error).split())[:200]}") from None
 
 
 def _arguments(body: bytes) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import hmac
 import ipaddress
+import logging
 import os
 import socket
 from base64 import b64decode
@@ -13,14 +14,16 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
+from aiohttp.web import RequestPayloadError
 
 from gateway.config.model import is_loopback, parse_listen
 from gateway.http import control, page, read_api
 from gateway.http.door import Door
 from gateway.http.told import told
 from gateway.http.view import VIEW, GatewayView
-from gateway.journal import all_hidden, event
+from gateway.journal import all_hidden, event, fault
 from gateway.sdk.errors import CitygateError
 
 RETRY_LISTEN_S = 10.0
@@ -135,7 +138,7 @@ class Server:
         app[VIEW] = self._view
         app.on_response_prepare.append(_sign)
         app.add_routes([*page.routes(), *read_api.routes(), *_plain_routes(), *extra])
-        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=STOP_S)
+        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=STOP_S, logger=_log())
         await runner.setup()
         assert runner.server is not None
         try:
@@ -178,6 +181,22 @@ def _knows(request: web.Request, token: str) -> bool:
         return False
     # header bytes that are no UTF-8 come as lone surrogates
     return hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), token.encode())
+
+
+class _Faults(logging.Handler):
+    """What aiohttp says of its work: that a request was none is its sender's fault and said to it, not to the journal,
+    which anybody could fill so; the rest is ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, HttpProcessingError | RequestPayloadError | ConnectionError):
+            fault("http_failed", error, said=record.getMessage())
+
+
+def _log() -> logging.Logger:
+    logger = logging.Logger("gateway.http", logging.WARNING)
+    logger.addHandler(_Faults())
+    return logger
 
 
 @contextlib.asynccontextmanager

@@ -213,4 +213,6 @@ class LinkConfig(ConfigModel):
         port = getattr(self, "port", None)
         if isinstance(port, str) and (match := _SERIAL.match(port)):
             # numbers of the adapter may be written in capitals; a serial number is what it is
-            yield Claim("port", os.path.realpath(port) if match[0] == "/" else match[0].lower() + port[match.end() :], ("port",))
+            yield Claim(
+                "port", os.path.realpath(port) if match[0] == "/" else match[0].lower() + port[match.end() :], ("port",)
+            )

@@ -1,13 +1,22 @@
 """What the journal says, and never says."""
 
+import html
 import io
 import json
-from collections.abc import Iterator
+import logging
+from base64 import b64encode, urlsafe_b64encode
+from collections.abc import Callable, Iterator
+from urllib.parse import quote, quote_plus
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from gateway import journal
+from gateway.forward.answer import words
+from gateway.health import Rejections
 from gateway.journal import all_hidden, event, fault, hidden, keep_passing_secret, keep_secret
+from gateway.sdk.testing import NOON
 
 SECRET = "hunter2/and more"
 
@@ -37,6 +46,23 @@ def test_a_known_secret_is_hidden_in_every_field_and_traceback(said: io.StringIO
 
     assert SECRET not in said.getvalue()
     assert "is not right" in json.loads(said.getvalue().splitlines()[0])["reason"]
+
+
+def test_what_a_library_says_is_an_event_and_hides_it_too(said: io.StringIO) -> None:
+    keep_secret([SECRET])
+
+    logging.getLogger("asyncio").error("lost %s", SECRET)
+    try:
+        raise ValueError(f"bad login {SECRET}")
+    except ValueError:
+        logging.getLogger("paho").exception("of a callback")
+
+    lines = [json.loads(line) for line in said.getvalue().splitlines()]
+    assert SECRET not in said.getvalue()
+    assert [(line["event"], line["library"]) for line in lines] == [
+        ("library_error", its) for its in ("asyncio", "paho")
+    ]
+    assert "ValueError" in lines[1]["exception"]
 
 
 @pytest.mark.parametrize("form", ["hunter2%2Fand%20more", "aHVudGVyMi9hbmQgbW9yZQ=="])
@@ -77,3 +103,94 @@ def test_a_password_like_a_name_or_a_year_spoils_neither_names_nor_times() -> No
 
     assert all_hidden(status) == status
     assert all_hidden({"reason": "milano is wrong"}) == {"reason": "••• is wrong"}
+
+
+def test_a_password_that_is_a_word_takes_no_name_with_it_and_a_token_does() -> None:
+    keep_secret(["state", "links", "Hunter2-and-some-More"])
+
+    shown = all_hidden({"state": "ok", "links": {"links": {}}, "of Hunter2-and-some-More": 1})
+    assert shown == {"state": "ok", "links": {"links": {}}, "of •••": 1}
+
+
+SECRETS = (
+    "Hunter2-and-some-More",
+    "p@ss w/rd+\"'<&>\\",
+    "Zm9/+29vYg==",
+    "grün-Wég-am-7",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJndyJ9.c2lnbmF0dXJl",
+)
+WRITTEN: dict[str, Callable[[str], str]] = {
+    "as it is": str,
+    "capitals": str.upper,
+    "small": str.lower,
+    "address": lambda secret: quote(secret, safe=""),
+    "address, small hex": lambda secret: quote(secret, safe="").lower(),
+    "form": quote_plus,
+    "JSON": lambda secret: json.dumps({"a": secret}),
+    "Python": repr,
+    "HTML": html.escape,
+    "base64": lambda secret: b64encode(secret.encode()).decode(),
+    "base64 of an address": lambda secret: urlsafe_b64encode(secret.encode()).decode().rstrip("="),
+    "base64 of a login": lambda secret: b64encode(f"gw-017:{secret}".encode()).decode(),
+    "base64 of another login": lambda secret: b64encode(f"gw-17:{secret}".encode()).decode(),
+    "base64 of a third login": lambda secret: b64encode(f"gw-7:{secret}".encode()).decode(),
+}
+
+
+@pytest.mark.parametrize("way", WRITTEN)
+@pytest.mark.parametrize("secret", SECRETS)
+def test_however_it_is_written_it_is_hidden(secret: str, way: str) -> None:
+    keep_secret([secret])
+    echo = f"401 token {WRITTEN[way](secret)} is not known here"
+
+    shown = hidden(echo)
+
+    assert shown.startswith("401 token ")
+    assert shown.endswith(" is not known here")
+    for size in range(6, len(secret)):
+        assert WRITTEN[way](secret)[-size - 4 : -4] not in shown or way.startswith("base64 of")
+    assert len(shown) < len("401 token  is not known here") + 20
+
+
+@pytest.mark.parametrize("secret", [secret for secret in SECRETS if len(secret) >= 20])
+def test_a_secret_that_was_cut_is_hidden_as_far_as_it_stands_there(secret: str) -> None:
+    keep_secret([secret])
+    half = max(len(secret) // 2, 16)
+
+    for cut in range(half, len(secret)):
+        assert hidden(f"token {secret[:cut]}… refused") == "token •••… refused"
+        assert hidden(f"token …{secret[-cut:]} refused") == "token …••• refused"
+    assert hidden(f"token {secret[:half]}…{secret[-half:]} refused") == "token •••…••• refused"
+
+
+def test_one_secret_in_another_leaves_no_rest() -> None:
+    keep_secret(["hunter2", "hunter2-hunter2-and-more", "2-and"])
+    assert hidden("a hunter2-hunter2-and-more b hunter2 c") == "a ••• b ••• c"
+
+
+def test_words_that_only_begin_like_a_secret_stay() -> None:
+    keep_secret(["citygate-password-of-2026", "milano"])
+    assert (
+        hidden("citygate gave the password of citygate to citygate-p")
+        == "citygate gave the password of citygate to citygate-p"
+    )
+    assert hidden("Milano is not porto") == "Milano is not porto"
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(max_size=60), st.lists(st.text(min_size=1, max_size=40), max_size=4))
+def test_any_text_is_hidden_in_with_any_secret(text: str, secrets: list[str]) -> None:
+    keep_secret(secrets)
+    shown = hidden(text + "".join(secrets) + text)
+    for secret in secrets:
+        assert len(secret) < 4 or secret not in shown or secret in "•••"
+
+
+def test_a_broker_that_says_much_is_cut_only_after_hiding() -> None:
+    keep_secret([SECRETS[0]])
+    for before in range(260, 310):
+        assert "Hunt" not in words("x" * before + SECRETS[0] + " and more")
+    rejections = Rejections()
+    for before in range(160, 210):
+        rejections.add("é" * before + SECRETS[0], "", SECRETS[0], NOON)
+    assert not any("Hunt" in row.reason + row.kind + row.remedy for row in rejections.newest_first())

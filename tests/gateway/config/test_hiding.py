@@ -52,6 +52,16 @@ WAYS = {
     "http token": f"http: {{token: {SECRET}}}\n",
     "comment": BROKER + f"    # password: {SECRET}\n",
     "no YAML": BROKER + f"    auth: {{bearer: {SECRET}\n  : ]\n",
+    "no YAML, by value": BROKER + f"    send:\n      - {JWT}\n  ]]\n",
+    "no YAML, within": BROKER + f"    sendx-{JWT}\n  ]]\n",
+    "no YAML, behind a colon": BROKER + f"    send:{JWT}: [\n",
+    "a key": f"x-{JWT}: 1\n" + BROKER + f"    baererx-{JWT}:\n",
+    "a tag": BROKER + f"    auth: {{bearer: !{JWT} x}}\n",
+    "a name": f"links:\n  {JWT}: {{}}\n" + BROKER,
+    "comment by value": BROKER + f"    # it was {JWT}\n",
+    "comment with a header": BROKER + "    # Authorization: Basic aHVudGVyMjpIdW50ZXIyLWFuZA==\n",
+    "comment in PEM": BROKER + "    # -----BEGIN PRIVATE KEY-----\n    # Hunter2/and+some/More\n    # -----END PRIVATE KEY-----\n",
+    "no YAML, PEM": BROKER + "    it: |\n-----BEGIN PRIVATE KEY-----\nHunter2/and+some/More\n-----END PRIVATE KEY-----\n",
     "no YAML, block": BROKER + f"    auth:\n      bearer: |\n        {SECRET}\n  ]]\n",
 }  # fmt: skip
 
@@ -76,11 +86,14 @@ def said(folder: Path, body: str) -> str:
 def test_a_secret_in_clear_is_shown_nowhere(tmp_path: Path, way: str) -> None:
     shown = said(tmp_path, WAYS[way])
 
-    for secret in (SECRET, JWT, "Hunter2", JWT[:20]):
+    for secret in (SECRET, JWT, "Hunter2", JWT[:20], "aHVudGVy"):
         assert secret not in shown
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if "YAML" not in way and way not in ("comment", "query", "login")])
+@pytest.mark.parametrize(
+    "way",
+    [way for way in WAYS if not way.startswith(("no YAML", "comment", "query", "login", "a key", "a tag", "a name"))],
+)
 def test_what_stands_in_clear_is_known_from_then_on(tmp_path: Path, way: str) -> None:
     known = loaded(tmp_path, WAYS[way]).secrets
 
@@ -122,6 +135,10 @@ def test_the_caret_still_fits_what_is_hidden(tmp_path: Path) -> None:
         ("8c8b3f0d5e6a49b1a2c3d4e5f6071829", True),
         ("Zm9vYmFyMTIzNDU2Nzg5QUJDREVGRw==", True),
         ("24e124713d123456", False),
+        ("Bovisa-Scuola-Piano-2-Stanza-12", False),
+        ("Milano-Roof-RS485-Line2-Meter017", False),
+        ("usb-FTDI_FT232R_A50285BI-if00-port0", False),
+        ("GtfsTransitFeedFile2024Milano12", False),
         ("milesight/em400-udl", False),
         ("/dev/serial/by-id/usb-FTDI_FT232R_A50285BI-if00-port0", False),
         ("usb:0403:6001:A50285BI", False),
