@@ -27,12 +27,13 @@ from gateway.forward.ngsild import broker_of
 from gateway.harmonise.devices import box_set, sensor_set
 from gateway.harmonise.entity import Entity, harmonise
 from gateway.health import BrokerHealth, Health, notify, watchdog_every_s
+from gateway.hidden import keep_secret
 from gateway.http.outcome import UnknownName
 from gateway.http.preview import Good, entities, remarks, sample_values
 from gateway.http.server import Server
 from gateway.http.shapes import exchange_row, reading_rows, socket_path, utc
 from gateway.http.view import Verb
-from gateway.journal import bind, event, fault, keep_secret
+from gateway.journal import bind, event, fault
 from gateway.link import LinkService
 from gateway.log import console
 from gateway.log.log import Consumer, Log, LogSettings

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from gateway.journal import event, hidden
+from gateway.hidden import hidden
+from gateway.journal import event
 from gateway.sdk.driver import Clock
 
 MAX_REJECTIONS = 16  # kinds remembered of a link; the one not seen for longest makes room

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from drivers.lora.config import MqttLink
 from gateway.sdk.errors import LinkError
+from gateway.sdk.files import check_regular
 
 # of MQTT 5 and 3.1.1, as paho spells them
 _REFUSALS = {
@@ -114,6 +115,7 @@ def tls_context(config: MqttLink) -> ssl.SSLContext:
         return str(config.key_password)
 
     try:
+        check_regular(config.ca_file, config.cert_file, config.key_file)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if config.ca_file:
             context.load_verify_locations(config.ca_file)

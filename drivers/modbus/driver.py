@@ -36,6 +36,7 @@ from drivers.modbus.pieces import Piece
 from drivers.modbus.transaction import CLOCK_STEP_S, Answered, Bus, Connection, Timing
 from gateway.sdk.driver import SDK_VERSION, Context, Exchange, Request
 from gateway.sdk.errors import Busy, CitygateError, FrameError, LinkError, NoAnswer, Problem
+from gateway.sdk.files import check_regular
 from gateway.sdk.reading import Reading, ReadingSet, Reason, no_values
 from gateway.sdk.streams import ByteStream
 from gateway.sdk.template import Template
@@ -448,13 +449,19 @@ def _secured(tls: Tls) -> "ssl.SSLContext":
     import ssl  # only who encrypts pays for it
 
     try:
+        check_regular(tls.ca, tls.certificate, tls.key)
         context = ssl.create_default_context(cafile=tls.ca or None)
         if tls.certificate:
-            context.load_cert_chain(tls.certificate, tls.key or None)
-    except (OSError, ssl.SSLError) as error:
+            context.load_cert_chain(tls.certificate, tls.key or None, _no_password)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         files = ", ".join(file for file in (tls.ca, tls.certificate, tls.key) if file)
         raise LinkError(f"cannot use the certificates in {files}: {error}") from error
     return context
+
+
+def _no_password() -> str:
+    """Else OpenSSL would ask at the terminal."""
+    raise ValueError("the private key is encrypted; give it without a pass phrase, readable by the daemon alone")
 
 
 class _Polled:

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
+from gateway.hidden import keep_secret
 from gateway.http.outcome import NoDaemon, Refused, UnknownName
 from gateway.http.shapes import socket_path
 from gateway.sdk.errors import DRIVER_FAULT, CitygateError, FrameError, LinkError, said
@@ -40,12 +41,14 @@ def buffer_path(config: Path) -> Path:
     """
     from gateway.config.loader import config_files
     from gateway.config.model import BufferConfig
+    from gateway.config.tree import MAX_FILE_BYTES
+    from gateway.sdk.files import read_bytes
 
     found = os.environ.get("CITYGATE__BUFFER__PATH", "")
     main, fragments = config_files(config)
     for file in () if found else (main, *fragments):
         with contextlib.suppress(OSError):
-            found = _path_in(file.read_text(errors="replace")) or found
+            found = _path_in(read_bytes(file, MAX_FILE_BYTES).decode(errors="replace")) or found
     return Path(found or BufferConfig().path)
 
 
@@ -61,8 +64,18 @@ def _path_in(text: str) -> str:
             r"^buffer:(?:[^\S\n]*\{[^}]*?|(?:[^\S\n]*\n[^\S\n]+.*)*?)\bpath:\s*['\"]?([^\s'\",}]+)", text, re.MULTILINE
         )
         return near[1] if near else ""
-    except (StopIteration, AttributeError, TypeError, ValueError):
+    except (StopIteration, AttributeError, TypeError, ValueError, RecursionError):
         return ""
+
+
+def make_plan(config: Path, *, with_secrets: bool = True) -> "Plan":
+    """The plan of this config, as `gateway.plan.make_plan` makes it; from now on nothing that is said has its secrets."""
+    from gateway import plan
+    from gateway.registry import Registry
+
+    made = plan.make_plan(config, Registry(), with_secrets=with_secrets)
+    keep_secret(made.secrets)
+    return made
 
 
 def ask(config: Path, verb: str, *, timeout_s: float = 40.0, **arguments: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from gateway.cli import box
 from gateway.cli.terminal import complain, say, say_json, table
 from gateway.cli.verbs import Verbs
 from gateway.config import explain
@@ -88,13 +89,11 @@ def add_verbs(verbs: Verbs) -> None:
 
 def check(given: argparse.Namespace) -> int:
     """`citygate check`."""
-    from gateway.plan import make_plan
-    from gateway.registry import Registry
 
     problems: tuple[Problem, ...]
     devices: dict[str, Any] = {}
     try:
-        plan = make_plan(given.config, Registry(), with_secrets=not given.no_secrets)
+        plan = box.make_plan(given.config, with_secrets=not given.no_secrets)
         problems = plan.warnings
         devices = {name: _device(plan, name) for name in plan.devices}
     except ConfigError as error:
@@ -228,8 +227,6 @@ def add(given: argparse.Namespace) -> int:
     import tempfile
 
     from gateway.config.edit import put_device
-    from gateway.plan import make_plan
-    from gateway.registry import Registry
 
     settings = {"template": given.template, **_settings(given.settings)}
     link = _settings(given.link) or None
@@ -237,7 +234,7 @@ def add(given: argparse.Namespace) -> int:
         trial = _copy(given.config, Path(name))
         put_device(trial, given.link_name, given.device, settings, link)
         try:
-            plan = make_plan(trial, Registry())
+            plan = box.make_plan(trial)
         except ConfigError as error:
             shown = str(trial.parent), str(_main_file(given.config).parent)
             raise ConfigError(tuple(replace(p, file=p.file.replace(*shown)) for p in error.problems)) from None
@@ -298,7 +295,10 @@ def _copy(config: Path, folder: Path) -> Path:
         raise ConfigError(f"{main} is not there; `citygate init` writes one")
     (folder / FRAGMENTS).mkdir()
     for file in (main, *fragments):
-        shutil.copyfile(file, folder / file.relative_to(main.parent))
+        try:
+            shutil.copyfile(file, folder / file.relative_to(main.parent))
+        except OSError as error:
+            raise CitygateError(f"{file} cannot be read: {error.strerror or error}") from error
     for other in main.parent.iterdir():
         if not (folder / other.name).exists():
             (folder / other.name).symlink_to(other.resolve())

@@ -214,9 +214,8 @@ def read(given: argparse.Namespace) -> int:
 
 
 def _read_here(given: argparse.Namespace) -> int:
-    from gateway.plan import make_plan
 
-    plan = make_plan(given.config, Registry())
+    plan = box.make_plan(given.config)
     template = box.device_plan(plan, given.device).template
 
     async def reads() -> int:
@@ -279,9 +278,8 @@ def _preview_here(config: Path, name: str) -> dict[str, Any]:
     """As the daemon's own, from the template's sample."""
     from gateway.http.preview import entities, remarks, sample_values
     from gateway.models.validator import Validator
-    from gateway.plan import make_plan
 
-    plan = make_plan(config, Registry(), with_secrets=False)
+    plan = box.make_plan(config, with_secrets=False)
     device = box.device_plan(plan, name)
     driver = plan.links[device.link].driver
     assert driver is not None  # device_plan refused it otherwise

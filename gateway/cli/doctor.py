@@ -117,11 +117,9 @@ async def look(config: Path) -> AsyncIterator[Finding]:
 
 
 def _config(config: Path) -> tuple["Plan | None", Finding]:
-    from gateway.plan import make_plan
-    from gateway.registry import Registry
 
     try:
-        plan = make_plan(config, Registry())
+        plan = box.make_plan(config)
     except ConfigError as error:
         errors = counted(sum(problem.severity == "error" for problem in error.problems), "error")
         return None, Finding("config", "bad", f"{config}: {errors}", "`citygate check` lists each with its place")

@@ -183,10 +183,8 @@ def reload(given: argparse.Namespace) -> int:
 
 def once(given: argparse.Namespace) -> int:
     """`citygate once`."""
-    from gateway.plan import make_plan
-    from gateway.registry import Registry
 
-    make_plan(given.config, Registry())  # a config that is wrong is told with its places, not by a daemon's last words
+    box.make_plan(given.config)  # a config that is wrong is told with its places, not by a daemon's last words
     with box.some_daemon(given.config):
         devices = box.ask(given.config, "once", timeout_s=READ_ALL_WITHIN_S)["devices"]
         brokers = _sent(given)

@@ -60,7 +60,7 @@ def add_verbs(verbs: Verbs) -> None:
 def bundle(given: argparse.Namespace) -> int:
     """`citygate bundle`."""
     from gateway.config.secrets import hide_logins
-    from gateway.journal import hidden, keep_secret
+    from gateway.hidden import hidden, keep_secret
 
     now = datetime.now(UTC)
     path: Path = given.output or Path(f"citygate-{platform.node()}-{now:%Y%m%dT%H%M%SZ}.tar.gz")
@@ -131,7 +131,7 @@ def _about() -> dict[str, Any]:
 
 
 def _text(path: Path) -> str:
-    from gateway.config.tree import read_bytes
+    from gateway.sdk.files import read_bytes
 
     try:
         return read_bytes(path, MAX_FILE_BYTES).decode(errors="replace")
@@ -154,11 +154,9 @@ def _config_files(loaded: "Loaded") -> Iterator[tuple[str, str]]:
 
 def _check(config: Path) -> dict[str, Any]:
     from gateway.config import explain
-    from gateway.plan import make_plan
-    from gateway.registry import Registry
 
     try:
-        return explain.report(make_plan(config, Registry()).warnings)
+        return explain.report(box.make_plan(config).warnings)
     except ConfigError as error:
         return explain.report(error.problems)
 

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 import orjson
 
-from gateway.cli import street
+from gateway.cli import box, street
 from gateway.cli.terminal import complain
 from gateway.cli.verbs import Verbs
 from gateway.http.outcome import FINE, UnknownName
@@ -63,10 +63,8 @@ def add_verbs(verbs: Verbs) -> None:
 
 def simulate(given: argparse.Namespace) -> int:
     """`citygate simulate`."""
-    from gateway.plan import make_plan
-
     registry = Registry()
-    plan = make_plan(given.config, registry, with_secrets=False)
+    plan = box.make_plan(given.config, with_secrets=False)
     links = _chosen(plan, given.link)
     playback = _playback(given.recording, links) if given.recording else None
     faults = Faults(silent=set(_known(given.silent, plan)), late_s=_late(given.late, plan))

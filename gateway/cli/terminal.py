@@ -9,12 +9,14 @@ from typing import Any, TextIO
 import orjson
 
 from gateway.encode import to_json
+from gateway.hidden import ANY_CASE, all_hidden, hidden
 
 COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 
 
 def say(text: str = "") -> None:
     """A line on standard output."""
+    text = hidden(text, least=ANY_CASE)
     try:
         sys.stdout.write(f"{text}\n")
     except UnicodeEncodeError:  # half a surrogate pair, or a terminal that is not UTF-8
@@ -25,14 +27,14 @@ def say(text: str = "") -> None:
 
 def complain(text: str) -> None:
     """A line on standard error."""
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{hidden(text, least=ANY_CASE)}\n")
     sys.stderr.flush()
 
 
 def say_json(value: Any, *, line: bool = False) -> None:
     """One object or list; on one line when it is one of a stream or goes to a program."""
     pretty = not line and sys.stdout.isatty()
-    say(to_json(value, option=orjson.OPT_INDENT_2 if pretty else 0).decode())
+    say(to_json(all_hidden(value), option=orjson.OPT_INDENT_2 if pretty else 0).decode())
 
 
 def colour(text: str, name: str, stream: TextIO | None = None) -> str:

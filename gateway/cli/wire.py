@@ -276,9 +276,8 @@ def write(given: argparse.Namespace) -> int:
 
 
 def _write_here(given: argparse.Namespace) -> dict[str, Any]:
-    from gateway.plan import make_plan
 
-    plan = make_plan(given.config, Registry())
+    plan = box.make_plan(given.config)
     template = box.device_plan(plan, given.device).template
 
     async def work() -> dict[str, Any]:

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gateway.config.tree import Entry, Items, Map, Node, Scalar, place_problem, read_bytes
+from gateway.config.tree import Entry, Items, Map, Node, Scalar, place_problem
 from gateway.sdk.errors import Problem
+from gateway.sdk.files import read_bytes
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_SECRET_BYTES = 16 << 10

@@ -4,20 +4,17 @@ We read events instead of using a YAML constructor: it drops places, takes dupli
 and `010` into false, 750 and 8.
 """
 
-import errno
 import io
-import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from gateway.sdk.errors import Problem
+from gateway.sdk.files import read_bytes
 
 MAX_FILE_BYTES = 4 << 20  # 200 devices are 40 kB
 MAX_DEPTH = 32
@@ -166,22 +163,6 @@ def _read_text(path: Traversable, source: Source) -> str:
         column = len(before[before.rfind(b"\n") + 1 :].decode("utf-8", "replace")) + 1
         message = f"byte 0x{data[error.start]:02x} is not UTF-8"
         raise refuse("not-utf8", message, "save it as UTF-8", before.count(b"\n") + 1, column) from error
-
-
-def read_bytes(path: Traversable, most: int) -> bytes:
-    """At most so many bytes of a file.
-
-    Raises:
-        OSError: also for what is no regular file: a pipe would keep us waiting, a device never ends.
-    """
-    if not isinstance(path, Path):
-        with path.open("rb") as packed:
-            return packed.read(most)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
-        return file.read(most)
 
 
 _READ_REMEDY = "does it exist, and may this user read it? `citygate init` writes a new one"

@@ -19,7 +19,7 @@ import orjson
 
 from gateway.backoff import retry_after_s
 from gateway.forward.broker import Outcome
-from gateway.journal import hidden
+from gateway.hidden import hidden
 from gateway.sdk.errors import FrameError, foreign
 
 REASON_CHARS = 300

@@ -19,8 +19,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 from gateway.forward.answer import words
 from gateway.forward.broker import LoginFailed
 from gateway.forward.dates import NO_CHECK_TIME, DatedConnector, Dates, fault_of_dates
-from gateway.journal import event, keep_passing_secret
+from gateway.hidden import keep_passing_secret
+from gateway.journal import event
 from gateway.sdk.errors import BrokerUnavailable, FrameError, foreign
+from gateway.sdk.files import check_regular
 
 RENEW_BEFORE_S = 60.0
 TOKEN_S = 300.0  # believed of a token whose server does not say how long it lasts
@@ -62,6 +64,7 @@ class Tls:
             BrokerUnavailable: a file cannot be read; it may come later.
         """
         try:
+            check_regular(self.ca, self.certificate, self.key)
             context = ssl.create_default_context(cafile=self.ca or None)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             if self.certificate:

@@ -19,16 +19,18 @@ from aiohttp.typedefs import Handler, Middleware
 from aiohttp.web import RequestPayloadError
 
 from gateway.config.model import is_loopback, parse_listen
+from gateway.hidden import all_hidden
 from gateway.http import control, page, read_api
 from gateway.http.door import Door
 from gateway.http.told import told
 from gateway.http.view import VIEW, GatewayView
-from gateway.journal import all_hidden, event, fault
+from gateway.journal import event, fault
 from gateway.sdk.errors import CitygateError
 
 RETRY_LISTEN_S = 10.0
 MAX_BODY_BYTES = 64 * 1024  # verbs carry names and numbers
 MAX_PAGES, MAX_VERBS = 64, 32  # connections at once, by TCP and on the control socket
+MAX_REST_S = 1.0  # after an answer; one that took longer was held up by others
 STOP_S = 1.0  # open answers get this long when the daemon stops
 SOCKET_MODE = 0o660  # the daemon's group may use the verbs
 MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un
@@ -62,6 +64,7 @@ class Server:
         self._token = token
         self.url = ""
         self._faults: dict[str, str] = {}
+        self._turn = asyncio.Lock()
         if self._host and not token and not is_loopback(self._host):
             raise CitygateError(
                 f"http.listen {listen} can be reached from outside; set http.token, or listen on 127.0.0.1"
@@ -114,7 +117,7 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def _on_tcp(self) -> AsyncIterator[None]:
-        async with self._serving(MAX_PAGES, [], self._guard) as protocol:
+        async with self._serving(MAX_PAGES, [], self._in_turn, self._guard) as protocol:
             try:
                 server = await asyncio.get_running_loop().create_server(protocol, self._host, self._port)
             except OSError as error:
@@ -146,6 +149,22 @@ class Server:
                 yield door.through(runner.server)
         finally:
             await runner.cleanup()
+
+    @web.middleware
+    async def _in_turn(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """One answer at a time, and after each the loop is the links' for as long as it took: a page, whoever asks for it
+        how often, takes at most half of the box."""
+        if request.path in OPEN_PATHS:
+            return await handler(request)
+        await self._turn.acquire()
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        try:
+            if request.transport is None:
+                raise ConnectionResetError("who asked has gone")
+            return await handler(request)
+        finally:
+            loop.call_later(min(loop.time() - began_s, MAX_REST_S), self._turn.release)
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from gateway.encode import to_json
-from gateway.journal import all_hidden, says_secret
+from gateway.hidden import all_hidden, says_secret
 
 
 def told(value: Any) -> bytes:

@@ -94,12 +94,16 @@ class Console:
         pieces = self._log.held.pieces(
             _name(given, "broker"), entity=_name(given, "entity"), device=_name(given, "device")
         )
-        ids = given.get("ids") or []
-        if not isinstance(ids, list) or not all(isinstance(number, int) for number in ids):
+        ids = given.get("ids")
+        if ids is None:
+            return pieces
+        if not isinstance(ids, list) or not all(type(number) is int for number in ids):
             raise CitygateError("ids must be a list of whole numbers")
-        return pieces if not ids else [piece for piece in pieces if piece.id in ids]
+        return [piece for piece in pieces if piece.id in ids]
 
     def _chosen(self, given: Mapping[str, Any]) -> list[int]:
+        if not isinstance(given.get("all", False), bool):
+            raise CitygateError("all must be true or false")
         if not any(given.get(name) for name in ("ids", "broker", "entity", "device", "all")):
             raise CitygateError("say which: ids, broker, entity, device, or all")
         return [piece.id for piece in self._pieces(given)]

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gateway.models.catalogue import AttributeSpec, Catalogue, EntityType, catalogue
 from gateway.models.refresh import expanded, index_folder
 from gateway.sdk.errors import Problem
+from gateway.sdk.files import read_text
 from gateway.sdk.quantities import units
 
 _COMMON = "https://smart-data-models.github.io/data-models/common-schema.json#/definitions/"
@@ -70,7 +71,7 @@ def read_brief(file: Path) -> Brief:
         ValueError: not YAML, or not a brief; the message names each key.
     """
     try:
-        return Brief.model_validate(yaml.load(file.read_text(encoding="utf-8"), yaml.CSafeLoader))
+        return Brief.model_validate(yaml.load(read_text(file), yaml.CSafeLoader))
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not YAML: {error}") from None
     except ValidationError as error:
@@ -203,7 +204,7 @@ def write_model(brief: Brief, folder: Path, brief_text: str, models: Catalogue |
         ValueError: the brief breaks a rule, or another type of the subject has a term with another meaning.
     """
     context_file = folder / brief.subject / "context.jsonld"
-    context = json.loads(context_file.read_text())["@context"] if context_file.exists() else {}
+    context = json.loads(read_text(context_file))["@context"] if context_file.exists() else {}
     written = []
     texts = model_files(brief, models, context=context)
     texts[f"{brief.subject}/{brief.type}/model.yaml"] = brief_text
@@ -211,7 +212,7 @@ def write_model(brief: Brief, folder: Path, brief_text: str, models: Catalogue |
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.name == "CHANGELOG.md" and file.exists():
-            text = _with_history(text, file.read_text(encoding="utf-8"), brief)
+            text = _with_history(text, read_text(file), brief)
         file.write_text(text, encoding="utf-8")
         written.append(file)
     return written
@@ -273,7 +274,7 @@ def _base_parts(base: EntityType | None) -> tuple[list[Any], dict[str, Any], lis
     if base is None:
         return [], {}, []
     file = files("gateway.models") / "schemas" / base.subject / base.name / "schema.json"
-    schema = json.loads(file.read_text(encoding="utf-8"))
+    schema = json.loads(read_text(file))
     parts = [dict(part) for part in schema.get("allOf", [])]
     if "properties" in schema:
         parts.append({"properties": dict(schema["properties"])})
@@ -445,7 +446,7 @@ def extended(folder: Path, base: Catalogue | None = None) -> tuple[Catalogue, tu
     try:
         index_file = folder / "index.json"
         if index_file.exists():
-            base = base.with_index(json.loads(index_file.read_text(encoding="utf-8")))
+            base = base.with_index(json.loads(read_text(index_file)))
         contexts = _contexts(folder, problems)
         index = index_folder(_Models(folder), contexts=contexts, origin=str(folder))  # type: ignore[arg-type]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -510,7 +511,7 @@ def _out_of_date(folder: Path, brief: Brief, wanted: Mapping[str, str]) -> Itera
         if not file.exists():
             yield _problem(file, "is missing", "run citygate models new again")
         elif file.name == "CHANGELOG.md":
-            if f"## {brief.version}\n" not in file.read_text(encoding="utf-8"):
+            if f"## {brief.version}\n" not in read_text(file):
                 yield _problem(file, f"has no entry for version {brief.version}", "say what changed")
-        elif file.read_text(encoding="utf-8") != text:
+        elif read_text(file) != text:
             yield _problem(file, "is not what model.yaml says", "change model.yaml and run citygate models new again")

@@ -7,6 +7,8 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
 
+from gateway.sdk.files import read_text
+
 _UNITS = re.compile(r"Units:\s*'([^']*)'")
 _KIND = re.compile(r"^\s*(Property|Relationship|GeoProperty|LanguageProperty)\b", re.IGNORECASE)
 _KINDS = {"relationship": "relationship", "geoproperty": "geo", "languageproperty": "language"}
@@ -75,7 +77,7 @@ def _index_schema(file: Traversable, folder: Traversable) -> dict[str, Any] | No
     if not file.is_file():
         return None
     try:
-        return index_schema(json.loads(file.read_text(encoding="utf-8")), folder)
+        return index_schema(json.loads(read_text(file)), folder)
     except json.JSONDecodeError:
         return None  # RestrictedTrafficArea is kept as published, and was never valid JSON
 
@@ -83,7 +85,7 @@ def _index_schema(file: Traversable, folder: Traversable) -> dict[str, Any] | No
 def _terms(file: Traversable) -> dict[str, str]:
     if not file.is_file():
         return {}
-    context = json.loads(file.read_text(encoding="utf-8"))["@context"]
+    context = json.loads(read_text(file))["@context"]
     terms: dict[str, str] = {}
     for part in context if isinstance(context, list) else [context]:
         terms.update(expanded(part) if isinstance(part, dict) else {})
@@ -244,7 +246,7 @@ class _Flat:
             file = next((place for place in places if place.is_file()), None)
             if file is None:
                 raise ValueError(f"{url} is in none of the schema folders")
-            self._files[url] = json.loads(file.read_text(encoding="utf-8"))
+            self._files[url] = json.loads(read_text(file))
         return self._files[url]
 
 

@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from gateway.models.catalogue import Catalogue, EntityType
+from gateway.sdk.files import read_text
 
 MAX_ATTRIBUTES = 6
 
@@ -59,7 +60,7 @@ def _descriptions(model: EntityType) -> Iterator[tuple[str, str]]:
     file = files("gateway.models") / "schemas" / model.subject / model.name / "schema.json"
     if not file.is_file():
         return
-    schema = json.loads(file.read_text(encoding="utf-8"))
+    schema = json.loads(read_text(file))
     yield "", str(schema.get("description", ""))
     for part in [schema, *schema.get("allOf", [])]:
         properties: dict[str, Any] = part.get("properties", {})

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from gateway.models.catalogue import AttributeSpec, Catalogue, EntityType
 from gateway.models.rules import constant_fault
+from gateway.sdk.files import read_text
 
 _PUBLISHED = "https://smart-data-models.github.io"
 _RAW = "https://raw.githubusercontent.com/smart-data-models"
@@ -140,4 +141,4 @@ def _without_required(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(file: Traversable) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
+    return json.loads(read_text(file))

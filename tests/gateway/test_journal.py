@@ -12,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gateway import hidden as known
 from gateway import journal
 from gateway.forward.answer import words
 from gateway.health import Rejections
-from gateway.journal import all_hidden, event, fault, hidden, keep_passing_secret, keep_secret
+from gateway.hidden import all_hidden, hidden, keep_passing_secret, keep_secret
+from gateway.journal import event, fault
 from gateway.sdk.testing import NOON
 
 SECRET = "hunter2/and more"
@@ -25,7 +27,7 @@ SECRET = "hunter2/and more"
 def forgotten() -> Iterator[None]:
     yield
     keep_secret(())
-    journal._passing.clear()
+    known._passing.clear()
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def test_secrets_follow_the_config_and_tokens_are_bounded() -> None:
         keep_passing_secret(f"token-number-{n:03}")
 
     assert hidden("of-the-old-config of-the-new-config token-number-099") == "of-the-old-config ••• •••"
-    assert len(journal._passing) == 32
+    assert len(known._passing) == 32
 
 
 def test_short_texts_are_no_secrets_to_look_for() -> None:

@@ -171,7 +171,7 @@ class _Box:
         view = FakeView(meter(1), meter(2), air(1))
         view.verbs = {**view.verbs, **console.verbs(log)}
         server = Server(view, listen="127.0.0.1:8580", token=TOKEN)
-        page = await self.kept.enter_async_context(server._serving(MAX_PAGES, [], server._guard))
+        page = await self.kept.enter_async_context(server._serving(MAX_PAGES, [], server._in_turn, server._guard))
         verbs = await self.kept.enter_async_context(server._serving(MAX_PAGES, control.routes()))
         return page, verbs
 

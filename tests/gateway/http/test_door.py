@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,6 +121,29 @@ async def test_half_sent_requests_by_the_hundred_leave_the_page_to_others(tmp_pa
         assert b"200" in await ask(port)
         for _, writer in crowd:
             writer.close()
+
+
+async def test_a_flood_of_whole_requests_leaves_the_loop_to_the_links(tmp_path: Path) -> None:
+    class Slow(FakeView):
+        def status(self) -> dict[str, Any]:
+            time.sleep(0.02)  # of processor, as a box with many devices
+            return super().status()
+
+    async with serving(tmp_path, Slow()) as (port, _):
+        crowd = [await asyncio.open_connection("127.0.0.1", port) for _ in range(50)]
+        for _, writer in crowd:
+            writer.write(b"GET /status HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 20)
+        turns, latest_s = 0, 0.0
+        until_s = asyncio.get_running_loop().time() + 1.5
+        while (now_s := asyncio.get_running_loop().time()) < until_s:
+            await asyncio.sleep(0.001)
+            turns, latest_s = turns + 1, max(latest_s, asyncio.get_running_loop().time() - now_s)
+        assert b"200" in await ask(port)
+        for _, writer in crowd:
+            writer.transport.abort()
+
+    assert latest_s < 0.5
+    assert turns > 50
 
 
 async def test_more_than_the_bound_are_turned_away_with_words_while_all_are_served(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from gateway.harmonise.entity import Attribute, Entity
+from gateway.hidden import keep_secret
 from gateway.http.control import ask
 from gateway.http.page import FILES
-from gateway.journal import keep_secret
 from tests.gateway.http.conftest import Start
 from tests.support.fake_view import NOON, FakeView, device_status, status
 
