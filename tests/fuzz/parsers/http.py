@@ -42,7 +42,7 @@ VERBS: dict[str, dict[str, Any]] = {
 PATHS = (
     "/", "/status", "/readyz", "/healthz", "/metrics", "/static/page.js", "/ngsi-ld/v1/jsonldContexts/citygate",
     "/ngsi-ld/v1/entities?type=ACMeasurement&limit=1&offset=1&count=true", "/ngsi-ld/v1/entities?options=keyValues&attrs=pm25,refDevice",
-    "/ngsi-ld/v1/entities/urn:ngsi-ld:AirQualityObserved:1?format=concise", "/ngsi-ld/v1/entities?id=urn:ngsi-ld:ACMeasurement:1&x",
+    "/ngsi-ld/v1/entities/urn:ngsi-ld:AirQualityObserved:1?format=concise", "/ngsi-ld/v1/entities?id=urn:ngsi-ld:ACMeasurement:1&limit=2",
 )  # fmt: skip
 HEADERS = (
     "Accept: application/geo+json", "Accept: application/ld+json;q=0.5, */*;q=x", "Connection: upgrade\r\nUpgrade: websocket",
@@ -171,7 +171,7 @@ class _Box:
         view = FakeView(meter(1), meter(2), air(1))
         view.verbs = {**view.verbs, **console.verbs(log)}
         server = Server(view, listen="127.0.0.1:8580", token=TOKEN)
-        page = await self.kept.enter_async_context(server._serving(MAX_PAGES, [], server._in_turn, server._guard))
+        page = await self.kept.enter_async_context(server._serving(MAX_PAGES, [], server._guard))
         verbs = await self.kept.enter_async_context(server._serving(MAX_PAGES, control.routes()))
         return page, verbs
 

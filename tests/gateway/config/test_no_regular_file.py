@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
 from drivers.lora.broker_words import tls_context
 from drivers.lora.config import ChirpstackLink
@@ -70,3 +72,15 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path, kind: str) -> None:
     KINDS[kind](tmp_path / "x")
     with pytest.raises(OSError, match=r"regular|symbolic|directory"):
         read_bytes(tmp_path / "x", 100)
+
+
+@pytest.mark.timeout(20)
+def test_an_encrypted_key_of_a_modbus_device_is_an_error_and_asks_nobody(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        Encoding.PEM, PrivateFormat.TraditionalOpenSSL, BestAvailableEncryption(b"abcd")
+    )
+    (tmp_path / "key.pem").write_bytes(key)
+    (tmp_path / "cert.pem").write_bytes(key)
+
+    with pytest.raises(LinkError, match=r"encrypted|key\.pem"):
+        _secured(Tls(certificate=str(tmp_path / "cert.pem"), key=str(tmp_path / "key.pem")))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.log import held
+from gateway.log import console, held
 from gateway.log.log import Columns, Log
-from gateway.sdk.errors import LogError
+from gateway.sdk.errors import CitygateError, LogError
 from gateway.sdk.testing import NOON
 from tests.gateway.log.scene import CITY, a_set, opened
 
@@ -93,3 +93,18 @@ async def test_nothing_is_held_when_there_is_nothing_or_the_file_cannot_be_used(
         await log.held.hold("milano", "urn:x", "d", columns, reason="r", at=NOON)
     log._store = store
     await log.close()
+
+
+async def test_a_choice_that_is_none_chooses_nothing(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    try:
+        await log.held.hold("milano", "urn:x", "meter-1", await page(log), reason="400", at=NOON)
+        verbs = console.verbs(log)
+
+        for given in ({"all": "no"}, {"all": 1}, {"ids": [True]}, {"ids": 0}, {"ids": "1"}, {"ids": []}, {"ids": {}}):
+            with pytest.raises(CitygateError):
+                await verbs["buffer-purge"](given)
+        assert await verbs["buffer-purge"]({"ids": [], "broker": "milano"}) == {"purged": 0}
+        assert await verbs["buffer-purge"]({"ids": [1], "all": False}) == {"purged": 1}
+    finally:
+        await log.close()
