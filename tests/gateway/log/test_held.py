@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,7 +102,10 @@ async def test_a_choice_that_is_none_chooses_nothing(tmp_path: Path) -> None:
         await log.held.hold("milano", "urn:x", "meter-1", await page(log), reason="400", at=NOON)
         verbs = console.verbs(log)
 
-        for given in ({"all": "no"}, {"all": 1}, {"ids": [True]}, {"ids": 0}, {"ids": "1"}, {"ids": []}, {"ids": {}}):
+        wrong: tuple[dict[str, Any], ...] = (
+            {"all": "no"}, {"all": 1}, {"ids": [True]}, {"ids": 0}, {"ids": "1"}, {"ids": []}, {"ids": {}},
+        )  # fmt: skip
+        for given in wrong:
             with pytest.raises(CitygateError):
                 await verbs["buffer-purge"](given)
         assert await verbs["buffer-purge"]({"ids": [], "broker": "milano"}) == {"purged": 0}
