@@ -4,6 +4,7 @@ import base64
 import functools
 import html
 import json
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -15,6 +16,9 @@ FREE = frozenset(
 )
 MIN_HIDDEN = 4  # a shorter secret would blank out half of every text
 ANY_CASE = 8  # characters from which on capitals do not matter; shorter ones would hide too many words
+A_TIME = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+(?:Z|[+-][0-9]{2}:[0-9]{2})"
+)  # whoever makes tokens must not spoil ours
 IN_KEYS = 12  # of a map: a password that is a word, as `state`, must not take the names of things with it
 PIECE = 16  # so many characters of a secret in a row are taken for it: who quotes us may cut
 
@@ -95,7 +99,9 @@ def all_hidden(value: Any, key: str = "reason") -> Any:
     """The same for every free text in a JSON value. Names, times and words of ours stay as they are, a password may be like
     one of them; but not where it is so long that it is none."""
     if isinstance(value, str):
-        return hidden(value, least=MIN_HIDDEN if key in FREE or " " in value else IN_KEYS)
+        if key in FREE or " " in value:
+            return hidden(value)
+        return value if A_TIME.fullmatch(value) else hidden(value, least=IN_KEYS)
     if isinstance(value, Mapping):
         return {
             hidden(name, least=IN_KEYS) if isinstance(name, str) else name: all_hidden(item, str(name))

@@ -4,13 +4,25 @@ import asyncio
 import functools
 import inspect
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+import structlog
+
+from gateway import hidden
 
 BLOCKED_S = 4.0  # generous: machines are shared; a test that blocks the loop for real blocks it for longer
 GRACE_S = 1.0  # for tasks that end because the test ended
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_known_of_other_tests() -> Iterator[None]:
+    """Secrets that a test made known, and where the journal goes, end with it."""
+    yield
+    hidden.keep_secret(())
+    hidden._passing.clear()
+    structlog.reset_defaults()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

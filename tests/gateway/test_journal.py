@@ -84,6 +84,15 @@ def test_secrets_follow_the_config_and_tokens_are_bounded() -> None:
     assert len(known._passing) == 32
 
 
+def test_a_token_server_cannot_spoil_times() -> None:
+    keep_passing_secret("2026-06-01T1", "2026-06-01T12:00:00Z")
+
+    assert all_hidden({"observed_at": "2026-06-01T12:00:00Z", "reason": "token 2026-06-01T12:00:00Z"}) == {
+        "observed_at": "2026-06-01T12:00:00Z",
+        "reason": "token •••",
+    }
+
+
 def test_short_texts_are_no_secrets_to_look_for() -> None:
     keep_secret(["", "a", "abc"])
 

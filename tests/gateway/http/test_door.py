@@ -97,6 +97,7 @@ async def test_an_answer_that_nobody_takes_does_not_hold_its_place(tmp_path: Pat
     async with serving(tmp_path, view) as (port, _):
         with socket.create_connection(("127.0.0.1", port)) as sock:
             sock.sendall(b"GET /status HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            await asyncio.to_thread(sock.recv, 1)  # the answer has begun
             await asyncio.sleep(2.0)
             taken = await asyncio.to_thread(_drain, sock)
 
