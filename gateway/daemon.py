@@ -152,6 +152,8 @@ class Daemon:
         # Links first: what they emit until then is still committed.
         await self._end(*(name for name in self._tasks if name.startswith("link ")))
         await self._end(*self._tasks)
+        for link in self._links.values():
+            link.close()
 
     def _start_link(self, plan: LinkPlan) -> None:
         record = self._health.link(plan.name, plan.driver_name)
@@ -261,7 +263,8 @@ class Daemon:
             change = difference(self.plan, new)
             for name in change.links:
                 await self._end(f"link {name}")
-                self._links.pop(name, None)
+                if name in self._links:
+                    self._links.pop(name).close()
                 if name not in new.links:
                     self._health.links.pop(name, None)
             for name in change.brokers:
@@ -569,7 +572,12 @@ def _leave(loop: asyncio.AbstractEventLoop, *, code: int) -> None:
         task.cancel()
     if left:
         _, left = loop.run_until_complete(asyncio.wait(left, timeout=LEAVE_WITHIN_S))
-    threads = [its.name for its in threading.enumerate() if not its.daemon and its is not threading.main_thread()]
+    loop.run_until_complete(asyncio.wait({loop.create_task(loop.shutdown_default_executor())}, timeout=LEAVE_WITHIN_S))
+    until_s = time.monotonic() + LEAVE_WITHIN_S
+    others = [its for its in threading.enumerate() if not its.daemon and its is not threading.main_thread()]
+    for its in others:  # those that are idle end at once
+        its.join(max(0.0, until_s - time.monotonic()))
+    threads = [its.name for its in others if its.is_alive()]
     if left or threads:
         event("left_behind", tasks=sorted(task.get_name() for task in left), threads=threads)
         sys.stdout.flush()

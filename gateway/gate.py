@@ -92,6 +92,9 @@ def _state_fault(key: Any, value: Any) -> str:
 
 def added(counters: Counter[str], name: Any, n: Any) -> str:
     """Add to a counter; what is wrong when it cannot be counted, else ""."""
+    if type(n) is int and type(name) is str and 0 <= n <= MAX_COUNT and name in counters:  # nearly always
+        counters[name] = min(counters[name] + n, MAX_COUNT)
+        return ""
     whole = value_of("integer", n)
     if whole is None or not 0 <= whole <= MAX_COUNT:  # type: ignore[operator]  # an integer is none but an int
         return f"{told(name, 40)} counted by {_kind(n) if whole is None else 'less than 0 or too much'}"

@@ -92,6 +92,10 @@ class LinkService:
         self._run = DriverRun(self.name, self.emit, self._clock, self._threads)
         await self._run.drive(self._driver.run(self._config, self._context()))
 
+    def close(self) -> None:
+        """The link is gone: its threads end, when they are idle."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
     def cut_off(self) -> None:
         """The driver ignores that it was cancelled: it is heard no more, and its port is free for the next run."""
         self._run.end()
@@ -359,8 +363,8 @@ class LinkService:
         record = self._of(device)
         if record is None:
             self._driver_fault(f"counted for device {told(device)}, which this link does not have")
-        else:
-            self._driver_fault(added(record.counters, name, n), device)
+        elif fault := added(record.counters, name, n):
+            self._driver_fault(fault, device)
 
     def _progress(self) -> None:
         self.progress_at_s = self._clock.monotonic_s()

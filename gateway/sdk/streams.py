@@ -522,7 +522,9 @@ async def _connected(host: str, port: int, timeout_s: float) -> socket.socket:
     tried: dict[str, str] = {}
     try:
         async with asyncio.timeout(timeout_s):
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = _addresses(host, port) or await asyncio.get_running_loop().getaddrinfo(
+                host, port, type=socket.SOCK_STREAM
+            )
             return await _first(_in_turns(found)[:MAX_ADDRESSES], tried)
     except TimeoutError:
         where = f" ({', '.join(tried)})" if len(tried) > 1 else ""
@@ -538,6 +540,13 @@ def _words(error: Exception) -> str:
     if not isinstance(error, OSError):
         return str(error)
     return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+
+
+def _addresses(host: str, port: int) -> list[Any]:
+    """What an address in figures stands for; nothing for a name, which is looked up in a thread."""
+    with contextlib.suppress(OSError):
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    return []
 
 
 def _in_turns(found: list[Any]) -> list[Any]:
