@@ -109,10 +109,18 @@ class Stage:
                 self._daemon = self.box.start_daemon()
                 self.deaf[-1] = (self.deaf[-1][0], time.time() + IN_FLIGHT_S)
             case "links", "stop":
+                self._wait_for_a_pause()  # a reply that its sender never finishes was not lost by us
                 for simulator in self._simulators.values():
                     simulator.end()
             case _:
                 raise AssertionError(f"a scenario has no step {subject}: {verb}")
+
+    def _wait_for_a_pause(self) -> None:
+        """Until nothing was served for a moment: then no reply is on its way."""
+        served, until_s = -1, time.monotonic() + 3.0
+        while (now := sum(1 for _ in self.box.served())) != served and time.monotonic() < until_s:
+            served = now
+            time.sleep(0.12)
 
     def _behave(self, **behaviour: Any) -> None:
         body = json.dumps(behaviour).encode()
