@@ -554,9 +554,8 @@ def serve(path: Path) -> None:
             except (SystemExit, KeyboardInterrupt, Interrupted, RuntimeError) as error:  # RuntimeError: it was stopped
                 if main.done() or loop.is_closed():
                     raise
-                fault(
-                    "exit_refused", error
-                )  # from a callback or a task of a driver's own; the loop goes on where it was
+                # from a callback or a task of a driver's own; the loop goes on where it was
+                fault("exit_refused", error)
         unasked = main.cancelled()
         if unasked:
             event("cancelled_unasked")

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, SecretStr
 
 from gateway.config.explain import did_you_mean, locate
+from gateway.config.hiding import NAMED
 from gateway.config.loader import Loaded, LoadedLink
 from gateway.config.model import Config
 from gateway.config.tree import Scalar, find
@@ -23,7 +24,6 @@ BYTES_PER_READING = 12  # on the card, segment and database pages together; a po
 RATE_FULL = 0.8  # the rest is for what was owed: an outage must be made up some day
 DAY_S = 86400.0
 _UNSTABLE = re.compile(r"/dev/tty(?:USB|ACM)[0-9]+")
-_SECRET_KEY = re.compile(r"(?i)(?:.*_)?(?:password|secret|token)|.+_key")  # of drivers that do not say it by type
 _ADDRESSES = ("unit_id", "dev_eui", "dev_addr", "address")  # keys by which drivers tell the devices of a link apart
 _BY_ID = Path("/dev/serial/by-id")
 
@@ -263,7 +263,7 @@ def _size(size_bytes: float) -> str:
 
 def _clear_text(value: Any, path: PathOf, loaded: Loaded) -> Iterator[Problem]:
     """Fields that are secrets and stand in the file as they are."""
-    named = bool(path) and isinstance(value, str) and value and _SECRET_KEY.fullmatch(str(path[-1]))
+    named = bool(path) and isinstance(value, str) and value and NAMED.fullmatch(str(path[-1]))
     if isinstance(value, SecretStr | Secret) or named:
         found = find(loaded.root, path)
         if found.missing is None and isinstance(found.node, Scalar) and found.node.tag != "!secret":

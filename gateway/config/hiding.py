@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, SecretBytes, SecretStr
 
-from gateway.config.secrets import MIN_REDACTED, NAME, hide_in_line, looks_secret
+from gateway.config.secrets import NAME, hide_in_line, looks_secret
 from gateway.config.tree import Items, Map, Node, Scalar, Source
+from gateway.hidden import MIN_HIDDEN
 from gateway.sdk.config import Secret
 
 NAMED = re.compile(r"(?i)(?:.*_)?(?:password|secret|token)|.+_key")  # fields of drivers that do not say it by type
@@ -30,7 +31,7 @@ def hide(parts: Iterable[tuple[Node, Any]]) -> frozenset[str]:
     for node, annotation in parts:
         for scalar in _secrets(node, annotation):
             scalar.place.source.hide(scalar.place)
-            if scalar.tag != "!secret" and len(scalar.text) >= MIN_REDACTED:
+            if scalar.tag != "!secret" and len(scalar.text) >= MIN_HIDDEN:
                 found.add(scalar.text)
     return frozenset(found)
 

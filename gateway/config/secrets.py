@@ -9,13 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gateway.config.tree import Entry, Items, Map, Node, Scalar, place_problem
+from gateway.hidden import HIDDEN, MIN_HIDDEN
 from gateway.sdk.errors import Problem
 from gateway.sdk.files import read_bytes
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_SECRET_BYTES = 16 << 10
-HIDDEN = "•••"
-MIN_REDACTED = 4  # a shorter secret would blank out half of every text
 
 # Keys whose value is a secret whoever defines them; used only to hide source lines and to warn, never to find secrets.
 SENSITIVE = re.compile(
@@ -98,7 +97,7 @@ class Secrets:
 def redacted(text: str, known: Iterable[str]) -> str:
     """The text with every known secret hidden."""
     for secret in sorted(known, key=len, reverse=True):
-        if len(secret) >= MIN_REDACTED:
+        if len(secret) >= MIN_HIDDEN:
             text = text.replace(secret, HIDDEN)
     return text
 
