@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup demo test lint bench soak chaos fuzz lock clean
+.PHONY: setup demo test lint bench soak chaos fuzz mutants lock clean
 
 setup: $(STAMP)
 
@@ -44,8 +44,12 @@ chaos: setup
 fuzz: setup
 	SEED=$(or $(SEED),1) CASES=$(or $(CASES),1000000) $(BIN)/python -m pytest -q -m slow --timeout 7200 tests/fuzz $(ARGS)
 
+# a sample, or all of a module or function: make mutants ARGS='--all gateway/log/writer.py'; see docs/testing.md
+mutants: setup
+	$(BIN)/python -m tests.mutants --sample $(or $(SAMPLE),400) --seed $(or $(SEED),1) --minutes $(or $(MINUTES),600) $(ARGS)
+
 lock:
 	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --generate-hashes --universal --python-version 3.11 --no-header --no-emit-index-url -q -o requirements.lock
 
 clean:
-	rm -rf $(VENV) .mypy_cache* .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache* .ruff_cache .pytest_cache .hypothesis .mutants

@@ -1,0 +1,486 @@
+"""`make mutants`: does a test see it when the product is changed in one place?"""
+
+import argparse
+import contextlib
+import difflib
+import fcntl
+import fnmatch
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from tests.mutants import mutate
+from tests.mutants.mutant import Mutant
+from tests.mutants.mutate import mutants_of
+
+# A folder or a module, and the tests that are to see its mutants; the most precise line counts.
+SUITES = {
+    "gateway/log/": ("tests/gateway/log",),
+    "gateway/log/console.py": ("tests/gateway/cli/test_buffer.py", "tests/gateway/log"),
+    "gateway/forward/": ("tests/gateway/forward",),
+    "gateway/harmonise/": ("tests/gateway/harmonise",),
+    "gateway/intake.py": (
+        "tests/gateway/test_intake.py",
+        "tests/gateway/test_link.py",
+        "tests/gateway/test_privacy.py",
+    ),
+    "gateway/gate.py": ("tests/gateway/test_gate.py", "tests/gateway/test_intake.py", "tests/gateway/test_link.py"),
+    "gateway/supervisor.py": ("tests/gateway/test_supervisor.py", "tests/gateway/test_link.py"),
+    "gateway/clock.py": ("tests/gateway/test_clock.py", "tests/gateway/log/test_time.py"),
+    "gateway/plan.py": ("tests/gateway/test_plan.py", "tests/gateway/test_rules.py"),
+    "drivers/lora/codec/": ("tests/drivers/lora/codec", "tests/drivers/lora/test_layout.py"),
+    "drivers/modbus/codec/": ("tests/drivers/modbus/codec", "tests/drivers/modbus/test_device.py"),
+    "drivers/serial/codec/": ("tests/drivers/serial",),
+}
+EQUIVALENTS = Path("tests/mutants/equivalents.yaml")
+STATE = Path(".mutants")  # in the checkout, kept between runs: copies, what the clean run showed, the verdicts
+SEEN = ("killed", "timed out")
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What is remembered of a mutant, and of which state of its function and of the tests."""
+
+    verdict: str
+    by: str | None
+    took_s: float
+    state: str
+    tests: str
+
+
+def chosen(mutants: Iterable[Mutant], names: Sequence[str], functions: Sequence[str]) -> list[Mutant]:
+    """Those of the named modules (path, folder, glob) and functions (name, glob, or a word of the name)."""
+    paths = [name for name in names if "/" in name or name.endswith(".py")]
+    wanted = [*functions, *(name for name in names if name not in paths)]
+    return [
+        mutant
+        for mutant in mutants
+        if (not paths or any(mutant.module.startswith(p) or fnmatch.fnmatch(mutant.module, p) for p in paths))
+        and (not wanted or any(_is_named(mutant, name) for name in wanted))
+    ]
+
+
+def _is_named(mutant: Mutant, name: str) -> bool:
+    last = mutant.function.rpartition(".")[2]
+    words = re.split(r"[._]", mutant.function)
+    return (
+        fnmatch.fnmatch(mutant.function, name)
+        or fnmatch.fnmatch(last.strip("_"), name)
+        or name in words
+        or Path(mutant.module).stem == name
+    )
+
+
+class Equivalents:
+    """Mutants that change nothing anybody can see, each with its reason; they are no part of the score."""
+
+    def __init__(self, path: Path) -> None:
+        entries = yaml.safe_load(path.read_text()) if path.exists() else None
+        self._why = {(e["module"], e["function"], e["was"], e["becomes"]): e["why"] for e in entries or ()}
+        self._met: set[tuple[str, ...]] = set()
+
+    def why(self, mutant: Mutant) -> str | None:
+        place = mutant.module, mutant.function, mutant.was, mutant.becomes
+        if place in self._why:
+            self._met.add(place)
+        return self._why.get(place)
+
+    def stale(self) -> list[str]:
+        return [": ".join(place[:2]) + f": {place[2]} → {place[3]}" for place in self._why if place not in self._met]
+
+
+class Checkout:
+    """The tree under test, what is remembered of it, and copies of it that may be spoilt."""
+
+    def __init__(self, root: Path, suites: Mapping[str, Sequence[str]]) -> None:
+        self.root = root
+        self.suites = suites
+        self.state = root / STATE
+        self.state.mkdir(exist_ok=True)
+        self._verdicts = self.state / "verdicts.jsonl"
+        self.verdicts: dict[str, Verdict] = {}
+        if self._verdicts.exists():
+            for line in self._verdicts.read_text().splitlines():
+                entry = json.loads(line)
+                self.verdicts[entry.pop("key")] = Verdict(**entry)
+
+    def suite_of(self, module: str) -> str:
+        return max((place for place in self.suites if module.startswith(place)), key=len)
+
+    def modules(self) -> list[str]:
+        places = [self.root / place for place in self.suites]
+        files = {file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])}
+        return sorted(str(file.relative_to(self.root)) for file in files)
+
+    def mutants(self) -> list[Mutant]:
+        found: list[Mutant] = []
+        for module in self.modules():
+            source = (self.root / module).read_text()
+            known = self.state / "mutants" / f"{_digest(source, Path(mutate.__file__).read_text(), module)}.json"
+            if not known.exists():
+                known.parent.mkdir(exist_ok=True)
+                known.write_text(json.dumps([asdict(mutant) for mutant in mutants_of(module, source)]))
+            found += [Mutant(**entry) for entry in json.loads(known.read_text())]
+        return found
+
+    def remember(self, key: str, verdict: Verdict) -> None:
+        self.verdicts[key] = verdict
+        with self._verdicts.open("a") as file:
+            file.write(json.dumps({"key": key, **asdict(verdict)}) + "\n")
+
+    def copy(self, number: int) -> Path:
+        """A copy of all that git knows or would take, brought up to date."""
+        target = self.state / f"copy-{number}"
+        names = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=self.root,
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout.split("\0")
+        wanted = {name for name in names if name and (self.root / name).is_file()}
+        for path in [path for path in target.rglob("*") if path.is_file()]:
+            if str(path.relative_to(target)) not in wanted:
+                path.unlink()
+        for name in wanted:
+            source, copied = self.root / name, target / name
+            if not copied.exists() or copied.read_bytes() != source.read_bytes():
+                copied.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, copied)
+        return target
+
+
+class Suite:
+    """The tests of one line of the table: what each costs and which lines it runs, by file of tests."""
+
+    def __init__(self, checkout: Checkout, place: str) -> None:
+        self._root = checkout.root
+        self.place = place
+        self.paths = checkout.suites[place]
+        self._known = checkout.state / f"clean-{place.replace('/', '_')}.json"
+        self._files = self._read()
+        around = sorted((self._root / "tests/support").rglob("*.py"))
+        product = sorted((self._root / place).rglob("*.py")) if place.endswith("/") else [self._root / place]
+        self._base = _digest(*(path.read_text() for path in [*around, *product]))
+        self.tests = _digest(*(path.read_text() for path in self._own_files()))
+
+    def _read(self) -> dict[str, Any]:
+        return json.loads(self._known.read_text()) if self._known.exists() else {}
+
+    def _own_files(self) -> list[Path]:
+        found = [self._root / path for path in self.paths]
+        return [file for path in found for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
+
+    def test_files(self) -> list[str]:
+        return [str(p.relative_to(self._root)) for p in self._own_files() if p.name.startswith("test_")]
+
+    def _state(self, file: str) -> str:
+        helpers = [path for path in self._own_files() if not path.name.startswith("test_")]
+        return _digest(self._base, *(path.read_text() for path in [*helpers, self._root / file]))
+
+    def to_measure(self) -> list[str]:
+        return [file for file in self.test_files() if self._files.get(file, {}).get("state") != self._state(file)]
+
+    def measured(self, file: str, items: dict[str, Any]) -> None:
+        self._files[file] = {"state": self._state(file), "items": items}
+        self._known.write_text(json.dumps(self._files))
+
+    def tests_of(self, mutant: Mutant, first: Counter[str], longest_s: float) -> dict[str, float]:
+        """The tests that run its lines, and what each costs: those that killed its neighbours, then the quick ones."""
+        lines = set(range(mutant.line, mutant.last_line + 1))
+        items = {
+            name: (item, self._cost_s(file, item))
+            for file in self.test_files()
+            for name, item in (self._files[file]["items"] or {}).items()
+            if item["passes"]
+        }
+        running = {
+            name: cost_s for name, (item, cost_s) in items.items() if lines & set(item["lines"].get(mutant.module, ()))
+        }
+        if not running:
+            running = {name: cost_s for name, (item, cost_s) in items.items() if mutant.module in item["lines"]}
+        short = {name: cost_s for name, cost_s in running.items() if cost_s <= longest_s}
+        return dict(sorted(short.items(), key=lambda entry: (-first[entry[0]], entry[1], entry[0])))
+
+    def _cost_s(self, file: str, item: dict[str, Any]) -> float:
+        """A fixture of the whole file is paid by whoever comes first."""
+        shared_s = max(other["setup_s"] for other in self._files[file]["items"].values())
+        return float(item["call_s"] + (shared_s if shared_s > 1 else item["setup_s"]))
+
+
+class Server:
+    """One pytest with the plugin, in a copy; its answers come as lines of a file."""
+
+    def __init__(self, copy: Path, suite: Suite, work: dict[str, Any]) -> None:
+        self._temporary = Path(tempfile.mkdtemp(prefix="mutants-"))
+        (self._temporary / "work.json").write_text(json.dumps(work))
+        out = self._temporary / "out.jsonl"
+        out.touch()
+        environment = os.environ | {
+            "PYTHONPATH": str(copy),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "TMPDIR": str(self._temporary),
+            "MUTANTS_WORK": str(self._temporary / "work.json"),
+            "MUTANTS_OUT": str(out),
+        }
+        command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "tests.mutants.runner", "-p", "no:cacheprovider"]
+        command += ["-p", "no:xdist", f"--basetemp={self._temporary / 't'}", *suite.test_files()]
+        self._said = (self._temporary / "said").open("w")
+        self._process = subprocess.Popen(
+            command,
+            cwd=copy,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self._said,
+            stderr=self._said,
+            start_new_session=True,
+        )
+        self._answers = out.open()
+        self._part = ""
+
+    def answers(self) -> Iterator[dict[str, Any]]:
+        self._part += self._answers.read()
+        *whole, self._part = self._part.split("\n")
+        yield from (json.loads(line) for line in whole)
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def close(self) -> str:
+        """End it with all that it started; what it said, when it failed by itself."""
+        failed = self._process.poll() not in (None, 0, 5)
+        if self._process.poll() is None:
+            server = psutil.Process(self._process.pid)
+            server.suspend()  # starts nothing more; orphans are its children, so none is missed
+            for process in [*server.children(recursive=True), server]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self._process.wait()
+        self._said.close()
+        self._answers.close()
+        said = (self._temporary / "said").read_text()[-3000:] if failed else ""
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        return said
+
+
+class Run:
+    """Tries mutants, suite by suite, until all are tried or the time is up."""
+
+    def __init__(self, checkout: Checkout, *, jobs: int, longest_s: float, until_s: float) -> None:
+        self._checkout = checkout
+        self._jobs = jobs
+        self._longest_s = longest_s
+        self._until_s = until_s
+        self._done = 0
+        self._all = 0
+        self._started_s = time.monotonic()
+
+    def tries(self, mutants: Sequence[Mutant]) -> None:
+        by_suite: dict[str, list[Mutant]] = defaultdict(list)
+        for mutant in mutants:
+            by_suite[self._checkout.suite_of(mutant.module)].append(mutant)
+        self._all = len(mutants)
+        for place, of_suite in sorted(by_suite.items()):
+            suite = Suite(self._checkout, place)
+            left = [mutant for mutant in of_suite if not self.known(mutant, suite)]
+            self._done += len(of_suite) - len(left)
+            if left and self._in_time():
+                self._suite(suite, left)
+        self._say("")
+
+    def known(self, mutant: Mutant, suite: Suite) -> Verdict | None:
+        """What was found before, while it holds: a kill until the function changes, a survivor until tests change too."""
+        verdict = self._checkout.verdicts.get(mutant.key)
+        if verdict is None or verdict.state != mutant.state:
+            return None
+        return verdict if verdict.verdict in SEEN or verdict.tests == suite.tests else None
+
+    def _suite(self, suite: Suite, left: list[Mutant]) -> None:
+        copies = [self._checkout.copy(number + 1) for number in range(self._jobs)]
+        if stale := suite.to_measure():
+            self._say(f"{suite.place}: clean run of {len(stale)} files of tests …")
+            work = {"clean": stale, "folders": [suite.place], "mutants": []}
+            for answer in self._served([Server(copies[0], suite, work)]):
+                suite.measured(answer["file"], answer["items"])
+            if not self._in_time():
+                return
+        by_key = {mutant.key: mutant for mutant in left}
+        first: dict[str, Counter[str]] = defaultdict(Counter)
+        for verdict in self._checkout.verdicts.values():
+            if verdict.by:
+                first[suite.place][verdict.by] += 1
+        entries = [self._entry(suite, mutant, first[suite.place]) for mutant in left]
+        shares = [entries[number :: self._jobs] for number in range(self._jobs)]
+        works = [{"clean": [], "folders": [], "mutants": share} for share in shares if share]
+        servers = [Server(copy, suite, work) for copy, work in zip(copies, works, strict=False)]
+        for answer in self._served(servers):
+            mutant = by_key[answer["key"]]
+            verdict = Verdict(answer["verdict"], answer["by"], answer["took_s"], mutant.state, suite.tests)
+            self._checkout.remember(mutant.key, verdict)
+            self._done += 1
+            self._say(f"{mutant.module}:{mutant.line} {verdict.verdict}")
+
+    def _entry(self, suite: Suite, mutant: Mutant, first: Counter[str]) -> dict[str, Any]:
+        costs = suite.tests_of(mutant, first, self._longest_s)
+        return {
+            "mutant": asdict(mutant),
+            "tests": {name: 10 + 4 * cost_s for name, cost_s in costs.items()},
+            "limit_s": 60 + 3 * sum(costs.values()),
+        }
+
+    def _served(self, servers: list[Server]) -> Iterator[dict[str, Any]]:
+        try:
+            while self._in_time():
+                over = all(server.ended for server in servers)
+                for server in servers:
+                    yield from server.answers()
+                if over:
+                    return
+                time.sleep(0.1)
+        finally:
+            for said in [server.close() for server in servers]:
+                if said:
+                    print(f"\npytest failed:\n{said}", file=sys.stderr)
+
+    def _in_time(self) -> bool:
+        return time.monotonic() < self._until_s
+
+    def _say(self, what: str) -> None:
+        passed_s = time.monotonic() - self._started_s
+        end = "" if what and sys.stdout.isatty() else "\n"
+        print(
+            f"\r\033[K[{self._done}/{self._all} · {passed_s:.0f} s] {what}"
+            if sys.stdout.isatty()
+            else f"[{self._done}/{self._all} · {passed_s:.0f} s] {what}",
+            end=end,
+            flush=True,
+        )
+
+
+def table(checkout: Checkout, run: Run, mutants: Sequence[Mutant], equivalents: Equivalents) -> float:
+    """Print what came of them, survivors by name; the score of all in percent."""
+    suites = {place: Suite(checkout, place) for place in {checkout.suite_of(mutant.module) for mutant in mutants}}
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    survivors: list[tuple[Mutant, str]] = []
+    for mutant in mutants:
+        verdict = run.known(mutant, suites[checkout.suite_of(mutant.module)])
+        what = verdict.verdict if verdict else "untried"
+        why = equivalents.why(mutant)
+        if why is not None and what not in SEEN:
+            print(
+                f"equivalent: {mutant.module}:{mutant.line} {mutant.function}: {mutant.was} → {mutant.becomes}\n    {why}"
+            )
+            what = "equivalent"
+        elif why is not None:
+            print(f"called equivalent but {what}: {mutant.key}")
+        if what in ("survived", "no test"):
+            survivors.append((mutant, what))
+        counts[mutant.module][what] += 1
+    for mutant, what in survivors:
+        print(f"\n{_id(mutant)} {what}: {mutant.module}:{mutant.line} {mutant.function}")
+        print(f"  - {mutant.was}\n  + {mutant.becomes}")
+    head = ("module", "mutants", "tried", "killed", "timed out", "survived", "equivalent", "score")
+    print("\n" + " | ".join(head))
+    whole: Counter[str] = Counter()
+    for module in sorted(counts):
+        whole += counts[module]
+        print(_row(module, counts[module]))
+    print(_row("all", whole))
+    return _score(whole)
+
+
+def _row(name: str, count: Counter[str]) -> str:
+    lost = count["survived"] + count["no test"]
+    tried = count["killed"] + count["timed out"] + lost + count["equivalent"]
+    cells = (name, count.total(), tried, count["killed"], count["timed out"], lost, count["equivalent"])
+    return " | ".join(str(cell) for cell in cells) + f" | {_score(count):.0f} %"
+
+
+def _score(count: Counter[str]) -> float:
+    seen = count["killed"] + count["timed out"]
+    tried = seen + count["survived"] + count["no test"]
+    return 100 * seen / tried if tried else 100.0
+
+
+def show(checkout: Checkout, mutants: Sequence[Mutant], wanted: str) -> None:
+    for mutant in mutants:
+        if wanted in (_id(mutant), mutant.key):
+            source = (checkout.root / mutant.module).read_text()
+            was, becomes = (text.splitlines(keepends=True) for text in (source, mutant.applied(source)))
+            sys.stdout.writelines(difflib.unified_diff(was, becomes, f"a/{mutant.module}", f"b/{mutant.module}"))
+            verdict = checkout.verdicts.get(mutant.key)
+            print(f"{verdict.verdict} {verdict.by or ''} {verdict.took_s} s" if verdict else "untried")
+
+
+def _id(mutant: Mutant) -> str:
+    return _digest(mutant.key)[:7]
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+def main(
+    arguments: Sequence[str] | None = None,
+    root: Path = Path(),
+    suites: Mapping[str, Sequence[str]] = SUITES,
+) -> int:
+    parser = argparse.ArgumentParser(prog="make mutants ARGS=…", description=__doc__)
+    parser.add_argument("names", nargs="*", help="modules (path, folder, glob) and functions (name, glob, word of it)")
+    parser.add_argument("--all", action="store_true", help="every mutant of what is named, not a sample")
+    parser.add_argument("--functions", default="", help="names with commas between them")
+    parser.add_argument("--sample", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=600)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--longest", type=float, default=10, help="seconds; tests that take longer are left out")
+    parser.add_argument("--list", action="store_true", help="how many there are and what is known of them; tries none")
+    parser.add_argument("--show", help="the diff of a survivor, by the seven digits before it")
+    parser.add_argument("--fail-under", type=float, default=0, help="percent; the exit code is 1 below")
+    options = parser.parse_args(arguments)
+    checkout = Checkout(root.absolute(), suites)
+    with (checkout.state / "lock").open("w") as lock:
+        every = checkout.mutants()
+        if options.show:
+            show(checkout, every, options.show)
+            return 0
+        mutants = chosen(every, options.names, [name for name in options.functions.split(",") if name])
+        if not options.all and len(mutants) > options.sample:
+            mutants = random.Random(options.seed).sample(mutants, options.sample)
+        equivalents = Equivalents(checkout.root / EQUIVALENTS)
+        for mutant in every:
+            equivalents.why(mutant)
+        run = Run(
+            checkout, jobs=options.jobs, longest_s=options.longest, until_s=time.monotonic() + 60 * options.minutes
+        )
+        if not options.list:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                parser.error("another run is at work in this checkout")
+            with contextlib.suppress(KeyboardInterrupt):
+                run.tries(sorted(mutants, key=lambda mutant: (mutant.module, mutant.start)))
+        score = table(checkout, run, sorted(mutants, key=lambda mutant: mutant.key), equivalents)
+    for entry in equivalents.stale():
+        print(f"no such mutant any more: {EQUIVALENTS}: {entry}")
+    return int(score < options.fail_under)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
