@@ -117,7 +117,8 @@ class Checkout:
         if self._verdicts.exists():
             for line in self._verdicts.read_text().splitlines():
                 entry = json.loads(line)
-                self.verdicts[entry.pop("key")] = Verdict(**entry)
+                key = entry.pop("key")
+                self.verdicts[key] = Verdict(**entry)
 
     def suite_of(self, module: str) -> str:
         return max((place for place in self.suites if module.startswith(place)), key=len)
