@@ -63,16 +63,8 @@ class Verdict:
     tests: str
 
 
-def chosen(mutants: Iterable[Mutant], names: Sequence[str], functions: Sequence[str]) -> list[Mutant]:
-    """Those of the named modules (path, folder, glob) and functions (name, glob, or a word of the name)."""
-    paths = [name for name in names if "/" in name or name.endswith(".py")]
-    wanted = [*functions, *(name for name in names if name not in paths)]
-    return [
-        mutant
-        for mutant in mutants
-        if (not paths or any(mutant.module.startswith(p) or fnmatch.fnmatch(mutant.module, p) for p in paths))
-        and (not wanted or any(_is_named(mutant, name) for name in wanted))
-    ]
+def is_path(name: str) -> bool:
+    return "/" in name or name.endswith(".py")
 
 
 def _is_named(mutant: Mutant, name: str) -> bool:
@@ -89,7 +81,9 @@ def _is_named(mutant: Mutant, name: str) -> bool:
 class Equivalents:
     """Mutants that change nothing anybody can see, each with its reason; they are no part of the score."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        path = root / EQUIVALENTS
         entries = yaml.safe_load(path.read_text()) if path.exists() else None
         self._why = {(e["module"], e["function"], e["was"], e["becomes"]): e["why"] for e in entries or ()}
         self._met: set[tuple[str, ...]] = set()
@@ -100,8 +94,11 @@ class Equivalents:
             self._met.add(place)
         return self._why.get(place)
 
-    def stale(self) -> list[str]:
-        return [": ".join(place[:2]) + f": {place[2]} → {place[3]}" for place in self._why if place not in self._met]
+    def stale(self, modules: Iterable[str]) -> list[str]:
+        """Entries of these modules that match nothing any more, and those of modules that are gone."""
+        missed = [place for place in self._why if place not in self._met]
+        gone = [place for place in missed if place[0] in modules or not (self._root / place[0]).exists()]
+        return [f"{module}: {function}: {was} → {becomes}" for module, function, was, becomes in gone]
 
 
 class Checkout:
@@ -128,16 +125,21 @@ class Checkout:
         files = {file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])}
         return sorted(str(file.relative_to(self.root)) for file in files)
 
-    def mutants(self) -> list[Mutant]:
+    def mutants(self, names: Sequence[str]) -> list[Mutant]:
+        """Those of the named modules (path, folder, glob) and functions (name, glob, or a word of the name)."""
+        paths = [name for name in names if is_path(name)]
+        functions = [name for name in names if not is_path(name)]
         found: list[Mutant] = []
         for module in self.modules():
+            if paths and not any(module.startswith(path) or fnmatch.fnmatch(module, path) for path in paths):
+                continue
             source = (self.root / module).read_text()
             known = self.state / "mutants" / f"{_digest(source, Path(mutate.__file__).read_text(), module)}.json"
             if not known.exists():
                 known.parent.mkdir(exist_ok=True)
                 known.write_text(json.dumps([asdict(mutant) for mutant in mutants_of(module, source)]))
             found += [Mutant(**entry) for entry in json.loads(known.read_text())]
-        return found
+        return [mutant for mutant in found if not functions or any(_is_named(mutant, name) for name in functions)]
 
     def remember(self, key: str, verdict: Verdict) -> None:
         self.verdicts[key] = verdict
@@ -195,7 +197,21 @@ class Suite:
         return _digest(self._base, *(path.read_text() for path in [*helpers, self._root / file]))
 
     def to_measure(self) -> list[str]:
-        return [file for file in self.test_files() if self._files.get(file, {}).get("state") != self._state(file)]
+        """Files of tests that are not measured as they are now, or did not pass when they were."""
+        return [
+            file
+            for file in self.test_files()
+            if self._files.get(file, {}).get("state") != self._state(file) or self._failing(file) is not None
+        ]
+
+    def _failing(self, file: str) -> str | None:
+        items = self._files[file]["items"]
+        if items is None:
+            return file
+        return next((name for name, item in items.items() if not item["passes"]), None)
+
+    def failing(self) -> list[str]:
+        return [failing for file in self.test_files() if (failing := self._failing(file))]
 
     def measured(self, file: str, items: dict[str, Any]) -> None:
         self._files[file] = {"state": self._state(file), "items": items}
@@ -321,6 +337,8 @@ class Run:
                 suite.measured(answer["file"], answer["items"])
             if not self._in_time():
                 return
+            for name in suite.failing():
+                self._say(f"left out, fails without a mutant: {name}\n")
         by_key = {mutant.key: mutant for mutant in left}
         first: dict[str, Counter[str]] = defaultdict(Counter)
         for verdict in self._checkout.verdicts.values():
@@ -457,16 +475,17 @@ def main(
     options = parser.parse_args(arguments)
     checkout = Checkout(root.absolute(), suites)
     with (checkout.state / "lock").open("w") as lock:
-        every = checkout.mutants()
+        every = mutants = checkout.mutants([*options.names, *filter(None, options.functions.split(","))])
         if options.show:
             show(checkout, every, options.show)
             return 0
-        mutants = chosen(every, options.names, [name for name in options.functions.split(",") if name])
-        if not options.all and len(mutants) > options.sample:
-            mutants = random.Random(options.seed).sample(mutants, options.sample)
-        equivalents = Equivalents(checkout.root / EQUIVALENTS)
+        if not options.all and len(every) > options.sample:
+            mutants = random.Random(options.seed).sample(every, options.sample)
+        equivalents = Equivalents(checkout.root)
         for mutant in every:
             equivalents.why(mutant)
+        narrowed = options.functions or not all(map(is_path, options.names))
+        seen = set() if narrowed else {mutant.module for mutant in every}
         run = Run(
             checkout, jobs=options.jobs, longest_s=options.longest, until_s=time.monotonic() + 60 * options.minutes
         )
@@ -478,7 +497,7 @@ def main(
             with contextlib.suppress(KeyboardInterrupt):
                 run.tries(sorted(mutants, key=lambda mutant: (mutant.module, mutant.start)))
         score = table(checkout, run, sorted(mutants, key=lambda mutant: mutant.key), equivalents)
-    for entry in equivalents.stale():
+    for entry in equivalents.stale(seen):
         print(f"no such mutant any more: {EQUIVALENTS}: {entry}")
     return int(score < options.fail_under)
 
