@@ -468,7 +468,7 @@ def main(
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--longest", type=float, default=10, help="seconds; tests that take longer are left out")
+    parser.add_argument("--longest", type=float, default=30, help="seconds; tests that take longer are left out")
     parser.add_argument("--list", action="store_true", help="how many there are and what is known of them; tries none")
     parser.add_argument("--show", help="the diff of a survivor, by the seven digits before it")
     parser.add_argument("--fail-under", type=float, default=0, help="percent; the exit code is 1 below")
