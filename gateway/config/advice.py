@@ -6,7 +6,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, SecretStr
 
@@ -34,9 +34,11 @@ PathOf = tuple[str | int, ...]
 def advise(loaded: Loaded) -> tuple[Problem, ...]:
     """All warnings about a config, placed; the errors that show only when links and templates are known are among them."""
     found: list[Problem] = []
-    claims = {name: _asked(link, _claims_of(link), found) for name, link in loaded.links.items()}
+    claims = {name: _asked(link, "claims", _claims_of(link), found) for name, link in loaded.links.items()}
     for name, link in loaded.links.items():
-        found += _asked(link, _link(link, claims[name]), found)
+        found += _asked(link, "devices", _link(link, claims[name]), found)
+        found += _asked(link, "shares", _load(link), found, "warning")
+        found += _asked(link, "warnings", _of_driver(link), found, "warning")
     found += _claims(loaded, claims)
     if loaded.config is not None:
         config = loaded.config
@@ -45,15 +47,21 @@ def advise(loaded: Loaded) -> tuple[Problem, ...]:
     return tuple(locate(problem, loaded.root) for problem in found)
 
 
-def _asked(link: LoadedLink, answers: Iterator[T], found: list[Problem]) -> list[T]:
+def _asked(
+    link: LoadedLink,
+    what: str,
+    answers: Iterator[T],
+    found: list[Problem],
+    severity: Literal["error", "warning"] = "error",
+) -> list[T]:
     """What is asked of a driver, as far as it answers; that its code broke is a problem like any other."""
     got: list[T] = []
     try:
         got.extend(answers)
     except Exception as error:  # noqa: BLE001  not our code: told, the other links are checked
-        message = f"driver {link.driver_name} cannot check this link: {type(error).__name__}: {error}"
+        message = f"driver {link.driver_name}: its {what} fail: {type(error).__name__}: {said(error)}"
         remedy = "a fault of the driver's package: report it to its author"
-        found.append(Problem("driver-fault", ("links", link.name), message, remedy, at="key"))
+        found.append(Problem("driver-fault", ("links", link.name), message, remedy, severity, "key"))
     return got
 
 
@@ -73,20 +81,12 @@ def _link(link: LoadedLink, claims: Sequence[Claim]) -> Iterator[Problem]:
     for name, device in link.config.devices.items():
         yield from _points(device, ("links", link.name, "devices", name))
     yield from _shared_addresses(link.name, link.config, {claim.path for claim in claims if claim.within})
-    yield from _load(link)
-    try:
-        said_by_driver: list[Problem] = (
-            list(link.driver.warnings(link.config)) if isinstance(link.driver, Warns) else []
-        )
-        yield from [replace(its, path=("links", link.name, *its.path), severity="warning") for its in said_by_driver]
-    except Exception as error:  # noqa: BLE001 - foreign code
-        yield _driver_fault(link, "warnings", error)
 
 
-def _driver_fault(link: LoadedLink, what: str, error: Exception) -> Problem:
-    message = f"driver {getattr(link.driver, 'name', '?')}: its {what} fail: {type(error).__name__}: {said(error)}"
-    remedy = "a fault of the driver's package: report it to its author"
-    return Problem("driver-fault", ("links", link.name), message, remedy, "warning")
+def _of_driver(link: LoadedLink) -> Iterator[Problem]:
+    if link.config is not None and isinstance(link.driver, Warns):
+        for its in link.driver.warnings(link.config):
+            yield replace(its, path=("links", link.name, *its.path), severity="warning")
 
 
 def _shared_addresses(link: str, config: LinkConfig, claimed: Container[PathOf]) -> Iterator[Problem]:
@@ -174,12 +174,8 @@ def _points(device: DeviceConfig, path: PathOf) -> Iterator[Problem]:
 def _load(link: LoadedLink) -> Iterator[Problem]:
     if not isinstance(link.driver, SharesLine) or link.config is None:
         return
-    try:
-        shares = dict(link.driver.shares(link.config))
-        total = float(sum(shares.values()))
-    except Exception as error:  # noqa: BLE001 - foreign code
-        yield _driver_fault(link, "shares", error)
-        return
+    shares = dict(link.driver.shares(link.config))
+    total = float(sum(shares.values()))
     if total > LINE_FULL:
         largest = sorted(shares, key=lambda name: -shares[name])[:3]
         message = f"polling takes {total:.0%} of the line's time; beyond {LINE_FULL:.0%} polls come late"

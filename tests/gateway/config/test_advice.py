@@ -8,7 +8,7 @@ from gateway.config import advice
 from gateway.plan import make_plan
 from gateway.sdk.errors import Problem
 from tests.gateway.test_plan import BASE
-from tests.support.bench_driver import BenchRegistry
+from tests.support.bench_driver import BenchDriver, BenchRegistry
 
 
 def warnings_of(tmp_path: Path, text: str) -> dict[str, Problem]:
@@ -43,6 +43,20 @@ def test_the_days_of_the_buffer_follow_from_points_and_periods(tmp_path: Path) -
 
     assert warnings_of(tmp_path, enough) == {}
     assert "about 28 days of 3.5 readings a second" in warnings_of(tmp_path, short)["small-buffer"].message
+
+
+@pytest.mark.parametrize("what", ["shares", "warnings"])
+def test_a_driver_that_breaks_when_it_is_asked_is_warned_about_and_the_rest_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def broken(_self: object, _config: object) -> None:
+        raise KeyError("devices")
+
+    monkeypatch.setattr(BenchDriver, what, broken, raising=False)
+    found = warnings_of(tmp_path, BASE.replace("/dev/serial/by-id/usb-x", "/dev/ttyUSB96"))
+    assert found["driver-fault"].message == f"driver bench: its {what} fail: KeyError: 'devices'"
+    assert found["driver-fault"].severity == "warning"
+    assert "unstable-port" in found
 
 
 def test_a_gateway_without_brokers_is_not_told_that_nothing_is_sent(tmp_path: Path) -> None:
