@@ -134,11 +134,11 @@ class Daemon:
     def _spawn(self, name: str, work: Any) -> None:
         self._tasks[name] = self._group.create_task(work, name=name)
 
-    def _start(self, name: str, service: Service) -> None:
+    def _start(self, name: str, service: Service, cut_off: Callable[[], None] | None = None) -> None:
         backoff = Backoff(
             LINK_RETRY_FIRST_S, LINK_RETRY_CAP_S, quick_cap_s=LINK_RETRY_QUICK_S, quick_for_s=LINK_RETRY_QUICK_FOR_S
         )
-        self._spawn(name, supervise(service, backoff=backoff, clock=self._clock))
+        self._spawn(name, supervise(service, backoff=backoff, clock=self._clock, cut_off=cut_off))
 
     async def _end(self, *names: str) -> None:
         """Cancel these tasks and wait until they are gone, at most `STOP_WITHIN_S`."""
@@ -166,7 +166,7 @@ class Daemon:
             plan.name, plan.driver, plan.config, log=self._log, health=self._health, clock=self._clock
         )
         self._links[plan.name] = service
-        self._start(service.name, service)
+        self._start(service.name, service, service.cut_off)
 
     def _start_broker(self, plan: BrokerPlan) -> None:
         record = self._health.broker(plan.name, plan.config.kind)
@@ -492,9 +492,6 @@ class Chore:
     def stopped(self, error: Exception) -> None:
         """Only a config can cure it."""
         self.failed(error)
-
-    def cut_off(self) -> None:
-        """It is our own code: named in the journal, nothing else to do."""
 
 
 def _plain(record: Any) -> dict[str, Any]:

@@ -52,9 +52,6 @@ class Service(Protocol):
     def stopped(self, error: Exception) -> None:
         """It cannot be helped by a restart; the next reload may."""
 
-    def cut_off(self) -> None:
-        """It ignores that it was cancelled: what it does from now on must reach nobody."""
-
 
 class Silent(CitygateError):
     """A service made no progress; it is restarted."""
@@ -69,13 +66,19 @@ class Interrupted(BaseException):
     catches everything must not catch this."""
 
 
-async def supervise(service: Service, *, backoff: Backoff, clock: Clock) -> None:
-    """Keep one service running: restart it after a failure, let cancellation pass."""
+async def supervise(
+    service: Service, *, backoff: Backoff, clock: Clock, cut_off: Callable[[], None] | None = None
+) -> None:
+    """Keep one service running: restart it after a failure, let cancellation pass.
+
+    Args:
+        cut_off: for code that is not ours: it ignores that it was cancelled, what it does from now on must reach nobody.
+    """
     short_lives = 0
     while True:
         started_s = clock.monotonic_s()
         try:
-            await _run_watched(service, clock)
+            await _run_watched(service, clock, cut_off)
         except ConfigError as error:
             service.stopped(error)
             return
@@ -103,7 +106,7 @@ async def _contained(service: Service) -> None:
     raise Misbehaved(f"{service.name} ended by itself; it is to serve until it is cancelled")
 
 
-async def _run_watched(service: Service, clock: Clock) -> None:
+async def _run_watched(service: Service, clock: Clock, cut_off: Callable[[], None] | None) -> None:
     task = asyncio.create_task(_contained(service), name=service.name)
     try:
         while not task.done():
@@ -120,7 +123,8 @@ async def _run_watched(service: Service, clock: Clock) -> None:
             await asyncio.wait({task}, timeout=CANCEL_WITHIN_S)
         if not task.done():
             fault("service_ignores_cancel", service=service.name)
-            service.cut_off()
+            if cut_off is not None:
+                cut_off()
         elif not task.cancelled():
             task.exception()  # looked at, so that asyncio does not report it once more
 

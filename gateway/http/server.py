@@ -91,9 +91,6 @@ class Server:
         """It cannot be helped by a restart."""
         self.failed(error)
 
-    def cut_off(self) -> None:
-        """It is our own code: nothing else to do."""
-
     async def _keep(self, name: str, serve: Callable[[], AbstractAsyncContextManager[None]]) -> None:
         while True:
             try:

@@ -72,7 +72,7 @@ class RecordingClock(ManualClock):
 @contextlib.asynccontextmanager
 async def supervised(service: Scripted, clock: ManualClock) -> AsyncIterator["asyncio.Task[None]"]:
     backoff = Backoff(1.0, 8.0, rng=random.Random(7))
-    task = asyncio.create_task(supervise(service, backoff=backoff, clock=clock))
+    task = asyncio.create_task(supervise(service, backoff=backoff, clock=clock, cut_off=service.cut_off))
     try:
         yield task
     finally:
