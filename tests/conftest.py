@@ -9,11 +9,19 @@ from typing import Any
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 
 from gateway import hidden
 
 BLOCKED_S = 4.0  # generous: machines are shared; a test that blocks the loop for real blocks it for longer
 GRACE_S = 1.0  # for tasks that end because the test ended
+
+# For every property, here alone: how long an example takes to draw and to run is the machine's matter, which is shared;
+# a test has its timeout. Fixtures that properties use (a folder, the command) are written anew by each example.
+settings.register_profile(
+    "shared", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("shared")
 
 
 @pytest.fixture(autouse=True)

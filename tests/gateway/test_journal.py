@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import hidden as known
@@ -188,7 +188,6 @@ def test_words_that_only_begin_like_a_secret_stay() -> None:
     assert hidden("Milano is not porto") == "Milano is not porto"
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(max_size=60), st.lists(st.text(min_size=1, max_size=40), max_size=4))
 def test_any_text_is_hidden_in_with_any_secret(text: str, secrets: list[str]) -> None:
     keep_secret(secrets)

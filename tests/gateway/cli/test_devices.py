@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.gateway.cli.conftest import Command
@@ -89,7 +89,7 @@ def test_an_unknown_driver_is_named(citygate: Command) -> None:
 
 
 @given(st.text(max_size=20), hostile.json_trees())
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10)
 def test_no_context_ends_with_a_traceback(citygate: Command, text: str, tree: Any) -> None:
     for context in (
         text,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.config.explain import as_json, text
@@ -133,7 +133,7 @@ def test_fragments_are_merged_in_the_order_of_their_names_and_hidden_files_are_n
     assert list(plan.links["roof"].devices) == ["meter-1", "m-2", "m-1"]
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250)
 @given(files=mutated())
 def test_a_mutated_config_loads_or_every_problem_has_its_place(tmp_path: Path, files: dict[str, str]) -> None:
     loads, problems = outcome(write(tmp_path, files))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from jsonschema import Draft7Validator
 
 from gateway.config.schema import file_schema, in_words, key_paths, profile_schema, template_schema
@@ -88,7 +88,7 @@ def test_a_bad_file_is_bad_at_the_right_place(tmp_path: Path, old: str, new: str
     assert path in faults(tmp_path, GOOD.replace(old, new, 1))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(files=mutated())
 def test_the_editor_raises_no_false_alarm_about_a_file_that_loads(tmp_path: Path, files: dict[str, str]) -> None:
     text = files["citygate.yaml"]

@@ -110,7 +110,7 @@ def scenes(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any], dict[str, A
 raw = st.booleans() | st.integers() | st.floats() | texts
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(scenes())
 def test_a_mapping_gives_tables_or_problems_and_its_entities_can_be_sent(scene: tuple[dict[str, Any], ...]) -> None:
     known, mapping, values_of = scene

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -255,7 +255,5 @@ async def killed(log: Log) -> None:
     os.close(log._lock)
 
 
-LogAgainstModel.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
-)
+LogAgainstModel.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
 TestLogAgainstModel = LogAgainstModel.TestCase
