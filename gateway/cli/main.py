@@ -47,18 +47,22 @@ FIRST_STEPS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    given = parser().parse_args(arguments)
+    try:
+        return _run(parser().parse_args(arguments))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # `citygate … | head`; not every argparse catches it when it prints the help
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(given: argparse.Namespace) -> int:
     try:
         code: int = given.run(given)
         sys.stdout.flush()
     except CitygateError as error:
         _explain(error, as_json=given.json)
         return exit_code(error)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:  # `citygate … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return code
 
 
