@@ -3,10 +3,7 @@
 import asyncio
 import contextlib
 import random
-import shutil
 import sqlite3
-import subprocess
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from gateway.sdk.testing import NOON
 from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, everything, opened
 from tests.gateway.log.test_powercut import PATH, Scene, dump
 from tests.support.powercut import Card, Connection
+from tests.support.rights import run_on_a_card
 
 # apsw reports what a card refused while SQLite ignores it (a checkpoint, a rollback) as unraisable
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -407,20 +405,19 @@ async def test_no_error_of_the_card_ends_the_daemons_log(tmp_path: Path) -> None
     await log.close()
 
 
-@pytest.fixture
-def small_card(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 1 MB; needs the right to mount."""
-    folder = tmp_path / "card"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("a file system can be mounted by root alone")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+def test_at_zero_bytes_free_nothing_committed_is_lost_and_settling_makes_room(tmp_path: Path) -> None:
+    """On a real file system of 1 MB."""
+    run_on_a_card(
+        tmp_path,
+        "1m",
+        "import asyncio, pathlib, sys; from tests.gateway.log.test_failures import fill;"
+        "asyncio.run(fill(pathlib.Path(sys.argv[1])))",
+    )
 
 
-async def test_at_zero_bytes_free_nothing_committed_is_lost_and_settling_makes_room(small_card: Path) -> None:
-    log = await opened(small_card, CITY, head_bytes=60_000)
+async def fill(card: Path) -> None:
+    """Until it takes no more, then some is settled."""
+    log = await opened(card, CITY, head_bytes=60_000)
     n = 0
     while log.status()["size_bytes"] < 300_000:
         await log.append(a_set(n, f"meter-{'x' * 40}-{n}"))  # new names all the time: much to write
@@ -429,7 +426,7 @@ async def test_at_zero_bytes_free_nothing_committed_is_lost_and_settling_makes_r
             await log.commit()
     await log.commit()
     committed = n
-    with contextlib.suppress(OSError), (small_card / "other").open("wb", buffering=0) as other:
+    with contextlib.suppress(OSError), (card / "other").open("wb", buffering=0) as other:
         while True:
             other.write(bytes(4096))
     with contextlib.suppress(LogError):
@@ -443,7 +440,7 @@ async def test_at_zero_bytes_free_nothing_committed_is_lost_and_settling_makes_r
     assert await everything(log, "milano") == list(range(n))
     while (columns := await log.read("milano")) is not None:
         await log.settle("milano", columns.last)
-    (small_card / "other").unlink()
+    (card / "other").unlink()
     await log.append(a_set(n))
     await log.commit()
     assert log.status()["state"] == "ok"
