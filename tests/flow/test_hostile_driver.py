@@ -100,11 +100,11 @@ def said(box: Box, name: str) -> str:
 def test_each_misdeed_is_named_and_costs_its_neighbours_nothing(box: Box, misdeed: str) -> None:
     daemon = start(box, misdeed)
 
-    eventually(f"{misdeed} is named", lambda: NAMED[misdeed] in said(box, misdeed), within_s=20)
+    eventually(f"{misdeed} is named", lambda: NAMED[misdeed] in said(box, misdeed), within_s=60)
     neighbours_go_on(box, 5)
     neighbours_lost_nothing(box)
 
-    assert daemon.end(within_s=10) == 0
+    assert daemon.end() == 0
 
 
 def test_all_misdeeds_at_once(box: Box) -> None:
@@ -116,7 +116,7 @@ def test_all_misdeeds_at_once(box: Box) -> None:
     assert status["log"]["state"] == "ok"
     eventually("what was emitted is on the card", lambda: _stored(box.folder / "buffer.db"))
 
-    assert daemon.end(within_s=12) == 0
+    assert daemon.end() == 0
     assert re.search("left_behind|service_ignores_cancel", daemon.text())
 
 
@@ -129,7 +129,7 @@ def test_one_that_ignores_cancel_holds_up_neither_reload_nor_stop(box: Box) -> N
     eventually("it is gone", lambda: "ignores_cancel" not in (box.status() or {"links": "ignores_cancel"})["links"])
     neighbours_go_on(box, 5)
 
-    assert daemon.end(within_s=10) == 0
+    assert daemon.end() == 0
 
 
 def test_whoever_asks_to_exit_the_daemon_goes_on(box: Box) -> None:
@@ -139,7 +139,7 @@ def test_whoever_asks_to_exit_the_daemon_goes_on(box: Box) -> None:
     neighbours_go_on(box, 5)
     neighbours_lost_nothing(box)
 
-    assert daemon.end(within_s=10) == 0
+    assert daemon.end() == 0
 
 
 @pytest.mark.parametrize("misdeed", ["never_times", "blocks_threads", "stops_the_loop", "raises_an_odd_error"])
@@ -151,14 +151,14 @@ def test_what_a_driver_does_to_the_loop_stays_its_own_matter(box: Box, misdeed: 
     neighbours_go_on(box, 40)
     neighbours_lost_nothing(box)
 
-    assert daemon.end(within_s=10) == 0
+    assert daemon.end() == 0
 
 
 def test_a_driver_that_cancels_everybody_ends_the_daemon_as_a_fault_with_all_on_the_card(box: Box) -> None:
     """It cannot be told apart from the gateway's own doing; but it is no clean end, and nothing is lost by it."""
     daemon = start(box, "cancels_everybody")
 
-    assert daemon.popen.wait(20) == 1
+    assert daemon.popen.wait(60) == 1
     assert "cancelled_unasked" in daemon.text()
     assert _stored(box.folder / "buffer.db")
 

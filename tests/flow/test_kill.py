@@ -52,7 +52,7 @@ def kills(count: int, *, seed: int) -> Scenario:
 def played(folder: Path, scenario: Scenario) -> Iterator[Stage]:
     box = Box(folder)
     try:
-        stage = Stage(box, scenario, in_flight_s=COMMIT_EVERY_S + 0.6)
+        stage = Stage(box, scenario, in_flight_s=COMMIT_EVERY_S + 0.6, waits=False)  # kills fall into starts too
         stage.play()
         yield stage
     finally:

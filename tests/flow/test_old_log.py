@@ -81,7 +81,7 @@ def test_every_door_works_and_the_city_gets_the_rest(box: Box) -> None:
     assert (city["later"], city["dead"]) == (0, 0)
     for verb in (("status",), ("buffer", "export", "--csv")):
         command = box.start("verb", "-m", "gateway", *verb, "-c", str(box.config))
-        command.popen.wait(20)
+        command.popen.wait(60)
         assert "Traceback" not in command.text(), verb
         assert "a\ufffd" in command.text(), verb
 

@@ -127,7 +127,7 @@ def test_what_is_held_is_counted_alike_everywhere_at_once(box: Box) -> None:
         )
         return dead > 0 and (found["dead"], found["later"]) == (dead, later)
 
-    eventually("held list and status agree", alike, within_s=30)
+    eventually("held list and status agree", alike, within_s=60)
     behave(box, refuse="")
     command(box, "buffer", "purge", "--all")
     listed = json.loads(command(box, "buffer", "held", "list", "--json")[1])

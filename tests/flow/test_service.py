@@ -96,7 +96,7 @@ def test_an_invalid_config_at_start_exits_3_and_says_where(box: Box) -> None:
 
     daemon = box.start("daemon", "-m", "gateway", "run", "-c", str(box.config))
 
-    assert daemon.popen.wait(10) == 3
+    assert daemon.popen.wait(60) == 3
     assert "citygate.yaml:3:24" in daemon.text()
 
 
@@ -105,6 +105,6 @@ def test_a_second_daemon_on_the_same_log_is_refused_and_harms_nothing(box: Box) 
 
     second = box.start("second", "-m", "gateway", "run", "-c", str(box.config))
 
-    assert second.popen.wait(10) == 1
+    assert second.popen.wait(60) == 1
     assert f"process {first.popen.pid}" in second.text() or "another daemon" in second.text()
     assert box.status() is not None

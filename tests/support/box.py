@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
 
 
-def eventually(what: str, look: Callable[[], T], *, within_s: float = 20.0) -> T:
+def eventually(what: str, look: Callable[[], T], *, within_s: float = 60.0) -> T:
     """The first truthy result of `look`; fails with its last result otherwise."""
     deadline_s = time.monotonic() + within_s
     while not (last := look()):
@@ -63,9 +63,9 @@ class Process:
     def kill(self) -> None:
         """kill -9, as a power cut for one process."""
         self.popen.kill()
-        self.popen.wait(10)
+        self.popen.wait(40)
 
-    def end(self, number: int = signal.SIGTERM, *, within_s: float = 10.0) -> int:
+    def end(self, number: int = signal.SIGTERM, *, within_s: float = 40.0) -> int:
         """Ask it to stop; its exit code."""
         if self.popen.poll() is None:
             self.popen.send_signal(number)

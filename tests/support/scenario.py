@@ -15,7 +15,7 @@ import yaml
 
 from tests.support.box import REPOSITORY, Box, Process, eventually, free_port, get_json
 
-DRAIN_WITHIN_S = 20.0
+DRAIN_WITHIN_S = 60.0
 IN_FLIGHT_S = 1.0  # a set served so shortly before a kill may have been in flight
 
 Key = tuple[str, str, float]  # device, attribute, value: each simulated value names itself
@@ -52,6 +52,7 @@ class Stage:
     scenario: Scenario
     broker_url: str = ""
     in_flight_s: float = IN_FLIGHT_S  # what was served so shortly before a kill may be lost
+    waits: bool = True  # after a start until every device is heard; before, those that speak unasked speak to nobody
     deaf: list[tuple[float, float]] = field(default_factory=list)  # no daemon listened from, to; unix seconds
     _daemon: Process | None = None
     _simulators: dict[str, Process] = field(default_factory=dict)
@@ -72,16 +73,19 @@ class Stage:
         links = yaml.safe_load(config)["links"]
         self._simulators = {link: self.box.start_simulator(link) for link in links}
         self._daemon = self.box.start_daemon()
+        self._wait_for_devices()
         self.deaf.append((0.0, time.time() + IN_FLIGHT_S))
-        for link, its in links.items():
-            for device in its["devices"]:
-                eventually(f"{device} is good", functools.partial(self._is_good, link, device))
         started_s = time.monotonic()
         for step in self.scenario.steps:
             at_s = float(step["at"].removesuffix(" s"))
             time.sleep(max(0.0, started_s + at_s - time.monotonic()))
             self._do(step)
         eventually("the backlog is drained", self._is_drained, within_s=DRAIN_WITHIN_S)
+
+    def _wait_for_devices(self) -> None:
+        for link, its in self.scenario.links().items():
+            for device in its["devices"]:
+                eventually(f"{device} is good", functools.partial(self._is_good, link, device))
 
     def _is_good(self, link: str, device: str) -> bool:
         return self.box.device(link, device).get("state") == "ok"
@@ -107,6 +111,8 @@ class Stage:
                 self._daemon.kill()
             case "daemon", "start":
                 self._daemon = self.box.start_daemon()
+                if self.waits:
+                    self._wait_for_devices()
                 self.deaf[-1] = (self.deaf[-1][0], time.time() + IN_FLIGHT_S)
             case "links", "stop":
                 self._wait_for_a_pause()  # a reply that its sender never finishes was not lost by us

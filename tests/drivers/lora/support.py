@@ -109,7 +109,7 @@ async def running(*coroutines: Any) -> AsyncIterator[list["asyncio.Task[Any]"]]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def until(condition: Callable[[], Any], *, within_s: float = 20.0) -> None:
+async def until(condition: Callable[[], Any], *, within_s: float = 60.0) -> None:
     """Wait for a condition of a recorder, which has no event to wait for."""
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110

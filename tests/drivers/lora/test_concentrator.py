@@ -410,15 +410,13 @@ async def test_ten_thousand_junk_packets_a_second_do_not_keep_good_traffic_out()
     sent = [0]
 
     def flood() -> None:
-        """10,000 a second, in bursts of 100 every 10 ms."""
+        """10,000 a second, in bursts of 100 every 10 ms; what a starved machine was late for is not made up for at once."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            next_s = time.monotonic()
             while not stop.is_set():
                 for data in junk[:100]:
                     sock.sendto(data, ("127.0.0.1", port))
                 sent[0] += 100
-                next_s += 0.01
-                time.sleep(max(0.0, next_s - time.monotonic()))
+                time.sleep(0.01)
 
     async with running(SEMTECH_UDP.run(link(port), context.context)):
         await asyncio.sleep(0.1)

@@ -381,7 +381,7 @@ OK5, OK3 = bytes((0x20, 3, 0, 0, 0)), bytes((0x20, 2, 0, 0))
 async def test_what_a_broker_refuses_is_said_with_a_remedy(
     protocol: str, answers: list[bytes | None], words: str
 ) -> None:
-    async with fake_broker(*answers) as url, asyncio.timeout(10):
+    async with fake_broker(*answers) as url, asyncio.timeout(60):
         config = link(_At(url), protocol=protocol)  # type: ignore[arg-type]
         with pytest.raises(LinkError, match=words):
             await CHIRPSTACK.run(config, HeldContext().context)

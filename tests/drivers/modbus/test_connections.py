@@ -114,7 +114,7 @@ class Driven:
 
     async def until(self, count: int, device: str = "u1") -> None:
         """So many sets of a device have come."""
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(60):
             while len(self.sets(device)) < count:  # noqa: ASYNC110 - a list of the recorder
                 await asyncio.sleep(0.01)
 
@@ -172,7 +172,7 @@ async def test_connections_that_are_closed_before_any_answer_are_an_outage_with_
     async with server.listening():
         driven = Driven(server, framing=framing)
         with pytest.raises(LinkError, match="closed before anybody has answered"):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 await DRIVER.run(driven.config, driven.context)
 
     assert server.accepted <= 4
@@ -237,7 +237,7 @@ async def test_a_write_over_a_connection_that_was_closed_while_idle_is_made_once
         driven = Driven(server, every="10 s")
         async with driven.running():
             await driven.until(1)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while server.open:  # noqa: ASYNC110 - for a test, no event needed
                     await asyncio.sleep(0.01)
             request = Request("write", "u1", "a", 5)
@@ -254,7 +254,7 @@ async def test_a_connection_is_given_back_after_each_poll() -> None:
         driven = Driven(server, units=2, every="500 ms", keep_open=False)
         async with driven.running():
             await driven.until(3)
-            async with asyncio.timeout(5):  # between two polls another client is served
+            async with asyncio.timeout(60):  # between two polls another client is served
                 while server.open:  # noqa: ASYNC110 - for a test, no event needed
                     await asyncio.sleep(0.005)
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)

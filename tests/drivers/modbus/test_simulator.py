@@ -54,7 +54,7 @@ class Bench:
 
     async def set_of(self, device: str, seen: int = 0) -> ReadingSet:
         """A set of this device beyond the first `seen`."""
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(60):
             while len(sets := [s for s in self.recorder.sets if s.device == device]) <= seen:
                 self._more.clear()
                 await self._more.wait()
@@ -62,7 +62,7 @@ class Bench:
 
     async def ask(self, request: Request) -> dict[str, object]:
         self.recorder.requests.put(request)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             exchange = await request.reply
         return {r.point: r.value for r in exchange.readings}
 

@@ -41,7 +41,7 @@ async def first_value(its: ModbusConfig) -> object:
     )
     running = asyncio.create_task(DRIVER.run(its, context))
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not any(s.values() for s in recorder.sets):
                 if running.done():
                     running.result()

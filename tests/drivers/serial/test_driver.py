@@ -94,7 +94,7 @@ async def running(*coroutines: Any) -> Any:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - a condition of the recorder, which has no event
             await asyncio.sleep(0.005)
 

@@ -73,7 +73,7 @@ def daemon(folder: Path) -> Iterator[FakeView]:
 
     thread = threading.Thread(target=serve, name="daemon")
     thread.start()
-    eventually("socket", (folder / "control.sock").exists, within_s=5)
+    eventually("socket", (folder / "control.sock").exists, within_s=60)
     yield view
     loop.call_soon_threadsafe(task.cancel)
     thread.join(5)

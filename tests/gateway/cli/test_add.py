@@ -38,7 +38,7 @@ def box(tmp_path: Path) -> Path:
 def played(box: Path) -> Iterator[Path]:
     """Both meters are there, only the first is in the config."""
     process = Process(box.parent / "simulate.log", "-m", "gateway", "simulate", "-c", str(box.parent / "played.yaml"))
-    eventually("simulator", lambda: "playing" in process.text(), within_s=20)
+    eventually("simulator", lambda: "playing" in process.text(), within_s=60)
     yield box
     process.end()
 

@@ -33,7 +33,7 @@ clock: {{trust: system}}
 def simulated(meter: Path) -> Iterator[Path]:
     """The same with the meter played."""
     process = Process(meter / "simulate.log", "-m", "gateway", "simulate", "-c", str(meter), "--link", "plant")
-    eventually("simulator", lambda: "playing" in process.text(), within_s=20)
+    eventually("simulator", lambda: "playing" in process.text(), within_s=60)
     yield meter
     process.end()
 
@@ -76,7 +76,7 @@ def test_repeated_reads_print_one_reading_a_line(
     process = Process(
         simulated / "read.log", "-m", "gateway", "read", "meter-1", "-c", str(simulated), "--json", "--repeat", "--every", "50 ms"
     )  # fmt: skip
-    eventually("three reads", lambda: process.text().count('"point":"voltage"') >= 3, within_s=10)
+    eventually("three reads", lambda: process.text().count('"point":"voltage"') >= 3, within_s=60)
     import signal
 
     assert process.end(signal.SIGINT) == 0

@@ -115,7 +115,7 @@ def test_a_silent_device_says_nothing(folder: Path) -> None:
 
 def _read(folder: Path) -> int:
     process = Process(folder / "read.log", "-m", "gateway", "read", "meter-1", "-c", str(folder), "--json")
-    return process.popen.wait(20)
+    return process.popen.wait(90)
 
 
 @pytest.mark.parametrize(

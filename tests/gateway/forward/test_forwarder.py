@@ -70,7 +70,7 @@ async def forwarding(
 
 async def requeued(log: MemoryLog, done: Callable[[], bool]) -> None:
     """Try all that is held at once, again and again, until it is done: `buffer held requeue` in a loop."""
-    async with asyncio.timeout(8.0):
+    async with asyncio.timeout(60):
         while not done():
             for number, (piece, columns) in log.held.table.items():
                 if piece.next_try_at is not None:

@@ -44,7 +44,7 @@ def start(tmp_path: Path) -> Start:
         server = Server(view, **{"listen": "127.0.0.1:0", "control_socket": socket, **how})
         task = asyncio.create_task(server.run(), name="server")
         try:
-            async with asyncio.timeout(20), aiohttp.ClientSession(auto_decompress=False) as session:
+            async with asyncio.timeout(90), aiohttp.ClientSession(auto_decompress=False) as session:
                 while not server.url and not task.done():  # noqa: ASYNC110 - the server has no event for tests
                     await asyncio.sleep(0.005)
                 yield Running(server, view, socket, session)

@@ -99,7 +99,7 @@ async def faulty(server: Server) -> str:
     """What a server says that cannot listen somewhere."""
     task = asyncio.create_task(server.run(), name="server")
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not server.fault:  # noqa: ASYNC110 - the server has no event for tests
                 await asyncio.sleep(0.005)
         return server.fault
@@ -133,7 +133,7 @@ async def test_a_taken_port_leaves_the_control_socket_standing(tmp_path: Path) -
         server = Server(FakeView(), listen=f"127.0.0.1:{taken.getsockname()[1]}", control_socket=path)
         task = asyncio.create_task(server.run(), name="server")
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not server.fault:  # noqa: ASYNC110 - the server has no event for tests
                     await asyncio.sleep(0.005)
             assert "Address already in use" in server.fault
