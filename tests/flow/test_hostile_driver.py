@@ -91,6 +91,13 @@ def neighbours_lost_nothing(box: Box) -> None:
         assert (device["bad"], status["links"][name]["restarts"]) == (0, 0)
 
 
+def heard_of_others(box: Box) -> int:
+    """Sets in the log that no neighbour has handed over."""
+    status = eventually("status", box.status)
+    neighbours = sum(status["links"][name]["devices"][f"{name}-1"]["sets"] for name in ("well", "twin"))
+    return int(status["log"]["appended"]) - neighbours
+
+
 def said(box: Box, name: str) -> str:
     """All that status says of a link."""
     return str((box.status() or {}).get("links", {}).get(name, ""))
@@ -127,7 +134,9 @@ def test_one_that_ignores_cancel_holds_up_neither_reload_nor_stop(box: Box) -> N
     box.write(config(box))
     daemon.popen.send_signal(signal.SIGHUP)
     eventually("it is gone", lambda: "ignores_cancel" not in (box.status() or {"links": "ignores_cancel"})["links"])
-    neighbours_go_on(box, 5)
+    heard = heard_of_others(box)
+    neighbours_go_on(box, 20)
+    assert heard_of_others(box) <= heard + 2, "it speaks on, to nobody"
 
     assert daemon.end() == 0
 
