@@ -94,7 +94,7 @@ def neighbours_lost_nothing(box: Box) -> None:
 def heard_of_others(box: Box) -> int:
     """Sets in the log that no neighbour has handed over."""
     status = eventually("status", box.status)
-    neighbours = sum(status["links"][name]["devices"][f"{name}-1"]["sets"] for name in ("well", "twin"))
+    neighbours: int = sum(status["links"][name]["devices"][f"{name}-1"]["sets"] for name in ("well", "twin"))
     return int(status["log"]["appended"]) - neighbours
 
 

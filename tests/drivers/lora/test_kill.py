@@ -119,7 +119,7 @@ async def test_a_set_of_state_alone_is_durable_no_earlier_than_what_came_before_
         LogSettings(tmp_path / "log.db", commit_every_s=60.0), clock=SystemClock("system"), consumers=[Consumer("c")]
     )
     before = (await log.append(ReadingSet("node", (), {"k": b"0"}))).durable
-    await asyncio.wait_for(before, 1)
+    await asyncio.wait_for(before, 20)
     await log.append(ReadingSet("node", (Reading("count", 1, datetime.now(UTC)),), {"k": b"1"}))
     repeat = asyncio.ensure_future((await log.append(ReadingSet("node", (), {"k": b"1"}))).durable)
     await asyncio.sleep(0.05)
