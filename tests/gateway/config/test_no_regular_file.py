@@ -30,7 +30,7 @@ PLACES = ("citygate.yaml", "conf.d/a.yaml", "templates/eastron/sdm120.yaml", "ci
           "models/dataModel.X/Thing/schema.json", "models/dataModel.X/context.jsonld")  # fmt: skip
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(90)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", PLACES)
 def test_nothing_beside_the_config_keeps_anybody_waiting(tmp_path: Path, place: str, kind: str) -> None:
@@ -48,7 +48,7 @@ def test_nothing_beside_the_config_keeps_anybody_waiting(tmp_path: Path, place: 
     assert buffer_path(tmp_path) == Path("/var/lib/citygate/buffer.db")
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(90)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("which", [0, 1])
 def test_no_certificate_file_keeps_the_daemon_waiting(tmp_path: Path, kind: str, which: int) -> None:
@@ -74,7 +74,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path, kind: str) -> None:
         read_bytes(tmp_path / "x", 100)
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(90)
 def test_an_encrypted_key_of_a_modbus_device_is_an_error_and_asks_nobody(tmp_path: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1()).private_bytes(
         Encoding.PEM, PrivateFormat.TraditionalOpenSSL, BestAvailableEncryption(b"abcd")

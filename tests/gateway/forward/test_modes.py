@@ -227,7 +227,7 @@ async def turns(front: Ingress, strict: StrictBroker, health: BrokerHealth, turn
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 async def test_a_mode_that_goes_to_and_fro_under_live_data_ends_with_everything_once(box: Box) -> None:
     strict = StrictBroker()
     async with ingress(strict) as (front, url), box.running(url, QUICK) as health:
