@@ -652,7 +652,7 @@ def entries_of(columns: Columns, stamp: Stamp, points: Mapping[int, str] | None 
     """Columns as sets again, times as they are in the columns.
 
     Args:
-        points: series id -> point name; "" when it does not matter, as in a segment.
+        points: series id -> point name; "" when it does not matter, as in a segment, or was lost with its record.
     """
     entries = []
     claims = {first: claim for first, _, claim in columns.claims}
@@ -662,7 +662,7 @@ def entries_of(columns: Columns, stamp: Stamp, points: Mapping[int, str] | None 
             continue
         part = slice(start, end)
         readings = tuple(
-            Reading(points[number] if points else "", value, wall_time(time_us), quality, reason, source)
+            Reading(points.get(number, "") if points else "", value, wall_time(time_us), quality, reason, source)
             for number, value, time_us, quality, reason, source in zip(
                 columns.series[part],
                 columns.value[part],
