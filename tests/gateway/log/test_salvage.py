@@ -1,0 +1,487 @@
+"""A damage is not the end: what is sent again after one, what a second one finds, and what an interrupted salvage leaves."""
+
+import asyncio
+import shutil
+import sqlite3
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from gateway.clock import Source
+from gateway.log.log import Consumer, Log
+from gateway.log.segment import Entry, Layouts, Stamp, encode, microseconds
+from gateway.log.store import PAGE_BYTES, Batch, Store
+from gateway.sdk.reading import Reading, ReadingSet
+from gateway.sdk.testing import NOON
+from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, counts_of, everything, opened
+
+FROM_NOW = Consumer("milano", "now")
+STAMP = Stamp(1, microseconds(NOON) - 10**9, 7)
+
+
+def lose(folder: Path, *tables: str) -> None:
+    """The card forgets the roots of these tables; whoever has the file open reads them anew."""
+    db = sqlite3.connect(folder / "buffer.db", isolation_level=None)
+    [(version,)] = db.execute("PRAGMA user_version").fetchall()
+    db.execute(f"PRAGMA user_version={version}")
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    rows = db.execute("SELECT name, rootpage FROM sqlite_master WHERE type = 'table'").fetchall()
+    db.close()
+    with (folder / "buffer.db").open("r+b") as file:
+        for name, page in rows:
+            if name in tables:
+                file.seek((page - 1) * PAGE_BYTES)
+                file.write(bytes(PAGE_BYTES))
+
+
+async def committed(log: Log, numbers: Sequence[int], each: int = 10) -> None:
+    for n in numbers:
+        await log.append(a_set(n))
+        if n % each == each - 1:
+            await log.commit()
+    await log.commit()
+
+
+async def settle_below(log: Log, consumer: str, count: int) -> None:
+    """All sets before this value are done with."""
+    while (columns := await log.read(consumer)) is not None:
+        rows = zip(columns.seq, columns.series, columns.value, strict=True)
+        done = [seq for seq, number, value in rows if log.series[number].point == "count" and value < count]  # type: ignore[operator]
+        if not done:
+            return
+        await log.settle(consumer, done[-1])
+
+
+# Cursors
+
+
+@pytest.mark.parametrize("tables", [("cursor",), ("cursor", "start"), ("cursor", "start", "boot", "gap")])
+async def test_with_its_place_lost_everybody_gets_all_that_somebody_was_owed(
+    tmp_path: Path, tables: tuple[str, ...]
+) -> None:
+    """Not what all had taken, though it lies in free pages; not too little, though one had taken more than the other."""
+    log = await opened(tmp_path, CITY, OTHER)
+    await committed(log, range(40))
+    await settle_below(log, "milano", 25)
+    await settle_below(log, "porto", 13)
+    await log.commit()
+    await committed(log, range(40, 50))
+    await log.close()
+    lose(tmp_path, *tables)
+    log = await opened(tmp_path, FROM_NOW, OTHER)
+    owed = list(range(13, 50))
+    assert log.status()["state"] == "bad"
+    for consumer in ("milano", "porto"):
+        assert await everything(log, consumer) == owed
+        assert log.backlog(consumer)[0] == 2 * len(owed)
+    await settle_below(log, "milano", 30)
+    await log.append(a_set(50))
+    await log.close()
+
+    log = await opened(tmp_path, FROM_NOW, OTHER)
+    assert log.status()["state"] == "ok"
+    assert await everything(log, "milano") == list(range(30, 51))
+    assert await everything(log, "porto") == [*owed, 50]
+    await log.close()
+
+
+async def test_the_place_of_one_is_lost_and_the_other_keeps_its_own(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY, OTHER)
+    await committed(log, range(30))
+    await settle_below(log, "milano", 25)
+    await settle_below(log, "porto", 5)
+    await log.close()
+    with sqlite3.connect(tmp_path / "buffer.db") as db:
+        db.execute("UPDATE cursor SET seq = 'x' WHERE consumer = 'porto'")
+    db.close()
+    lose(tmp_path, "gap")
+    log = await opened(tmp_path, CITY, OTHER)
+    assert await everything(log, "milano") == list(range(25, 30))
+    assert await everything(log, "porto") == list(range(30))
+    await log.close()
+
+
+@pytest.mark.parametrize("lost", ["cursor", "state"])
+async def test_places_and_states_lost_while_running_are_known_by_memory(tmp_path: Path, lost: str) -> None:
+    log = await opened(tmp_path, CITY, OTHER)
+    await log.append(ReadingSet("node", (), {"fcnt": b"7"}))
+    await committed(log, range(30))
+    await settle_below(log, "milano", 17)
+    await log.commit()
+    lose(tmp_path, lost)
+    await settle_below(log, "porto", 4)
+    await log.append(ReadingSet("other", (), {"fcnt": b"1"}))
+    await log.commit()
+    await log.commit()
+    assert "taken over" in log.status()["salvaged"]
+    assert await everything(log, "milano") == list(range(17, 30))
+    assert await everything(log, "porto") == list(range(4, 30))
+    assert (log.backlog("milano")[0], log.backlog("porto")[0]) == (26, 52)
+    shutil.copytree(tmp_path, tmp_path / "killed")  # as a kill -9 leaves it now
+    await log.close()
+
+    log = await opened(tmp_path / "killed", CITY, OTHER)
+    assert log.status()["state"] == "ok"
+    assert await everything(log, "milano") == list(range(17, 30))
+    assert await everything(log, "porto") == list(range(4, 30))
+    assert (log.driver_state("node"), log.driver_state("other")) == ({"fcnt": b"7"}, {"fcnt": b"1"})
+    await log.close()
+
+
+# What else is in the file
+
+
+@pytest.mark.parametrize("running", [False, True])
+async def test_held_pieces_gaps_states_and_last_values_outlive_a_salvage(tmp_path: Path, running: bool) -> None:
+    """Of 60 nodes, so that their states are written where the newer ones are."""
+    log = await opened(tmp_path, CITY)
+    for n in range(60):
+        await log.append(ReadingSet(f"node-{n}", (Reading("count", n, NOON),), {"fcnt": bytes([n])}))
+    await log.commit()
+    columns = await log.read("milano", max_readings=1)
+    assert columns is not None
+    held = [await log.held.hold("milano", e, "node-0", columns, reason="no", at=NOON) for e in ("a", "b", "c")]
+    await log.held.purge(held[:1], NOON)
+    await settle_below(log, "milano", 50)
+    await log.append(ReadingSet("node-3", (), {"fcnt": b"newer"}))
+    await log.commit()
+    if running:
+        lose(tmp_path, "cursor")
+        await settle_below(log, "milano", 51)
+        await log.commit()
+    else:
+        await log.close()
+        lose(tmp_path, "start")
+        log = await opened(tmp_path, CITY)
+    for _ in range(2):
+        assert [piece.id for piece in log.held.pieces()] == held[1:]
+        assert (await log.held.readings(held[1])).value == list(range(60))
+        assert log.status()["lost"] == {"purged": 60, "damage": 0}
+        assert log.driver_state("node-3") == {"fcnt": b"newer"}
+        assert log.driver_state("node-59") == {"fcnt": bytes([59])}
+        assert log.last_values.device("node-7")["count"].value == 7
+        assert log.last_values.device("node-59")["count"].value == 59
+        await log.held.release([])  # the table takes changes
+        assert await log.held.requeue(held[1:2], NOON) == 1
+        await log.close()
+        log = await opened(tmp_path, CITY)
+    assert [piece.tries for piece in log.held.pieces()] == [0, 1]
+    await log.close()
+
+
+async def test_what_the_clock_learned_outlives_the_loss_of_its_record_while_running(tmp_path: Path) -> None:
+    clock = BootClock("b1", NOON, -7200.0)
+    log = await opened(tmp_path, CITY, clock=clock)
+    await log.append(ReadingSet("d", (Reading("count", 1, clock.now()),)))
+    await log.commit()
+    clock.learn(Source.KERNEL)
+    await log.append(ReadingSet("d", (Reading("count", 2, clock.now()),)))
+    await log.commit()
+    lose(tmp_path, "boot", "cursor")
+    await log.append(ReadingSet("d", (Reading("count", 3, clock.now()),)))
+    await log.commit()
+    await log.commit()
+    assert "taken over" in log.status()["salvaged"]
+    columns = await log.read("milano")
+    assert columns is not None
+    assert columns.time_us == [microseconds(NOON)] * 3
+    shutil.copytree(tmp_path, tmp_path / "killed")
+    await log.close()
+
+    log = await opened(tmp_path / "killed", CITY, clock=BootClock("b2", NOON + timedelta(days=1), -7200.0))
+    columns = await log.read("milano")
+    assert columns is not None
+    assert columns.time_us == [microseconds(NOON)] * 3
+    await log.close()
+
+
+@pytest.mark.parametrize(("records", "left"), [(["record"], list(range(21))), (["record", "record_copy"], [20])])
+async def test_a_kill_right_after_a_salvage_that_lost_names_leaves_a_log_that_can_be_opened(
+    tmp_path: Path, records: list[str], left: list[int]
+) -> None:
+    """With both copies gone nobody can say what the segments hold; what comes after is another matter."""
+    log = await opened(tmp_path, CITY)
+    await committed(log, range(20))
+    lose(tmp_path, "cursor", *records)
+    await log.append(a_set(20, "meter-new"))
+    await log.commit()
+    shutil.copytree(tmp_path, tmp_path / "killed")
+    await log.close()
+    for folder in (tmp_path / "killed", tmp_path):
+        log = await opened(folder, CITY)
+        assert log.status()["state"] == "ok"
+        assert await everything(log, "milano") == left
+        assert log.last_values.device("meter-new")["count"].value == 20
+        await log.append(a_set(21))
+        await log.commit()
+        assert await everything(log, "milano") == [*left, 21]
+        await log.close()
+    assert log.last_values.device("meter-1")["voltage"].value == 232.1
+
+
+# Overlapping segments: a commit that failed leaves its pages beside those of the one that followed
+
+
+def entry(n: int, kind: str) -> Entry:
+    """Value and number are one; sets of one kind are written in one layout, those of another in a finer one."""
+    at = NOON + timedelta(seconds=n)
+    other = {"coarse": (1.5, 5), "fine": (1.25, "x"), "finest": (1.0625, "x")}[kind]
+    return Entry(n, (1, 2, 3), tuple(Reading("", v, at) for v in (n, *other)), STAMP, 0.0, 0)
+
+
+def run_of(first: int, last: int) -> list[Entry]:
+    """The last of it is of another kind, so that what is left of the run has to be written anew in another layout."""
+    return [*(entry(n, "coarse") for n in range(first, last)), entry(last, "fine" if first == 1 else "finest")]
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [(1, 10), (6, 15)],
+        [(1, 10), (6, 15), (11, 20)],
+        [(1, 20), (6, 10)],
+        [(1, 20), (6, 10), (21, 25)],
+        [(1, 20), (6, 25)],
+        [(1, 10), (2, 10)],
+        [(1, 10), (10, 12)],
+        [(1, 10), (10, 10)],
+        [(1, 10), (1, 15)],
+        [(1, 15), (1, 10)],
+        [(1, 15), (1, 15)],
+        [(1, 10), (4, 8), (5, 12), (12, 13)],
+    ],
+    ids=str,
+)
+async def test_a_number_that_two_segments_hold_is_taken_over_once_and_none_is_lost(
+    tmp_path: Path, runs: list[tuple[int, int]]
+) -> None:
+    path = tmp_path / "buffer.db"
+    store = Store(path, 10**9)
+    now_us = microseconds(NOON)
+    store.commit(Batch(series={1: ("m", "count"), 2: ("m", "a"), 3: ("m", "b")}, now_us=now_us))
+    stray: list[bytes] = []
+    known: set[int] = set()
+    for first, last in runs:
+        if first in known:  # no row of the table any more
+            stray.append(encode(run_of(first, last), Layouts(), sealed_us=now_us))
+        else:
+            store.commit(Batch(entries=run_of(first, last), now_us=now_us))
+        known.add(first)
+    store.close()
+    with path.open("ab") as file:
+        for body in stray:
+            file.write(body.ljust(PAGE_BYTES, b"\0"))
+    lose(tmp_path, "gap")
+    for damaged in (True, False, True):
+        if damaged:
+            lose(tmp_path, "gap")
+        log = await opened(tmp_path, CITY)
+        assert bool(log.status()["salvaged"]) is damaged
+        assert await everything(log, "milano") == list(range(1, max(last for _, last in runs) + 1))
+        assert log.backlog("milano")[0] == 3 * max(last for _, last in runs)
+        assert set(log.status()["lost"]) <= {"damage"}  # nothing of it is too old
+        await log.close()
+
+
+# Again, and cut short
+
+
+async def test_a_second_damage_finds_no_more_and_no_less_than_the_first_left(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    await committed(log, range(30))
+    await settle_below(log, "milano", 15)
+    await log.close()
+    for turn in range(3):
+        lose(tmp_path, "gap", "last_value")
+        log = await opened(tmp_path, CITY)
+        assert "taken over" in log.status()["salvaged"]
+        assert await everything(log, "milano") == list(range(15 + turn, 30 + turn))
+        await settle_below(log, "milano", 16 + turn)
+        await log.append(a_set(30 + turn))
+        await log.close()
+    assert len([p for p in tmp_path.glob("*.damaged-*") if not p.name.endswith("-wal")]) == 2
+    log = await opened(tmp_path, CITY)
+    assert log.status()["state"] == "ok"
+    assert await everything(log, "milano") == list(range(18, 33))
+    await log.close()
+
+
+async def test_damage_twice_in_one_run_is_salvaged_twice(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    await committed(log, range(10))
+    for turn in range(3):
+        lose(tmp_path, "cursor")
+        await settle_below(log, "milano", 2 + turn)
+        await log.append(a_set(10 + turn))
+        await log.commit()
+        await log.commit()
+        assert await everything(log, "milano") == list(range(2 + turn, 11 + turn))
+        assert log.backlog("milano")[0] == 18
+    assert len([p for p in tmp_path.glob("*.damaged-*") if not p.name.endswith("-wal")]) == 2
+    await log.close()
+    log = await opened(tmp_path, CITY)
+    assert await everything(log, "milano") == list(range(4, 13))
+    await log.close()
+
+
+async def test_leftovers_of_a_salvage_that_was_cut_short_are_none_of_the_next_one(tmp_path: Path) -> None:
+    """It had written a part of the new file when the power went; the old one is still in its place."""
+    (tmp_path / "begun").mkdir()
+    log = await opened(tmp_path / "begun", Consumer("gone"))
+    await log.append(a_set(77, "meter-7"))
+    await log.commit()
+    for end in ("", "-wal"):
+        shutil.copy(f"{tmp_path}/begun/buffer.db{end}", f"{tmp_path}/buffer.db.new{end}")
+    await log.close()
+    log = await opened(tmp_path, CITY)
+    await committed(log, range(20))
+    await log.close()
+    log = await opened(tmp_path, CITY)  # no damage: what lies beside it is none of its business
+    assert await everything(log, "milano") == list(range(20))
+    await log.close()
+    lose(tmp_path, "gap")
+    log = await opened(tmp_path, CITY)
+    assert await everything(log, "milano") == list(range(20))
+    assert log.status()["removed_consumers"] == []
+    assert not list(tmp_path.glob("*.new*"))
+    await log.close()
+
+
+async def test_a_salvage_cut_short_before_its_last_step_is_completed_without_the_old_journal(tmp_path: Path) -> None:
+    """The old file is set aside with its date, the new one waits beside its place; the journal is of the old one."""
+    log = await opened(tmp_path, CITY)
+    await committed(log, range(5))
+    shutil.copy(tmp_path / "buffer.db-wal", tmp_path / "journal")
+    await log.close()
+    (tmp_path / "buffer.db").rename(tmp_path / "buffer.db.new")
+    (tmp_path / "journal").rename(tmp_path / "buffer.db-wal")
+    for date in ("20250101T000000", "20260601T120000"):
+        (tmp_path / f"buffer.db.damaged-{date}-0").write_bytes(b"old")
+    journal = (tmp_path / "buffer.db-wal").read_bytes()
+    log = await opened(tmp_path, CITY)
+    assert await everything(log, "milano") == list(range(5))
+    assert log.status()["state"] == "ok"
+    await log.close()
+    assert (tmp_path / "buffer.db.damaged-20260601T120000-0-wal").read_bytes() == journal
+    assert not (tmp_path / "buffer.db.new").exists()
+
+
+# Taken away, and damaged
+
+
+async def taken_away_and_unreadable(tmp_path: Path, content: bytes | None) -> Log:
+    """Ten sets of which the first four are settled; the open file is gone from its path and cannot be copied."""
+    log = await opened(tmp_path, CITY, OTHER)
+    await committed(log, range(10))
+    await settle_below(log, "milano", 4)
+    await log.commit()
+    lose(tmp_path, "state", "last_value", "segment")
+    (tmp_path / "buffer.db").unlink()
+    if content is not None:
+        (tmp_path / "buffer.db").write_bytes(content)
+    await log.append(a_set(10))
+    await log.commit()
+    await log.commit()
+    return log
+
+
+@pytest.mark.parametrize("content", [None, b"backup of the box\n" * 500])
+async def test_a_file_taken_away_that_cannot_be_copied_is_counted_as_lost_for_each(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    log = await taken_away_and_unreadable(tmp_path, content)
+    told = log.status()
+    assert told["lost"] == {"damage": 20}
+    assert "while it was in use" in told["reason"]
+    assert (log.given_up("milano"), log.given_up("porto")) == (12, 20)
+    assert (await everything(log, "milano"))[-1] == 10
+    await log.close()
+    if content is not None:
+        [aside] = tmp_path.glob("buffer.db.replaced-*")
+        assert aside.read_bytes() == content
+    log = await opened(tmp_path, CITY, OTHER)
+    assert log.status()["lost"] == {"damage": 20}
+    assert await everything(log, "milano") == await everything(log, "porto") == [10]
+    await log.close()
+
+
+async def test_of_a_file_replaced_by_an_older_copy_and_unreadable_the_copy_is_salvaged(tmp_path: Path) -> None:
+    old = await opened(tmp_path / "old", CITY, OTHER)
+    await committed(old, range(6))
+    await old.close()
+    log = await taken_away_and_unreadable(tmp_path, (tmp_path / "old" / "buffer.db").read_bytes())
+    assert "replaced while it was in use" in log.status()["reason"]
+    assert "taken over" in log.status()["reason"]
+    assert await everything(log, "porto") == [0, 1, 2, 3, 4, 5, 10]
+    await log.close()
+
+
+# The guard, after what it had to do once
+
+
+async def test_a_file_taken_away_twice_is_noticed_twice(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    for n in range(3):
+        await log.append(a_set(n))
+        await log.commit()
+        (tmp_path / "buffer.db").unlink()
+        await log.append(a_set(100 + n))
+        await log.commit()
+        assert (tmp_path / "buffer.db").exists()
+    await log.close()
+    log = await opened(tmp_path, CITY)
+    assert await everything(log, "milano") == [0, 100, 1, 101, 2, 102]
+    await log.close()
+
+
+async def test_after_a_salvage_the_new_file_is_guarded(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    await committed(log, range(5))
+    lose(tmp_path, "cursor")
+    await settle_below(log, "milano", 2)
+    await log.commit()
+    (tmp_path / "buffer.db").unlink()
+    await log.append(a_set(5))
+    await log.commit()
+    assert "deleted while it was in use" in log.status()["reason"]
+    await log.close()
+    log = await opened(tmp_path, CITY)
+    assert await everything(log, "milano") == [2, 3, 4, 5]
+    await log.close()
+
+
+async def test_a_file_that_grew_and_is_cut_to_what_it_once_was_is_noticed(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    path = tmp_path / "buffer.db"
+    at_start = path.stat().st_size
+    n = 0
+    while path.stat().st_size <= at_start + 4 * PAGE_BYTES:
+        await log.append(ReadingSet("d", (Reading("count", n, NOON), Reading("text", f"{n}" * 900, NOON))))
+        await log.commit()
+        n += 1
+    await log.commit()
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - PAGE_BYTES)
+    assert path.stat().st_size > at_start
+    await log.append(a_set(n))
+    await log.commit()
+    assert "cut short while it was in use" in log.status()["reason"]
+    await log.close()
+
+
+async def test_a_lock_deleted_twice_is_taken_twice_and_free_after_the_stop(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    for n in range(2):
+        (tmp_path / "buffer.db.lock").unlink()
+        await log.append(a_set(n))
+        await log.commit()
+        assert log.status()["state"] == "ok"
+        with pytest.raises(Exception, match="in use by another citygate"):
+            await opened(tmp_path, CITY)
+    await log.close()
+    log = await opened(tmp_path, CITY)
+    assert await everything(log, "milano") == [0, 1]
+    await asyncio.sleep(0)
+    await log.close()
