@@ -190,7 +190,7 @@ def test_no_single_packet_moves_the_clock(state: str, apart_s: float) -> None:
     assert clock.trust.trusted is trusted
 
 
-@pytest.mark.parametrize(("apart_s", "moves"), [(5.0, True), (1800.0, True), (7200.0, False), (-86400.0, False)])
+@pytest.mark.parametrize(("apart_s", "moves"), [(5.0, True), (3600.0, True), (3601.0, False), (-86400.0, False)])
 def test_a_source_corrects_its_own_drift_and_no_more(apart_s: float, moves: bool) -> None:
     box = FakeBox()
     clock = box.clock()
@@ -200,6 +200,194 @@ def test_a_source_corrects_its_own_drift_and_no_more(apart_s: float, moves: bool
     assert clock.offer(box.wall + timedelta(seconds=apart_s), 0.1, Source.RADIO) is moves
     assert clock.now() == box.wall + timedelta(seconds=apart_s if moves else 0)
     assert bool(clock.status()["doubt"]) is not moves
+
+
+def offers(
+    clock: SystemClock, box: FakeBox, *said: tuple[float, float], every_s: int = 150, source: Source = Source.RADIO
+) -> list[bool]:
+    """What one source says, as seconds from the system's clock and how sure it is of that; which of it was used."""
+    used = []
+    for n, (apart_s, uncertainty_s) in enumerate(said):
+        if n:
+            box.advance(every_s)
+        used.append(clock.offer(box.wall + timedelta(seconds=apart_s), uncertainty_s, source))
+    return used
+
+
+def test_a_source_that_drifts_in_small_steps_is_one_and_its_newest_word_counts() -> None:
+    box = FakeBox()
+    clock = box.clock()
+    assert clock.offer(TODAY, 0.1, Source.RADIO)
+    assert offers(clock, box, *((5.0 + n, 0.1) for n in range(5))) == [False] * 4 + [True]
+    assert clock.now() == box.wall + timedelta(seconds=9)
+
+
+def test_a_word_in_between_that_contradicts_begins_the_count_anew() -> None:
+    box = FakeBox()
+    clock = box.clock()
+    assert clock.offer(TODAY, 0.1, Source.RADIO)
+    said = [(5.0, 0.1)] * 4 + [(100.0, 0.1)] + [(5.0, 0.1)] * 5
+    assert offers(clock, box, *said) == [False] * 9 + [True]
+
+
+def test_a_source_that_confirms_us_in_between_takes_back_what_it_said_against_us() -> None:
+    box = FakeBox()
+    clock = box.clock()
+    said = [(0.0, 0.1)] + [(30.0, 0.1)] * 4 + [(0.0, 0.1)] + [(30.0, 0.1)] * 5
+    assert offers(clock, box, *said) == [True] + [False] * 4 + [True] + [False] * 4 + [True]
+
+
+@pytest.mark.parametrize(
+    ("said", "used"),
+    [
+        ([(100, 5.0), (104, 0.1), (105, 0.1)], True),
+        ([(100, 0.1), (104, 5.0), (108, 0.1)], True),
+        ([(100, 5.0), (104, 0.1), (108, 0.1)], False),  # the sure word counts from now on
+        ([(100, 0.1), (104, 0.1), (104, 0.1)], False),
+        ([(100, 0.1), (102, 0.1), (104, 0.1)], True),
+    ],
+)
+def test_two_words_of_one_source_agree_as_far_as_the_vaguer_one_allows(
+    said: list[tuple[float, float]], used: bool
+) -> None:
+    box = FakeBox(rtc=TODAY)
+    assert offers(box.clock(), box, *said, every_s=30)[-1] is used
+
+
+@pytest.mark.parametrize(("first", "second"), [(5.0, 0.1), (0.1, 5.0)])
+def test_two_sources_agree_as_far_as_the_vaguer_one_allows(first: float, second: float) -> None:
+    clock = FakeBox().clock()
+    assert not clock.offer(TODAY + timedelta(seconds=100), first, Source.BROKER, "milano")
+    assert clock.offer(TODAY + timedelta(seconds=104), second, Source.BROKER, "porto")
+
+
+def test_one_that_says_what_we_say_confirms_within_what_it_is_sure_of() -> None:
+    for apart_s, uncertainty_s, agrees in ((2.0, 0.1, True), (2.1, 0.1, False), (5.0, 5.0, True), (5.1, 5.0, False)):
+        at = TODAY + timedelta(seconds=apart_s)
+        assert FakeBox().clock().offer(at, uncertainty_s, Source.BROKER) is agrees
+
+
+@pytest.mark.parametrize(("other", "used"), [(Source.BROKER, False), (Source.RADIO, True)])
+def test_one_that_agrees_with_us_silences_his_own_rank_and_none_above(other: Source, used: bool) -> None:
+    """Within a minute; whoever was not silenced goes on counting."""
+    box = FakeBox()
+    clock = box.clock()
+    assert clock.offer(box.wall, 0.1, Source.BROKER, "milano")
+    assert offers(clock, box, *[(30.0, 0.1)] * 4, source=other) == [False] * 4
+    assert clock.offer(box.wall, 0.1, Source.BROKER, "milano")
+    box.advance(150)
+    assert offers(clock, box, (30.0, 0.1), source=other) == [used]
+
+
+@pytest.mark.parametrize(("apart_s", "moves"), [(60.0, True), (61.0, False)])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_supporter_speaks_for_our_time_for_an_hour(apart_s: float, moves: bool, again: bool) -> None:
+    box = FakeBox()
+    clock = box.clock()
+    assert clock.offer(box.wall, 1.0, Source.BROKER, "milano")
+    if again:
+        box.advance(1000)
+        assert clock.offer(box.wall, 1.0, Source.BROKER, "milano")
+    box.advance(3000)
+    assert offers(clock, box, *[(apart_s, 0.1)] * 5) == [False] * 4 + [moves]  # the last after an hour exactly
+    if not moves:
+        box.advance(1)
+        assert offers(clock, box, (apart_s, 0.1)) == [True]
+
+
+def test_who_supported_the_time_that_was_does_not_support_the_new_one() -> None:
+    box = FakeBox()
+    clock = box.clock()
+    assert clock.offer(box.wall, 1.0, Source.BROKER, "milano")
+    assert offers(clock, box, *[(30.0, 0.1)] * 5)[-1]
+    assert offers(clock, box, *[(2000.0, 0.1)] * 5)[-1]
+    assert clock.now() == box.wall + timedelta(seconds=2000)
+
+
+def test_what_was_said_against_the_time_that_was_is_no_proof_against_the_new_one() -> None:
+    box = FakeBox()
+    clock = box.clock()
+    assert not clock.offer(box.wall + timedelta(seconds=170), 0.1, Source.BROKER, "porto")
+    assert offers(clock, box, *[(200.0, 0.1)] * 2, source=Source.BROKER, every_s=10) == [False, True]
+    for _ in range(4):
+        box.advance(200)
+        assert not clock.offer(box.wall + timedelta(seconds=170), 0.1, Source.BROKER, "porto")
+    assert clock.now() == box.wall + timedelta(seconds=200)
+
+
+@pytest.mark.parametrize(
+    ("state", "times", "every_s"), [("none", 2, 10), ("rtc", 3, 30), ("told", 5, 150)], ids=lambda value: str(value)
+)
+def test_so_much_proof_moves_the_clock_and_no_less(state: str, times: int, every_s: int) -> None:
+    for short_s, fewer in ((0, 0), (1, 0), (0, 1)):
+        box = FakeBox(rtc=TODAY if state == "rtc" else None)
+        clock = box.clock()
+        if state == "told":
+            assert clock.offer(TODAY, 0.1, Source.BROKER, "milano")
+        said = [(30.0, 0.1)] * (times - fewer - 1)
+        assert not any(offers(clock, box, *said, every_s=every_s))
+        box.advance(every_s * (times - 1 if not said else times - len(said)) - short_s)
+        assert offers(clock, box, (30.0, 0.1)) == [not short_s and not fewer]
+
+
+def test_a_time_once_told_is_kept_when_its_source_falls_silent() -> None:
+    box = FakeBox()
+    clock = box.clock()
+    assert offers(clock, box, *[(3 * 86400.0, 0.1)] * 2, source=Source.BROKER)[-1]
+    box.advance(90 * 86400)
+    assert clock.trust.source is Source.BROKER
+    assert clock.now() == box.wall + timedelta(days=3)
+
+
+def test_a_kernel_that_is_synchronised_after_a_source_was_believed_wins_and_ends_every_doubt() -> None:
+    box = FakeBox()
+    clock = box.clock()
+    assert offers(clock, box, *[(5 * 86400.0, 0.1)] * 2, source=Source.BROKER)[-1]
+    assert not clock.offer(box.wall, 0.1, Source.BROKER)
+    assert clock.status()["doubt"]
+    box.synchronised = True
+    box.advance(5)
+    assert clock.trust.source is Source.KERNEL
+    assert clock.now() == box.wall
+    assert (clock.status()["doubt"], clock.status()["remedy"], clock.status()["correction_s"]) == ("", "", 0.0)
+    for source in (Source.KERNEL, Source.GNSS, Source.BROKER):
+        assert not clock.offer(box.wall, 0.1, source)
+
+
+def test_ranks_that_tell_no_time_are_not_listened_to() -> None:
+    for source in (Source.NONE, Source.FLOOR, Source.KERNEL, Source.SYSTEM):
+        clock = FakeBox().clock()
+        assert not clock.offer(TODAY, 0.1, source)
+        assert not clock.trust.trusted
+    assert not FakeBox().clock("system").offer(TODAY, 0.1, Source.GNSS)
+    clock = FakeBox().clock()
+    assert clock.offer(TODAY, 0.1, Source.RTC)
+    assert clock.trust.trusted  # at once, not with the next look
+
+
+def test_a_newer_time_on_disk_than_a_hardware_clocks_is_known_at_once() -> None:
+    box = FakeBox(rtc=TODAY)
+    clock = box.clock()
+    assert clock.trust.source is Source.RTC
+    clock.raise_floor(TODAY)
+    assert clock.trust.source is Source.RTC
+    clock.raise_floor(TODAY + timedelta(days=1))
+    assert clock.trust.source is Source.FLOOR
+    box.advance(30)
+    assert clock.earliest == clock.now() == TODAY + timedelta(days=1, seconds=30)
+    clock.raise_floor(BUILT_AT + timedelta(days=20 * 365))
+    assert clock.now() == BUILT_AT + timedelta(days=20 * 365)
+
+
+def test_a_better_source_that_agrees_changes_who_and_not_since_when() -> None:
+    box = FakeBox()
+    clock = box.clock()
+    box.advance(100)
+    assert clock.offer(box.wall, 0.1, Source.BROKER)
+    box.advance(100)
+    assert clock.offer(box.wall, 0.1, Source.GNSS)
+    assert clock.status()["source"] == "gnss"
+    assert clock.status()["since"] == box.wall - timedelta(seconds=100)
 
 
 def test_what_another_source_supports_is_not_thrown_over_by_a_better_one() -> None:

@@ -15,7 +15,7 @@ from gateway.log.segment import Entry, Layouts, Stamp, encode, microseconds
 from gateway.log.store import PAGE_BYTES, Batch, Store
 from gateway.sdk.reading import Reading, ReadingSet
 from gateway.sdk.testing import NOON
-from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, counts_of, everything, opened
+from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, everything, opened
 
 FROM_NOW = Consumer("milano", "now")
 STAMP = Stamp(1, microseconds(NOON) - 10**9, 7)
