@@ -32,6 +32,28 @@ def test_a_young_outage_is_tried_often_and_an_old_one_seldom() -> None:
     assert waits[-1] == 60.0
 
 
+def test_an_outage_is_young_again_after_each_success_and_old_exactly_when_its_time_is_handed_out() -> None:
+    backoff = Backoff(1.0, 60.0, quick_cap_s=4.0, quick_for_s=7.0, rng=Highest())
+    for _ in range(3):
+        assert [backoff.next_s() for _ in range(5)] == [1, 2, 4, 8, 16]
+        backoff.reset()
+
+
+def test_one_that_is_not_hurried_counts_as_a_try_and_its_wait_as_waited() -> None:
+    backoff = Backoff(1.0, 60.0, quick_cap_s=2.0, quick_for_s=10.0, rng=Highest())
+    assert [backoff.next_s(hurry=False) for _ in range(3)] == [1, 2, 4]
+    assert [backoff.next_s() for _ in range(3)] == [2, 2, 32]
+
+
+def test_a_quick_bound_above_the_cap_is_the_cap() -> None:
+    backoff = Backoff(1.0, 5.0, quick_cap_s=60.0, quick_for_s=1000.0, rng=Highest())
+    assert max(backoff.next_s() for _ in range(2000)) == 5.0  # and no number overflows
+
+
+def test_a_time_to_wait_in_the_past_shortens_nothing() -> None:
+    assert Backoff(4.0, 10.0, rng=Highest()).next_s(retry_after_s=-3.0) == 4.0
+
+
 @given(st.integers(), st.floats(0.01, 10), st.floats(10, 1000), st.integers(1, 80))
 def test_a_wait_is_never_beyond_the_cap_nor_a_spin(seed: int, first_s: float, cap_s: float, tries: int) -> None:
     backoff = Backoff(first_s, cap_s, rng=random.Random(seed))
@@ -73,3 +95,22 @@ def test_an_open_breaker_allows_one_try_after_its_wait() -> None:
     breaker.worked()
     assert breaker.closed
     assert breaker.wait_s(105.0) == 0.0
+
+
+def test_a_breaker_that_fails_again_and_again_stays_open_longer_each_time_from_that_moment_on() -> None:
+    breaker = Breaker(Backoff(4.0, 20.0, rng=Highest()))
+    for turn in range(2):
+        at_s = 100.0 * (turn + 1)
+        for wait_s in (4.0, 8.0, 16.0, 20.0, 20.0):
+            assert breaker.failed(at_s) == wait_s
+            assert breaker.wait_s(at_s + 1) == wait_s - 1
+            at_s += wait_s
+            assert breaker.wait_s(at_s) == 0.0
+            assert not breaker.closed  # one try decides
+        breaker.worked()
+
+
+def test_a_breaker_stays_open_for_as_long_as_was_asked_for() -> None:
+    breaker = Breaker(Backoff(4.0, 10.0, rng=Highest()))
+    assert breaker.failed(100.0, retry_after_s=30.0) == 34.0
+    assert breaker.wait_s(120.0) == 14.0

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from gateway.driver_run import EMITS_A_TURN, DriverRun, RequestQueue, SharedLoop, owned_task
+from gateway.driver_run import EMITS_A_TURN, MAX_REQUESTS, DriverRun, RequestQueue, SharedLoop, owned_task
 from gateway.sdk.driver import Receipt, Request
-from gateway.sdk.errors import LinkError
+from gateway.sdk.errors import Busy, LinkError
 from gateway.sdk.reading import ReadingSet
 from gateway.sdk.testing import ManualClock
 
@@ -139,6 +139,50 @@ async def test_a_request_goes_to_the_run_that_is_alive() -> None:
         await waits
     assert old.requests(queue).get_nowait() is None
     assert await new.requests(queue).get() is request
+
+
+async def test_a_request_that_a_run_took_too_late_goes_back_into_a_full_queue() -> None:
+    """It was woken by the request, and cut off before it could look."""
+    queue, taken = RequestQueue(), Taken()
+    old, new = (DriverRun("link l", taken.emit, ManualClock(), ThreadPoolExecutor(1)) for _ in range(2))
+    waits = asyncio.create_task(old.requests(queue).get())
+    await asyncio.sleep(0)
+    requests = [Request("read", "d") for _ in range(MAX_REQUESTS)]
+    for request in requests:
+        queue.put(request)
+    old.end()
+    with pytest.raises(Busy):
+        queue.put(Request("read", "d"))
+    with pytest.raises(LinkError):
+        await waits
+    assert [new.requests(queue).get_nowait() for _ in requests] == [*requests[1:], requests[0]]
+    assert not requests[0].reply.done()
+
+
+async def test_a_run_that_ends_twice_closes_what_it_opened_once(run: DriverRun, taken: Taken) -> None:
+    async def deaf() -> None:
+        async with run.opener(taken.open)():
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(deaf())
+    await asyncio.sleep(0.01)
+    run.end()
+    run.end()
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    assert taken.closed == 1
+
+
+async def test_a_stream_that_its_driver_closed_is_not_closed_again_at_the_end(run: DriverRun, taken: Taken) -> None:
+    for _ in range(2):
+        async with run.opener(taken.open)():
+            pass
+    run.end()
+    await asyncio.sleep(0.01)
+
+    assert taken.closed == 2
 
 
 async def _sleeps(seconds: float) -> None:

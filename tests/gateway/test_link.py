@@ -16,6 +16,7 @@ import orjson
 import pytest
 
 from gateway import gate
+from gateway.backoff import Backoff
 from gateway.driver_run import MAX_REQUESTS
 from gateway.health import ALIKE, MAX_REASON_CHARACTERS, MAX_REJECTIONS, Health
 from gateway.link import LinkService
@@ -26,6 +27,7 @@ from gateway.sdk.errors import Busy, CitygateError, FrameError, LinkError, forei
 from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason, no_values
 from gateway.sdk.template import Template, TemplatePoint
 from gateway.sdk.testing import NOON, ManualClock
+from gateway.supervisor import supervise
 from tests.support import hostile
 
 TEMPLATE = Template(
@@ -574,3 +576,34 @@ async def test_a_link_is_up_again_with_any_set_but_one_that_says_it_is_down(
     else:
         assert (record.state, record.reason) == ("ok", "")
     assert record.devices["d"].state == "bad"
+
+
+async def test_a_silent_driver_is_restarted_once_and_has_its_full_time_again(log: Log, clock: ManualClock) -> None:
+    """Whatever showed life before: a request, a set, a call of `progress` begin the time anew."""
+    runs = asyncio.Queue[Context]()
+
+    async def work(context: Context) -> None:
+        runs.put_nowait(context)
+        await asyncio.Event().wait()
+
+    service = link(log, clock, work)
+    service.silent_after_s = 0.04
+    task = asyncio.create_task(supervise(service, backoff=Backoff(0.05, 0.05), clock=clock))
+    first = await runs.get()
+    clock.advance(0.05)
+    second = await asyncio.wait_for(runs.get(), 5)
+    record = service._health.links["l"]
+    assert (record.restarts, record.state) == (1, "down")
+    for lives in (second.progress, lambda: asyncio.ensure_future(second.emit(values(t=21.5)))):
+        clock.advance(0.03)
+        lives()
+        await asyncio.sleep(0.03)  # some looks of the supervisor
+    assert (record.restarts, runs.empty()) == (1, True)
+    assert record.state == "ok"
+    clock.advance(0.05)
+    first.progress()  # of a run that is over: no sign of life
+    await asyncio.wait_for(runs.get(), 5)
+    assert record.restarts == 2
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert await logged(log) == [21.5]

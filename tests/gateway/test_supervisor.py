@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import gc
+import math
 import random
 import threading
 import time
@@ -200,17 +202,23 @@ async def test_one_that_ignores_cancel_is_cut_off_and_left_behind(monkeypatch: p
     await asyncio.sleep(0)
 
 
+class Whole(random.Random):
+    """Draws the upper bound."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return b
+
+
 async def waits_of(came_up: bool, runs: int) -> list[float]:
     """Bounds would be drawn from; the draw is always the bound itself."""
-    clock = RecordingClock()
     service = Scripted(*[failing(LinkError("closed by the peer"))] * runs)
     service.came_up = came_up
+    return await waits_between(service, RecordingClock())
 
-    class Whole(random.Random):
-        def uniform(self, a: float, b: float) -> float:
-            return b
 
-    backoff = Backoff(1.0, 60.0, quick_cap_s=5.0, quick_for_s=300.0, rng=Whole())
+async def waits_between(service: Scripted, clock: RecordingClock, *, first_s: float = 1.0) -> list[float]:
+    """All waits until the runs of the service are used up."""
+    backoff = Backoff(first_s, 60.0, quick_cap_s=5.0, quick_for_s=300.0, rng=Whole())
     task = asyncio.create_task(supervise(service, backoff=backoff, clock=clock))
     await asyncio.wait_for(service.exhausted.wait(), 5)
     task.cancel()
@@ -224,6 +232,126 @@ async def test_while_an_outage_is_young_tries_are_at_most_5_s_apart() -> None:
 
 async def test_a_peer_that_takes_us_in_and_throws_us_out_is_left_alone_from_the_third_time_on() -> None:
     assert await waits_of(came_up=True, runs=7) == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0]
+
+
+async def test_two_short_lives_are_hurried_and_the_third_is_not() -> None:
+    service = Scripted(*[failing(LinkError("closed by the peer"))] * 4)
+    service.came_up = True
+    assert await waits_between(service, RecordingClock(), first_s=4.0) == [4.0, 5.0, 16.0, 32.0]
+
+
+@pytest.mark.parametrize(("lived_s", "after"), [(59.0, [8.0, 16.0, 32.0]), (60.0, [1.0, 2.0, 4.0])])
+async def test_a_run_of_healthy_length_starts_the_waits_anew_and_a_shorter_one_does_not(
+    lived_s: float, after: list[float]
+) -> None:
+    """However long all of them together took."""
+    clock = RecordingClock()
+
+    async def lives() -> None:
+        clock.advance(lived_s)
+        raise LinkError("gone")
+
+    fails = failing(LinkError("gone"))
+    service = Scripted(fails, fails, fails, lives, fails, fails)
+    service.came_up = True
+    assert await waits_between(service, clock) == [1.0, 2.0, 4.0, *after]
+
+
+async def test_a_healthy_run_forgets_the_short_lives_before_it() -> None:
+    clock = RecordingClock()
+
+    async def lives() -> None:
+        clock.advance(3600.0)
+        service.came_up = False
+        raise LinkError("gone")
+
+    fails = failing(LinkError("closed by the peer"))
+    service = Scripted(fails, fails, fails, lives, *[fails] * 4)
+    service.came_up = True
+    assert (await waits_between(service, clock))[3:] == [1.0, 2.0, 4.0, 5.0, 5.0]
+
+
+async def test_silence_of_the_allowed_length_is_none() -> None:
+    clock = ManualClock()
+    service = Scripted(forever)
+    service.silent_after_s = 0.04
+    service.progress_at_s = clock.monotonic_s() - 0.04
+
+    async with supervised(service, clock):
+        await asyncio.sleep(0.05)  # some looks
+        assert service.failures == []
+        clock.advance(0.01)
+        await asyncio.wait_for(service.exhausted.wait(), 5)
+
+    assert len(service.failures) == 1
+
+
+async def test_a_silent_service_that_fails_says_why_itself() -> None:
+    clock = ManualClock()
+    service = Scripted(failing(LinkError("gone")))
+    service.silent_after_s = 0.04
+    service.progress_at_s = clock.monotonic_s() - 10
+
+    async with supervised(service, clock):
+        await asyncio.wait_for(service.exhausted.wait(), 5)
+
+    assert service.failures[0] == "LinkError: gone"
+
+
+async def test_what_a_cancelled_service_still_does_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    """Its port is closed before the next run opens it; and an error on the way out is nobody's any more."""
+    clock = ManualClock()
+    done: list[str] = []
+    opened = asyncio.Event()
+
+    async def run() -> None:
+        try:
+            await forever()
+        finally:
+            await asyncio.sleep(0.02)
+            done.append("closed")
+            raise ValueError("on the way out")
+
+    async def next_run() -> None:
+        done.append("opened")
+        opened.set()
+        service.progress_at_s = math.inf
+        await forever()
+
+    service = Scripted(run, next_run)
+    service.silent_after_s = 0.02
+    service.progress_at_s = clock.monotonic_s() - 10
+    async with supervised(service, clock):
+        await asyncio.wait_for(opened.wait(), 5)
+    gc.collect()
+
+    assert done == ["closed", "opened"]
+    assert (len(service.failures), service.cuts) == (1, 0)
+    assert "never retrieved" not in caplog.text
+
+
+async def test_one_that_is_restarted_for_silence_and_ignores_it_is_cut_off_named_and_replaced(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gateway.supervisor.CANCEL_WITHIN_S", 0.02)
+    let_go = asyncio.Event()
+    clock = ManualClock()
+
+    async def deaf() -> None:
+        while not let_go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await let_go.wait()
+
+    service = Scripted(deaf, deaf)
+    service.silent_after_s = 0.02
+    service.progress_at_s = clock.monotonic_s() - 10
+    async with supervised(service, clock):
+        await asyncio.wait_for(service.exhausted.wait(), 5)
+        let_go.set()
+
+    assert service.cuts == 2
+    assert len(service.failures) >= 2
+    assert capsys.readouterr().out.count("service_ignores_cancel") == 2
 
 
 @pytest.mark.parametrize("deaf", [True, False])
@@ -286,3 +414,24 @@ async def test_a_task_that_blocks_the_loop_is_named() -> None:
     await asyncio.gather(monitor, return_exceptions=True)
 
     assert named == ["link roof-rs485"]
+
+
+async def test_a_blockage_is_named_once_however_long_it_lasts() -> None:
+    named: list[float] = []
+    monitor = LagMonitor(lambda task, seconds: named.append(time.monotonic()), blocked_after_s=0.05)
+    task = asyncio.create_task(monitor.run())
+    await asyncio.sleep(0.1)
+
+    async def block() -> None:
+        deadline_s = time.monotonic() + 3
+        while time.monotonic() < min(deadline_s, named[0] + 0.4 if named else deadline_s):
+            time.sleep(0.01)  # noqa: ASYNC251 - blocking is the point
+
+    await asyncio.create_task(block(), name="link roof-rs485")
+    longest_s = monitor.longest_s
+    await asyncio.sleep(0.2)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    assert len(named) == 1
+    assert monitor.longest_s >= longest_s > 0.05
