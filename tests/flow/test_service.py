@@ -1,7 +1,9 @@
 """What systemd sees of the daemon, with a socket in its place."""
 
+import itertools
 import signal
 import socket
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from tests.support.box import Box, Process, eventually
 
+PACKAGE = Path(__file__).parents[1] / "support" / "hostile_package"
 CONFIG = """
 version: 1
 gateway: {{id: gw-flow, city: testville, location: [9.159, 45.503]}}
@@ -77,6 +80,48 @@ def test_a_daemon_that_hangs_feeds_no_watchdog(box: Box, systemd: Systemd) -> No
     with pytest.raises(AssertionError, match="not within"):
         eventually("another watchdog", lambda: systemd.told().count("WATCHDOG=1") > fed + 1, within_s=1.5)
     daemon.popen.send_signal(signal.SIGCONT)
+
+
+LOWERED = """
+import sys
+from pathlib import Path
+from gateway import daemon
+daemon.WRITER_STUCK_S = 0.4  # so that a card needs not hang for a minute
+daemon.serve(Path(sys.argv[1]))
+"""
+BUSY = """
+links:
+  roof: {{driver: hostile, does: well, told: "{box}/told", devices: {{roof-1: {{template: acme/gadget}}}}}}
+"""
+
+
+def hungry(lines: list[str]) -> int:
+    """How often the loop told its status without feeding the watchdog."""
+    told = [line for line in lines if line.startswith(("STATUS=", "WATCHDOG="))]
+    return sum(one.startswith("STATUS=") and two.startswith("STATUS=") for one, two in itertools.pairwise(told))
+
+
+def test_while_the_writer_is_stuck_no_watchdog_is_fed_though_the_loop_lives_and_then_again(
+    box: Box, systemd: Systemd
+) -> None:
+    """A card that hangs: here another process has the file locked, and the writer waits for it."""
+    box.write(
+        (CONFIG + BUSY).format(box=box.folder, http=box.port).replace('buffer.db"', 'buffer.db", commit_every: 1 s')
+    )
+    environment = {"NOTIFY_SOCKET": str(systemd.path), "WATCHDOG_USEC": "300000", "PYTHONPATH": str(PACKAGE)}
+    daemon = box.start("daemon", "-c", LOWERED, str(box.config), **environment)
+    eventually("it is at work", lambda: (box.folder / "told").exists() and "WATCHDOG=1" in systemd.told())
+    lock = sqlite3.connect(box.folder / "buffer.db", isolation_level=None, timeout=20)
+    lock.execute("BEGIN IMMEDIATE")
+    before = hungry(systemd.told())
+    eventually("the watchdog is hungry", lambda: hungry(systemd.told()) >= before + 4)
+    lock.execute("ROLLBACK")
+    lock.close()
+
+    fed = systemd.told().count("WATCHDOG=1")
+    eventually("it is fed again", lambda: systemd.told().count("WATCHDOG=1") >= fed + 10)
+    eventually("all is well", lambda: "STATUS=all is well" in systemd.told()[-3:])
+    assert daemon.end() == 0
 
 
 def test_a_reload_is_told_with_its_time_and_its_end(box: Box, systemd: Systemd) -> None:

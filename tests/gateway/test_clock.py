@@ -230,6 +230,22 @@ def test_a_word_in_between_that_contradicts_begins_the_count_anew() -> None:
     assert offers(clock, box, *said) == [False] * 9 + [True]
 
 
+def test_words_of_before_it_contradicted_itself_are_no_proof_later() -> None:
+    box = FakeBox()
+    clock = box.clock()
+    assert clock.offer(TODAY, 0.1, Source.RADIO)
+    assert not any(offers(clock, box, *[(5.0, 0.1)] * 4, (100.0, 0.1), (5.0, 0.1)))
+    box.advance(600)
+    assert offers(clock, box, (5.0, 0.1)) == [False]
+
+
+def test_a_time_that_cannot_be_raises_no_doubt_about_one_that_was_told() -> None:
+    clock = FakeBox().clock()
+    assert clock.offer(TODAY, 0.1, Source.BROKER)
+    assert not clock.offer(datetime(1999, 1, 1, tzinfo=UTC), 0.1, Source.BROKER)
+    assert clock.status()["doubt"] == ""
+
+
 def test_a_source_that_confirms_us_in_between_takes_back_what_it_said_against_us() -> None:
     box = FakeBox()
     clock = box.clock()

@@ -197,6 +197,30 @@ async def test_what_the_clock_learned_outlives_the_loss_of_its_record_while_runn
     await log.close()
 
 
+async def test_what_was_learned_counted_and_kept_for_drivers_outlives_a_salvage_at_the_start(tmp_path: Path) -> None:
+    clock = BootClock("b1", NOON, -7200.0)
+    log = await opened(tmp_path, CITY, clock=clock)
+    await log.append(ReadingSet("d", (Reading("count", 1, clock.now()),), {"fcnt": b"7"}))
+    await log.commit()
+    clock.learn(Source.KERNEL)
+    await log.append(ReadingSet("d", (Reading("count", 2, clock.now()),)))
+    clock.advance(3600)
+    await log.close()
+    lose(tmp_path, "gap", "last_value")
+
+    clock = BootClock("b2", NOON + timedelta(hours=5), -7200.0)
+    log = await opened(tmp_path, CITY, clock=clock)
+    assert "taken over" in log.status()["salvaged"]
+    columns = await log.read("milano")
+    assert columns is not None
+    assert columns.time_us == [microseconds(NOON)] * 2
+    assert clock.floor == NOON + timedelta(hours=1)
+    assert [boot.name for boot in log.boots.rows()] == ["b1", "b2"]
+    assert log.driver_state("d") == {"fcnt": b"7"}
+    assert log.statistics.of()["d", "count"].got
+    await log.close()
+
+
 @pytest.mark.parametrize(("records", "left"), [(["record"], list(range(21))), (["record", "record_copy"], [20])])
 async def test_a_kill_right_after_a_salvage_that_lost_names_leaves_a_log_that_can_be_opened(
     tmp_path: Path, records: list[str], left: list[int]
