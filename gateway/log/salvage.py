@@ -81,7 +81,7 @@ class _Found:
     series: dict[int, tuple[str, str]] = field(default_factory=dict)
     layouts: dict[int, Layout] = field(default_factory=dict)
     segments: dict[int, tuple[Header, bytes]] = field(default_factory=dict)
-    totals: list[int] = field(default_factory=list)
+    stored: list[tuple[int, int]] = field(default_factory=list)  # number and running total of each row
     rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
 
 
@@ -280,10 +280,10 @@ def _read_tables(path: Path, found: _Found, report: Report) -> None:
             "record_copy",
         ):
             found.rows[table] = _rows(db, f"SELECT * FROM {table}", table, report)
-        for total, body in _rows(db, "SELECT total, body FROM segment ORDER BY id", "segment", None):
+        for number, total, body in _rows(db, "SELECT id, total, body FROM segment ORDER BY id", "segment", None):
             if isinstance(body, bytes) and isinstance(total, int):
                 _take_segment(body, found)
-                found.totals.append(total)
+                found.stored.append((number, total))
         for table in ("record", "record_copy"):
             for _, body in found.rows[table]:
                 if isinstance(body, bytes):
@@ -343,7 +343,7 @@ def _write(store: Store, found: _Found, report: Report, at: datetime) -> None:
         for table, types in _TYPES.items():
             store.save_rows(table, [row for row in found.rows.get(table, []) if _fits(row, types)])
         store.save_dictionary(found.series, list(found.layouts.values()))
-    kept = list(_in_order(segments, settled, layouts, report))
+    kept = list(_in_order(found, settled, layouts, report))
     for i in range(0, len(kept), _CHUNK):
         with store.transaction():
             for header, body in kept[i : i + _CHUNK]:
@@ -357,20 +357,21 @@ def _write(store: Store, found: _Found, report: Report, at: datetime) -> None:
 
 def _count_lost(store: Store, found: _Found, report: Report, at: datetime) -> None:
     """A gap record of what was not found, as far as the running totals tell; 0 readings: not known how many."""
-    stored = found.totals[-1] - found.totals[0] if len(found.totals) > 1 else 0
-    lost = max(0, stored - report.readings)
+    lost, before = 0, None
+    for number, total in found.stored:
+        if number not in found.segments and before is not None:
+            lost += max(0, total - before)
+        before = total
     if lost:
         report.lost.append(f"{lost} readings")
     with store.transaction():
         store.save_gap(Gap(microseconds(at), None, None, lost, "damage", {}))
 
 
-def _in_order(
-    segments: list[tuple[Header, bytes]], settled: int, layouts: Layouts, report: Report
-) -> Iterator[tuple[Header, bytes]]:
+def _in_order(found: _Found, settled: int, layouts: Layouts, report: Report) -> Iterator[tuple[Header, bytes]]:
     """Segments without overlap: a commit that failed may have left its pages beside those of the one that followed."""
     upto = settled
-    for header, body in segments:
+    for header, body in [found.segments[number] for number in sorted(found.segments)]:
         if header.last <= upto:
             continue
         columns = Columns(0)
@@ -378,6 +379,7 @@ def _in_order(
             decode(body, layouts, columns, after=upto)
         except DamagedSegment as error:
             report.lost.append(str(error))
+            del found.segments[header.first]
             continue
         if header.first <= upto:
             entries = entries_of(columns, header.stamp)
