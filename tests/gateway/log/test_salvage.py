@@ -245,6 +245,78 @@ async def test_a_kill_right_after_a_salvage_that_lost_names_leaves_a_log_that_ca
     assert log.last_values.device("meter-1")["voltage"].value == 232.1
 
 
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        "UPDATE state SET value = 5 WHERE device = 'a'",
+        "UPDATE held SET tries = 'x' WHERE id = 1",
+        "INSERT INTO gap VALUES(9, 'x', 0, 0, 1, 'size', '{}')",
+        "INSERT INTO boot VALUES(9, 'b9', 'x', 1, 1, NULL, 0)",
+        "INSERT INTO statistic VALUES(9, 'x')",
+    ],
+)
+async def test_a_row_that_cannot_be_costs_itself_alone(tmp_path: Path, spoilt: str) -> None:
+    log = await opened(tmp_path, CITY)
+    for device in ("a", "b"):
+        await log.append(ReadingSet(device, (Reading("count", 1, NOON),), {"fcnt": b"7"}))
+    await log.commit()
+    columns = await log.read("milano")
+    assert columns is not None
+    held = [await log.held.hold("milano", entity, "a", columns, reason="no", at=NOON) for entity in ("one", "two")]
+    await log.close()
+    with sqlite3.connect(tmp_path / "buffer.db") as db:
+        db.execute(spoilt)
+    db.close()
+    log = await opened(tmp_path, CITY)
+    assert "taken over" in log.status()["salvaged"]
+    assert await everything(log, "milano") == [1, 1]
+    assert (log.driver_state("a") == {}) == ("state" in spoilt)
+    assert log.driver_state("b") == {"fcnt": b"7"}
+    assert [piece.id for piece in log.held.pieces()] == held["held" in spoilt :]
+    await log.close()
+    log = await opened(tmp_path, CITY)
+    assert log.status()["state"] == "ok"
+    await log.close()
+
+
+def spoil_segments(folder: Path, *which: int) -> None:
+    """A bit of these segments, by their order, has changed."""
+    db = sqlite3.connect(folder / "buffer.db")
+    bodies = [body for (body,) in db.execute("SELECT body FROM segment ORDER BY id")]
+    db.close()
+    content = bytearray((folder / "buffer.db").read_bytes())
+    for number in which:
+        content[content.index(bodies[number]) + len(bodies[number]) // 2] ^= 1
+    (folder / "buffer.db").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("which", "lost"), [((), 0), ((1,), 20), ((4,), 20), ((1, 3), 40), ((0,), 0), ((0, 1, 2, 3), 60)], ids=str
+)
+async def test_what_a_salvage_did_not_find_is_counted_and_what_was_settled_is_not(
+    tmp_path: Path, which: tuple[int, ...], lost: int
+) -> None:
+    """Of the first segment nobody can say how many readings it had."""
+    log = await opened(tmp_path, CITY)
+    await committed(log, range(60))
+    await settle_below(log, "milano", 15)
+    await log.commit()
+    await log.close()
+    spoil_segments(tmp_path, *which)  # 10 to 19, 20 to 29, …
+    lose(tmp_path, "statistic")
+    log = await opened(tmp_path, CITY)
+    told = log.status()
+    assert told["lost"] == {"damage": lost}
+    assert (f"; {lost} readings;" in told["salvaged"]) is bool(lost)
+    assert await everything(log, "milano") == [n for n in range(15, 60) if n // 10 - 1 not in which]
+    await log.append(a_set(60))
+    await log.close()
+    log = await opened(tmp_path, CITY)
+    assert log.status()["lost"] == {"damage": lost}
+    assert (await everything(log, "milano"))[-1] == 60
+    await log.close()
+
+
 # Overlapping segments: a commit that failed leaves its pages beside those of the one that followed
 
 
@@ -352,16 +424,14 @@ async def test_damage_twice_in_one_run_is_salvaged_twice(tmp_path: Path) -> None
 
 async def test_leftovers_of_a_salvage_that_was_cut_short_are_none_of_the_next_one(tmp_path: Path) -> None:
     """It had written a part of the new file when the power went; the old one is still in its place."""
-    (tmp_path / "begun").mkdir()
-    log = await opened(tmp_path / "begun", Consumer("gone"))
-    await log.append(a_set(77, "meter-7"))
-    await log.commit()
-    for end in ("", "-wal"):
-        shutil.copy(f"{tmp_path}/begun/buffer.db{end}", f"{tmp_path}/buffer.db.new{end}")
-    await log.close()
     log = await opened(tmp_path, CITY)
     await committed(log, range(20))
     await log.close()
+    log = await opened(tmp_path / "begun", Consumer("gone"))
+    await committed(log, range(70, 78))
+    shutil.copy(tmp_path / "begun" / "buffer.db-wal", tmp_path / "buffer.db.new-wal")
+    await log.close()
+    shutil.copy(tmp_path / "begun" / "buffer.db", tmp_path / "buffer.db.new")
     log = await opened(tmp_path, CITY)  # no damage: what lies beside it is none of its business
     assert await everything(log, "milano") == list(range(20))
     await log.close()
