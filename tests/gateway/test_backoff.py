@@ -33,9 +33,9 @@ def test_a_young_outage_is_tried_often_and_an_old_one_seldom() -> None:
 
 
 def test_an_outage_is_young_again_after_each_success_and_old_exactly_when_its_time_is_handed_out() -> None:
-    backoff = Backoff(1.0, 60.0, quick_cap_s=4.0, quick_for_s=7.0, rng=Highest())
+    backoff = Backoff(1.0, 60.0, quick_cap_s=2.0, quick_for_s=7.0, rng=Highest())
     for _ in range(3):
-        assert [backoff.next_s() for _ in range(5)] == [1, 2, 4, 8, 16]
+        assert [backoff.next_s() for _ in range(6)] == [1, 2, 2, 2, 16, 32]
         backoff.reset()
 
 

@@ -1,5 +1,6 @@
 """For tests of the log: sets whose values name themselves, a log with a manual clock, and all that a consumer is owed."""
 
+import sqlite3
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from gateway.clock import Source, Trust
 from gateway.log.log import Columns, Consumer, Log, LogSettings
+from gateway.log.store import PAGE_BYTES
 from gateway.sdk.driver import Clock
 from gateway.sdk.reading import Reading, ReadingSet
 from gateway.sdk.testing import NOON, ManualClock
@@ -50,6 +52,21 @@ def counts_of(log: Log, columns: Columns) -> list[int]:
     ]
 
 
+def lose(folder: Path, *tables: str) -> None:
+    """The card forgets the roots of these tables; whoever has the file open reads them anew."""
+    db = sqlite3.connect(folder / "buffer.db", isolation_level=None)
+    [(version,)] = db.execute("PRAGMA user_version").fetchall()
+    db.execute(f"PRAGMA user_version={version}")
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    rows = db.execute("SELECT name, rootpage FROM sqlite_master WHERE type = 'table'").fetchall()
+    db.close()
+    with (folder / "buffer.db").open("r+b") as file:
+        for name, page in rows:
+            if name in tables:
+                file.seek((page - 1) * PAGE_BYTES)
+                file.write(bytes(PAGE_BYTES))
+
+
 class BootClock(ManualClock):
     """A manual clock with a boot and a worth.
 
@@ -63,7 +80,7 @@ class BootClock(ManualClock):
         self._monotonic_s = 10.0
         self.boot_id = boot_id
         self.floor: datetime | None = None
-        self._wrong_s = wrong_s
+        self.wrong_s = wrong_s
         self._source = source
 
     @property
@@ -72,13 +89,13 @@ class BootClock(ManualClock):
 
     @property
     def true(self) -> datetime:
-        return self.now() - timedelta(seconds=self._wrong_s)
+        return self.now() - timedelta(seconds=self.wrong_s)
 
     def raise_floor(self, at: datetime) -> None:
         self.floor = at
 
     def learn(self, source: Source, wrong_s: float = 0.0) -> None:
         """The clock is set, by someone who may be off too."""
-        self.step(wrong_s - self._wrong_s)
-        self._wrong_s = wrong_s
+        self.step(wrong_s - self.wrong_s)
+        self.wrong_s = wrong_s
         self._source = source

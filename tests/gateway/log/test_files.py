@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,47 @@ async def test_a_log_of_a_newer_citygate_is_kept_and_goes_on_when_that_version_i
     log = await opened(tmp_path, CITY)
     assert log.status()["state"] == "ok"
     assert await everything(log, "milano") == [2, 1, 3]
+    await log.close()
+
+
+async def test_of_two_logs_set_aside_the_older_comes_first_and_nobody_gets_less_than_he_was_owed(
+    tmp_path: Path,
+) -> None:
+    """With what was held as it was held, and what a driver knows by now left as it is."""
+    for turn, date in enumerate(("20260601T120000", "20260602T120000")):
+        folder = tmp_path / date
+        log = await opened(folder, CITY, OTHER)
+        for n in range(3):
+            await log.append(a_set(10 * turn + n))
+        await log.append(ReadingSet("node", (), {"fcnt": bytes([turn]), f"key-{turn}": b"x"}))
+        await log.commit()
+        await log.settle("milano", log.first_seq + 1)
+        await log.settle("porto", log.first_seq + 2)
+        columns = await log.read("milano")
+        assert columns is not None
+        later = NOON + timedelta(hours=turn)
+        await log.held.hold("porto", f"e{turn}", "meter-1", columns, reason="no", at=NOON, next_try_at=later, tries=3)
+        await log.close()
+        for end in ("", "-wal"):
+            aside = tmp_path / f"buffer.db.format-{len(MIGRATIONS)}-{date}-0{end}"
+            if end:
+                aside.write_bytes(b"")
+            else:
+                (folder / "buffer.db").rename(aside)
+    log = await opened(tmp_path, CITY)
+    await log.append(ReadingSet("node", (), {"fcnt": b"now"}))
+    await _until(lambda: not list(tmp_path.glob("*.format-*")))
+    await log.commit()
+    assert await everything(log, "milano") == [1, 2, 11, 12]
+    assert log.driver_state("node") == {"fcnt": b"now", "key-0": b"x", "key-1": b"x"}
+    pieces = log.held.pieces("porto")
+    assert [(piece.entity, piece.state, piece.tries) for piece in pieces] == [("e0", "later", 3), ("e1", "later", 3)]
+    assert [piece.next_try_at for piece in pieces] == [NOON, NOON + timedelta(hours=1)]
+    await log.close()
+    log = await opened(tmp_path, CITY)
+    assert log.status()["state"] == "ok"
+    assert await everything(log, "milano") == [1, 2, 11, 12]
+    assert log.driver_state("node") == {"fcnt": b"now", "key-0": b"x", "key-1": b"x"}
     await log.close()
 
 

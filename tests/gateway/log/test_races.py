@@ -1,6 +1,7 @@
 """What was decided before a wait holds after it: the writer is held up at chosen moments, and something else happens meanwhile."""
 
 import asyncio
+import sqlite3
 import threading
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from gateway.log.store import connect_file
 from gateway.sdk.errors import LogError
 from gateway.sdk.reading import Reading, ReadingSet
 from gateway.sdk.testing import NOON
-from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, everything, opened
+from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, everything, lose, opened
 
 
 class Held:
@@ -28,6 +29,7 @@ class Held:
         self.reached = threading.Event()
         self.go_on = threading.Event()
         self.refuses: OSError | None = None
+        self.error: Exception | None = None
 
     def connect(self, path: Path) -> Any:
         if self.refuses is not None:
@@ -42,6 +44,8 @@ class Held:
     def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Any:
         if sql.startswith(self.at):
             self.reached.set()
+            if self.error is not None:
+                raise self.error
             self.go_on.wait(10)
         return self._db.execute(sql, parameters)
 
@@ -51,7 +55,9 @@ class Held:
     def close(self) -> None:
         self._db.close()
 
-    def hold(self, at: str) -> None:
+    def hold(self, at: str, *, error: Exception | None = None) -> None:
+        """From now on; with an error the statement fails instead."""
+        self.error = error
         self.reached.clear()
         self.go_on.clear()
         self.at = at
@@ -211,6 +217,174 @@ async def test_what_a_boot_learned_before_the_file_was_open_is_said_of_no_other_
     columns = await log.read("milano")
     assert columns is not None
     assert columns.time_state[0] is TimeState.ESTIMATED
+    await log.close()
+
+
+async def test_a_clock_that_is_set_twice_during_a_commit_leaves_every_time_true(tmp_path: Path) -> None:
+    card, clock = Held(), BootClock("b1", NOON, -7200.0)
+    log = await opened(tmp_path, CITY, clock=clock, connect=card.connect)
+
+    async def one() -> None:
+        clock.advance(10)
+        at = clock.now() - timedelta(seconds=clock.wrong_s)
+        await log.append(ReadingSet("d", (Reading("true_s", at.timestamp(), clock.now()),)))
+
+    await one()
+    card.hold("COMMIT")
+    commit = asyncio.create_task(log.commit())
+    await card.has_reached()
+    clock.learn(Source.BROKER, 1800.0)
+    await one()
+    clock.learn(Source.KERNEL)
+    await one()
+    card.release()
+    await commit
+    await log.commit()
+    for _ in range(2):
+        columns = await log.read("milano")
+        assert columns is not None
+        assert columns.time_us == [int(at_s * 1e6) for at_s in columns.value]  # type: ignore[arg-type, operator]
+        await log.close()
+        log = await opened(tmp_path, CITY, clock=BootClock("b2", NOON + timedelta(days=1), -7200.0))
+    await log.close()
+
+
+async def test_a_step_before_the_file_was_open_is_known_after_it(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY, clock=BootClock("b1", NOON, source=Source.KERNEL))
+    await log.close()
+    card, clock = Held(), BootClock("b2", NOON + timedelta(days=1), -7200.0)
+    card.refuses = OSError(5, "Input/output error")
+    log = await opened(tmp_path, CITY, clock=clock, connect=card.connect)
+    late = ReadingSet("d", (Reading("n", 1, clock.now()),))
+    clock.learn(Source.KERNEL)
+    await log.append(ReadingSet("d", (Reading("n", 0, clock.now()),)))
+    card.refuses = None
+    await log.commit()
+    await log.append(late)
+    await log.commit()
+    columns = await log.read("milano")
+    assert columns is not None
+    assert [NOON + timedelta(days=1)] * 2 == [datetime.fromtimestamp(us / 1e6, UTC) for us in columns.time_us]
+    assert set(columns.time_state) == {TimeState.SURE}
+    await log.close()
+
+
+async def test_a_time_learned_while_the_card_refuses_serves_the_cities_and_is_written_later(tmp_path: Path) -> None:
+    card, clock = Held(), BootClock("b1", NOON, -7200.0)
+    log = await opened(tmp_path, CITY, clock=clock, connect=card.connect)
+    await log.append(ReadingSet("d", (Reading("n", 1, clock.now()),)))
+    await log.commit()
+    card.hold("BEGIN IMMEDIATE", error=sqlite3.OperationalError("disk I/O error"))
+    clock.learn(Source.BROKER)
+    assert log.before_step() is not None  # somebody asks: the step is noticed
+    with pytest.raises(LogError):
+        await log.commit()
+    columns = await log.read("milano")
+    assert columns is not None
+    assert columns.time_us == [int(NOON.timestamp() * 1e6)]
+    card.release()
+    await log.commit()
+    await log.close()
+    log = await opened(tmp_path, CITY, clock=BootClock("b2", NOON + timedelta(days=1), -7200.0))
+    columns = await log.read("milano")
+    assert columns is not None
+    assert columns.time_us == [int(NOON.timestamp() * 1e6)]
+    await log.close()
+
+
+async def test_a_set_that_waited_for_room_while_the_log_was_closed_is_written_or_refused(tmp_path: Path) -> None:
+    card = Held()
+    log = await opened(tmp_path, CITY, connect=card.connect, head_bytes=4_000)
+    card.hold("COMMIT")
+    taken = []
+
+    async def one(n: int) -> None:
+        await log.append(a_set(n))
+        taken.append(n)
+
+    waiting = [asyncio.create_task(one(n)) for n in range(30)]
+    await card.has_reached()
+    closing = asyncio.create_task(log.close())
+    await asyncio.sleep(0.01)
+    card.release()
+    await closing
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(outcome is None or isinstance(outcome, LogError) for outcome in outcomes)
+    assert any(outcomes)
+    log = await opened(tmp_path, CITY)
+    assert await everything(log, "milano") == taken
+    await log.close()
+
+
+async def test_a_count_that_was_overtaken_by_settling_is_not_used(tmp_path: Path) -> None:
+    card = Held()
+    log = await opened(tmp_path, CITY, OTHER, connect=card.connect)
+    for n in range(20):
+        await log.append(a_set(n))
+        await log.commit()
+    card.hold("SELECT id FROM segment")
+    settling = asyncio.create_task(log.settle("milano", log.first_seq + 5))
+    await card.has_reached()
+    await log.settle("milano", log.first_seq + 20)
+    card.release()
+    await settling
+    assert log.backlog("milano") == (0, None)
+    assert log.backlog("porto")[0] == 40
+    await log.close()
+
+
+async def test_a_salvage_that_finds_no_room_is_made_with_a_later_commit_and_memory_knows_the_places(
+    tmp_path: Path,
+) -> None:
+    log = await opened(tmp_path, CITY, OTHER)
+    for n in range(10):
+        await log.append(a_set(n))
+    await log.commit()
+    lose(tmp_path, "cursor")
+    (tmp_path / "buffer.db.new").mkdir()  # where the new file is to be made
+    await log.settle("milano", log.first_seq + 4)
+    await log.append(a_set(10))
+    for _ in range(2):
+        with pytest.raises(LogError):
+            await log.commit()
+    with pytest.raises(LogError):
+        await log.read("porto")
+    assert log.status()["state"] == "bad"
+    (tmp_path / "buffer.db.new").rmdir()
+    await log.commit()
+    assert "taken over" in log.status()["salvaged"]
+    for _ in range(2):
+        assert await everything(log, "milano") == list(range(4, 11))
+        assert await everything(log, "porto") == list(range(11))
+        await log.close()
+        log = await opened(tmp_path, CITY, OTHER)
+    await log.close()
+
+
+async def test_a_rescue_that_the_card_refuses_leaves_no_half_copy_and_is_made_later(tmp_path: Path) -> None:
+    card = Held()
+    log = await opened(tmp_path, CITY, connect=card.connect)
+    await log.append(a_set(1))
+    await log.commit()
+    (tmp_path / "buffer.db").unlink()
+    (tmp_path / "buffer.db.new").write_bytes(b"of an earlier one" * 1000)
+    full = sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorcode = sqlite3.SQLITE_FULL
+    card.hold("VACUUM INTO", error=full)
+    await log.append(a_set(2))
+    for _ in range(2):
+        with pytest.raises(LogError, match="full"):
+            await log.commit()
+        assert not (tmp_path / "buffer.db.new").exists()  # the next start would take it for a whole one
+        assert await everything(log, "milano") == [1, 2]
+    (tmp_path / "buffer.db.new").write_bytes(b"of an earlier one" * 1000)
+    card.release()
+    await log.commit()
+    assert "rescued" in log.status()["salvaged"]
+    assert log.status()["lost"] == {}
+    await log.close()
+    log = await opened(tmp_path, CITY)
+    assert await everything(log, "milano") == [1, 2]
     await log.close()
 
 

@@ -15,25 +15,10 @@ from gateway.log.segment import Entry, Layouts, Stamp, encode, microseconds
 from gateway.log.store import PAGE_BYTES, Batch, Store
 from gateway.sdk.reading import Reading, ReadingSet
 from gateway.sdk.testing import NOON
-from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, everything, opened
+from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, everything, lose, opened
 
 FROM_NOW = Consumer("milano", "now")
 STAMP = Stamp(1, microseconds(NOON) - 10**9, 7)
-
-
-def lose(folder: Path, *tables: str) -> None:
-    """The card forgets the roots of these tables; whoever has the file open reads them anew."""
-    db = sqlite3.connect(folder / "buffer.db", isolation_level=None)
-    [(version,)] = db.execute("PRAGMA user_version").fetchall()
-    db.execute(f"PRAGMA user_version={version}")
-    db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    rows = db.execute("SELECT name, rootpage FROM sqlite_master WHERE type = 'table'").fetchall()
-    db.close()
-    with (folder / "buffer.db").open("r+b") as file:
-        for name, page in rows:
-            if name in tables:
-                file.seek((page - 1) * PAGE_BYTES)
-                file.write(bytes(PAGE_BYTES))
 
 
 async def committed(log: Log, numbers: Sequence[int], each: int = 10) -> None:

@@ -244,3 +244,113 @@ async def test_a_disciplined_clock_that_steps_keeps_each_stretch_as_it_was(tmp_p
     await log.commit()
     assert [t for page in await read_all(log) for t in page.time_us] == said
     await log.close()
+
+
+@pytest.mark.parametrize(("after_s", "error_s"), [(600.0, 0.0), (601.0, -7200.0)])
+async def test_a_reading_of_before_a_step_is_known_as_one_for_ten_minutes(
+    tmp_path: Path, after_s: float, error_s: float
+) -> None:
+    """Later it is what it says: a reading two hours old."""
+    clock = BootClock("b1", NOON, -7200.0)
+    log = await opened(tmp_path, CITY, clock=clock)
+    late = [reading_of(clock), reading_of(clock)]
+    clock.learn(Source.KERNEL)
+    await log.append(reading_of(clock))
+    clock.advance(after_s)
+    for readings in (*late, reading_of(clock)):
+        await log.append(readings)
+    await log.commit()
+    assert errors_s(await read_all(log)) == [0.0, error_s, error_s, 0.0]
+    await log.close()
+
+
+async def test_what_the_clock_would_show_that_was_set_goes_on_as_time_does(tmp_path: Path) -> None:
+    clock = BootClock("b1", NOON, -7200.0)
+    log = await opened(tmp_path, CITY, clock=clock)
+    assert log.before_step() is None
+    clock.learn(Source.KERNEL)  # nothing is appended
+    assert log.before_step() == NOON - timedelta(hours=2)
+    clock.advance(30)
+    assert log.before_step() == NOON - timedelta(hours=2) + timedelta(seconds=30)
+    clock.step(10.0)
+    assert log.before_step() == NOON + timedelta(seconds=30)  # of the newest step
+    await log.close()
+
+
+async def test_a_clock_that_is_set_while_nothing_comes_wakes_whoever_waits_and_confirms_last_values(
+    tmp_path: Path,
+) -> None:
+    clock = BootClock("b1", NOON, -7200.0)
+    log = await opened(tmp_path, CITY, clock=clock, commit_every_s=0.1)
+    await Truth(log, clock).take(2)
+    await log.commit()
+    assert await read_all(log) == []
+    waiting = asyncio.create_task(log.wait("milano"))
+    mark, _ = log.last_values.since(0)
+    clock.learn(Source.BROKER)
+    await asyncio.wait_for(waiting, 5)
+    assert errors_s(await read_all(log)) == [0.0] * 2
+    [series] = log.series
+    assert (good := log.last_values.good(series))
+    assert good.time_us == good.value
+    assert log.last_values.since(mark)[1] == [series]
+    assert log.status()["time_confirmed"]
+    await log.close()
+
+
+@pytest.mark.parametrize("between", [True, False])
+async def test_a_time_learned_twice_is_that_of_the_better_source(tmp_path: Path, between: bool) -> None:
+    """A broker an hour off, then NTP; whether or not something came or was committed in between."""
+    clock = BootClock("b1", NOON, -7200.0)
+    log = await opened(tmp_path, CITY, clock=clock)
+    truth = Truth(log, clock)
+    await truth.take(2)
+    clock.learn(Source.BROKER, 3600.0)
+    if between:
+        await truth.take(1)
+        await log.commit()
+    else:
+        assert log.before_step() is not None
+    clock.learn(Source.KERNEL)
+    await truth.take(1)
+    await log.commit()
+    count = 3 + between
+    assert errors_s(await read_all(log)) == [0.0] * count
+    await log.close()
+    log = await opened(tmp_path, CITY, clock=BootClock("b2", NOON + timedelta(days=1)))
+    assert errors_s(await read_all(log)) == [0.0] * count
+    await log.close()
+
+
+async def test_a_restart_in_one_boot_knows_what_the_boot_had_learned(tmp_path: Path) -> None:
+    """The system's clock is still wrong, and nobody has told the daemon yet."""
+    clock = BootClock("b1", NOON, -7200.0)
+    log = await opened(tmp_path, CITY, clock=clock)
+    await Truth(log, clock).take(1)
+    clock.learn(Source.GNSS)
+    await Truth(log, clock).take(1)
+    await log.close()
+    clock.learn(Source.NONE, -7200.0)
+    log = await opened(tmp_path, CITY, clock=clock)
+    assert log.status()["time_confirmed"]
+    await Truth(log, clock).take(2)
+    assert errors_s(await read_all(log)) == [0.0] * 4
+    await log.close()
+    log = await opened(tmp_path, CITY, clock=BootClock("b2", NOON + timedelta(hours=1), -7200.0))
+    assert not log.status()["time_confirmed"]
+    assert [(boot.id, boot.name) for boot in log.boots.rows()] == [(1, "b1"), (2, "b2")]
+    await log.close()
+
+
+async def test_each_boot_gets_a_number_of_its_own_and_is_as_old_as_its_last_sign_of_life(tmp_path: Path) -> None:
+    for n, name in enumerate(("b1", "b2", "b3")):
+        clock = BootClock(name, NOON + timedelta(hours=n), source=Source.KERNEL)
+        log = await opened(tmp_path, CITY, clock=clock)
+        await Truth(log, clock).take(1, every_s=50.0)
+        await log.commit()
+        await Truth(log, clock).take(1, every_s=50.0)
+        await log.close()
+    log = await opened(tmp_path, CITY, clock=BootClock("b4", NOON + timedelta(days=1), -7200.0))
+    assert [(boot.id, boot.name) for boot in log.boots.rows()] == [(n, f"b{n}") for n in (1, 2, 3, 4)]
+    assert [boot.up_us for boot in log.boots.rows()[:3]] == [110_000_000] * 3  # 10 s of it before the start
+    await log.close()
