@@ -16,6 +16,8 @@ from gateway.sdk.errors import ConfigError, LinkError
 from gateway.sdk.testing import ManualClock
 from gateway.supervisor import Interrupted, LagMonitor, supervise
 
+WITHIN_S = 20.0  # a traceback with its locals takes seconds to print on a busy machine
+
 
 class Scripted:
     """A service whose runs are given one after the other; it notes what it was told."""
@@ -87,7 +89,7 @@ async def test_a_failing_service_is_restarted_with_growing_bounded_waits() -> No
     service = Scripted(*[failing(LinkError(f"gone {n}")) for n in range(12)])
 
     async with supervised(service, clock):
-        await asyncio.wait_for(service.exhausted.wait(), 5)
+        await asyncio.wait_for(service.exhausted.wait(), WITHIN_S)
 
     assert service.failures == [f"LinkError: gone {n}" for n in range(12)]
     assert all(0 < wait_s <= min(2.0**n, 8.0) for n, wait_s in enumerate(clock.waits_s))
@@ -98,7 +100,7 @@ async def test_any_exception_is_a_failure_and_ends_nothing_else() -> None:
     service = Scripted(failing(ZeroDivisionError("a bug")), failing(KeyError("x")))
 
     async with supervised(service, ManualClock()) as task:
-        await asyncio.wait_for(service.exhausted.wait(), 5)
+        await asyncio.wait_for(service.exhausted.wait(), WITHIN_S)
         assert not task.done()
 
     assert service.failures == ["ZeroDivisionError: a bug", "KeyError: 'x'"]
@@ -108,7 +110,7 @@ async def test_a_config_error_stops_the_service_for_good() -> None:
     service = Scripted(failing(ConfigError("no such register")), forever)
 
     async with supervised(service, ManualClock()) as task:
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, WITHIN_S)
 
     assert service.stops == ["no such register"]
     assert service.failures == []
@@ -121,7 +123,7 @@ async def test_a_silent_service_is_restarted_although_it_never_returns() -> None
     service.progress_at_s = clock.monotonic_s() - 10
 
     async with supervised(service, clock):
-        await asyncio.wait_for(service.exhausted.wait(), 5)
+        await asyncio.wait_for(service.exhausted.wait(), WITHIN_S)
 
     assert service.failures[0].startswith("Silent: link scripted made no progress for 0.05 s")
 
@@ -174,7 +176,7 @@ async def test_however_a_service_ends_it_is_a_failure_of_its_own(run: Callable[[
     service = Scripted(run, run)
 
     async with supervised(service, ManualClock()) as task:
-        await asyncio.wait_for(service.exhausted.wait(), 5)
+        await asyncio.wait_for(service.exhausted.wait(), WITHIN_S)
         assert not task.done()
 
     assert len(service.failures) == 2
@@ -194,7 +196,7 @@ async def test_one_that_ignores_cancel_is_cut_off_and_left_behind(monkeypatch: p
     async with supervised(service, ManualClock()) as task:
         await asyncio.sleep(0.01)
         task.cancel()
-        await asyncio.wait({task}, timeout=5)
+        await asyncio.wait({task}, timeout=WITHIN_S)
         assert task.cancelled()
 
     assert service.cuts == 1
@@ -220,7 +222,7 @@ async def waits_between(service: Scripted, clock: RecordingClock, *, first_s: fl
     """All waits until the runs of the service are used up."""
     backoff = Backoff(first_s, 60.0, quick_cap_s=5.0, quick_for_s=300.0, rng=Whole())
     task = asyncio.create_task(supervise(service, backoff=backoff, clock=clock))
-    await asyncio.wait_for(service.exhausted.wait(), 5)
+    await asyncio.wait_for(service.exhausted.wait(), WITHIN_S)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     return clock.waits_s
@@ -281,7 +283,7 @@ async def test_silence_of_the_allowed_length_is_none() -> None:
         await asyncio.sleep(0.05)  # some looks
         assert service.failures == []
         clock.advance(0.01)
-        await asyncio.wait_for(service.exhausted.wait(), 5)
+        await asyncio.wait_for(service.exhausted.wait(), WITHIN_S)
 
     assert len(service.failures) == 1
 
@@ -293,7 +295,7 @@ async def test_a_silent_service_that_fails_says_why_itself() -> None:
     service.progress_at_s = clock.monotonic_s() - 10
 
     async with supervised(service, clock):
-        await asyncio.wait_for(service.exhausted.wait(), 5)
+        await asyncio.wait_for(service.exhausted.wait(), WITHIN_S)
 
     assert service.failures[0] == "LinkError: gone"
 
@@ -322,7 +324,7 @@ async def test_what_a_cancelled_service_still_does_is_waited_for(caplog: pytest.
     service.silent_after_s = 0.02
     service.progress_at_s = clock.monotonic_s() - 10
     async with supervised(service, clock):
-        await asyncio.wait_for(opened.wait(), 5)
+        await asyncio.wait_for(opened.wait(), WITHIN_S)
     gc.collect()
 
     assert done == ["closed", "opened"]
@@ -346,7 +348,7 @@ async def test_one_that_is_restarted_for_silence_and_ignores_it_is_cut_off_named
     service.silent_after_s = 0.02
     service.progress_at_s = clock.monotonic_s() - 10
     async with supervised(service, clock):
-        await asyncio.wait_for(service.exhausted.wait(), 5)
+        await asyncio.wait_for(service.exhausted.wait(), WITHIN_S)
         let_go.set()
 
     assert service.cuts == 2
@@ -418,12 +420,17 @@ async def test_a_task_that_blocks_the_loop_is_named() -> None:
 
 async def test_a_blockage_is_named_once_however_long_it_lasts() -> None:
     named: list[float] = []
-    monitor = LagMonitor(lambda task, seconds: named.append(time.monotonic()), blocked_after_s=0.05)
+
+    def blocked(name: str, seconds: float) -> None:
+        if name.startswith("link "):  # on a busy machine the loop itself may be late
+            named.append(time.monotonic())
+
+    monitor = LagMonitor(blocked, blocked_after_s=0.05)
     task = asyncio.create_task(monitor.run())
     await asyncio.sleep(0.1)
 
     async def block() -> None:
-        deadline_s = time.monotonic() + 3
+        deadline_s = time.monotonic() + 8
         while time.monotonic() < min(deadline_s, named[0] + 0.4 if named else deadline_s):
             time.sleep(0.01)  # noqa: ASYNC251 - blocking is the point
 
