@@ -243,7 +243,7 @@ async def test_a_clock_that_is_set_twice_during_a_commit_leaves_every_time_true(
     for _ in range(2):
         columns = await log.read("milano")
         assert columns is not None
-        assert columns.time_us == [int(at_s * 1e6) for at_s in columns.value]  # type: ignore[arg-type, operator]
+        assert columns.time_us == [int(at_s * 1e6) for at_s in columns.value]  # type: ignore[operator]
         await log.close()
         log = await opened(tmp_path, CITY, clock=BootClock("b2", NOON + timedelta(days=1), -7200.0))
     await log.close()

@@ -13,7 +13,7 @@ from gateway.clock import Source
 from gateway.log.log import Consumer, Log
 from gateway.log.segment import Entry, Layouts, Stamp, encode, microseconds
 from gateway.log.store import PAGE_BYTES, Batch, Store
-from gateway.sdk.reading import Reading, ReadingSet
+from gateway.sdk.reading import Reading, ReadingSet, Value
 from gateway.sdk.testing import NOON
 from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, everything, lose, opened
 
@@ -308,8 +308,8 @@ async def test_what_a_salvage_did_not_find_is_counted_and_what_was_settled_is_no
 def entry(n: int, kind: str) -> Entry:
     """Value and number are one; sets of one kind are written in one layout, those of another in a finer one."""
     at = NOON + timedelta(seconds=n)
-    other = {"coarse": (1.5, 5), "fine": (1.25, "x"), "finest": (1.0625, "x")}[kind]
-    return Entry(n, (1, 2, 3), tuple(Reading("", v, at) for v in (n, *other)), STAMP, 0.0, 0)
+    values: dict[str, tuple[Value, ...]] = {"coarse": (n, 1.5, 5), "fine": (n, 1.25, "x"), "finest": (n, 1.0625, "x")}
+    return Entry(n, (1, 2, 3), tuple(Reading("", value, at) for value in values[kind]), STAMP, 0.0, 0)
 
 
 def run_of(first: int, last: int) -> list[Entry]:
