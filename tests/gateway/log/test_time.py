@@ -51,7 +51,7 @@ def states(pages: list[Columns]) -> set[TimeState]:
     return {state for page in pages for state in page.time_state}
 
 
-@pytest.mark.parametrize("wrong_s", [TO_1970_S, -86400.0, 3 * 86400.0, -30.0])
+@pytest.mark.parametrize("wrong_s", [TO_1970_S, -86400.0, 3 * 86400.0, -30.0, 0.0])
 @pytest.mark.parametrize("committed", [True, False])
 async def test_readings_before_the_clock_was_known_are_held_and_then_true(
     tmp_path: Path, wrong_s: float, committed: bool
@@ -261,6 +261,7 @@ async def test_a_reading_of_before_a_step_is_known_as_one_for_ten_minutes(
         await log.append(readings)
     await log.commit()
     assert errors_s(await read_all(log)) == [0.0, error_s, error_s, 0.0]
+    assert (log.before_step() is None) == bool(error_s)
     await log.close()
 
 
@@ -353,4 +354,20 @@ async def test_each_boot_gets_a_number_of_its_own_and_is_as_old_as_its_last_sign
     log = await opened(tmp_path, CITY, clock=BootClock("b4", NOON + timedelta(days=1), -7200.0))
     assert [(boot.id, boot.name) for boot in log.boots.rows()] == [(n, f"b{n}") for n in (1, 2, 3, 4)]
     assert [boot.up_us for boot in log.boots.rows()[:3]] == [110_000_000] * 3  # 10 s of it before the start
+    await log.close()
+
+
+async def test_each_stretch_of_a_hardware_clock_that_was_set_is_corrected_by_its_own_error(tmp_path: Path) -> None:
+    """Somebody sets it, still wrong; NTP comes later. All in one boot, of one source until then."""
+    clock = BootClock("b1", NOON, 40 * 86400.0, Source.RTC)
+    log = await opened(tmp_path, CITY, clock=clock)
+    truth = Truth(log, clock)
+    for wrong_s in (20 * 86400.0, 5.0, -3600.0):
+        await truth.take(2)
+        clock.learn(Source.RTC, wrong_s)
+    await truth.take(2)
+    clock.learn(Source.KERNEL)
+    await truth.take(2)
+    await log.commit()
+    assert errors_s(await read_all(log)) == [0.0] * 10
     await log.close()
