@@ -156,6 +156,25 @@ async def test_held_pieces_gaps_states_and_last_values_outlive_a_salvage(tmp_pat
     await log.close()
 
 
+async def test_held_pieces_that_were_lost_while_running_are_shown_no_more(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    await committed(log, range(10))
+    columns = await log.read("milano")
+    assert columns is not None
+    await log.held.hold("milano", "lost", "meter-1", columns, reason="no", at=NOON, next_try_at=NOON)
+    lose(tmp_path, "held", "cursor")
+    await settle_below(log, "milano", 5)
+    await log.commit()
+    await log.commit()
+    assert "table held" in log.status()["salvaged"]
+    assert (log.held.pieces(), log.held.next_try_at("milano")) == ([], None)
+    piece = await log.held.hold("milano", "new", "meter-1", columns, reason="no", at=NOON)
+    await log.close()
+    log = await opened(tmp_path, CITY)
+    assert [(its.id, its.entity) for its in log.held.pieces()] == [(piece, "new")]
+    await log.close()
+
+
 async def test_what_the_clock_learned_outlives_the_loss_of_its_record_while_running(tmp_path: Path) -> None:
     clock = BootClock("b1", NOON, -7200.0)
     log = await opened(tmp_path, CITY, clock=clock)
