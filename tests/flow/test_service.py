@@ -101,6 +101,7 @@ def hungry(lines: list[str]) -> int:
     return sum(one.startswith("STATUS=") and two.startswith("STATUS=") for one, two in itertools.pairwise(told))
 
 
+@pytest.mark.timeout(120)  # on a busy machine
 def test_while_the_writer_is_stuck_no_watchdog_is_fed_though_the_loop_lives_and_then_again(
     box: Box, systemd: Systemd
 ) -> None:
@@ -110,7 +111,7 @@ def test_while_the_writer_is_stuck_no_watchdog_is_fed_though_the_loop_lives_and_
     )
     environment = {"NOTIFY_SOCKET": str(systemd.path), "WATCHDOG_USEC": "300000", "PYTHONPATH": str(PACKAGE)}
     daemon = box.start("daemon", "-c", LOWERED, str(box.config), **environment)
-    eventually("it is at work", lambda: (box.folder / "told").exists() and "WATCHDOG=1" in systemd.told())
+    eventually("it is at work", lambda: (box.folder / "told").exists() and "WATCHDOG=1" in systemd.told(), within_s=40)
     lock = sqlite3.connect(box.folder / "buffer.db", isolation_level=None, timeout=20)
     lock.execute("BEGIN IMMEDIATE")
     before = hungry(systemd.told())
