@@ -351,7 +351,12 @@ def _wire(link: LinkPlan) -> Any:
         return link.driver_name, link.fault
     unmapped = {
         name: device.model_copy(
-            update={"entity": None, "location": None, "template": device.template.model_copy(update={"entity": None})}
+            update={
+                "entity": None,
+                "location": None,
+                "calibrate": {},
+                "template": device.template.model_copy(update={"entity": None}),
+            }
         )
         for name, device in link.config.devices.items()
     }
