@@ -78,7 +78,7 @@ class DeviceHealth:
 
     Attributes:
         state: waiting (nothing yet) | ok | bad | paused.
-        paused_until: end of the pause; None when it is not paused.
+        paused_until: end of the pause; None when it is not paused. paused_until_s: the same on the monotonic clock.
         undeclared: fields that came but that the template does not declare, with how often.
         counters: what the driver counts for this device (`timeouts`, `latency_ms`).
     """
@@ -87,6 +87,7 @@ class DeviceHealth:
     reason: str = ""
     remedy: str = ""
     paused_until: datetime | None = None
+    paused_until_s: float | None = None
     last_good_at: datetime | None = None
     last_set_at: datetime | None = None
     sets: int = 0

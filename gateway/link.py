@@ -69,7 +69,6 @@ class LinkService:
             del self._record.devices[gone]
         self._notes: dict[str, tuple[str, str]] = {}  # remarks of the driver, by device; "" is the link
         self._unheard: set[str] = set()  # devices that were ok when the link went down
-        self._paused_until_s: dict[str, float] = {}
         self._rejected_event_s = -REJECT_EVENT_EVERY_S
         self._remedies = _remedies(config)
         self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=self.name)
@@ -168,17 +167,16 @@ class LinkService:
     def pause(self, device: str, seconds: float) -> datetime:
         """What this device says for the next `seconds` reaches neither log nor city; 0 ends a pause. When it ends."""
         until = self._clock.now() + timedelta(seconds=seconds)
-        self._paused_until_s[device] = self._clock.monotonic_s() + seconds
         record = self._devices[device]
         record.state, record.reason, record.remedy = "paused", "maintenance", "it ends by itself"
-        record.paused_until = until
+        record.paused_until, record.paused_until_s = until, self._clock.monotonic_s() + seconds
         event("device_paused", device=device, seconds=seconds)
         self._is_paused(device)
         return until
 
     def end_pauses(self) -> None:
         """End the pauses that are over, also of devices that say nothing."""
-        for device in tuple(self._paused_until_s):
+        for device in self._devices:
             self._is_paused(device)
 
     def _context(self) -> Context:
@@ -256,17 +254,19 @@ class LinkService:
 
     def _note_set(self, device: str, record: DeviceHealth, readings: Sequence[Reading], now: datetime) -> None:
         """What a set says of its device's health; a driver's own remark goes with it."""
+        record.sets += 1
+        record.last_set_at = now
+        if not readings:  # only what the driver remembers: it says nothing about the device
+            return
         self._unheard.discard(device)
         bad = [reading for reading in readings if reading.quality is not Quality.GOOD]
         good = len(readings) - len(bad)
-        record.sets += 1
         record.readings += good
         record.bad += len(bad)
-        record.last_set_at = now
         if good:
             record.last_good_at = now
         if not bad:
-            state, reason, remedy = "ok" if good else record.state, "", ""
+            state, reason, remedy = "ok", "", ""
         else:
             reasons = sorted({reading.reason.value for reading in bad})
             reason, remedy = ", ".join(reasons), self._remedies.get(reasons[0], "")
@@ -304,14 +304,13 @@ class LinkService:
                 record.state, record.reason, record.remedy = "waiting", "", ""
 
     def _is_paused(self, device: str) -> bool:
-        until_s = self._paused_until_s.get(device)
-        if until_s is None:
-            return False
-        if self._clock.monotonic_s() < until_s:
-            return True
-        del self._paused_until_s[device]
         record = self._devices[device]
-        record.state, record.reason, record.remedy, record.paused_until = "waiting", "", "", None
+        if record.paused_until_s is None:
+            return False
+        if self._clock.monotonic_s() < record.paused_until_s:
+            return True
+        record.state, record.reason, record.remedy = "waiting", "", ""
+        record.paused_until = record.paused_until_s = None
         event("device_resumed", device=device)
         return False
 
