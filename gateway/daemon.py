@@ -26,7 +26,7 @@ from gateway.forward.forwarder import Forwarder, settings_of
 from gateway.forward.ngsild import broker_of
 from gateway.harmonise.devices import box_set, sensor_set
 from gateway.harmonise.entity import Entity, harmonise
-from gateway.health import BrokerHealth, Health, notify, watchdog_every_s
+from gateway.health import BrokerHealth, Health, LinkHealth, notify, watchdog_every_s
 from gateway.hidden import keep_secret
 from gateway.http.outcome import UnknownName
 from gateway.http.preview import Good, entities, remarks, sample_values
@@ -157,8 +157,10 @@ class Daemon:
 
     def _start_link(self, plan: LinkPlan) -> None:
         record = self._health.link(plan.name, plan.driver_name)
+        record.driver = plan.driver_name
         if plan.driver is None or plan.config is None:
             self._health.set_state(record, plan.name, "off", plan.fault, plan.remedy)
+            record.devices.clear()
             return
         for device in plan.devices.values():
             self._log.statistics.expect(device.name, getattr(device.config, "every_s", None))
@@ -166,10 +168,13 @@ class Daemon:
             plan.name, plan.driver, plan.config, log=self._log, health=self._health, clock=self._clock
         )
         self._links[plan.name] = service
+        self._health.set_state(record, plan.name, "starting")  # what an earlier run said of itself is over
         self._start(service.name, service, service.cut_off)
 
     def _start_broker(self, plan: BrokerPlan) -> None:
         record = self._health.broker(plan.name, plan.config.kind)
+        record.kind = plan.config.kind
+        self._health.set_state(record, plan.name, "starting")
 
         async def forward() -> None:
             bind(broker=plan.name)
@@ -261,31 +266,38 @@ class Daemon:
                 raise
             keep_secret(self.plan.secrets | new.secrets)  # what goes is still said until it is gone
             change = difference(self.plan, new)
-            for name in change.links:
+            links = sorted({*change.links, *self._given_up()})
+            for name in links:
                 await self._end(f"link {name}")
                 if name in self._links:
                     self._links.pop(name).close()
-                if name not in new.links:
-                    self._health.links.pop(name, None)
             for name in change.brokers:
                 await self._end(f"broker {name}")
                 self._forwarders.pop(name, None)
-                if name not in new.brokers:
-                    self._health.brokers.pop(name, None)
             await self._log.set_consumers([_consumer(b) for b in new.brokers.values()])
-            self.plan = new
-            for name in change.links:
+            if self._stop.is_set():  # what is started now, nobody would end
+                raise CitygateError("the daemon is being stopped")
+            self.plan = new  # from here to the end in one go: who asks meanwhile sees the old plan or the new one
+            for name in self._health.links.keys() - new.links.keys():
+                del self._health.links[name]
+            for name in self._health.brokers.keys() - new.brokers.keys():
+                del self._health.brokers[name]
+            for name in links:
                 if name in new.links:
                     self._start_link(new.links[name])
             for name in change.brokers:
                 if name in new.brokers:
                     self._start_broker(new.brokers[name])
-            event("reloaded", links=list(change.links), brokers=list(change.brokers), restart=list(change.restart))
+            event("reloaded", links=links, brokers=list(change.brokers), restart=list(change.restart))
             return {
                 "changed": list(change.said),
-                "restarted": [*change.links, *change.brokers],
+                "restarted": [*links, *change.brokers],
                 "warnings": [as_json(problem) for problem in new.warnings],
             }
+
+    def _given_up(self) -> Iterable[str]:
+        """Links at which a restart did not help: what was wrong may have been put right outside of the file."""
+        return (name for name in self._links if self._health.links[name].state == "off")
 
     # --- what page, metrics and verbs ask ----------------------------------------------------------------------------
 
@@ -406,7 +418,7 @@ class Daemon:
     def _service(self, device: DevicePlan) -> LinkService:
         service = self._links.get(device.link)
         if service is None:
-            record = self._health.links[device.link]
+            record = self._health.links.get(device.link, LinkHealth(state="gone"))
             raise CitygateError(f"link {device.link} is {record.state}: {record.reason}")
         return service
 
@@ -494,9 +506,12 @@ class Chore:
         self.failed(error)
 
 
+_NOT_SHOWN = ("devices", "rejected", "paused_until_s")
+
+
 def _plain(record: Any) -> dict[str, Any]:
     """A health record as JSON, its devices and rejections left out."""
-    fields = (field.name for field in dataclasses.fields(record) if field.name not in ("devices", "rejected"))
+    fields = (field.name for field in dataclasses.fields(record) if field.name not in _NOT_SHOWN)
     return _texts({name: getattr(record, name) for name in fields})
 
 
