@@ -119,11 +119,12 @@ async def test_the_higher_of_the_saved_and_the_exported_counter_counts(
     saved: int | None, given: int, first: int
 ) -> None:
     fed = Fed()
-    if saved is not None:
-        fed.packet(uplink(saved))
-        await fed.delivered()
+    for n in range(saved - 12, saved + 1) if saved is not None else ():
+        fed.packet(uplink(n))
+    await fed.delivered()
     again = restarted(fed, f_cnt=given)
 
+    again.packet(uplink(first - 10))  # longer ago than the identities that are saved
     again.packet(uplink(first - 1))
     again.packet(uplink(first))
 
