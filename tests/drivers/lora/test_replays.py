@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from drivers.lora.concentrator import KNOWN_PER_S, MAX_MERGING, STRANGERS_PER_S
+from drivers.lora.concentrator import KNOWN_PER_S, MAX_CONCENTRATORS, MAX_MERGING, STRANGERS_PER_S
 from drivers.lora.memory import KEYS, SAVED_KEYS, STATE, unpack
 from drivers.lora.simulator import CONCENTRATORS, phy_payload, push_data, rxpk
 from tests.drivers.lora.support import APP, NWK, running
@@ -187,7 +187,7 @@ def junk(fed: Fed, count: int) -> int:
     """So many datagrams of strangers at once; how many of them were over the rate."""
     before = fed.recording.counts["datagrams_over_rate"]
     for n in range(count):
-        fed.datagram(push_data(1, f"{n % 50:016x}", [rxpk(b"\xe0" + bytes(12))]))
+        fed.datagram(push_data(1, f"aa{n % 50:014x}", [rxpk(b"\xe0" + bytes(12))]))
     return int(fed.recording.counts["datagrams_over_rate"]) - before
 
 
@@ -201,6 +201,37 @@ async def test_the_share_of_strangers_grows_back_by_time_alone_and_never_beyond_
     fed.recording.clock.advance(100)
     assert junk(fed, 3 * share) == 2 * share
     assert len(fed.answers.sent) == 3 * share + 5 * share + 3 * share, "each is acknowledged"
+
+
+async def test_asking_often_makes_no_share_grow_faster() -> None:
+    fed = Fed()
+    junk(fed, 2 * int(STRANGERS_PER_S))
+    over = 0
+    for _ in range(1000):  # a second, in steps that are worth a fifth of a datagram
+        fed.recording.clock.advance(0.001)
+        over += junk(fed, 1)
+
+    assert 1000 - over == pytest.approx(STRANGERS_PER_S, abs=2)
+
+
+async def test_of_too_many_concentrators_the_one_that_was_silent_longest_loses_its_share() -> None:
+    fed = Fed()
+    fed.packet(uplink(0), FIRST)
+    fed.packet(uplink(1), SECOND)
+    for n in range(2, MAX_CONCENTRATORS + 1):
+        fed.packet(uplink(n), f"{n:016x}")
+        fed.recording.clock.advance(0.01)
+        if n == 100:
+            fed.packet(uplink(9000), FIRST)
+    last = MAX_CONCENTRATORS + 9000
+    fed.packet(uplink(last), "ff" * 8)
+    junk(fed, 2 * int(STRANGERS_PER_S))
+
+    fed.packet(uplink(last + 1), SECOND)
+    fed.packet(uplink(last + 2), FIRST)
+
+    counts = await fed.delivered()
+    assert (last + 1 in counts, last + 2 in counts) == (False, True)
 
 
 async def test_a_concentrator_that_proved_itself_has_a_share_that_is_refilled() -> None:

@@ -219,3 +219,46 @@ def test_a_glitch_of_a_size_that_can_be_is_taken_back_with_all_rounds(at: int, w
     told = [counter.take(float((true + n * step) % round_), round_, START_S + 10.0 * n) for n in range(2, 12)]
 
     assert [total for total in told[3:] if total is not None] == [before + n * step for n in range(5, 12)]
+
+
+def test_after_a_new_round_was_believed_the_next_doubt_begins_anew() -> None:
+    counter = counting(start=65_530, step=20, rollover=65536)
+    assert totals(counter, 14, 34, rollover=65536) == [None, 65536 + 34]
+
+    assert counter.take(34 + 800, 65536, START_S + 2) is None, "much faster than ever: one reading says nothing"
+    assert counter.take(54, 65536, START_S + 3) == 65536 + 54
+
+
+def test_what_was_learned_by_a_glitch_is_forgotten_with_it() -> None:
+    counter = counting(start=10_000, step=1, rollover=65536)
+    at_s = START_S + 1000
+    assert counter.take(19_000, 65536, at_s) == 19_000, "ten times as fast as ever: it can be"
+    assert counter.take(11_001, 65536, at_s + 1) is None
+    assert counter.take(11_002, 65536, at_s + 2) == 11_002, "it was none"
+
+    assert counter.take(11_012 + 700, 65536, at_s + 12) is None, "so fast it never was"
+    assert counter.take(11_013, 65536, at_s + 13) == 11_013
+
+
+def test_a_count_that_has_moved_on_since_a_wide_step_does_not_fall_back_to_what_was_before() -> None:
+    counter = counting(start=10_000, step=1, rollover=65536)
+    at_s = START_S + 1000
+    assert counter.take(15_000, 65536, at_s) == 15_000
+    for n in range(1, 4):
+        assert counter.take(15_000 + 500 * n, 65536, at_s + 500 * n) == 15_000 + 500 * n
+
+    told = [counter.take(10_500 + n, 65536, at_s + 1500 + n) for n in range(1, 4)]
+
+    assert told == [None, None, 10_503], "another count, and no return"
+
+
+def test_a_rate_that_was_not_reached_again_for_weeks_explains_no_jump() -> None:
+    day_s, counter = 86400.0, Counter()
+    totals(counter, *(float(n) for n in range(0, 100, 10)), rollover=65536, every_s=100.0)
+    at_s = START_S + 1000
+    assert counter.take(140, 65536, at_s) == 140, "a tenth of a count a second: it was as fast before"
+    for day in range(1, 43):
+        assert counter.take(140 + day, 65536, at_s + day * day_s) == 140 + day
+
+    assert counter.take(182 + 50, 65536, at_s + 42 * day_s + 100) is None
+    assert counter.take(182, 65536, at_s + 42 * day_s + 200) == 182
