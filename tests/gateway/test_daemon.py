@@ -334,3 +334,23 @@ async def test_a_reload_while_the_broker_is_away_loses_nothing(tmp_path: Path) -
         its.broker.behaviour.fault = ""
 
         await its.broker.until(lambda: seen(its, entity()) == {230.0, 241.0, 242.0})
+
+
+async def test_a_link_that_goes_while_it_is_down_leaves_no_complaint_and_comes_again_as_new(tmp_path: Path) -> None:
+    async def unplugged(context: Context) -> None:
+        raise LinkError("cannot connect")
+
+    async with box(tmp_path) as its:
+        its.driver.work["air"] = unplugged
+        await its.reload(("192.0.2.1", "192.0.2.2"))
+        await its.until(lambda: its.link("air")["state"] == "down")
+        assert [line for line in its.daemon.ready() if "air" in line]
+        text = its.path.read_text()
+        air = text[text.index("  air:") : text.index("brokers:")]
+
+        await its.reload((air, ""))
+        assert not [line for line in its.daemon.ready() if "air" in line]
+
+        del its.driver.work["air"]
+        await its.reload(("brokers:", air + "brokers:"))
+        assert (its.link("air")["state"], its.link("air")["restarts"], its.link("air")["reason"]) == ("starting", 0, "")

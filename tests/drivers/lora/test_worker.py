@@ -16,10 +16,10 @@ import pytest
 from drivers.lora.codec.uplink import Uplink
 from drivers.lora.config import ServerDevice
 from drivers.lora.driver import CHIRPSTACK
-from drivers.lora.receiver import COSTLY_FAULTS, Receiver
+from drivers.lora.receiver import COSTLY_FAULTS, REST_S, Receiver
 from drivers.lora.worker import Program, ProgramFault, Worker
 from gateway.sdk.errors import CitygateError
-from gateway.sdk.testing import NOON
+from gateway.sdk.testing import NOON, ManualClock
 from tests.drivers.lora.support import HeldContext, template
 
 GOOD = "function decodeUplink(input) { return {data: {t: (input.bytes[0] << 8 | input.bytes[1]) / 10, port: input.fPort}}; }"
@@ -258,6 +258,40 @@ async def test_a_device_whose_program_hangs_does_not_slow_its_neighbours_for_lon
     assert context.total("programs_rested") == 1
     assert sum("rests" in str(error) for error in context.rejected) == 30 - COSTLY_FAULTS
     assert "evil" in str(context.rejected[0])
+
+
+async def test_a_program_that_rested_is_run_again_and_its_faults_are_counted_anew() -> None:
+    context = HeldContext(ManualClock())
+    context.automatic = True
+    source = "function decodeUplink(i) { if (!i.bytes[0]) return {data: {t: 7}}; SLOW; throw new Error('moody'); }"
+    moody = javascript(source.replace("SLOW", "var end = Date.now() + 120; while (Date.now() < end)"))
+    receiver = Receiver({"moody": moody}, context.context)
+
+    async def told(*payloads: bytes) -> list[bool]:
+        """Whether each payload gave a value."""
+        before = len(context.sets)
+        for payload in payloads:
+            key = len(context.sets).to_bytes(8, "big")
+            await receiver.take("moody", Uplink(key, f_port=1, payload=payload, time=NOON))
+        return ["t" in s.values() for s in context.sets[before:]]
+
+    fails, works = b"\x01", b"\x00"
+    try:
+        assert (
+            await told(*[fails] * (COSTLY_FAULTS - 1), works, *[fails] * (COSTLY_FAULTS - 1), works)
+            == ([False] * (COSTLY_FAULTS - 1) + [True]) * 2
+        )
+        assert context.total("programs_rested") == 0
+        assert await told(*[fails] * COSTLY_FAULTS, works) == [False] * (COSTLY_FAULTS + 1)
+        assert context.total("programs_rested") == 1
+        assert context.notes["moody"][0]
+
+        context.clock.advance(REST_S)
+        assert await told(works, fails, works) == [True, False, True]
+        assert context.total("programs_rested") == 1
+        assert "moody" not in context.notes or not context.notes["moody"][0]
+    finally:
+        await receiver.close()
 
 
 async def test_a_program_in_a_file_is_read_and_a_missing_file_hurts_its_device_alone(tmp_path: Path) -> None:

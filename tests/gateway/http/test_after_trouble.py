@@ -141,6 +141,22 @@ async def test_a_connection_that_was_answered_may_rest_longer_than_a_request_may
         writer.close()
 
 
+async def test_a_connection_rests_from_its_answer_on_however_long_that_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doors, "IDLE_S", 1.0)
+    view = Held()
+    async with serving(tmp_path, view) as (_, path):
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(VERB % b"slow")
+        await asyncio.sleep(1.2)
+        view.let_go.set()
+        assert b"200" in await asyncio.wait_for(reader.readuntil(b"{}"), 10)
+        await asyncio.sleep(0.3)
+        await health(reader, writer)
+        writer.close()
+
+
 async def test_a_wrong_token_spoils_nothing_for_the_right_one_on_the_same_connection(tmp_path: Path) -> None:
     async with serving(tmp_path, token="token-of-this-box") as (port, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
