@@ -66,11 +66,13 @@ async def test_a_request_that_fails_gives_its_place_back(tmp_path: Path, verb: b
     async with serving(tmp_path, Held()) as (_, path):
         for _ in range(servers.MAX_VERBS + 3):
             assert status in await answered(path, verb)
-        kept = [await asyncio.open_unix_connection(path) for _ in range(servers.MAX_VERBS)]
-        for reader, writer in kept:
+        kept = []
+        for _ in range(servers.MAX_VERBS):
+            reader, writer = await asyncio.open_unix_connection(path)
+            kept.append(writer)
             writer.write(VERB % verb)
             assert status in await asyncio.wait_for(reader.readline(), 10)
-        for _, writer in kept:
+        for writer in kept:
             writer.close()
 
 
