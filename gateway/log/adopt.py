@@ -8,14 +8,19 @@ from itertools import groupby
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import structlog
+
 from gateway.log.boots import Boots
+from gateway.log.condition import Condition
 from gateway.log.held import Held
+from gateway.log.points import Points
 from gateway.log.segment import Columns, TimeState, microseconds, wall_time
 from gateway.log.store import MIGRATIONS, Loaded, Store
 from gateway.sdk.reading import Reading, ReadingSet, TimeSource
 
 T = TypeVar("T")
 _CHUNK: int = 2000  # readings between two commits
+_events = structlog.get_logger()
 
 
 class Submit(Protocol):
@@ -31,8 +36,25 @@ class Target(Protocol):
     def held(self) -> Held: ...
     async def append(self, readings: ReadingSet) -> object: ...
     async def commit(self) -> None: ...
-    def has_state(self, device: str, key: str) -> bool: ...
-    def number_of(self, device: str, point: str) -> int: ...
+
+
+async def adopt_all(
+    path: Path,
+    log: Target,
+    points: Points,
+    submit: Submit,
+    boot: str,
+    now: Callable[[], datetime],
+    condition: Condition,
+) -> None:
+    """Take over every log that waits beside `path`; one that cannot be stays, and is tried again at the next start."""
+    for file in await submit(lambda: waiting(path)):
+        try:
+            await adopt(file, log, points, submit, boot, now())
+        except Exception as error:  # noqa: BLE001  it stays, and is tried again at the next start
+            condition.note_not_adopted(file, error)
+        else:
+            _events.info("log_adopted", path=str(file))
 
 
 def waiting(path: Path) -> list[Path]:
@@ -44,7 +66,7 @@ def waiting(path: Path) -> list[Path]:
     return sorted(file for file, match in found if int(match[1]) <= len(MIGRATIONS))
 
 
-async def adopt(file: Path, log: Target, submit: Submit, boot: str, at: datetime) -> None:
+async def adopt(file: Path, log: Target, points: Points, submit: Submit, boot: str, at: datetime) -> None:
     """Append what some consumer was owed, with the times that are known of it; cut short it begins anew: nothing is lost.
 
     Raises:
@@ -65,9 +87,9 @@ async def adopt(file: Path, log: Target, submit: Submit, boot: str, at: datetime
                 await log.append(readings)
             await log.commit()
             after = columns.last
-        await _take_held(store, loaded, log, submit)
+        await _take_held(store, loaded, log.held, points, submit)
         for (device, key), value in loaded.states.items():
-            if not log.has_state(device, key):
+            if key not in points.state_of(device):
                 await log.append(ReadingSet(device, (), {key: value}))
         await log.commit()
     finally:
@@ -102,13 +124,13 @@ def _source(columns: Columns, i: int) -> TimeSource:
     return TimeSource.NETWORK if sure and source is TimeSource.GATEWAY else source
 
 
-async def _take_held(store: Store, loaded: Loaded, log: Target, submit: Submit) -> None:
+async def _take_held(store: Store, loaded: Loaded, held: Held, points: Points, submit: Submit) -> None:
     for row in loaded.held:
         columns = await submit(partial(store.held_readings, row.id))
         names = [loaded.series.get(number, ("", "")) for number in columns.series]
-        columns.series = [log.number_of(*name) for name in names]
+        columns.series = [points.number_of(*name) for name in names]
         if columns.seq:
-            await log.held.hold(
+            await held.hold(
                 row.broker,
                 row.entity,
                 row.device,

@@ -1,7 +1,8 @@
 """The head: the newest part of the log, in memory, bounded by bytes. Pure; who waits and what is written is decided above."""
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from operator import attrgetter
 
 from gateway.log.segment import Entry
@@ -14,9 +15,17 @@ class Head:
 
     Args:
         max_bytes: `full` from here on; one set more always fits.
+
+    Attributes:
+        first_seq: numbers from here on are of this run: start of the file << 32 | n; 0 until the file was open.
+        next_seq: of the next set.
+        stored_last: newest number in the file.
     """
 
     def __init__(self, max_bytes: int) -> None:
+        self.first_seq = 0
+        self.next_seq = 1
+        self.stored_last = 0
         self.max_bytes = max_bytes
         self.entries: list[Entry] = []
         self.size_bytes = 0
@@ -27,13 +36,35 @@ class Head:
         return self.size_bytes >= self.max_bytes
 
     def append(self, entry: Entry) -> None:
+        self.next_seq = entry.seq + 1
         self.entries.append(entry)
         self.size_bytes += entry.size_bytes
         self.readings += len(entry.readings)
 
-    def replace(self, entries: list[Entry]) -> None:
-        """The same sets under other numbers."""
-        self.entries = entries
+    def skip(self) -> int:
+        """A number for a set that is not taken."""
+        self.next_seq += 1
+        return self.next_seq - 1
+
+    def renumber(self, first_seq: int, series: Mapping[int, int], boot: int) -> int:
+        """Numbers given before the file could be read were provisional, below all that a file can hold.
+
+        Args:
+            series: provisional number of a point -> the one in the file.
+            boot: the number of this boot there.
+
+        Returns:
+            By how much they have grown.
+        """
+        more = first_seq - self.first_seq
+        self.first_seq = first_seq
+        self.next_seq += more
+        stamps = {e.stamp: replace(e.stamp, boot=boot) for e in self.entries}
+        self.entries = [
+            e._replace(seq=e.seq + more, stamp=stamps[e.stamp], series=tuple(series[number] for number in e.series))
+            for e in self.entries
+        ]
+        return more
 
     def after(self, seq: int) -> int:
         """Index of the first set above `seq`."""

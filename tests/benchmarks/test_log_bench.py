@@ -69,7 +69,7 @@ async def append_us(log: Log, clock: ManualClock, *, per_commit: int, commits: i
     for batch in batches:
         for readings in batch:
             await log.append(readings)
-        await log._commit()
+        await log._committer.commit()
     return (time.process_time() - start) / (commits * per_commit) * 1e6
 
 
@@ -112,7 +112,7 @@ async def test_cpu_per_reading_from_an_empty_log_to_a_long_backlog(folder: Path)
             before_mib = rss_mib()
         for readings in sets(5000, every_s=0.01, clock=clock):
             await long_log.append(readings)
-        await long_log._commit()
+        await long_log._committer.commit()
         filled += 5000 * POINTS
     grown_mib = rss_mib() - before_mib
     file_bytes = (folder / "long.db").stat().st_size / filled
@@ -154,8 +154,8 @@ async def test_bytes_per_reading_over_a_day_with_brokers_reachable(per_minute: i
             settled_at_s = clock.monotonic_s()
             while (columns := await log.read("city")) is not None:
                 await log.settle("city", columns.last)
-        while log._committing is not None:
-            await asyncio.shield(log._committing)
+        while log._committer.running is not None:
+            await asyncio.shield(log._committer.running)
     written = sum(len(op.data) for op in card.ops[start:])
     syncs = sum(op.kind == "sync" for op in card.ops[start:])
     print(
@@ -177,7 +177,7 @@ async def test_bytes_per_reading_with_the_broker_away(tmp_path: Path) -> None:
             for _ in range(number):
                 for readings in sets(13, every_s=1.2, clock=clock):
                     await log.append(readings)
-                await log._commit()
+                await log._committer.commit()
 
         await commits(150)  # warmed up: the journal has its size
         device.sync()
@@ -185,7 +185,7 @@ async def test_bytes_per_reading_with_the_broker_away(tmp_path: Path) -> None:
         await commits(400)
         device.sync()
         readings_number = 400 * 13 * POINTS
-        log._store._db.execute("PRAGMA wal_checkpoint(PASSIVE)")  # type: ignore[union-attr]
+        log._file.store._db.execute("PRAGMA wal_checkpoint(PASSIVE)")  # type: ignore[union-attr]
         grown = (device.folder / "buffer.db").stat().st_size - size
         print(
             f"\nlog, 208/min, broker away, 15 s commits, ext4 with 4 KiB blocks: "

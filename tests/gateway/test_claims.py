@@ -374,8 +374,8 @@ async def test_the_same_reading_has_the_same_time_from_memory_and_from_the_file(
             clock.advance(7)
             await box.emit(1.0, clock.true + claim, TimeSource.DEVICE)
         clock.learn(Source.BROKER)
-        box.log._look_at_clock()
-        box.log._use_boots(box.log._pending.boots)  # as when the card refuses: from memory
+        box.log._stamps.look()
+        box.log._committer._use_boots(box.log._committer._pending)  # as when the card refuses: from memory
         in_memory = await box.read()
         assert len(in_memory) == len(CLAIMS)
         await box.log.commit()

@@ -133,7 +133,7 @@ async def test_driver_state_is_never_on_the_card_before_its_set(tmp_path: Path) 
     settings = LogSettings(tmp_path / "log.db", commit_every_s=3600.0)
     log = await Log.open(settings, clock=clock, consumers=[Consumer("city")])
     await log.append(ReadingSet("node", (Reading("count", 7, datetime.now(UTC)),), {"k": b"7"}))
-    await log._commit(sets=False)  # what the housekeeping of the hour does, while the set is young
+    await log._committer.commit(sets=False)  # what the housekeeping of the hour does, while the set is young
     copied = tmp_path / "copy.db"  # what a power cut would leave
     for suffix in ("", "-wal"):
         if (file := Path(f"{settings.path}{suffix}")).exists():

@@ -299,14 +299,14 @@ async def test_damage_that_shows_while_running_is_salvaged_without_a_stop(tmp_pa
     while (columns := await log.read("milano")) is not None and columns.last % 100 < 50:
         await log.settle("milano", columns.last)
     place = (await log.read("milano")).seq[0]  # type: ignore[union-attr]
-    assert log._store is not None
-    log._store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    [(root,)] = log._store._db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'segment'").fetchall()
+    assert log._file.store is not None
+    log._file.store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    [(root,)] = log._file.store._db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'segment'").fetchall()
     with (tmp_path / "buffer.db").open("r+b") as file:
         file.seek((root - 1) * 4096)
         file.write(bytes(4096))
-    log._store._db.execute("PRAGMA cache_size=0")
-    log._store._db.execute("PRAGMA cache_size=2000")
+    log._file.store._db.execute("PRAGMA cache_size=0")
+    log._file.store._db.execute("PRAGMA cache_size=2000")
     assert await everything(log, "porto") == list(range(600))
     assert (await log.read("milano")).seq[0] == place  # type: ignore[union-attr]
     await log.append(a_set(600))

@@ -58,7 +58,7 @@ async def test_later_pieces_come_due_and_end_as_released_or_dead(tmp_path: Path)
     assert await log.held.requeue([one, two], late) == 1
     assert [piece.id for piece in log.held.due("milano", late)] == [one]
     assert await log.held.purge([one], late) == 1
-    assert [(gap.reason, gap.readings) for gap in (await log._job(lambda store: store.gaps()))] == [("purged", 2)]
+    assert [(gap.reason, gap.readings) for gap in (await log._file.job(lambda store: store.gaps()))] == [("purged", 2)]
     await log.close()
 
 
@@ -79,7 +79,7 @@ async def test_the_table_is_bounded_dead_letters_go_first_and_are_counted(
     status = log.status()
     assert (status["dropped"], status["state"]) == (4, "bad")
     assert "held" in status["remedy"]
-    [gap] = await log._job(lambda store: store.gaps())
+    [gap] = await log._file.job(lambda store: store.gaps())
     assert (gap.reason, gap.readings, gap.owed) == ("held", 4, {"milano": 4})
     await log.close()
 
@@ -89,10 +89,10 @@ async def test_nothing_is_held_when_there_is_nothing_or_the_file_cannot_be_used(
     with pytest.raises(LogError, match="nothing to hold"):
         await log.held.hold("milano", "urn:x", "d", Columns(0), reason="r", at=NOON)
     columns = await page(log)
-    store, log._store = log._store, None
+    store, log._file.store = log._file.store, None
     with pytest.raises(LogError):
         await log.held.hold("milano", "urn:x", "d", columns, reason="r", at=NOON)
-    log._store = store
+    log._file.store = store
     await log.close()
 
 

@@ -1,6 +1,5 @@
 """Last values: newest by time, good apart from latest, changes by mark; statistics beside them."""
 
-import os
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
@@ -112,13 +111,10 @@ async def test_last_values_are_there_after_kill_whatever_was_settled(tmp_path: P
     await log.settle("milano", columns.last)
     clock.advance(3600)  # the hourly commit is due
     await log.append(a_set(3))
-    while log._committing is not None:
-        await log._committing
-    store = log._store
-    log._closed = True  # as a kill leaves it
-    await log._writer.submit(store.close)  # type: ignore[union-attr]
-    await log._writer.close()
-    os.close(log._lock)
+    while log._committer.running is not None:
+        await log._committer.running
+    log._condition.closed = True  # as a kill leaves it
+    await log._file.close()
     log = await opened(tmp_path, CITY)
     assert log.last_values.device("meter-1")["count"].value == 3
     assert await log.scan(-1) is None  # thrift: no set was written for it

@@ -173,7 +173,7 @@ async def test_an_asked_commit_and_one_that_is_due_do_not_meet(tmp_path: Path) -
     log = await opened(tmp_path, CITY)
     for n in range(50):
         await log.append(a_set(n))
-        log._start_commit()
+        log._committer.start()
         await asyncio.gather(log.commit(), log.append(a_set(1000 + n)), log.commit())
     assert log.status()["state"] == "ok"
     assert sorted(await everything(log, "milano")) == [*range(50), *range(1000, 1050)]

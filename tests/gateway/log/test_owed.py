@@ -20,7 +20,7 @@ CITY = Consumer("city", takes=lambda device, point: (device, point) in {("a", "x
 async def opened(folder: Path, commit_every_s: float = 3600.0) -> Log:
     settings = LogSettings(folder / "buffer.db", commit_every_s=commit_every_s)
     log = await Log.open(settings, clock=RealClock(), consumers=[ALL, CITY, Consumer("raw")])
-    await asyncio.gather(*log._counting)
+    await asyncio.gather(*log._lanes.counting)
     return log
 
 

@@ -397,14 +397,14 @@ async def test_a_salvage_is_told_though_nobody_waits_for_it_any_more(tmp_path: P
         await log.append(a_set(n, f"meter-{n % 5}"))
         if n % 10 == 9:
             await log.commit()
-    assert log._store is not None
-    log._store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    [(root,)] = log._store._db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'segment'").fetchall()
+    assert log._file.store is not None
+    log._file.store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    [(root,)] = log._file.store._db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'segment'").fetchall()
     with (tmp_path / "buffer.db").open("r+b") as file:
         file.seek((root - 1) * 4096)
         file.write(bytes(4096))
-    log._store._db.execute("PRAGMA cache_size=0")
-    log._store._db.execute("PRAGMA cache_size=2000")
+    log._file.store._db.execute("PRAGMA cache_size=0")
+    log._file.store._db.execute("PRAGMA cache_size=2000")
     reading = asyncio.create_task(log.read("milano"))
     await asyncio.sleep(0)
     reading.cancel()

@@ -1,7 +1,6 @@
 """The log against a plain model: a list of sets and one number per consumer, whatever is done in whatever order."""
 
 import asyncio
-import os
 import shutil
 import tempfile
 from datetime import timedelta
@@ -46,8 +45,8 @@ class LogAgainstModel(RuleBasedStateMachine):
 
         async def to_rest() -> Any:
             result = await work
-            while self.log is not None and self.log._committing is not None:
-                await asyncio.shield(self.log._committing)
+            while self.log is not None and self.log._committer.running is not None:
+                await asyncio.shield(self.log._committer.running)
             return result
 
         return self.runner.run(to_rest())
@@ -189,7 +188,7 @@ class LogAgainstModel(RuleBasedStateMachine):
         """By the cursor on the card; what is held back for its time is in it."""
         numbers: list[int] = []
         assert self.log is not None
-        after = self.log._lanes[name].cursor
+        after = self.log._lanes.places()[name]
         while (columns := self.run(self.log.scan(after))) is not None:
             numbers += columns.value[::2]
             after = columns.last
@@ -246,13 +245,9 @@ class LogAgainstModel(RuleBasedStateMachine):
 
 async def killed(log: Log) -> None:
     """End a log as kill -9 does: nothing more is written."""
-    log._closed = True
-    if log._timer is not None:
-        log._timer.cancel()
-    assert log._store is not None
-    await log._writer.submit(log._store.close)
-    await log._writer.close()
-    os.close(log._lock)
+    log._condition.closed = True
+    log._committer.disarm()
+    await log._file.close()
 
 
 LogAgainstModel.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
