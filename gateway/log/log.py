@@ -7,8 +7,8 @@ Its rooms, from the front door to the cellar; each asks only those below it, and
 - `file` is the open file and its thread, `stamps` the clock, `condition` what is wrong, `head` the sets in memory.
 """
 
+import asyncio
 import contextlib
-from asyncio import CancelledError, Task, get_running_loop
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -82,7 +82,7 @@ class Log:
         receipts.settled = lanes.settled
         receipts.wanted = stamps.learned_anew = self._committer.start
         file.made_anew = self._committer.made_anew
-        self._adopting: Task[None] | None = None
+        self._adopting: asyncio.Task[None] | None = None
         self._appended = 0
 
     @classmethod
@@ -115,7 +115,7 @@ class Log:
             raise
         log._committer.arm()
         if not settings.leave_foreign:
-            log._adopting = get_running_loop().create_task(log._adopt(), name="log-adopt")
+            log._adopting = asyncio.get_running_loop().create_task(log._adopt(), name="log-adopt")
         return log
 
     async def _adopt(self) -> None:
@@ -318,7 +318,7 @@ class Log:
             return
         if self._adopting is not None:
             self._adopting.cancel()
-            with contextlib.suppress(CancelledError):
+            with contextlib.suppress(asyncio.CancelledError):
                 await self._adopting
         await self._lanes.close()
         self._condition.closed = True
