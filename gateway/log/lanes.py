@@ -142,7 +142,7 @@ class Lanes:
         lane.stored, lane.oldest_us = await self._file.job(lambda store: store.owed(cursor))
         self._count_anew(lane)
         if not lane.stored:
-            lane.cursor = max(lane.cursor, sent_upto)
+            self.cursors[consumer.name] = lane.cursor = max(lane.cursor, sent_upto)
 
     async def _start_of(self, consumer: Consumer, now: int) -> int:
         if consumer.start == "oldest":
