@@ -75,7 +75,7 @@ class Opening:
         self._lanes.renumber(more)
         self._points.take_rest(loaded, head.entries, late=late)
         self._held.take(loaded.held)
-        self._condition.gaps = loaded.gaps
+        self._condition.gaps = [*loaded.gaps, *self._pending.gaps]
         head.stored_last = loaded.last
         await self._lanes.take_places(loaded.cursors, known=known, salvaged=report is not None)
         self._condition.failure = ""
@@ -89,7 +89,7 @@ class Opening:
         self._points.owe_all()
         pending.cursors.update(self._lanes.cursors)
         pending.boots += self._stamps.boots.rows()
-        self._condition.gaps = gaps
+        self._condition.gaps = [*gaps, *pending.gaps]
         self._held.take(held)
         self._condition.note_salvage(report)
         if report.all_lost:
