@@ -90,9 +90,10 @@ class Statistics:
         for series, count in self._bad.items():
             table.setdefault(series, Quality()).bad += count
         passed_s, self._counted_s = up_s - self._counted_s, up_s
-        for series, entry in self._series.items():
-            if entry.device in self._every_s:
-                table.setdefault(series, Quality()).expected += passed_s / self._every_s[entry.device]
+        # a point that came before the file could be read has a second number since: the newest counts
+        for (device, _), series in {(s.device, s.point): number for number, s in self._series.items()}.items():
+            if device in self._every_s:
+                table.setdefault(series, Quality()).expected += passed_s / self._every_s[device]
         self._sets.clear()
         self._bad.clear()
         self._hour = hour
