@@ -322,6 +322,8 @@ class Committer:
         self._again |= done.more
         if housekeeping:
             self.schedule.housekeeping_at_s = self._clock.monotonic_s() + _HOUSEKEEPING_S
+            if not self._condition.unkept:
+                self._points.statistics.saved()
         await self._stored(entries, done)
         self._use_boots(carried)
         self._condition.in_doubt = False

@@ -60,6 +60,7 @@ class Statistics:
         self._counted_s = up_s
         self._sets: Counter[tuple[tuple[int, ...], int]] = Counter()
         self._bad: Counter[int] = Counter()
+        self._unsaved: set[int] = set()  # hours that changed; a card may refuse for many
 
     def load(self, saved: Mapping[int, bytes]) -> None:
         """Take over what the file holds, as `to_save` gave it: hour number -> blob."""
@@ -82,6 +83,7 @@ class Statistics:
     def turn(self, hour: int, up_s: float) -> None:
         """Add what was counted to its hour; `up_s` is monotonic."""
         table = self._hours.setdefault(self._hour, {})
+        self._unsaved.add(self._hour)
         for (group, number), count in self._sets.items():
             for series in group:
                 quality = table.setdefault(series, Quality())
@@ -101,8 +103,12 @@ class Statistics:
             del self._hours[old]
 
     def to_save(self) -> dict[int, bytes]:
-        """This hour and the one before, for the housekeeping commit; call `turn` first."""
-        return {number: _pack(table) for number, table in self._hours.items() if number >= self._hour - 1 and table}
+        """What is not `saved` yet, for the housekeeping commit; call `turn` first."""
+        return {number: _pack(table) for number, table in self._hours.items() if number in self._unsaved and table}
+
+    def saved(self) -> None:
+        """What `to_save` gave is in the file."""
+        self._unsaved.clear()
 
     def forget(self, hours: Iterable[int]) -> None:
         """Hours that cannot be kept."""
