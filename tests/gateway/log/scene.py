@@ -1,7 +1,10 @@
 """For tests of the log: sets whose values name themselves, a log with a manual clock, and all that a consumer is owed."""
 
+import asyncio
+import contextlib
 import sqlite3
-from collections.abc import Callable
+import subprocess
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from gateway.clock import Source, Trust
 from gateway.log.log import Columns, Consumer, Log, LogSettings
 from gateway.log.store import PAGE_BYTES
 from gateway.sdk.driver import Clock
+from gateway.sdk.errors import LogError
 from gateway.sdk.reading import Reading, ReadingSet
 from gateway.sdk.testing import NOON, ManualClock
 
@@ -42,6 +46,41 @@ async def everything(log: Log, consumer: str) -> list[int]:
         counts += counts_of(log, columns)
         after = columns.last
     return counts
+
+
+async def settle(log: Log, consumer: str, sets: int = 1) -> None:
+    """The next sets that this consumer is owed are done with."""
+    for _ in range(sets):
+        columns = await log.read(consumer, max_readings=1)
+        assert columns is not None
+        await log.settle(consumer, columns.seq[0])
+
+
+async def at_rest(log: Log) -> None:
+    """Until what was begun is done: the writer takes one job after the other."""
+    for _ in range(4):
+        for _ in range(4):
+            await asyncio.sleep(0)
+        with contextlib.suppress(LogError):
+            await log.progress(0)
+
+
+@contextlib.asynccontextmanager
+async def on_card(path: Path, *consumers: Consumer, clock: Clock | None = None, **settings: Any) -> AsyncIterator[Log]:
+    """The log as it would be found if power went now; the one that is open goes on."""
+    copy = path / "found"
+    copy.mkdir()
+    files = [file for end in ("", "-wal") if (file := path / f"buffer.db{end}").exists()]
+    # by another process: to close the file in this one would drop SQLite's locks
+    await asyncio.to_thread(subprocess.run, ["cp", *files, copy], check=True)
+    log = await opened(copy, *consumers, clock=clock, **settings)
+    try:
+        yield log
+    finally:
+        await log.close()
+        for file in copy.iterdir():
+            file.unlink()
+        copy.rmdir()
 
 
 def counts_of(log: Log, columns: Columns) -> list[int]:
