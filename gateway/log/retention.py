@@ -56,7 +56,7 @@ class Retention:
                     owed[name] += store.owed_in(cursor, last)
                 if last > batch.settled:
                     unsettled = True
-                    readings += count
+                    readings += count if header is None else store.owed_in(batch.settled, last)
                     if header is not None:
                         shift_us = store.boots.resolve(header.stamp)[0]
                         from_us = header.oldest_us + shift_us if from_us is None else from_us
