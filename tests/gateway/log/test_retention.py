@@ -2,11 +2,15 @@
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-from gateway.log.log import Consumer
+import pytest
+
+from gateway.log.log import Consumer, Log
+from gateway.log.segment import microseconds
 from gateway.sdk.reading import Reading, ReadingSet
 from gateway.sdk.testing import NOON, ManualClock
-from tests.gateway.log.scene import CITY, OTHER, a_set, everything, opened
+from tests.gateway.log.scene import CITY, OTHER, a_set, counts_of, everything, on_card, opened, settle
 
 SMALL = 600_000
 
@@ -142,3 +146,168 @@ async def test_a_renamed_broker_goes_on_where_it_was(tmp_path: Path) -> None:
         assert await everything(log, "milan") == [2, 3]
         assert log.status()["removed_consumers"] == []
         await log.close()
+
+
+# Segments that are settled in part
+
+
+async def in_segments(path: Path, *consumers: Consumer, sets: int, each: int, **settings: Any) -> Log:
+    """A log with so many sets in its file, so many in a segment."""
+    log = await opened(path, *consumers, **settings)
+    for n in range(sets):
+        await log.append(a_set(n))
+        if n % each == each - 1:
+            await log.commit()
+    return log
+
+
+async def stored(log: Log) -> list[int]:
+    """What is in the file, settled or not."""
+    numbers: list[int] = []
+    after = -1
+    while (columns := await log.scan(after)) is not None:
+        numbers += counts_of(log, columns)
+        after = columns.last
+    return numbers
+
+
+async def test_a_segment_is_pruned_when_its_last_set_is_settled_by_the_last_consumer(tmp_path: Path) -> None:
+    log = await in_segments(tmp_path, CITY, OTHER, sets=12, each=4)
+    places = {"milano": 0, "porto": 0}
+    for name, sets in (("milano", 12), ("porto", 1), ("porto", 2), ("porto", 1), ("porto", 3), ("porto", 1)):
+        await settle(log, name, sets)
+        places[name] += sets
+        await log.commit()
+        least = min(places.values())
+        assert await stored(log) == list(range(least // 4 * 4, 12))
+        for consumer, place in places.items():
+            assert await everything(log, consumer) == list(range(place, 12))
+            assert log.backlog(consumer)[0] == 2 * (12 - place)
+        async with on_card(tmp_path, CITY, OTHER) as found:
+            for consumer, place in places.items():
+                assert await everything(found, consumer) == list(range(place, 12))
+                assert found.backlog(consumer)[0] == 2 * (12 - place)
+    assert not log.gaps
+    await log.close()
+
+
+@pytest.mark.parametrize(("milano", "porto"), [(0, 0), (3, 0), (2, 3), (4, 4), (4, 5), (5, 9), (8, 7), (8, 8), (1, 12)])
+async def test_the_gap_of_segments_settled_in_part_counts_what_each_consumer_was_still_owed(
+    tmp_path: Path, milano: int, porto: int
+) -> None:
+    """Two segments of three become too old."""
+    clock = ManualClock()
+    log = await in_segments(tmp_path, CITY, OTHER, sets=8, each=4, clock=clock, max_age_s=7200.0, keep_s=1e9)
+    clock.advance(7200)
+    for n in range(8, 12):
+        await log.append(a_set(n))
+    await settle(log, "milano", milano)
+    await settle(log, "porto", porto)
+    await log.commit()
+    assert not log.gaps  # not older than that
+    clock.advance(1)
+    await log.commit()
+    owed = {"milano": 2 * max(0, 8 - milano), "porto": 2 * max(0, 8 - porto)}
+    lost = max(owed.values())
+    async with on_card(tmp_path, CITY, OTHER, clock=clock, max_age_s=7200.0, keep_s=1e9) as found:
+        for look in (log, found):
+            assert await stored(look) == [8, 9, 10, 11]
+            assert look.status()["dropped"] == lost
+            for name, place in (("milano", milano), ("porto", porto)):
+                assert look.given_up(name) == owed[name]
+                assert await everything(look, name) == list(range(max(8, place), 12))
+                assert look.backlog(name)[0] == 2 * (12 - max(8, place))
+            if lost:
+                [gap] = look.gaps
+                assert gap.reason == "age"
+                assert gap.to_us == microseconds(NOON)  # when the newest of them was written
+            else:
+                assert not look.gaps
+    await settle(log, "milano", 12 - max(8, milano))
+    assert log.backlog("milano") == (0, None)
+    await log.close()
+
+
+async def test_a_bound_of_size_counts_what_is_settled_in_part_for_nobody_twice(tmp_path: Path) -> None:
+    """Whatever goes, owed and lost are all there was."""
+    log = await opened(tmp_path, CITY, OTHER, max_size_bytes=SMALL)
+    settled = 0
+    for n in range(900):
+        await log.append(bulky(n))
+        if n % 7 == 6:
+            await log.commit()
+        if n in (100, 250):
+            await settle(log, "porto", 75)
+            settled += 75
+    await log.commit()
+    kept = await everything(log, "milano")
+    assert kept == list(range(kept[0], 900))
+    assert await everything(log, "porto") == kept
+    assert log.given_up("milano") == log.status()["dropped"] == 2 * kept[0]
+    assert log.given_up("porto") == 2 * (kept[0] - settled)
+    assert log.backlog("milano")[0] == log.backlog("porto")[0] == 2 * len(kept)
+    async with on_card(tmp_path, CITY, OTHER, max_size_bytes=SMALL) as found:
+        assert await everything(found, "porto") == kept
+        assert found.given_up("porto") == 2 * (kept[0] - settled)
+        assert found.backlog("porto")[0] == 2 * len(kept)
+    await log.close()
+
+
+async def test_keep_holds_a_segment_until_its_last_set_is_settled_and_then_that_long(tmp_path: Path) -> None:
+    clock = ManualClock()
+    log = await in_segments(tmp_path, CITY, OTHER, sets=8, each=4, clock=clock, keep_s=600.0)
+    await settle(log, "milano", 8)
+    await settle(log, "porto", 3)
+    clock.advance(600)
+    await log.commit()
+    assert await stored(log) == list(range(8))
+    clock.advance(1)
+    await log.commit()
+    assert await stored(log) == list(range(8))  # porto has not taken all of the first
+    await settle(log, "porto")
+    await log.commit()
+    assert await stored(log) == [4, 5, 6, 7]
+    await log.append(a_set(8))
+    await settle(log, "milano")
+    await settle(log, "porto", 5)
+    await log.commit()
+    assert await stored(log) == [8]  # written just now, though everybody has it
+    clock.advance(600)
+    await log.commit()
+    assert await stored(log) == [8]
+    clock.advance(1)
+    await log.commit()
+    assert await stored(log) == []
+    assert not log.gaps
+    await log.close()
+
+
+async def test_gaps_of_one_reason_and_hour_are_one_record_in_the_file(tmp_path: Path) -> None:
+    clock = ManualClock()
+    log = await in_segments(tmp_path, CITY, sets=4, each=1, clock=clock, max_age_s=7200.0)
+    for device in range(3):
+        clock.advance(1200)
+        await log.append(a_set(4 + device))
+        await log.commit()
+    clock.advance(3601)
+    await log.commit()  # four are too old
+    await log.set_consumers([CITY, OTHER])
+    await log.append(ReadingSet("meter-1", (Reading("count", None, None),)))  # type: ignore[arg-type]
+    await log.commit()
+    for wait_s in (1200, 1200, 1199):
+        clock.advance(wait_s)
+        await log.commit()
+    async with on_card(tmp_path, CITY, OTHER, clock=clock, max_age_s=7200.0) as found:
+        told = [(gap.reason, gap.readings, dict(gap.owed)) for gap in found.gaps]
+        assert told == [
+            ("age", 8, {"milano": 8}),
+            ("unwritable", 1, {"milano": 1, "porto": 1}),
+            ("age", 4, {"milano": 4, "porto": 4}),
+        ]
+        first, _, last = found.gaps
+        assert (first.from_us, first.to_us) == (microseconds(NOON), microseconds(NOON))
+        assert (last.from_us, last.to_us) == (
+            microseconds(NOON + timedelta(seconds=4)),
+            microseconds(NOON + timedelta(seconds=2400)),
+        )
+    await log.close()
