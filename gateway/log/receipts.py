@@ -72,7 +72,7 @@ class Receipts:
         """Sets have become durable, or were settled by all."""
         if not self._waiting:
             return
-        upto = max(self.durable_upto, self.settled())
+        upto = self._done()
         waiting = []
         for seq, future in self._waiting:
             if seq > upto:
@@ -92,14 +92,22 @@ class Receipts:
                 self._refuse(future, why)
         self._waiting = waiting
 
+    def close(self) -> None:
+        """What is not durable by now will not be."""
+        self.give_up(self._done() + 1, self._head.next_seq, "was closed before the set was written")
+
+    def _done(self) -> int:
+        """Up to here sets are durable, or settled by all."""
+        return max(self.durable_upto, self.settled())
+
     def _refuse(self, future: "asyncio.Future[None]", why: str) -> None:
         future.set_exception(LogError(f"{self._condition.path} {why}"))
         future.exception()  # whoever awaits it gets it; nobody has to
 
     def renumber(self, more: int) -> None:
-        """The file is open: the numbers given before have grown."""
+        """The file is open: the numbers given before have grown, those of the lanes not yet."""
+        self.durable_upto = max(self._done(), self._head.first_seq - more) + more
         self._given_up = deque(((a + more, b + more, why) for a, b, why in self._given_up), self._given_up.maxlen)
-        self.durable_upto = self._head.first_seq
         self._waiting = [(seq + more, future) for seq, future in self._waiting]
 
     def make_room(self) -> None:
