@@ -5,10 +5,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.log.owed import MAX_PARTS, Owed
-from gateway.log.segment import Columns, Series
+from gateway.log.segment import Columns, Entry, Series, Stamp, microseconds, put_entries
 from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason, no_values
 from tests.gateway.forward.scene import RealClock
 
@@ -100,4 +102,65 @@ def test_the_count_is_bounded() -> None:
     assert count.total == 3 * MAX_PARTS - 1
     assert len(count._parts) <= MAX_PARTS
     count.settled(3 * MAX_PARTS)
+    assert (count.total, count.oldest_us) == (0, None)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("sets"), st.integers(1, 3)),
+        st.tuples(st.sampled_from(("settled", "again", "stretch")), st.integers(0, 4)),
+        st.tuples(st.just("given up"), st.integers(0, 3)),
+    ),
+    max_size=30,
+)
+
+
+@given(STEPS)
+def test_the_running_count_is_that_of_what_is_there(steps: list[tuple[str, int]]) -> None:
+    """Sets of memory one by one, told twice or not; stretches of the file; the oldest of memory given up."""
+    series = {1: Series(1, "a", "x"), 2: Series(2, "a", "y"), 3: Series(3, "b", "x")}
+    count, there, newest = Owed(lambda device, point: device == "a", series), list[Entry](), 0
+
+    def a_set(seq: int) -> Entry:
+        at, bad = NOON + timedelta(seconds=seq), Quality.BAD if seq % 3 == 0 else Quality.GOOD
+        readings = (Reading("x", 1.0, at), Reading("y", 1.0, at, bad), Reading("x", 1.0, at))
+        return Entry(seq, (1, 2, 3), readings, Stamp(1, 0, 7), 0.0, 0)
+
+    for what, n in steps:
+        if what == "sets":
+            there += [a_set(newest + 1 + k) for k in range(n)]
+            newest += n
+            count.entries(there)
+        elif what == "again":
+            count.entries(there[n:])
+        elif what == "stretch" and n:
+            columns = Columns(newest)
+            put_entries([a_set(newest + 1 + k) for k in range(n)], columns)
+            newest += n
+            count.columns(columns)
+            there += [a_set(seq) for seq in sorted(set(columns.seq))]
+            count.settled(newest)  # a stretch counts as a whole: all of it, or none
+            there.clear()
+        elif what == "settled":
+            there = there[n:]
+            count.settled(there[0].seq - 1 if there else newest)
+        elif there:
+            gone, there = there[:n], there[n:]
+            if gone:
+                count.given_up(gone[0].seq, gone[-1].seq)
+        assert count.total == sum(1 + (e.seq % 3 > 0) for e in there)
+        assert count.oldest_us == (microseconds(there[0].readings[0].observed_at) if there else None)
+
+
+def test_what_the_bounds_took_is_no_backlog() -> None:
+    count = Owed(lambda device, point: True, {1: Series(1, "a", "x")})
+    for n in range(1, 6):
+        columns = Columns(n)
+        columns.seq, columns.series, columns.time_us, columns.quality = [n] * 2, [1, 1], [n, n], [Quality.GOOD] * 2
+        count.columns(columns)
+    count.at_most(10)
+    assert (count.total, count.oldest_us) == (10, 1)
+    count.at_most(5)
+    assert (count.total, count.oldest_us) == (4, 4)
+    count.at_most(0)
     assert (count.total, count.oldest_us) == (0, None)

@@ -1,0 +1,95 @@
+"""Sequence numbers: those of a start are above everything that is stored, and above every place, whatever is lost of the file."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from gateway.log.log import Consumer
+from tests.gateway.log.scene import CITY, OTHER, a_set, everything, opened, settle
+
+
+def spoil(path: Path, *statements: str) -> None:
+    db = sqlite3.connect(path / "buffer.db")
+    with db:
+        for statement in statements:
+            db.execute(statement)
+    db.close()
+
+
+@pytest.mark.parametrize("left", ["place", "sets", "starts"])
+async def test_a_start_is_above_whatever_is_left_of_the_file(tmp_path: Path, left: str) -> None:
+    """Starts 1 to 5; of the tables that tell of them one is left."""
+    for n in range(5):
+        log = await opened(tmp_path, CITY, OTHER)
+        await log.append(a_set(n))
+        if left == "place":
+            await settle(log, "milano")
+            await settle(log, "porto")
+        await log.close()
+    if left == "place":
+        spoil(tmp_path, "DELETE FROM start", "DELETE FROM cursor WHERE consumer = 'porto'")
+    if left == "sets":
+        spoil(tmp_path, "DELETE FROM start", "DELETE FROM cursor")
+    if left == "starts":
+        spoil(tmp_path, "DELETE FROM segment", "DELETE FROM cursor")
+    for again in (6, 7):
+        log = await opened(tmp_path, CITY, OTHER)
+        assert log.first_seq == again << 32
+        before = await everything(log, "milano")
+        await log.append(a_set(100 + again))
+        assert await everything(log, "milano") == [*before, 100 + again]
+        await log.close()
+
+
+async def test_the_highest_of_many_places_counts(tmp_path: Path) -> None:
+    names = [Consumer(name) for name in ("a", "m", "z")]
+    for n in range(3):
+        log = await opened(tmp_path, *names)
+        await log.append(a_set(n))
+        await settle(log, names[n].name, n + 1)
+        await log.close()
+    spoil(tmp_path, "DELETE FROM start", "DELETE FROM segment")
+    log = await opened(tmp_path, *names)
+    await log.append(a_set(10))
+    for consumer in names:
+        assert await everything(log, consumer.name) == [10]
+    assert log.first_seq == 4 << 32
+    await log.close()
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_no_set_of_a_start_hides_behind_a_place_of_one_before(tmp_path: Path, gone: bool) -> None:
+    """Also behind that of a broker that is not in the config for a while."""
+    log = await opened(tmp_path, CITY, OTHER)
+    for n in range(5):
+        await log.append(a_set(n))
+    await settle(log, "milano", 5)
+    await log.close()
+    for turn in range(3):
+        log = await opened(tmp_path, *([OTHER] if gone else [CITY, OTHER]))
+        await log.append(a_set(10 + turn))
+        await log.close()
+    log = await opened(tmp_path, CITY, OTHER)
+    assert await everything(log, "milano") == [10, 11, 12]
+    assert await everything(log, "porto") == [*range(5), 10, 11, 12]
+    assert (log.backlog("milano")[0], log.backlog("porto")[0]) == (6, 16)
+    await log.close()
+
+
+async def test_the_numbers_of_sets_that_were_never_written_are_not_used_again(tmp_path: Path) -> None:
+    seen = set[int]()
+    for turn in range(3):
+        log = await opened(tmp_path, CITY)
+        for n in range(4):
+            await log.append(a_set(n))
+            columns = await log.read("milano")
+            assert columns is not None
+            assert columns.last not in seen
+            seen.add(columns.last)
+            if n % 2:
+                await log.settle("milano", columns.last)
+            if turn:
+                await log.commit()
+        await log.close()
+    assert len(seen) == 12
