@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import sqlite3
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -72,7 +71,8 @@ async def on_card(path: Path, *consumers: Consumer, clock: Clock | None = None, 
     copy.mkdir()
     files = [file for end in ("", "-wal") if (file := path / f"buffer.db{end}").exists()]
     # by another process: to close the file in this one would drop SQLite's locks
-    await asyncio.to_thread(subprocess.run, ["cp", *files, copy], check=True)
+    copying = await asyncio.create_subprocess_exec("cp", *files, copy)
+    assert await copying.wait() == 0
     log = await opened(copy, *consumers, clock=clock, **settings)
     try:
         yield log

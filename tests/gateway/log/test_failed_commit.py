@@ -73,8 +73,10 @@ async def poisoned(log: Log) -> None:
 # What was carried, what came meanwhile
 
 
-@pytest.mark.parametrize("fault", ["full", "key"])  # the card; a fault of our own that costs no piece
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "after COMMIT"])
+@pytest.mark.parametrize(
+    ("stage", "fault"),  # the card's; a fault of our own that costs no piece
+    [*((stage, "full") for stage in STAGES if stage != "after COMMIT"), ("BEGIN", "key"), ("COMMIT", "key")],
+)
 async def test_of_what_changes_while_commits_fail_the_newest_is_written_and_all_else_too(
     tmp_path: Path, stage: str, fault: str
 ) -> None:
@@ -210,6 +212,7 @@ async def test_what_was_written_though_its_commit_failed_is_there_once(
     assert await everything(log, "porto") == list(range(count + 1))
     assert log.backlog("milano")[0] == 2 * (count + 1 - gone)
     assert log.backlog("porto")[0] == 2 * (count + 1)
+    assert (log.status()["state"], log.status()["salvaged"]) == ("ok", "")
     async with on_card(tmp_path, CITY, OTHER) as found:
         assert await everything(found, "milano") == list(range(gone, count + 1))
         assert await everything(found, "porto") == list(range(count + 1))
@@ -235,6 +238,7 @@ async def test_a_set_settled_by_all_after_a_commit_in_doubt_counts_no_more(tmp_p
     await log.commit()
     assert [log.backlog(name)[0] for name in ("milano", "porto")] == [4, 4]
     assert await everything(log, "porto") == [3, 4]
+    assert (log.status()["state"], log.status()["salvaged"]) == ("ok", "")
     async with on_card(tmp_path, CITY, OTHER) as found:
         assert await everything(found, "milano") == [3, 4]
         assert found.backlog("milano")[0] == 4

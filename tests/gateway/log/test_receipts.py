@@ -187,6 +187,26 @@ async def test_receipts_of_before_the_file_was_open_keep_to_their_sets(tmp_path:
     await log.close()
 
 
+async def test_a_receipt_of_before_the_file_was_open_is_none_of_an_earlier_start(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    await log.append(a_set(0))
+    await settle(log, "milano")
+    await log.close()
+    card = Late()
+    log = await opened(tmp_path, CITY, connect=card.connect)
+    asked = Asked([await log.append(a_set(1))])
+    card.open()
+    card.hold("INSERT INTO segment")
+    commit = asyncio.create_task(log.commit())
+    await card.has_reached()
+    await log.set_consumers([CITY])  # looks who is done by now
+    assert await asked.state() == "."
+    card.release()
+    await commit
+    assert await asked.state() == "D"
+    await log.close()
+
+
 async def test_with_commit_every_0_only_a_card_that_refuses_lets_go_of_what_is_not_written(tmp_path: Path) -> None:
     card = Card()
     log = await opened(tmp_path, CITY, OTHER, connect=card.connect, commit_every_s=0.0)

@@ -267,6 +267,6 @@ async def _values(log: Log, name: str) -> list[object]:
 
 
 LogOnACard.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=25, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestLogOnACard = LogOnACard.TestCase
