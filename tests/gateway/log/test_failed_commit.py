@@ -535,19 +535,21 @@ async def test_numbers_given_before_the_file_was_open_become_numbers_of_this_sta
         await log.append(a_set(n))
     await settle(log, "milano", 4)
     await settle(log, "porto", 1)
-    await log.append(ReadingSet("other", (Reading("x", 1.0, NOON),)))
+    await log.append(ReadingSet("other", (Reading("x", 1.0, NOON),), {"old": b"1", "both": b"1"}))
     await settle(log, "milano", 1)
     await log.close()
 
     card = Late()
     log = await opened(tmp_path, CITY, OTHER, connect=card.connect, head_bytes=5000)
     receipts = [await asyncio.wait_for(log.append(a_set(n, f"meter-{n % 3}")), 5) for n in range(10, 40)]
+    await log.append(ReadingSet("other", (), {"both": b"2", "new": b"2"}))
     [first, *_] = kept = await everything(log, "porto")
     asked = [asyncio.ensure_future(receipt.durable) for receipt in receipts[-3:]]
     await settle(log, "milano", 2)
     card.open()
     await log.commit()
     assert log.first_seq == 2 << 32
+    assert log.driver_state("other") == {"old": b"1", "both": b"2", "new": b"2"}
     await asyncio.wait_for(asyncio.gather(*asked), 5)
     given_up = first - 10
     for receipt in receipts[:given_up]:
@@ -567,6 +569,7 @@ async def test_numbers_given_before_the_file_was_open_become_numbers_of_this_sta
         assert await everything(found, "porto") == [1, 2, 3, *kept]
         assert await everything(found, "milano") == kept[2:]
         assert found.first_seq == 3 << 32
+        assert found.driver_state("other") == {"old": b"1", "both": b"2", "new": b"2"}
     await log.append(a_set(100))
     await settle(log, "porto", 3)
     await log.close()

@@ -157,6 +157,22 @@ async def test_a_broker_that_is_added_from_now_on_begins_at_that_moment(tmp_path
     await log.close()
 
 
+async def test_what_is_settled_while_the_rest_is_counted_is_counted_no_more(tmp_path: Path) -> None:
+    card = Held()
+    log = await opened(tmp_path, CITY, connect=card.connect)
+    for n in range(4):
+        await log.append(a_set(n))
+    await log.commit()
+    card.hold("SELECT id FROM segment")
+    settling = asyncio.create_task(log.settle("milano", log.first_seq + 1))
+    await card.has_reached()
+    await log.settle("milano", log.first_seq + 4)
+    card.release()
+    await settling
+    assert log.backlog("milano") == (0, None)
+    await log.close()
+
+
 async def test_a_broker_that_comes_back_while_it_is_forgotten_keeps_its_place(tmp_path: Path) -> None:
     card = Held()
     log = await opened(tmp_path, CITY, OTHER, connect=card.connect)
