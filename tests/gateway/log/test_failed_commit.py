@@ -245,6 +245,38 @@ async def test_a_set_settled_by_all_after_a_commit_in_doubt_counts_no_more(tmp_p
     await log.close()
 
 
+async def test_what_memory_gives_up_is_counted_for_whom_it_was_owed_and_no_backlog(tmp_path: Path) -> None:
+    card = Card()
+    log = await resting(
+        tmp_path, CITY, OTHER, Consumer("all", takes=lambda device, point: True), connect=card.connect, head_bytes=5000
+    )
+    await log.append(a_set(0))
+    await log.commit()
+    card.refuse()
+    await refused(log)
+    for n in range(1, 10):
+        await log.append(a_set(n))
+    assert log.backlog("all")[0] == 20
+    await settle(log, "porto", 3)
+    for n in range(10, 14):
+        await asyncio.wait_for(log.append(a_set(n)), 5)
+    kept = await everything(log, "milano")
+    lost = 14 - len(kept)
+    assert kept == [0, *range(1 + lost, 14)]
+    assert lost >= 3
+    card.work()
+    await log.commit()
+    async with on_card(tmp_path, CITY, OTHER, Consumer("all", takes=lambda device, point: True)) as found:
+        for look in (log, found):
+            assert look.given_up("milano") == look.given_up("all") == look.status()["dropped"] == 2 * lost
+            assert look.given_up("porto") == 2 * (lost - 2)
+            assert await everything(look, "porto") == kept[1:]
+            assert look.backlog("milano")[0] == 2 * len(kept)
+            assert look.backlog("porto")[0] == 2 * len(kept) - 2
+            assert look.backlog("all")[0] == 2 * len(kept)
+    await log.close()
+
+
 async def test_a_renamed_broker_whose_commit_fails_has_its_place_under_the_new_name_alone(tmp_path: Path) -> None:
     card = Card()
     log = await opened(tmp_path, CITY, OTHER, connect=card.connect)

@@ -239,16 +239,18 @@ async def test_a_set_that_cannot_be_written_costs_itself_and_is_counted(tmp_path
 async def test_a_poisoned_set_leaves_memory_wherever_it_stands_and_is_counted_for_whom_it_was_owed(
     tmp_path: Path, place: int
 ) -> None:
-    log = await opened(tmp_path, CITY, OTHER)
+    log = await opened(tmp_path, CITY, OTHER, Consumer("all", takes=lambda device, point: True))
     for n in range(3):
         await log.append(ReadingSet("d", POISON["a list"]) if n == place else a_set(n))
     await log.settle("milano", log.first_seq + 2)
+    assert log.backlog("all")[0] == 5
     for _ in range(2):
         await log.commit()
         assert (log.status()["head_readings"], log.status()["head_bytes"]) == (0, 0)
         assert log.status()["lost"] == {"unwritable": 1}
         assert (log.given_up("milano"), log.given_up("porto")) == (int(place == 2), 1)
         assert (log.backlog("milano")[0], log.backlog("porto")[0]) == (2 * (place != 2), 4)
+        assert log.backlog("all")[0] == 4
     await log.close()
     log = await opened(tmp_path, CITY, OTHER)
     assert await everything(log, "porto") == [n for n in range(3) if n != place]
