@@ -29,7 +29,10 @@ class Box:
         return cls(log, clock)
 
     async def commits(self, after_s: float, *settled_by: str) -> int:
-        """Let time pass, a set come that these settle at once; how many commits that set off."""
+        """Let time pass, a set come that these settle at once; 1 when that set off a commit, else 0.
+
+        On a slow machine the timer may fire in that moment, too: then there are two.
+        """
         before = self.log.status()["commits"]
         self.clock.advance(after_s)
         await self.log.append(a_set(self.n))
@@ -38,7 +41,7 @@ class Box:
             while (columns := await self.log.read(name)) is not None:
                 await self.log.settle(name, columns.last)
         await at_rest(self.log)
-        return int(self.log.status()["commits"] - before)
+        return int(self.log.status()["commits"] > before)
 
 
 async def test_a_set_is_written_when_it_is_as_old_as_declared_and_not_before(tmp_path: Path) -> None:
@@ -215,7 +218,9 @@ async def test_more_than_fits_one_deletion_is_pruned_by_commits_that_follow_each
         await log.commit()
     while (columns := await log.read("milano")) is not None:
         await log.settle("milano", columns.last)
-    assert await box.commits(60, "milano") == 2
+    before = log.status()["commits"]
+    assert await box.commits(60, "milano")
+    assert log.status()["commits"] >= before + 2
     assert await log.scan(-1) is None
     assert log.status()["size_bytes"] < 200_000
     assert await box.commits(120, "milano") == 0
@@ -234,7 +239,8 @@ async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
 async def test_a_set_that_nobody_follows_is_written_by_the_timer(tmp_path: Path) -> None:
     box = await Box.open(tmp_path, CITY, commit_every_s=0.05)
     for _ in range(3):
-        commits = await box.commits(0) + box.log.status()["commits"]
+        await box.commits(0)
+        commits = box.log.status()["commits"]
         box.clock.advance(0.06)
         await until(lambda commits=commits: box.log.status()["commits"] > commits)  # type: ignore[misc]
         assert box.log.status()["head_readings"] == 0
