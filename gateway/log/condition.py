@@ -28,6 +28,7 @@ class Condition:
         failure: why the file cannot be used now; "" when it can.
         failed_s: when that was found the last time.
         in_doubt: whether a commit that failed may have been written after all.
+        unkept: what of the housekeeping cannot be made; "" when all can.
         gaps: what was given up, oldest first; the newest thousand.
         closed: no set is taken, and no commit starts by itself: it would meet a closed file.
     """
@@ -45,7 +46,7 @@ class Condition:
         self._remedy = ""
         self._salvaged: Report | None = None
         self._not_adopted = ""
-        self._unkept = ""  # what of the housekeeping cannot be made
+        self.unkept = ""
         self._unwritable = ""
         self._dropping = ""
         self._dropped_s = 0.0
@@ -106,10 +107,10 @@ class Condition:
     def note_housekeeping(self, error: Exception | None) -> None:
         """Last values and statistics were made ready for the commit, or could not be."""
         if error is None:
-            self._unkept = ""
+            self.unkept = ""
             return
-        self._unkept = f"last values and statistics cannot be saved: {type(error).__name__}: {error}"
-        _events.error("log_housekeeping_failed", path=str(self.path), error=self._unkept)
+        self.unkept = f"last values and statistics cannot be saved: {type(error).__name__}: {error}"
+        _events.error("log_housekeeping_failed", path=str(self.path), error=self.unkept)
 
     def note_salvage(self, report: Report) -> None:
         """The file was damaged or gone, and made anew."""
@@ -150,8 +151,8 @@ class Condition:
     def _worst(self, *, held_back: bool) -> tuple[str, str, str]:
         if self.failure:
             return "bad", self.failure, self._remedy
-        if self._unkept:
-            return "bad", self._unkept, "readings are stored; please report it with the journal"
+        if self.unkept:
+            return "bad", self.unkept, "readings are stored; please report it with the journal"
         if self._unwritable:
             return (
                 "bad",
