@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from aiohttp import web
 from gateway.forward.auth import Way
 from gateway.forward.broker import InDoubt, LoginFailed, Outcome
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
+from gateway.forward.transport import OfferTime
 from gateway.harmonise.entity import Attribute
 from gateway.sdk.errors import BrokerUnavailable
 from tests.gateway.forward.scene import AIR, LOCATION, START, entity_id, measured
@@ -44,14 +45,15 @@ class Canned:
         )
 
     @contextlib.asynccontextmanager
-    async def broker(self, **settings: Any) -> AsyncIterator[NgsiLdBroker]:
+    async def broker(self, *, offer_time: OfferTime | None = None, **settings: Any) -> AsyncIterator[NgsiLdBroker]:
         app = web.Application(client_max_size=2**24)
         app.router.add_route("*", "/{path:.*}", self._answer)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        broker = NgsiLdBroker(NgsiLdSettings(f"http://127.0.0.1:{runner.addresses[0][1]}", **settings))
-        broker._greeted = True  # the first write alone is another test's
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        broker = NgsiLdBroker(NgsiLdSettings(url, **settings), offer_time=offer_time)
+        broker._batches.greeted = True  # the first write alone is another test's
         try:
             yield broker
         finally:
@@ -270,12 +272,14 @@ async def test_a_request_that_may_have_been_carried_out_is_in_doubt_a_refused_co
 
 async def test_the_date_of_a_broker_is_offered_to_the_clock_but_not_a_captive_portals() -> None:
     offered: list[Any] = []
-    async with Canned((204, None, {})).broker() as broker:
-        broker._offer_time = lambda at, within_s: offered.append((at, within_s))
+
+    def offer(at: datetime, within_s: float) -> None:
+        offered.append((at, within_s))
+
+    async with Canned((204, None, {})).broker(offer_time=offer) as broker:
         await broker.state(ENTITIES[:1])
         assert [within_s for _, within_s in offered] == [1.0]
-    async with Canned((200, "<html/>", {})).broker() as broker:
-        broker._offer_time = lambda at, within_s: offered.append((at, within_s))
+    async with Canned((200, "<html/>", {})).broker(offer_time=offer) as broker:
         await broker.state(ENTITIES[:1])
     assert len(offered) == 1
 
