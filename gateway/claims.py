@@ -19,6 +19,11 @@ EARLIEST_US: Final = (EARLIEST - _EPOCH) // timedelta(microseconds=1)
 AHEAD_US: Final = AHEAD // timedelta(microseconds=1)
 
 
+def latest_us(now: datetime) -> int:
+    """What is of a later time than this lies in the future: no city gets it before its time has come."""
+    return (now - _EPOCH) // timedelta(microseconds=1) + AHEAD_US
+
+
 class Claim(NamedTuple):
     """What it takes to judge the claimed times of a set later, when the clock is known better.
 

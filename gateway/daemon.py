@@ -26,7 +26,7 @@ from gateway.forward.forwarder import Forwarder, settings_of
 from gateway.forward.ngsild import broker_of
 from gateway.harmonise.devices import box_set, sensor_set
 from gateway.harmonise.entity import Entity, harmonise
-from gateway.health import BrokerHealth, Health, LinkHealth, notify, watchdog_every_s
+from gateway.health import BrokerHealth, BrokerState, Health, LinkHealth, notify, set_state, watchdog_every_s
 from gateway.hidden import keep_secret
 from gateway.http.outcome import UnknownName
 from gateway.http.preview import Good, entities, remarks, sample_values
@@ -174,7 +174,7 @@ class Daemon:
     def _start_broker(self, plan: BrokerPlan) -> None:
         record = self._health.broker(plan.name, plan.config.kind)
         record.kind = plan.config.kind
-        self._health.set_state(record, plan.name, "starting")
+        set_state(record, plan.name, BrokerState.STARTING, at=self._clock.now())
 
         async def forward() -> None:
             bind(broker=plan.name)
@@ -189,7 +189,8 @@ class Daemon:
             await forwarder.run()
 
         def failed(error: Exception) -> None:
-            self._health.set_state(record, plan.name, "down", f"internal: {error}", "please report it with the journal")
+            reason, remedy = f"internal: {error}", "please report it with the journal"
+            set_state(record, plan.name, BrokerState.DOWN, reason, remedy, at=self._clock.now())
 
         name = f"broker {plan.name}"
         self._start(name, Chore(name, forward, failed))

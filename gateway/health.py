@@ -7,6 +7,7 @@ import socket
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
 from gateway.hidden import hidden
@@ -118,12 +119,25 @@ class LinkHealth:
     devices: dict[str, DeviceHealth] = field(default_factory=dict)
 
 
+class BrokerState(StrEnum):
+    """How it stands with a broker."""
+
+    STARTING = "starting"  # it has not answered yet
+    OK = "ok"
+    DOWN = "down"
+    LOGIN = "login"  # it does not accept our login
+    CONFIG_FAULT = "config_fault"  # it refuses every entity
+
+
+WELL = frozenset({BrokerState.OK, BrokerState.STARTING})  # nobody is needed
+
+
 @dataclass(slots=True)
 class BrokerHealth:
     """One broker as its forwarder sees it.
 
     Attributes:
-        state: starting | ok | down | login | config_fault | off.
+        state: written by `set_state` alone.
         history: history mode in use.
         backlog: readings owed to it.
         later, dead: held pieces (readings of one device for one entity), as `buffer held list` shows them.
@@ -138,7 +152,7 @@ class BrokerHealth:
     """
 
     kind: str = ""
-    state: str = "starting"
+    state: BrokerState = BrokerState.STARTING
     reason: str = ""
     remedy: str = ""
     since: datetime | None = None
@@ -162,6 +176,16 @@ class BrokerHealth:
     waiting: dict[str, list[str]] = field(default_factory=dict)
     refusing: list[dict[str, Any]] = field(default_factory=list)
     given_up: int = 0
+
+
+def set_state(
+    record: BrokerHealth, name: str, state: BrokerState, reason: str = "", remedy: str = "", *, at: datetime
+) -> None:
+    """Set a broker's state, reason and remedy; one event when the state changes."""
+    if record.state != state:
+        event(f"broker_{state}", broker=name, reason=reason)
+        record.since = at
+    record.state, record.reason, record.remedy = state, reason, remedy
 
 
 class Health:
@@ -191,13 +215,10 @@ class Health:
         """The record of a broker, made at first use."""
         return self.brokers.setdefault(name, BrokerHealth(kind=kind, since=self._clock.now()))
 
-    def set_state(
-        self, record: LinkHealth | BrokerHealth, name: str, state: str, reason: str = "", remedy: str = ""
-    ) -> None:
-        """Set state, reason and remedy; one event when the state changes."""
+    def set_state(self, record: LinkHealth, name: str, state: str, reason: str = "", remedy: str = "") -> None:
+        """Set a link's state, reason and remedy; one event when the state changes."""
         if record.state != state:
-            what = "link" if isinstance(record, LinkHealth) else "broker"
-            event(f"{what}_{state}", **{what: name}, reason=reason)
+            event(f"link_{state}", link=name, reason=reason)
             record.since = self._clock.now()
         record.state, record.reason, record.remedy = state, reason, remedy
 
@@ -219,11 +240,9 @@ class Health:
             for name, device in link.devices.items()
             if device.state == "bad"
         ]
-        lines += [
-            f"broker {n}: {r.state}: {r.reason}" for n, r in self.brokers.items() if r.state not in ("ok", "starting")
-        ]
+        lines += [f"broker {n}: {r.state}: {r.reason}" for n, r in self.brokers.items() if r.state not in WELL]
         for name, broker in self.brokers.items():
-            if broker.state == "config_fault":  # it says so of all
+            if broker.state == BrokerState.CONFIG_FAULT:  # it says so of all
                 continue
             lines += [
                 f"broker {name}: refuses what device {row['device']} sends: {row['reason']}; {row['remedy']}"

@@ -14,6 +14,7 @@ from gateway.cli.doctor import findings
 from gateway.cli.status_text import counted, shown_value, time_of
 from gateway.cli.terminal import colour, complain, printable, say, say_json
 from gateway.cli.verbs import Verbs, duration
+from gateway.health import BrokerState
 from gateway.http.outcome import FINE, PROBLEM, Refused
 from gateway.sdk.errors import CitygateError
 
@@ -137,7 +138,7 @@ def _brokers(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Pr
         said = (
             f"{broker['state']}, accepted {accepted}, refused {refused}, {counted(broker['backlog'], 'reading')} owed"
         )
-        passed = broker["state"] == "ok" and accepted > 0 and not refused and late_s <= UNSENT_WITHIN_S
+        passed = broker["state"] == BrokerState.OK and accepted > 0 and not refused and late_s <= UNSENT_WITHIN_S
         yield Proof(f"broker {name}", passed, f"{said}; {broker['reason']}".rstrip("; "))
 
 

@@ -11,6 +11,7 @@ from gateway.cli import box
 from gateway.cli.status_text import counted, status_text
 from gateway.cli.terminal import colour, complain, printable, say, say_json
 from gateway.cli.verbs import Verbs, duration
+from gateway.health import WELL
 from gateway.http.outcome import FINE, PROBLEM, UNREACHABLE, UnknownName
 
 STUCK_AFTER_S = 8.0  # `once` gives up when no broker took anything for so long
@@ -128,7 +129,7 @@ def anything_bad(found: Mapping[str, Any]) -> bool:
     return (
         any(link["state"] in ("down", "off") for link in links)
         or any(device["state"] == "bad" for device in devices)
-        or any(broker["state"] not in ("ok", "starting") for broker in found.get("brokers", {}).values())
+        or any(broker["state"] not in WELL for broker in found.get("brokers", {}).values())
         or any(device.get("refused_by") for device in devices)
         or any(broker.get("refusing") for broker in found.get("brokers", {}).values())
         or bool(found.get("gateway", {}).get("ready"))

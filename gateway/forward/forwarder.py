@@ -38,7 +38,7 @@ from gateway.forward.state_lane import StateLane
 from gateway.forward.updates import Complete, Sent, Update, Values
 from gateway.forward.updates import updates as updates_of
 from gateway.harmonise.entity import Attribute, Entity
-from gateway.health import BrokerHealth
+from gateway.health import BrokerHealth, BrokerState, set_state
 from gateway.journal import event
 from gateway.sdk.driver import Clock
 from gateway.sdk.errors import BrokerUnavailable, LogError
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 
 Mode = Literal["temporal", "in-order", "latest-only"]
 REMEDIES = {
-    "login": "check auth: of this broker and its clock; a changed secret is read at reload",
-    "down": "nothing is lost; it is tried again by itself",
-    "config_fault": "the broker refuses every entity: check tenant, types and the city's rules; one entity is tried again by itself",
+    BrokerState.LOGIN: "check auth: of this broker and its clock; a changed secret is read at reload",
+    BrokerState.DOWN: "nothing is lost; it is tried again by itself",
+    BrokerState.CONFIG_FAULT: "the broker refuses every entity: check tenant, types and the city's rules; one entity is tried again by itself",
 }
 NOTE_EVERY_S = 3600.0
 SHOW_EVERY_S = 0.2
@@ -513,7 +513,7 @@ class Forwarder:
     def _show_past_fault(self) -> None:
         fault = self._past_fault
         if fault is not None:
-            state = "login" if isinstance(fault, LoginFailed) else "down"
+            state = BrokerState.LOGIN if isinstance(fault, LoginFailed) else BrokerState.DOWN
             self._set_state(state, f"history: {fault}", fault.remedy or REMEDIES[state])
 
     def _sweep_is_due(self) -> bool:
@@ -608,17 +608,17 @@ class Forwarder:
         if outcome.fault is not None:
             await self._back_off(outcome.fault)
         elif self._of.streak.config_fault and outcome.later and not outcome.refused:
-            await self._wait(BrokerUnavailable(next(iter(outcome.later.values()))), "down")
+            await self._wait(BrokerUnavailable(next(iter(outcome.later.values()))), BrokerState.DOWN)
         elif self._of.streak.config_fault:
             reason = next(iter(outcome.refused.values()), "every entity is refused")
-            await self._wait(BrokerUnavailable(reason), "config_fault")
+            await self._wait(BrokerUnavailable(reason), BrokerState.CONFIG_FAULT)
         else:
             self._up()
 
     async def _back_off(self, fault: BrokerUnavailable) -> None:
-        await self._wait(fault, "login" if isinstance(fault, LoginFailed) else "down")
+        await self._wait(fault, BrokerState.LOGIN if isinstance(fault, LoginFailed) else BrokerState.DOWN)
 
-    async def _wait(self, fault: BrokerUnavailable, state: str) -> None:
+    async def _wait(self, fault: BrokerUnavailable, state: BrokerState) -> None:
         wait_s = self._breaker.failed(self._clock.monotonic_s(), fault.retry_after_s)
         self._set_state(state, str(fault), fault.remedy or REMEDIES[state])
         self._health.next_try_at = self._clock.now() + timedelta(seconds=wait_s)
@@ -634,14 +634,10 @@ class Forwarder:
             self._show_past_fault()
             return
         self._health.next_try_at = None
-        self._set_state("ok", self._broker.traffic.warning)
+        self._set_state(BrokerState.OK, self._broker.traffic.warning)
 
-    def _set_state(self, state: str, reason: str = "", remedy: str = "") -> None:
-        health = self._health
-        if health.state != state:
-            event(f"broker_{state}", broker=self.name, reason=reason)
-            health.since = self._clock.now()
-        health.state, health.reason, health.remedy = state, reason, remedy
+    def _set_state(self, state: BrokerState, reason: str = "", remedy: str = "") -> None:
+        set_state(self._health, self.name, state, reason, remedy, at=self._clock.now())
 
     def show(self) -> None:
         """Write the health record as it is at this moment; also asked for by who shows it."""

@@ -2,7 +2,7 @@
 
 from gateway.cli.operate import anything_bad, only
 from gateway.cli.status_text import status_text
-from gateway.health import MANY, Health
+from gateway.health import MANY, BrokerState, Health
 from tests.gateway.forward.scene import RealClock
 
 ROW = {
@@ -17,7 +17,7 @@ ROW = {
 def health(*rows: dict[str, str], state: str = "ok") -> Health:
     found = Health(RealClock())
     broker = found.broker("city", "ngsi-ld")
-    broker.state, broker.refusing = state, list(rows)
+    broker.state, broker.refusing = BrokerState(state), list(rows)
     return found
 
 
