@@ -22,8 +22,9 @@ from gateway.driver_run import SharedLoop, owned_task
 from gateway.forward.broker import Broker
 from gateway.forward.checked import SAMPLE_OF, Checked
 from gateway.forward.dates import Dates
-from gateway.forward.forwarder import Forwarder, settings_of
+from gateway.forward.forwarder import Forwarder
 from gateway.forward.ngsild import broker_of
+from gateway.forward.settings import settings_of
 from gateway.harmonise.devices import box_set, sensor_set
 from gateway.harmonise.entity import Entity, harmonise
 from gateway.health import BrokerHealth, BrokerState, Health, LinkHealth, notify, set_state, watchdog_every_s
@@ -183,8 +184,15 @@ class Daemon:
             every = SAMPLE_OF if plan.config.check == "sampled" else 1
             validator = None if plan.config.check == "off" else Validator(self.plan.models)
             broker = Checked(broker, validator, every=every, left_out=record.left_out)
-            settings = settings_of(plan.config)
-            forwarder = Forwarder(plan.name, broker, plan.mappings, self._log, record, self._clock, settings)
+            forwarder = Forwarder(
+                plan.name,
+                broker,
+                plan.mappings,
+                log=self._log,
+                health=record,
+                clock=self._clock,
+                settings=settings_of(plan.config),
+            )
             self._forwarders[plan.name] = forwarder
             await forwarder.run()
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from gateway.claims import AHEAD_US, EARLIEST_US
+from gateway.claims import AHEAD_US, EARLIEST_US, latest_us
+from gateway.forward.feeds import Feeds
 from gateway.forward.updates import Update
 from gateway.log.held import HeldPiece
 from gateway.log.segment import Columns, TimeState, microseconds
@@ -15,6 +16,8 @@ from gateway.sdk.reading import Quality, Reason, TimeSource
 GATHER_S = 10.0  # below the usual commit interval: what is settled by then is never written to the card
 GATHER_SETS = 500
 LATER_S = (30.0, 120.0, 600.0, 3600.0)  # waits between the tries of a piece; then every hour
+FUTURE_AGAIN_S = 86_400.0  # what lies in the future is looked at again after this at the latest
+INCOMPLETE_S = 60.0  # how often an entity without its mandatory attributes is looked at again
 TRIES = 30  # about a day; then it is a dead letter
 FUTURE = "its time is ahead of this box's clock"  # such a piece waits for itself: nothing waits behind it
 _FUTURE_BEFORE = "its time lies in the future"  # as an earlier citygate called it, which believed what others claimed
@@ -119,7 +122,7 @@ class Aside:
             self._verdict(update, reason, wait_s, offered=offered)
             return
         future = reason == FUTURE
-        key = (update.mapping.entity_id, update.mapping.device, wait_s is None, future)
+        key = (*update.feed.key, wait_s is None, future)
         gathered = self._gathered.setdefault(key, _Gathered([], reason, wait_s))
         gathered.updates.append(update)
         gathered.offered = gathered.offered or offered
@@ -129,7 +132,7 @@ class Aside:
             gathered.reason, gathered.wait_s = reason, wait_s
         self._sets += 1
         if wait_s is not None and not future:
-            self._waiting.add(update.mapping.entity_id)
+            self._waiting.add(update.entity_id)
         if self._since_s is None:
             self._since_s = self._clock.monotonic_s()
 
@@ -212,7 +215,27 @@ class Aside:
         later = {p.entity for p in pieces if p.next_try_at is not None and p.reason != FUTURE}
         self._waiting = later | {entity for entity, _, dead, future in self._gathered if not dead and not future}
 
-    async def due(self) -> list[tuple[HeldPiece, Columns]]:
+    async def retry(self, feeds: Feeds) -> list[Update]:
+        """What is to be tried again now; the verdict on pieces that cannot be yet, or ever."""
+        latest, updates = latest_us(self._clock.now()), []
+        for piece, columns in await self._due():
+            feed = feeds.of(piece.entity, piece.device)
+            if feed is None:
+                self._give_up(piece, "no longer sent to this broker")
+            elif not in_time(piece, columns, latest):
+                self._put_off(piece, FUTURE, FUTURE_AGAIN_S)
+            elif feeds.complete.lacks(feed):
+                self._put_off(piece, "waits for mandatory attributes", INCOMPLETE_S)
+            elif again := feeds.updates(feed, columns):
+                for update in again:
+                    update.held, update.seq = piece.id, 0
+                self._tried[piece.id] = _Tried(len(again), piece.tries)
+                updates += again
+            else:
+                self._give_up(piece, "the mapping takes none of it")
+        return updates
+
+    async def _due(self) -> list[tuple[HeldPiece, Columns]]:
         """The oldest piece of each entity where its time has come: an entity's sets keep their order.
 
         One that is ahead of the clock stands outside of that order.
@@ -235,15 +258,11 @@ class Aside:
         ]
         return [(p, await self._held.readings(p.id)) for p in ready if p.id not in self._tried]
 
-    def trying(self, piece: HeldPiece, updates: int) -> None:
-        """A piece goes into a lane as so many updates."""
-        self._tried[piece.id] = _Tried(updates, piece.tries)
-
-    def give_up(self, piece: HeldPiece, reason: str) -> None:
+    def _give_up(self, piece: HeldPiece, reason: str) -> None:
         """A piece that cannot be tried any more becomes a dead letter."""
         self._tried[piece.id] = _Tried(0, piece.tries, reason, dead=True)
 
-    def put_off(self, piece: HeldPiece, reason: str, wait_s: float) -> None:
+    def _put_off(self, piece: HeldPiece, reason: str, wait_s: float) -> None:
         """A piece that cannot be tried yet."""
         self._tried[piece.id] = _Tried(0, piece.tries, reason, wait_s=wait_s)
 

@@ -229,6 +229,12 @@ class Accepted:
             if name not in known or at > known[name] or self._in_future(known[name]):
                 known[name] = at
 
+    def read_back(self, entity_id: str, times: Mapping[str, datetime]) -> dict[str, datetime]:
+        """What the broker says that it holds, as far as that is believed: somebody's wrong clock must not keep true values out."""
+        held = {name: at for name, at in times.items() if not self._in_future(at)}
+        self.note(entity_id, held)
+        return held
+
     def doubt(self, entity_id: str) -> None:
         """A request may have been carried out: ask the broker before the next one."""
         self._times.pop(entity_id, None)
@@ -270,11 +276,6 @@ class Accepted:
 def observed(entity: Entity) -> dict[str, datetime]:
     """`observedAt` of every attribute that has one."""
     return {name: a.observed_at for name, a in entity.attributes.items() if a.observed_at is not None}
-
-
-def believed(times: Mapping[str, datetime], latest: datetime) -> dict[str, datetime]:
-    """Without times that lie in the future: somebody's wrong clock must not keep true values out for ever."""
-    return {name: at for name, at in times.items() if at <= latest}
 
 
 SUSPICIOUS = 3  # batches refused whole, without an acceptance between: the config is at fault, not the entities

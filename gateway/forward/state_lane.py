@@ -1,23 +1,16 @@
 """The state lane: what is true now, every linger, from the last values. It never reads the log and never moves the cursor."""
 
-from collections.abc import Mapping as MappingOf
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING
 
-from gateway.forward.broker import Accepted, Broker, Outcome, ReadRefused, believed, observed
-from gateway.forward.updates import Complete, Good, Sent, Update, Values, instant, is_measured, update_of
+from gateway.claims import latest_us
+from gateway.forward.broker import Accepted, Broker, Outcome, ReadRefused, observed
+from gateway.forward.feeds import Feeds
+from gateway.forward.updates import Feed, Good, Key, Sent, Update, instant, is_measured
 from gateway.harmonise.entity import Entity
 from gateway.sdk.driver import Clock
 
-if TYPE_CHECKING:
-    from gateway.harmonise.compile import Mapping
-    from gateway.log.log import Series
-
-Key = tuple[str, str]  # entity, device: several devices may feed one entity
-
-FUTURE_S = 300.0  # a reading further ahead never enters a broker's current state
 ENTITY_RETRY_S = 30.0  # an entity that the broker refused, or put off, is tried again with newer values
 
 
@@ -25,36 +18,18 @@ class StateLane:
     """Sends the newest value of what changed, unless the broker holds a newer one.
 
     Args:
-        accepted, sent, complete: shared with the history lane.
-        first_seq: sets below it are of an earlier run of this box.
+        accepted, sent: shared with the history lane.
     """
 
-    def __init__(
-        self,
-        broker: Broker,
-        mappings: "MappingOf[str, Sequence[Mapping]]",
-        values: Values,
-        series: "MappingOf[int, Series]",
-        *,
-        accepted: Accepted,
-        sent: Sent,
-        complete: Complete,
-        first_seq: int,
-        clock: Clock,
-    ) -> None:
+    def __init__(self, broker: Broker, feeds: Feeds, *, accepted: Accepted, sent: Sent, clock: Clock) -> None:
         self._broker = broker
-        self._mappings = mappings
-        self._values = values
-        self._series = series
+        self._feeds = feeds
         self._accepted = accepted
         self._sent = sent
-        self._complete = complete
-        self._first_seq = first_seq
         self._clock = clock
         self._mark = 0
         self._dirty: dict[Key, set[int]] = {}  # series whose newest value the broker still lacks
-        self._takers: dict[int, tuple[Mapping, ...]] = {}
-        self._mapping: dict[Key, Mapping] = {}
+        self._feed: dict[Key, Feed] = {}
         self._ahead: dict[tuple[Key, int], int] = {}  # time of a newest value that lies in the future
         self._unreadable: set[str] = set()  # entities whose state at the broker cannot be asked
         self._doubted: dict[str, set[tuple[int, int]]] = {}  # entity -> series, time that may have been taken
@@ -69,21 +44,22 @@ class StateLane:
 
     def _look(self) -> None:
         """Take over what changed since the last look."""
-        self._mark, new = self._values.since(self._mark)
+        self._mark, new = self._feeds.since(self._mark)
         for number in new:
-            for mapping in self._mappings_of(number):
-                self._dirty.setdefault(_key(mapping), set()).add(number)
+            for feed in self._feeds.takers(number):
+                self._feed[feed.key] = feed
+                self._dirty.setdefault(feed.key, set()).add(number)
 
-    def pending(self, entity_id: str, series: int, time_us: int) -> bool:
+    def pending(self, feed: Feed, series: int, time_us: int) -> bool:
         """Whether this very reading is still the state lane's to send, or to ask about: the history lane waits for it."""
-        if (series, time_us) in self._doubted.get(entity_id, ()):
+        if (series, time_us) in self._doubted.get(feed.entity_id, ()):
             return True
-        if entity_id in self._not_before_s:
+        if feed.entity_id in self._not_before_s:
             return False
         self._look()
-        if series not in self._dirty.get((entity_id, self._series[series].device), ()):
+        if series not in self._dirty.get(feed.key, ()):
             return False
-        good = self._values.good(series)
+        good = self._feeds.newest(series)
         return good is not None and good.time_us == time_us and time_us <= self._latest_us()
 
     def hurry(self) -> None:
@@ -112,48 +88,39 @@ class StateLane:
 
     def _arrived(self) -> None:
         """Readings that lay in the future and do no longer."""
-        latest_us = self._latest_us()
-        for key, number in [place for place, time_us in self._ahead.items() if time_us <= latest_us]:
+        latest = self._latest_us()
+        for key, number in [place for place, time_us in self._ahead.items() if time_us <= latest]:
             del self._ahead[key, number]
             self._dirty.setdefault(key, set()).add(number)
-
-    def _mappings_of(self, number: int) -> "tuple[Mapping, ...]":
-        takers = self._takers.get(number)
-        if takers is None:
-            of = self._series[number]
-            takers = tuple(m for m in self._mappings.get(of.device, ()) if m.slots.get(of.point))
-            self._takers[number] = takers
-            self._mapping.update((_key(mapping), mapping) for mapping in takers)
-        return takers
 
     def _due(self, key: Key) -> bool:
         if self._not_before_s.get(key[0], 0.0) > self._clock.monotonic_s():
             return False
-        return not self._complete.lacks(self._mapping[key])
+        return not self._feeds.complete.lacks(self._feed[key])
 
     def _latest_us(self) -> int:
-        return int((self._clock.now().timestamp() + FUTURE_S) * 1e6)
+        return latest_us(self._clock.now())
 
     def _update(self, key: Key) -> Update | None:
-        mapping = self._mapping[key]
+        feed = self._feed[key]
         dirty = self._dirty[key]
-        everything = not self._accepted.knows(mapping.entity_id)  # the first time: all there is
-        latest_us = self._latest_us()
+        everything = not self._accepted.knows(feed.entity_id)  # the first time: all there is
+        latest = self._latest_us()
         readings: dict[str, Good] = {}
-        for point, number in self._complete.points(mapping.device).items():
-            slots = mapping.slots.get(point)
-            if slots is None or (slots and not everything and number not in dirty):
+        for point, number in self._feeds.complete.points(feed.device).items():
+            keys = feed.keys.get(point)
+            if keys is None or (keys and not everything and number not in dirty):
                 continue  # a point that is only a sub-attribute goes along
-            good = self._values.good(number)
+            good = self._feeds.newest(number)
             if good is None or good.value is None:
                 continue
-            if good.time_us <= latest_us:
+            if good.time_us <= latest:
                 readings[point] = (good.value, good.time_us, number)
-            elif slots:
+            elif keys:
                 self._ahead[key, number] = good.time_us
         for number in [n for (of, n) in self._ahead if of == key]:
             self._clean(key, number)
-        update = update_of(mapping, readings, 0) if readings else None
+        update = Update(feed, readings, 0) if readings else None
         if update is not None and not is_measured(update.entity):  # the model allows none of it
             for number in list(dirty):
                 self._clean(key, number)
@@ -169,17 +136,15 @@ class StateLane:
         except ReadRefused:
             self._unreadable.update(update.entity.id for update in unknown)
             found = {}
-        latest = instant(self._latest_us())
         for update in unknown:
-            entity, held = update.entity, believed(found.get(update.entity.id, {}), latest)
-            self._accepted.note(entity.id, held)
+            entity = update.entity
+            held = self._accepted.read_back(entity.id, found.get(entity.id, {}))
             for number, time_us in self._doubted.pop(entity.id, ()):
-                slots = update.mapping.slots.get(self._series[number].point, ())
-                if any(held.get(slot.key) == instant(time_us) for slot in slots):
+                keys = update.feed.keys.get(self._feeds.point(number), ())
+                if any(held.get(key) == instant(time_us) for key in keys):
                     self._sent.note(entity.id, number, time_us)
             for point, (_, time_us, number) in update.readings.items():
-                keys = [slot.key for slot in update.mapping.slots[point]]
-                if any(key in held and held[key] == _time(entity, key) for key in keys):
+                if any(key in held and held[key] == _time(entity, key) for key in update.feed.keys[point]):
                     self._sent.note(entity.id, number, time_us)  # by an earlier run, or by a request in doubt
 
     def _guarded(self, update: Update) -> Update | None:
@@ -188,19 +153,22 @@ class StateLane:
         all_of_it = readings = update.readings
         if entity_id in self._unreadable:  # of an earlier run, it may be older than what the broker holds: history only
             readings = {p: good for p, good in readings.items() if self._of_this_run(good)}
-            update = update_of(update.mapping, readings, 0) if readings else update
+            update = update.part(readings) if readings else update
         newer = self._accepted.newer(update.entity) if readings else None
         kept = {} if newer is None else newer.attributes
         for point, (_, _, number) in all_of_it.items():
-            if point not in readings or not any(slot.key in kept for slot in update.mapping.slots[point]):
-                self._clean(_key(update.mapping), number)
-        return None if newer is None else replace(update, entity=newer)
+            if point not in readings or not any(key in kept for key in update.feed.keys[point]):
+                self._clean(update.feed.key, number)
+        if newer is None:
+            return None
+        update.entity = newer
+        return update
 
     def _of_this_run(self, reading: Good) -> bool:
         """Whether this very reading was taken in this run: a newer one may have come while the broker was asked."""
         _, time_us, number = reading
-        good = self._values.good(number)
-        return good is not None and good.time_us == time_us and good.seq >= self._first_seq
+        good = self._feeds.newest(number)
+        return good is not None and good.time_us == time_us and good.seq >= self._feeds.first_seq
 
     def _clean(self, key: Key, number: int) -> None:
         dirty = self._dirty.get(key)
@@ -215,9 +183,9 @@ class StateLane:
             self._not_before_s.pop(entity.id, None)
             self._accepted.note(entity.id, observed(entity))
             for point, (_, time_us, number) in update.readings.items():
-                if any(slot.key in entity.attributes for slot in update.mapping.slots[point]):
+                if any(key in entity.attributes for key in update.feed.keys[point]):
                     self._sent.note(entity.id, number, time_us)
-                self._clean(_key(update.mapping), number)
+                self._clean(update.feed.key, number)
             return
         if entity.id in outcome.doubtful:
             self._accepted.doubt(entity.id)
@@ -225,10 +193,6 @@ class StateLane:
             self._doubted.setdefault(entity.id, set()).update(points)
         if outcome.fault is None:
             self._not_before_s[entity.id] = self._clock.monotonic_s() + ENTITY_RETRY_S
-
-
-def _key(mapping: "Mapping") -> Key:
-    return mapping.entity_id, mapping.device
 
 
 def _merged(batch: Sequence[Update]) -> list[Entity]:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.forward.forwarder import Forwarder, ForwardSettings
+from gateway.forward.forwarder import Forwarder
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
+from gateway.forward.settings import ForwardSettings
 from gateway.health import BrokerHealth
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.reading import Reading, ReadingSet
@@ -98,7 +99,9 @@ async def drain(folder: Path, history: str, readings: int) -> dict[str, float]:
         mappings = tables(*DEVICES, points=POINTS) | tables("probe", points=("live",))
         health = BrokerHealth()
         broker = NgsiLdBroker(NgsiLdSettings(url, batch_entities=50))
-        forwarder = Forwarder("city", broker, mappings, log, health, RealClock(), replace(FAST, history=history))
+        forwarder = Forwarder(
+            "city", broker, mappings, log=log, health=health, clock=RealClock(), settings=replace(FAST, history=history)
+        )
         started_s, cpu_s = time.monotonic(), time.process_time()
         task = asyncio.create_task(forwarder.run())
         stop = asyncio.Event()

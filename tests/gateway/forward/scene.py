@@ -67,6 +67,7 @@ class MemoryLog:
         self.rows: list[tuple[int, int, int, Value | None]] = []
         self.cursor = 0
         self.held = MemoryHeld()
+        self.first_seq = 0
         self._seq = 1 << 32
         self._arrival = asyncio.Event()
 
@@ -85,10 +86,6 @@ class MemoryLog:
     @property
     def last_values(self) -> "MemoryLog":
         return self
-
-    @property
-    def first_seq(self) -> int:
-        return 0
 
     def since(self, mark: int) -> tuple[int, list[int]]:
         new = dict.fromkeys(row[1] for row in self.rows[mark:] if row[3] is not None)

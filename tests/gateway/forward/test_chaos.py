@@ -16,8 +16,9 @@ import aiohttp
 import pytest
 
 from gateway.forward.auth import Way
-from gateway.forward.forwarder import Forwarder, ForwardSettings
+from gateway.forward.forwarder import Forwarder
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
+from gateway.forward.settings import ForwardSettings
 from gateway.health import BrokerHealth
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.reading import Reading, ReadingSet
@@ -74,7 +75,9 @@ class Play:
         settings = LogSettings(folder / "buffer.db", commit_every_s=3600.0)
         log = await Log.open(settings, clock=RealClock(), consumers=[Consumer("city")])
         broker = NgsiLdBroker(NgsiLdSettings(url), Way(timeout=TIMEOUT))
-        forwarder = Forwarder("city", broker, tables(*DEVICES), log, BrokerHealth(), RealClock(), SETTINGS)
+        forwarder = Forwarder(
+            "city", broker, tables(*DEVICES), log=log, health=BrokerHealth(), clock=RealClock(), settings=SETTINGS
+        )
         task = asyncio.create_task(forwarder.run())
         try:
             yield log

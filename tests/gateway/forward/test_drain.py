@@ -24,7 +24,9 @@ async def test_a_live_value_never_waits_behind_more_than_one_history_request(tmp
         mappings = tables(*DEVICES, points=POINTS) | tables("probe", points=("live",))
         broker = NgsiLdBroker(NgsiLdSettings(url))
         at_once = replace(FAST, history="temporal", linger_s=0.0)
-        forwarder = Forwarder("city", broker, mappings, log, BrokerHealth(), RealClock(), at_once)
+        forwarder = Forwarder(
+            "city", broker, mappings, log=log, health=BrokerHealth(), clock=RealClock(), settings=at_once
+        )
         task = asyncio.create_task(forwarder.run())
         for n in range(30):
             put = len(order)

@@ -18,8 +18,9 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from gateway.forward.auth import Grant, OAuth2, Tls, Way
-from gateway.forward.forwarder import Forwarder, ForwardSettings
+from gateway.forward.forwarder import Forwarder
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
+from gateway.forward.settings import ForwardSettings
 from gateway.health import BrokerHealth
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.reading import Reading, ReadingSet
@@ -275,7 +276,7 @@ async def _forward(
     stack: contextlib.AsyncExitStack, name: str, broker: NgsiLdBroker, log: Log, health: BrokerHealth, history: str
 ) -> None:
     settings = replace(SETTINGS, history=history)
-    forwarder = Forwarder(name, broker, tables(*DEVICES), log, health, RealClock(), settings)
+    forwarder = Forwarder(name, broker, tables(*DEVICES), log=log, health=health, clock=RealClock(), settings=settings)
     task = asyncio.create_task(forwarder.run())
 
     async def stop() -> None:

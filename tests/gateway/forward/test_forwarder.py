@@ -15,8 +15,10 @@ import pytest
 from gateway.forward.aside import TRIES
 from gateway.forward.auth import Way
 from gateway.forward.broker import Outcome
-from gateway.forward.forwarder import Forwarder, ForwardSettings
+from gateway.forward.forwarder import Forwarder
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
+from gateway.forward.settings import ForwardSettings
+from gateway.forward.state_lane import ENTITY_RETRY_S
 from gateway.health import BrokerHealth
 from gateway.log.last_values import LastValue
 from gateway.sdk.driver import Clock
@@ -58,7 +60,15 @@ async def forwarding(
     """A forwarder at work; yields what status shows of it."""
     health = BrokerHealth()
     broker = NgsiLdBroker(NgsiLdSettings(url=url), Way(timeout=SHORT))
-    forwarder = Forwarder("city", broker, mappings or tables(*devices), log, health, clock or RealClock(), settings)
+    forwarder = Forwarder(
+        "city",
+        broker,
+        mappings or tables(*devices),
+        log=log,
+        health=health,
+        clock=clock or RealClock(),
+        settings=settings,
+    )
     task = asyncio.create_task(forwarder.run())
     try:
         yield health
@@ -419,16 +429,16 @@ async def test_many_entities_that_the_schema_refuses_do_not_make_it_spin(capsys:
             return (await self._broker.state(good) if good else Outcome()) + Outcome(refused=bad)
 
     async with strict.serve() as url:
-        health = BrokerHealth()
+        health, clock = BrokerHealth(), LaterClock()
         broker = Refusing(NgsiLdBroker(NgsiLdSettings(url=url), Way(timeout=SHORT)))
         settings = replace(FAST, history="temporal", records=True, linger_s=0.05)
-        forwarder = Forwarder("city", broker, tables(*devices), log, health, RealClock(), settings)
+        forwarder = Forwarder("city", broker, tables(*devices), log=log, health=health, clock=clock, settings=settings)
         task = asyncio.create_task(forwarder.run())
         for n in range(3):
             for device in devices if n == 0 else devices[1:]:
                 log.put(device, n, no2=n)
             await strict.until(lambda: log.settled)
-        forwarder._state.hurry()  # half a minute later
+        clock.later_s = ENTITY_RETRY_S  # half a minute later
         await asyncio.sleep(1.0)
         assert count <= 4 * len(devices)
         assert len(health.refusing) == 39
@@ -451,6 +461,15 @@ async def test_dead_letters_of_an_earlier_run_are_told_until_the_entity_is_accep
             assert "requeue" in health.refusing[0]["remedy"]
             log.held.table.clear()  # purged
             await strict.until(lambda: health.refusing == [])
+
+
+class LaterClock(RealClock):
+    """The box's own time, after some more of it."""
+
+    later_s = 0.0
+
+    def monotonic_s(self) -> float:
+        return super().monotonic_s() + self.later_s
 
 
 class SetClock(RealClock):

@@ -6,9 +6,11 @@ import pytest
 
 from gateway.forward.aside import Aside
 from gateway.forward.broker import Accepted, Streak
-from gateway.forward.history_lane import InOrderLane, Shared
+from gateway.forward.feeds import Feeds
+from gateway.forward.history_lane import InOrderLane
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
-from gateway.forward.updates import Complete, Sent, updates
+from gateway.forward.updates import Sent
+from gateway.forward.verdicts import Shared
 from tests.gateway.forward.scene import MemoryLog, RealClock, entity_id, measured_only, tables
 from tests.support.strict_broker import StrictBroker
 
@@ -30,16 +32,13 @@ class Lane:
         self._broker = NgsiLdBroker(NgsiLdSettings(url, batch_entities=self.batch))
         return InOrderLane(
             Shared(
-                "city",
-                self._broker,
-                tables(*self.devices),
-                self.log,
-                Aside("city", self.log.held, RealClock(), every_s=0.0),
-                RealClock(),
-                Accepted(RealClock()),
-                Sent(),
-                Complete(self.log, self.log.series),
-                Streak(len(self.devices)),
+                broker=self._broker,
+                feeds=Feeds("city", self.log, tables(*self.devices)),
+                aside=Aside("city", self.log.held, RealClock(), every_s=0.0),
+                clock=RealClock(),
+                accepted=Accepted(RealClock()),
+                sent=Sent(),
+                streak=Streak(len(self.devices)),
             )
         )
 
@@ -138,9 +137,9 @@ async def test_a_point_that_repeats_in_one_set_gives_an_update_each() -> None:
     log.put("air-1", 0, no2=1)
     log.put("air-1", 60, no2=2)
     log.rows = [(log.rows[0][0], *row[1:]) for row in log.rows]  # one set of a data logger
-    columns = await log.read("city")
-    assert columns is not None
-    found = list(updates(columns, log.series, tables("air-1")))
+    stretch = await Feeds("city", log, tables("air-1")).read()
+    assert stretch is not None
+    [(_, found)] = stretch.sets
     assert [update.entity.attributes["no2"].value for update in found] == [1, 2]
 
 

@@ -1,6 +1,7 @@
 """What a lane decided before it asked somebody is asked again afterwards."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -8,14 +9,16 @@ import pytest
 
 from gateway.forward.aside import Aside
 from gateway.forward.broker import Accepted, Outcome, ReadRefused, Streak
-from gateway.forward.history_lane import InOrderLane, Shared
+from gateway.forward.feeds import Feeds
+from gateway.forward.history_lane import InOrderLane
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
 from gateway.forward.state_lane import StateLane
-from gateway.forward.updates import Complete, Sent
+from gateway.forward.updates import Sent
+from gateway.forward.verdicts import Shared
 from gateway.harmonise.entity import Entity
 from gateway.sdk.errors import LogError
 from tests.gateway.forward.scene import START, MemoryHeld, MemoryLog, RealClock, tables
-from tests.gateway.forward.test_forwarder import forwarding
+from tests.gateway.forward.test_forwarder import FAST, forwarding
 from tests.support.strict_broker import StrictBroker
 
 
@@ -38,16 +41,13 @@ class Unreadable:
 async def test_a_value_of_an_earlier_run_does_not_become_current_because_a_newer_one_comes_meanwhile() -> None:
     log = MemoryLog()
     log.put("air-1", 0.0, no2=1.0, pm25=1.0)
+    log.first_seq = log.rows[-1][0] + 1
     broker = Unreadable(log, {"no2": 2.0, "pm25": 2.0})
     lane = StateLane(
         broker,  # type: ignore[arg-type]
-        tables("air-1"),
-        log,
-        log.series,
+        Feeds("city", log, tables("air-1")),
         accepted=Accepted(RealClock()),
         sent=Sent(),
-        complete=Complete(log, log.series),
-        first_seq=log.rows[-1][0] + 1,
         clock=RealClock(),
     )
     while lane.changed():
@@ -89,6 +89,37 @@ async def test_a_piece_goes_on_when_the_card_refuses_the_verdict_on_another() ->
     assert not held.refuses
 
 
+class Busy(MemoryHeld):
+    """A card that refuses once to let pieces go again."""
+
+    refused = 0
+
+    async def requeue(self, pieces: Sequence[int], at: datetime) -> int:
+        if not self.refused:
+            self.refused += 1
+            raise LogError("database or disk is full")
+        return await super().requeue(pieces, at)
+
+
+async def test_a_history_that_comes_back_is_used_although_the_card_refused_at_first() -> None:
+    strict, log = StrictBroker(), MemoryLog()
+    log.held = held = Busy()
+    strict.behaviour.temporal = False
+    settings = replace(FAST, history="auto", records=True, held_every_s=0.02)
+    async with strict.serve() as url, forwarding(url, log, "air-1", settings=settings) as health:
+        expected = log.put("air-1", 0.0, no2=1.0)
+        await strict.until(lambda: log.settled)
+        assert health.history == "in-order"
+        strict.behaviour.temporal, strict.behaviour.fault = True, "503"
+        expected |= log.put("air-1", 1.0, no2=2.0)
+        await strict.until(lambda: health.state == "down")
+        strict.behaviour.fault = ""
+        await strict.until(lambda: health.history == "temporal")
+        expected |= log.put("air-1", 2.0, no2=3.0)
+        await strict.until(lambda: log.settled and expected <= set(strict.history()))
+    assert held.refused == 1
+
+
 async def test_a_stretch_whose_walk_fails_is_read_again() -> None:
     strict, log = StrictBroker(), MemoryLog()
     log.put("air-1", 0.0, no2=5.0)
@@ -97,16 +128,13 @@ async def test_a_stretch_whose_walk_fails_is_read_again() -> None:
         broker = NgsiLdBroker(NgsiLdSettings(url))
         lane = InOrderLane(
             Shared(
-                "city",
-                broker,
-                tables("air-1"),
-                log,
-                Aside("city", log.held, RealClock(), every_s=0.0),
-                RealClock(),
-                Accepted(RealClock()),
-                Sent(),
-                Complete(log, log.series),
-                Streak(1),
+                broker=broker,
+                feeds=Feeds("city", log, tables("air-1")),
+                aside=Aside("city", log.held, RealClock(), every_s=0.0),
+                clock=RealClock(),
+                accepted=Accepted(RealClock()),
+                sent=Sent(),
+                streak=Streak(1),
             )
         )
         with pytest.raises(KeyError):

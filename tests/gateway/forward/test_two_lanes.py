@@ -13,8 +13,9 @@ import aiohttp
 import pytest
 
 from gateway.forward.auth import Way
-from gateway.forward.forwarder import Forwarder, ForwardSettings
+from gateway.forward.forwarder import Forwarder
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
+from gateway.forward.settings import ForwardSettings
 from gateway.health import BrokerHealth
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.reading import Reading, ReadingSet, Reason, no_values
@@ -49,7 +50,9 @@ class Box:
         self.log = await Log.open(self.settings, clock=RealClock(), consumers=[Consumer("city")])
         health = BrokerHealth()
         broker = NgsiLdBroker(NgsiLdSettings(url=url), Way(timeout=SHORT))
-        forwarder = Forwarder("city", broker, tables(*DEVICES), self.log, health, RealClock(), settings)
+        forwarder = Forwarder(
+            "city", broker, tables(*DEVICES), log=self.log, health=health, clock=RealClock(), settings=settings
+        )
         task = asyncio.create_task(forwarder.run())
         try:
             yield health
@@ -237,7 +240,9 @@ async def test_a_tenant_that_its_first_write_makes(box: Box) -> None:
         box.log = box_log
         broker = NgsiLdBroker(NgsiLdSettings(url=url, tenant="milano"), Way(timeout=SHORT))
         health = BrokerHealth()
-        forwarder = Forwarder("city", broker, tables(*DEVICES), box_log, health, RealClock(), FAST)
+        forwarder = Forwarder(
+            "city", broker, tables(*DEVICES), log=box_log, health=health, clock=RealClock(), settings=FAST
+        )
         task = asyncio.create_task(forwarder.run())
         await live(box, 0, 20)
         await strict.until(lambda: box.settled)

@@ -1,0 +1,245 @@
+"""What one broker is told of this box: the readings of the log, walked through the mappings. Nobody else joins the two."""
+
+from collections.abc import Iterator, Sequence
+from collections.abc import Mapping as MappingOf
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from gateway.forward.updates import Feed, Good, Key, Update, is_measured
+from gateway.harmonise.entity import harmonise
+from gateway.log.segment import TimeState
+from gateway.sdk.reading import Quality
+
+if TYPE_CHECKING:
+    from gateway.harmonise.compile import Mapping
+    from gateway.log.last_values import LastValue
+    from gateway.log.log import Columns, Series
+
+
+class Values(Protocol):
+    """What is asked of the last values."""
+
+    def since(self, mark: int) -> tuple[int, list[int]]: ...
+    def good(self, series: int) -> "LastValue | None": ...
+
+
+class Source(Protocol):
+    """What is asked of the log."""
+
+    @property
+    def series(self) -> "MappingOf[int, Series]": ...
+    @property
+    def last_values(self) -> Values: ...
+    @property
+    def first_seq(self) -> int: ...
+    async def read(self, consumer: str, *, after: int | None = None, max_readings: int = 2000) -> "Columns | None": ...
+    async def settle(self, consumer: str, upto: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What comes next in the log.
+
+    Attributes:
+        last: number of its last set; None: the time of its first is not confirmed.
+        sets: number of each set with what it changes, in the order of the log; walked while it is iterated.
+    """
+
+    last: int | None
+    sets: Iterator[tuple[int, list[Update]]]
+
+
+class Feeds:
+    """All that one broker may be told by this box: what was, what is now, and who tells it.
+
+    Args:
+        consumer: the broker's name.
+        mappings: by device; devices that are not there are not sent to this broker, only settled.
+    """
+
+    def __init__(
+        self,
+        consumer: str,
+        log: Source,
+        mappings: "MappingOf[str, Sequence[Mapping]]",
+        *,
+        max_readings: int = 5000,
+    ) -> None:
+        self._consumer = consumer
+        self._log = log
+        self._max_readings = max_readings
+        self._of_device = {device: tuple(map(_feed, of)) for device, of in mappings.items()}
+        self._feeds = {feed.key: feed for of in self._of_device.values() for feed in of}
+        self._takers: dict[int, tuple[Feed, ...]] = {}
+        self.complete = Complete(log)
+        slots = sum(len(feed.keys) for feed in self._feeds.values())
+        self.readings_an_entity = max(1.0, slots / max(1, len(self._feeds)))
+
+    @property
+    def first_seq(self) -> int:
+        """Sets below it are of an earlier run of this box."""
+        return self._log.first_seq
+
+    @property
+    def devices(self) -> dict[str, str]:
+        """The devices of each entity, by its id."""
+        found: dict[str, list[str]] = {}
+        for entity_id, device in self._feeds:
+            found.setdefault(entity_id, []).append(device)
+        return {entity_id: ", ".join(devices) for entity_id, devices in found.items()}
+
+    def of(self, entity_id: str, device: str) -> Feed | None:
+        """What a device tells of an entity; None when it is no longer sent to this broker."""
+        return self._feeds.get((entity_id, device))
+
+    def of_entity(self, entity_id: str) -> Feed:
+        """What any device tells of an entity."""
+        return next(feed for feed in self._feeds.values() if feed.entity_id == entity_id)
+
+    # what was
+
+    async def read(self, after: int | None = None, *, confirmed: bool = False) -> Stretch | None:
+        """The next stretch behind `after`, or behind the cursor; None at the tail.
+
+        Args:
+            confirmed: it ends before the first set whose time is not confirmed: such a set may not become current.
+        """
+        columns = await self._log.read(self._consumer, after=after, max_readings=self._max_readings)
+        if columns is None:
+            return None
+        if confirmed and not _confirmed(columns):
+            return Stretch(None, iter(()))
+        return Stretch(columns.last, self._sets(columns))
+
+    async def settle(self, upto: int) -> None:
+        """All up to there is done with."""
+        await self._log.settle(self._consumer, upto)
+
+    async def pass_over_bad(self) -> bool:
+        """Readings without a value concern no city: devices that are all silent leave no backlog. Whether there were any."""
+        columns = await self._log.read(self._consumer, max_readings=self._max_readings)
+        if columns is None or Quality.GOOD in columns.quality:
+            return False
+        await self.settle(columns.last)
+        return True
+
+    def updates(self, feed: Feed, columns: "Columns") -> list[Update]:
+        """What readings that were held change in one entity."""
+        walked = self._sets(columns, {feed.device: (feed,)})
+        return [update for _, updates in walked for update in updates if is_measured(update.entity)]
+
+    def _sets(
+        self, columns: "Columns", feeds: MappingOf[str, tuple[Feed, ...]] | None = None
+    ) -> Iterator[tuple[int, list[Update]]]:
+        """A point that repeats in a set (a data logger's) begins another update."""
+        rows = zip(columns.seq, columns.series, columns.time_us, columns.value, columns.quality, strict=True)
+        series, of_device, good = self._log.series, self._of_device if feeds is None else feeds, Quality.GOOD
+        device, current = "", -1
+        found: list[Update] = []
+        points: dict[str, Good] = {}
+        for seq, number, time_us, value, quality in rows:
+            if value is None or quality is not good:
+                continue
+            of = series[number]
+            if points and (seq != current or of.point in points):
+                found += _updates(of_device.get(device, ()), points, current)
+                points = {}
+                if seq != current:
+                    yield current, found
+                    found = []
+            device, current = of.device, seq
+            points[of.point] = (value, time_us, number)
+        if points:
+            yield current, found + _updates(of_device.get(device, ()), points, current)
+
+    # what is now
+
+    def since(self, mark: int) -> tuple[int, list[int]]:
+        """A new mark, and the series that got a newer value since the old one."""
+        return self._log.last_values.since(mark)
+
+    def takers(self, series: int) -> tuple[Feed, ...]:
+        """Who tells this series as an attribute of its own."""
+        takers = self._takers.get(series)
+        if takers is None:
+            of = self._log.series[series]
+            takers = tuple(feed for feed in self._of_device.get(of.device, ()) if feed.keys.get(of.point))
+            self._takers[series] = takers
+        return takers
+
+    def newest(self, series: int) -> "LastValue | None":
+        """The newest good value of a series."""
+        return self._log.last_values.good(series)
+
+    def point(self, series: int) -> str:
+        """Of which point a series is."""
+        return self._log.series[series].point
+
+
+class Complete:
+    """Which entities have all their mandatory attributes: an entity is first sent when it has."""
+
+    def __init__(self, log: Source) -> None:
+        self._log = log
+        self._complete: set[Key] = set()
+        self._by_device: dict[str, dict[str, int]] = {}
+        self._seen = 0
+        self.missing: dict[str, list[str]] = {}
+
+    def points(self, device: str) -> dict[str, int]:
+        """Series of a device by point."""
+        series = self._log.series
+        if len(series) != self._seen:
+            self._seen = len(series)
+            self._by_device = {}
+            for number, of in series.items():
+                self._by_device.setdefault(of.device, {})[of.point] = number
+        return self._by_device.get(device, {})
+
+    def lacks(self, feed: Feed) -> bool:
+        """Whether a mandatory attribute is still unknown; `missing` tells which."""
+        if feed.key in self._complete:
+            return False
+        good = self._log.last_values.good
+        missing = feed.missing({p for p, number in self.points(feed.device).items() if good(number) is not None})
+        if missing:
+            self.missing[feed.entity_id] = sorted(missing)
+            return True
+        self._complete.add(feed.key)
+        self.missing.pop(feed.entity_id, None)
+        return False
+
+
+def _feed(mapping: "Mapping") -> Feed:
+    return Feed(
+        entity_id=mapping.entity_id,
+        entity_type=mapping.entity_type,
+        context=mapping.context,
+        device=mapping.device,
+        keys={point: tuple(slot.key for slot in slots) for point, slots in mapping.slots.items()},
+        derived=frozenset(name for name, _ in mapping.times),
+        make=partial(harmonise, mapping),
+        missing=mapping.missing,
+    )
+
+
+def _updates(feeds: Sequence[Feed], points: dict[str, Good], seq: int) -> list[Update]:
+    found = []
+    for feed in feeds:
+        keys = feed.keys
+        mine = {point: good for point, good in points.items() if point in keys}
+        if mine:
+            found.append(Update(feed, mine, seq))
+    return found
+
+
+def _confirmed(columns: "Columns") -> bool:
+    """Leave what comes before the first set whose time is not confirmed; whether that is anything."""
+    if TimeState.UNCONFIRMED in columns.time_state:
+        first = columns.seq[columns.time_state.index(TimeState.UNCONFIRMED)]
+        columns.cut(columns.seq.index(first))
+        if not columns.seq:
+            return False
+        columns.last = columns.seq[-1]
+    return True

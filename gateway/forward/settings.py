@@ -1,0 +1,48 @@
+"""How to forward to one broker."""
+
+from dataclasses import dataclass
+
+from gateway.config.model import BrokerConfig
+from gateway.forward.aside import GATHER_S
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardSettings:
+    """How to forward to one broker.
+
+    Attributes:
+        linger_s: wait so long for more, so that one request carries many.
+        history: `auto` asks the broker.
+        rate_per_s: most readings a second; the past waits for the present.
+        records: whether a broker with a temporal API records by itself what becomes current; None = look.
+        records_within_s: how long that takes at most.
+        gather_s: what is refused is gathered so long before it is written to the card.
+        held_every_s: how often held pieces are looked at.
+        probe_again_s: what somebody on the way may have said is asked again after this, then less and less often.
+        unsure_s: so long a temporal API must be missed until that is believed, when the broker does not say so itself.
+        retry_quick_s: while an outage is young, tries are at most this far apart.
+        retry_cap_s: later on, at most this far.
+    """
+
+    linger_s: float = 1.0
+    history: str = "auto"
+    rate_per_s: float = 500.0
+    records: bool | None = None
+    records_within_s: float = 10.0
+    gather_s: float = GATHER_S
+    held_every_s: float = 1.0
+    probe_again_s: float = 10.0
+    unsure_s: float = 60.0
+    retry_first_s: float = 0.5
+    retry_quick_s: float = 5.0
+    retry_quick_for_s: float = 300.0
+    retry_cap_s: float = 60.0
+    max_readings: int = 5000
+
+
+def settings_of(config: BrokerConfig) -> ForwardSettings:
+    """How to forward to the broker of one entry of the operator's file."""
+    records = True if config.preset in ("scorpio", "stellio") else None
+    return ForwardSettings(
+        linger_s=config.linger_s, history=config.history, rate_per_s=config.rate_per_s, records=records
+    )

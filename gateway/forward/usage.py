@@ -1,0 +1,70 @@
+"""What outlives a restart of one broker's forwarder: bytes of this month, the batch size learned, the way history is sent."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from gateway.forward.broker import Traffic
+from gateway.sdk.driver import Clock
+from gateway.sdk.reading import ReadingSet
+
+NOTE_EVERY_S = 3600.0
+
+
+class Kept(Protocol):
+    """Where the log keeps it."""
+
+    def driver_state(self, device: str) -> Mapping[str, bytes]: ...
+    async def append(self, readings: ReadingSet) -> object: ...
+
+
+class Usage:
+    """Counts the bytes of a broker by month, and keeps what was learned of it."""
+
+    def __init__(self, name: str, traffic: Traffic, log: Kept, clock: Clock) -> None:
+        self._place = f"broker {name}"  # in the log; no device is called so, names have no space
+        self._traffic = traffic
+        self._log = log
+        self._clock = clock
+        self._month = "", 0
+        self._counted_bytes = 0
+        self._noted: dict[str, bytes] = {}
+        self._due_s = clock.monotonic_s() + NOTE_EVERY_S
+
+    @property
+    def due(self) -> bool:
+        """Whether it was not noted for long."""
+        return self._clock.monotonic_s() >= self._due_s
+
+    def recall(self) -> str:
+        """Take up what an earlier run noted; returns its way of sending, "" when none was."""
+        kept = {key: text.decode("ascii", "replace") for key, text in self._log.driver_state(self._place).items()}
+        month, _, count = kept.get("month", "").partition(" ")
+        self._month = month, int(count) if count.isdigit() else 0
+        batch = kept.get("batch", "")
+        self._traffic.batch = int(batch) if batch.isdigit() else 0
+        self._counted_bytes = 0
+        return kept.get("mode", "")
+
+    async def note(self, mode: str) -> None:
+        """Keep it, if it changed; without a way of sending the one noted before stands.
+
+        Raises:
+            LogError: the log refuses.
+        """
+        self._due_s = self._clock.monotonic_s() + NOTE_EVERY_S
+        count = self.month_bytes()
+        state = {"month": f"{self._month[0]} {count}".encode(), "batch": str(self._traffic.batch).encode()}
+        if mode:
+            state["mode"] = mode.encode()
+        if state != self._noted:
+            self._noted = state
+            await self._log.append(ReadingSet(self._place, (), state))
+
+    def month_bytes(self) -> int:
+        """Both ways in this calendar month (UTC)."""
+        total = self._traffic.sent_bytes + self._traffic.received_bytes
+        month = self._clock.now().strftime("%Y-%m")
+        count = self._month[1] if self._month[0] == month else 0
+        self._month = month, count + total - self._counted_bytes
+        self._counted_bytes = total
+        return self._month[1]

@@ -1,0 +1,433 @@
+"""The ways of sending, one object each. A way takes turns until it gives another, which goes on from there.
+
+Greeting ──► InOrder ◄──► TwoLanes
+    └─────► Learning ───────┘
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from gateway.backoff import Breaker
+from gateway.forward.aside import Aside
+from gateway.forward.broker import Broker, LoginFailed, NotOffered, Outcome, Point, Probe, ReadRefused, Streak
+from gateway.forward.feeds import Feeds
+from gateway.forward.history_lane import LATE, InOrderLane, PastLane
+from gateway.forward.pace import Pace
+from gateway.forward.probing import Mode, Probing, mode_of
+from gateway.forward.refusals import Refusals
+from gateway.forward.settings import ForwardSettings
+from gateway.forward.standing import Standing
+from gateway.forward.state_lane import StateLane
+from gateway.forward.usage import Usage
+from gateway.forward.verdicts import LaneCounts, Shared
+from gateway.harmonise.entity import Attribute, Entity
+from gateway.journal import event
+from gateway.sdk.driver import Clock
+from gateway.sdk.errors import BrokerUnavailable
+
+READINGS_AHEAD = 20_000  # while a config fault lasts, so much is read to find an entity that is accepted
+
+
+class Arrivals(Protocol):
+    """What a way asks of the log beside its lanes."""
+
+    async def wait(self, consumer: str, after: int | None = None) -> None: ...
+    def backlog(self, consumer: str) -> tuple[int, datetime | None]: ...
+
+
+class Way(Protocol):
+    """One way of sending.
+
+    Attributes:
+        mode: as it is shown; None while it is not known.
+        kept_mode: what the next run of this box has to know of it.
+        counts: what its history lane did.
+        fault: why a part of it does not work, when the broker does.
+    """
+
+    @property
+    def mode(self) -> Mode | None: ...
+    @property
+    def kept_mode(self) -> str: ...
+    @property
+    def counts(self) -> LaneCounts | None: ...
+    @property
+    def fault(self) -> BrokerUnavailable | None: ...
+
+    async def turn(self) -> "Outcome | Way | None":
+        """One step: what became of a request, or the way to go on by; None when there is nothing to say.
+
+        Raises:
+            BrokerUnavailable: the broker failed.
+            LogError: the log refuses.
+        """
+
+
+@dataclass(slots=True, kw_only=True)
+class Common:
+    """What the ways of sending to one broker have in common.
+
+    Attributes:
+        records: whether the broker records by itself what becomes current; None until that is known.
+        ahead: an earlier run sent the state ahead of what the log still holds.
+        show: brings the shown figures up to date; called before a long wait.
+    """
+
+    name: str
+    of: Shared
+    state: StateLane
+    log: Arrivals
+    settings: ForwardSettings
+    pace: Pace
+    probing: Probing
+    standing: Standing
+    refusals: Refusals
+    usage: Usage
+    past_breaker: Breaker
+    show: Callable[[], None]
+    records: bool | None
+    ahead: bool
+    started_s: float
+    state_due_s: float = 0.0
+    held_due_s: float = 0.0
+    tries: int = 0
+
+    @property
+    def clock(self) -> Clock:
+        return self.of.clock
+
+    @property
+    def broker(self) -> Broker:
+        return self.of.broker
+
+    @property
+    def aside(self) -> Aside:
+        return self.of.aside
+
+    @property
+    def feeds(self) -> Feeds:
+        return self.of.feeds
+
+    @property
+    def streak(self) -> Streak:
+        return self.of.streak
+
+    def sent_past(self, outcome: Outcome) -> Outcome:
+        """What became of a request of the history."""
+        self.refusals.note("past", outcome)
+        self.pace.spend(len(outcome.accepted))
+        return outcome
+
+    async def retry_held(self, lane: InOrderLane | PastLane) -> bool:
+        """Put held updates whose time has come into a lane; whether there were any."""
+        now_s = self.clock.monotonic_s()
+        if now_s < self.held_due_s:
+            return False
+        self.held_due_s = now_s + self.settings.held_every_s
+        # in the lane before the card is asked: if it refuses, they are there all the same
+        await lane.put_first(await self.aside.retry(self.feeds))
+        await self.aside.write()
+        return not lane.idle
+
+    async def arrival(self, after: int | None, *, soon: bool) -> bool:
+        """Wait until the log has something behind `after`, or something else may be due; whether it was the log."""
+        within_s = self.settings.held_every_s * (1 if soon else 5)
+        waiting = asyncio.ensure_future(self.log.wait(self.name, after))
+        try:
+            done, _ = await asyncio.wait({waiting}, timeout=within_s)
+        finally:
+            waiting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await waiting
+        return bool(done)
+
+    async def rest(self) -> None:
+        """Wait a little."""
+        await self.clock.sleep(min(0.2, self.settings.linger_s or 0.2))
+
+    # what the two ways with a state lane share
+
+    def sweep_is_due(self) -> bool:
+        """Whether there is something new of what is true now."""
+        return self.clock.monotonic_s() >= self.state_due_s and self.state.changed()
+
+    async def sweep(self) -> Outcome:
+        """Send what is true now; while the config is at fault one entity, as a probe."""
+        streak = self.streak
+        self.state_due_s = self.clock.monotonic_s() + self.settings.linger_s
+        self.tries += 1
+        outcome = await self.state.send(1 if streak.config_fault else None, skip=self.tries)
+        streak.note(outcome, "state")
+        self.refusals.note("state", outcome)
+        if streak.begun and not streak.one_bad:
+            self.state.hurry()  # the verdict is open: no entity is set aside yet
+            self.state_due_s += self.settings.linger_s
+        self.pace.spend(len(outcome.accepted))
+        return outcome
+
+
+async def _fill(common: Common, lane: InOrderLane) -> bool:
+    """Read on; at the tail wait for something, and then for more of it."""
+    common.show()
+    if not await common.arrival(lane.position, soon=not common.aside.empty):
+        return False
+    if common.log.backlog(common.name)[0] < common.settings.max_readings:
+        await common.clock.sleep(common.settings.linger_s)
+    return await lane.fill()
+
+
+class Greeting:
+    """Ask the broker how the past can be sent. Where its tenant is made by the first write, send the oldest values first."""
+
+    mode = None
+    kept_mode = ""
+    counts = None
+    fault = None
+
+    def __init__(self, common: Common) -> None:
+        self._common = common
+        self._lane: InOrderLane | None = None
+
+    async def turn(self) -> "Outcome | Way | None":
+        common, wanted = self._common, self._common.settings.history
+        try:
+            probe = await common.broker.probe()
+        except ReadRefused as fault:
+            if wanted == "auto":
+                raise LoginFailed(f"{fault}; allow it, or set history: of this broker") from fault
+            probe = Probe(readable=False, temporal=None)  # the operator said how
+        if wanted == "auto" and probe.temporal is None:
+            return await self._greet()
+        mode = mode_of(wanted, probe)
+        common.probing.later(probe)
+        event("history_mode", broker=common.name, mode=mode, readable=probe.readable, product=probe.product)
+        return self._in_order() if mode == "in-order" else _two_lanes(common, mode)
+
+    async def _greet(self) -> Outcome | None:
+        """The oldest values suit every mode."""
+        common = self._common
+        lane = self._lane = self._lane or InOrderLane(common.of, remember=True, ahead=common.ahead)
+        if lane.idle and not await _fill(common, lane):
+            return None
+        outcome = await lane.send(most=1)
+        common.refusals.note("past", outcome)
+        return outcome
+
+    def _in_order(self) -> "InOrder":
+        """What was read is not read again."""
+        if self._lane is None:
+            return InOrder(self._common, InOrderLane(self._common.of, ahead=self._common.ahead))
+        self._lane.forget()
+        return InOrder(self._common, self._lane)
+
+
+class InOrder:
+    """Everything goes out as current state, in order; the broker's history is what its state once was."""
+
+    mode: Mode = "in-order"
+    fault = None
+
+    def __init__(self, common: Common, lane: InOrderLane) -> None:
+        self._common = common
+        self._lane = lane
+
+    @property
+    def kept_mode(self) -> str:
+        return "temporal" if self._lane.ahead else self.mode
+
+    @property
+    def counts(self) -> LaneCounts:
+        return self._lane.counts
+
+    async def turn(self) -> "Outcome | Way | None":
+        common, lane = self._common, self._lane
+        if lane.idle:
+            return await self._read_on()
+        if common.streak.config_fault:
+            return await self._try_one()
+        if common.pace.used_up:
+            await common.rest()
+            return None
+        return common.sent_past(await lane.send())
+
+    async def _read_on(self) -> "Way | None":
+        common, lane = self._common, self._lane
+        await lane.settle()
+        if common.probing.wanted == "temporal" and await self._may_end():
+            event("history_mode", broker=common.name, mode="temporal", product="")
+            return _two_lanes(common, "temporal")
+        if await common.retry_held(lane):
+            return None
+        was_ahead = lane.ahead
+        await _fill(common, lane)
+        if was_ahead and not lane.ahead:
+            await common.usage.note(self.kept_mode)
+        return None
+
+    async def _may_end(self) -> bool:
+        """Between two stretches: nothing read is open, so nothing can go twice."""
+        common = self._common
+        await common.aside.write(at_once=True)
+        await self._lane.settle()
+        if self._lane.position is not None:
+            return False
+        await common.aside.again(LATE)
+        return True
+
+    async def _try_one(self) -> Outcome:
+        """The config is at fault: one entity after the other, until one is accepted."""
+        common, lane = self._common, self._lane
+        if lane.waiting_readings < READINGS_AHEAD:
+            await lane.fill()
+        common.tries += 1
+        outcome = await lane.send(most=1, skip=common.tries)
+        common.refusals.note("past", outcome)
+        return outcome
+
+
+def _two_lanes(common: Common, mode: Mode) -> "Way":
+    """State and history apart, from the cursor on."""
+    if mode == "latest-only":
+        return TwoLanes(common, mode, PastLane(common.of, common.state.pending, records=True, temporal=False))
+    if common.records is None:
+        return Learning(common)
+    return TwoLanes(common, mode, PastLane(common.of, common.state.pending, records=common.records))
+
+
+def _without_history(common: Common, past: PastLane | None) -> InOrder:
+    """The history is gone: what lies in its lane goes on in order. What is older than the state by now is held."""
+    lane = InOrderLane(common.of, ahead=True)
+    if past is not None:
+        lane.take_over(past)
+    event("history_mode", broker=common.name, mode="in-order", product="")
+    return InOrder(common, lane)
+
+
+class Learning:
+    """Does the broker record by itself what becomes current? Until that shows in its history, the past waits."""
+
+    mode: Mode = "temporal"
+    kept_mode = "temporal"
+    counts = None
+    fault = None
+
+    def __init__(self, common: Common) -> None:
+        self._common = common
+        self._sample: Point | None = None  # by which it is learned
+        self._until_s = 0.0
+
+    async def turn(self) -> "Outcome | Way | None":
+        common = self._common
+        if common.probing.wanted == "in-order":
+            return _without_history(common, None)
+        if common.sweep_is_due() and not common.of.sent.full:
+            return await common.sweep()
+        if self._sample is None:
+            self._sample = common.of.accepted.sample()
+            self._until_s = common.clock.monotonic_s() + 3 * common.settings.records_within_s
+        if self._sample is not None:
+            return await self._look(self._sample)
+        if not await common.feeds.pass_over_bad():  # nothing became current yet
+            await common.rest()
+        return None
+
+    async def _look(self, sample: Point) -> "Way | None":
+        common, within_s = self._common, self._common.settings.records_within_s
+        now_s = common.clock.monotonic_s()
+        entity_id, key, at = sample
+        feed = common.feeds.of_entity(entity_id)
+        attributes = {key: Attribute("property", 0, "", at)}
+        asked = Entity(entity_id, feed.entity_type, feed.context, attributes, feed.device)
+        recorded = sample in await common.broker.history_back([asked])
+        if recorded or now_s >= self._until_s:
+            common.records = recorded
+            event("history_recorded", broker=common.name, by_itself=recorded)
+            return _two_lanes(common, self.mode)
+        await common.clock.sleep(min(within_s / 20, common.settings.linger_s or within_s / 20))
+        return None
+
+
+class TwoLanes:
+    """What is true now goes first and at once; what was goes to the history, or with `latest-only` nowhere."""
+
+    def __init__(self, common: Common, mode: Mode, lane: PastLane) -> None:
+        self.mode = mode
+        self.kept_mode = mode
+        self.fault: BrokerUnavailable | None = None
+        self._common = common
+        self._lane = lane
+        self._breaker = common.past_breaker
+        self._breaker.worked()
+        self._stuck = False  # the history lane waits for the state lane
+
+    @property
+    def counts(self) -> LaneCounts:
+        return self._lane.counts
+
+    async def turn(self) -> "Outcome | Way | None":
+        common, lane = self._common, self._lane
+        if common.probing.wanted == "in-order":
+            return _without_history(common, lane)
+        if common.sweep_is_due() and (self._stuck or not common.of.sent.full):
+            return await common.sweep()
+        if self._breaker.wait_s(common.clock.monotonic_s()) > 0:
+            await common.rest()
+        elif lane.idle and not await common.retry_held(lane):
+            await self._read_on()
+        elif lane.idle:
+            return None
+        elif common.pace.used_up or self._too_early():
+            await common.rest()
+        else:
+            return await self._send()
+        return None
+
+    async def _read_on(self) -> None:
+        lane = self._lane
+        self._stuck = not await lane.fill()
+        if self._stuck:
+            await lane.settle()
+            await self._wait()
+
+    async def _wait(self) -> None:
+        """Until the log has something, a sweep is due or a held item may be."""
+        common, clock = self._common, self._common.clock
+        common.show()
+        if common.state.changed():
+            await clock.sleep(max(0.01, common.state_due_s - clock.monotonic_s()))
+        elif await common.arrival(self._lane.position, soon=True):
+            await clock.sleep(0.01)
+
+    def _too_early(self) -> bool:
+        """What an earlier run sent as current shows in the broker's history only after a while."""
+        common = self._common
+        since_s = common.clock.monotonic_s() - common.started_s
+        return self._lane.of_earlier_run and bool(common.records) and since_s < common.settings.records_within_s
+
+    async def _send(self) -> Outcome | None:
+        try:
+            outcome = await self._lane.send()
+        except BrokerUnavailable as fault_of_read:
+            outcome = Outcome(fault=fault_of_read)
+        self._common.sent_past(outcome)
+        if outcome.fault is not None:
+            self._failed(outcome.fault)
+            return None
+        if not self._breaker.closed:
+            self._breaker.worked()
+            self.fault = None
+        return outcome
+
+    def _failed(self, fault: BrokerUnavailable) -> None:
+        """The past waits by itself: a broker that refuses or fails only there still gets the present at once."""
+        common = self._common
+        wait_s = self._breaker.failed(common.clock.monotonic_s(), fault.retry_after_s)
+        self.fault = fault
+        common.standing.fails(fault, of="history: ")
+        if isinstance(fault, NotOffered):
+            common.probing.soon()
+        common.standing.try_in(wait_s)
