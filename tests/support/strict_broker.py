@@ -548,6 +548,7 @@ class StrictBroker:
     async def _fail(self, http: web.Request, fault: str) -> web.StreamResponse:
         if fault == "hang":
             await self._closing.wait()
+            fault = "503"
         if fault == "reset":
             if http.transport is not None:
                 http.transport.abort()
