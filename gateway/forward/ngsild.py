@@ -134,7 +134,7 @@ class NgsiLdBroker:
         if answer.status == 200 and answer.is_entities:
             self._reads = True
             return True
-        if answer.problem is not None and answer.status == 404 and "Tenant" in answer.problem.kind + answer.reason:
+        if _no_tenant(answer):
             return None
         told = answer.problem is not None or answer.is_empty_refusal
         if told and (answer.status in _UNREADABLE or answer.status in (400, 404)):
@@ -153,10 +153,10 @@ class NgsiLdBroker:
         if answer.status in (200, 206) and answer.is_entities:
             self._reads = True
             return [item for item in answer.json if isinstance(item.get("id"), str)]
-        if answer.status == 404 and answer.problem is not None:
+        if answer.status == 404 and answer.problem is not None and (path != "/entities" or _no_tenant(answer)):
             return []  # nothing recorded yet, or a tenant that its first write makes
         told = answer.problem is not None or answer.is_empty_refusal
-        if answer.status in _UNREADABLE and (told or not self._reads):
+        if (answer.status in _UNREADABLE and (told or not self._reads)) or (answer.status == 404 and told):
             raise ReadRefused(answer.reason)
         raise fault_of(answer)
 
@@ -271,6 +271,12 @@ def _all_done(answer: Answer, ids: Sequence[str]) -> bool:
     if not answer.body.strip():
         return answer.status in (201, 204)
     return answer.is_ids and not set(ids).isdisjoint(answer.json)
+
+
+def _no_tenant(answer: Answer) -> bool:
+    """Whether the broker says that its first write will make the tenant."""
+    problem = answer.problem
+    return problem is not None and answer.status == 404 and "Tenant" in problem.kind + answer.reason
 
 
 def _named(ids: Sequence[str], body: bytes) -> frozenset[str]:
