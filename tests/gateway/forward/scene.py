@@ -213,6 +213,22 @@ class RealClock:
         await asyncio.sleep(seconds)
 
 
+class LeapClock(RealClock):
+    """The box's own time, which can be let pass in one leap: waits of hours are over, those of a sleep go on."""
+
+    def __init__(self) -> None:
+        self.leapt_s = 0.0
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(seconds=self.leapt_s)
+
+    def monotonic_s(self) -> float:
+        return super().monotonic_s() + self.leapt_s
+
+    def leap(self, seconds: float) -> None:
+        self.leapt_s += seconds
+
+
 def measured_only(history: list[tuple[str, str, str | None, Any]]) -> list[tuple[str, str, str | None, Any]]:
     """Without what is derived or static."""
     return [item for item in history if item[1] not in ("location", "dateObserved")]

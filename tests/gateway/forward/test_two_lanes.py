@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -12,14 +13,14 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.forward.auth import Way
+from gateway.forward.auth import Login, Way
 from gateway.forward.forwarder import Forwarder
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
 from gateway.forward.settings import ForwardSettings
 from gateway.health import BrokerHealth
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.reading import Reading, ReadingSet, Reason, no_values
-from tests.gateway.forward.scene import START, RealClock, entity_id, measured_only, tables, wire
+from tests.gateway.forward.scene import START, LeapClock, RealClock, entity_id, measured_only, tables, wire
 from tests.support.strict_broker import StrictBroker
 
 FAST = ForwardSettings(
@@ -37,21 +38,34 @@ DEVICES = tuple(f"air-{n}" for n in range(6))
 
 
 class Box:
-    """A log and forwarders on one file; `stop` is a clean stop of the forwarder, `kill` loses what is only in memory."""
+    """A log and forwarders on one file; the end of `running` is a clean stop, `killed` one that loses what is only in memory.
+
+    Attributes:
+        clock: of log and forwarder, over all runs.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.settings = LogSettings(folder / "buffer.db", commit_every_s=3600.0)
+        self.clock = LeapClock()
         self.log: Log | None = None
         self.expected: set[tuple[str, str, str, Any]] = set()
 
     @contextlib.asynccontextmanager
-    async def running(self, url: str, settings: ForwardSettings = FAST) -> AsyncIterator[BrokerHealth]:
+    async def running(
+        self, url: str, settings: ForwardSettings = FAST, *, mappings: Any = None, login: Login | None = None
+    ) -> AsyncIterator[BrokerHealth]:
         """The box from its start to its stop."""
-        self.log = await Log.open(self.settings, clock=RealClock(), consumers=[Consumer("city")])
+        self.log = await Log.open(self.settings, clock=self.clock, consumers=[Consumer("city")])
         health = BrokerHealth()
-        broker = NgsiLdBroker(NgsiLdSettings(url=url), Way(timeout=SHORT))
+        broker = NgsiLdBroker(NgsiLdSettings(url=url), Way(timeout=SHORT, login=login))
         forwarder = Forwarder(
-            "city", broker, tables(*DEVICES), log=self.log, health=health, clock=RealClock(), settings=settings
+            "city",
+            broker,
+            mappings or tables(*DEVICES),
+            log=self.log,
+            health=health,
+            clock=self.clock,
+            settings=settings,
         )
         task = asyncio.create_task(forwarder.run())
         try:
@@ -61,6 +75,15 @@ class Box:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
             await self.log.close()
+
+    async def killed(self, folder: Path) -> "Box":
+        """The box as a kill at this moment leaves it: what is owed is on the card, what is settled from now on is not."""
+        assert self.log is not None
+        await self.log.commit()
+        shutil.copytree(self.settings.path.parent, folder)
+        left = Box(folder)
+        left.expected = set(self.expected)
+        return left
 
     async def put(self, device: str, at_s: float, **values: float) -> None:
         assert self.log is not None
