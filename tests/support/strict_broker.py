@@ -92,6 +92,7 @@ class Behaviour:
             truncated | slow. `*_stored`: the request is carried out, its answer does not arrive.
         spelling: of partial answers: spec | old (`error`, 200) | scorpio | scorpio_null | orion-ld | orion-ld-207 | stellio.
         refuse: regular expression of entity ids that are refused one by one; refuse_status: with this inner status.
+        verdicts: inner status by regular expression of an entity as JSON text; for those of which one is to be refused.
         whole: a batch with a refused entity is refused whole: "" | naming | silent | 500.
         max_bytes, max_entities: larger requests get 413.
         readable: GET of entities is allowed. temporal: there is a temporal API.
@@ -107,6 +108,7 @@ class Behaviour:
     spelling: str = "spec"
     refuse: str = ""
     refuse_status: int = 400
+    verdicts: dict[str, int] = field(default_factory=dict)
     whole: str = ""
     max_bytes: int = 10 * 2**20
     max_entities: int = 1000
@@ -287,13 +289,20 @@ class StrictBroker:
             fault: Refusal | None = None
             try:
                 check_entity(item, context_in_body=not context)
-                if self.behaviour.refuse and re.search(self.behaviour.refuse, item["id"]):
-                    raise Refusal(self.behaviour.refuse_status, "refused by rule", item["id"])
+                self._rule(item)
             except Refusal as refusal:
                 fault = refusal
                 self.refusals.append(f"{item.get('id')}: {refusal}")
             faults.append(fault)
         return faults
+
+    def _rule(self, item: dict[str, Json]) -> None:
+        behaviour = self.behaviour
+        if behaviour.refuse and re.search(behaviour.refuse, item["id"]):
+            raise Refusal(behaviour.refuse_status, "refused by rule", item["id"])
+        for pattern, status in behaviour.verdicts.items():
+            if re.search(pattern, json.dumps(item)):
+                raise Refusal(status, f"refused by rule {status}", item["id"])
 
     def _whole(self, document: list[dict[str, Json]], faults: list[Refusal | None]) -> None:
         culprits = [item.get("id") for item, fault in zip(document, faults, strict=True) if fault is not None]
@@ -415,8 +424,7 @@ class StrictBroker:
         if not isinstance(document, dict):
             raise Refusal(400, "the body is not an entity")
         check_entity(document, context_in_body=not context, temporal=True)
-        if self.behaviour.refuse and re.search(self.behaviour.refuse, document["id"]):
-            raise Refusal(self.behaviour.refuse_status, "refused by rule", document["id"])
+        self._rule(document)
         place = self._tenant(tenant, write=True)
         new = document["id"] not in place.temporal
         for name, attribute in document.items():
