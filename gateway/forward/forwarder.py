@@ -200,6 +200,7 @@ class Forwarder:
         self._breaker.worked()
         if self._way.fault is not None:
             common.standing.fails(self._way.fault, of="history: ")
+            common.standing.try_in(common.past_breaker.wait_s(self._clock.monotonic_s()))
         else:
             common.standing.works(self._broker.traffic.warning)
 
