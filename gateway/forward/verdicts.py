@@ -117,6 +117,8 @@ class Taken:
             elif entity_id in outcome.refused:
                 self.open.append((update, outcome.refused[entity_id]))
                 self.drop(entity_id, [update])
+                if self.in_turns and entity_id in self.queues:
+                    self._again([entity_id])  # another entity tries next: whether it is this one alone shows at once
             elif outcome.fault is None:
                 self._later(entity_id, outcome.later[entity_id])
         self.judge()
