@@ -391,7 +391,14 @@ class TwoLanes:
         self._stuck = not await lane.fill()
         if self._stuck:
             await lane.settle()
+            self._forget_passed()
             await self._wait()
+
+    def _forget_passed(self) -> None:
+        """Nothing is owed: what the log dropped before the history lane passed it is not waited for."""
+        common = self._common
+        if common.log.backlog(common.name)[0] == 0 and common.aside.counts()[0] == 0:
+            common.of.sent.clear()
 
     async def _wait(self) -> None:
         """Until the log has something, a sweep is due or a held item may be."""
