@@ -22,6 +22,8 @@ class IdentityServer:
         self.tokens: list[str] = ["token-1"]  # given one after the other, the last one again and again
         self.expires_in: object = 3600
         self.status = 200
+        self.headers: dict[str, str] = {}  # of an answer that is no token
+        self.echo = False  # its refusals repeat what it was asked with
         self.asked: list[tuple[str, dict[str, list[str]]]] = []  # (Authorization, form)
 
     @contextlib.asynccontextmanager
@@ -42,7 +44,8 @@ class IdentityServer:
         form = parse_qs((await request.read()).decode())
         self.asked.append((request.headers.get("Authorization", ""), form))
         if self.status != 200:
-            return web.json_response({"error": "invalid_client"}, status=self.status)
+            said = {"error_description": f"unknown: {self.asked[-1]}"} if self.echo else {}
+            return web.json_response({"error": "invalid_client", **said}, status=self.status, headers=self.headers)
         token = self.tokens.pop(0) if len(self.tokens) > 1 else self.tokens[0]
         return web.json_response({"access_token": token, "token_type": "Bearer", "expires_in": self.expires_in})
 

@@ -18,8 +18,8 @@ from gateway.log.held import HeldPiece
 from gateway.log.segment import Columns
 from gateway.sdk.errors import LogError
 from tests.gateway.forward.scene import MemoryHeld, MemoryLog, entity_id, measured, measured_only, table, tables, wire
-from tests.gateway.forward.test_forwarder import forwarding
 from tests.gateway.forward.test_forwarder import FAST as FAST_IN_ORDER
+from tests.gateway.forward.test_forwarder import forwarding
 from tests.gateway.forward.test_two_lanes import DEVICES, FAST, Box, assert_exact
 from tests.support.strict_broker import StrictBroker
 
