@@ -34,7 +34,21 @@ WRONG: dict[str, dict[str, Any]] = {
 }
 SAYS = {"ok": "", "login": "no valid token", "down": "told to fail", "config_fault": "refused by rule"}
 # every state after every other
-PATH = ("ok login down config_fault login ok down ok config_fault down login config_fault ok").split()
+PATH = [
+    "ok",
+    "login",
+    "down",
+    "config_fault",
+    "login",
+    "ok",
+    "down",
+    "ok",
+    "config_fault",
+    "down",
+    "login",
+    "config_fault",
+    "ok",
+]
 
 
 @pytest.fixture
