@@ -239,3 +239,86 @@ def test_a_point_that_was_sent_is_taken_once(order: list[int]) -> None:
     assert [sent.take("e", 7, time_us) for time_us in order] == [True, True, True]
     assert not sent.take("e", 7, 1)
     assert not sent.take("other", 7, 1)
+
+
+class Three(Sent):
+    """Remembers three points at most."""
+
+    LIMIT = 3
+
+
+def test_what_was_sent_counts_until_it_is_taken_and_each_point_once() -> None:
+    sent = Three()
+    for _ in range(3):
+        for time_us in (1, 2):
+            sent.note("e", 7, time_us)  # again: no more than once
+    assert not sent.full
+    for turn in range(5):
+        sent.note("e", 8, turn)
+        assert sent.full
+        assert not sent.take("e", 8, turn + 1)  # was never sent
+        assert not sent.take("e", 9, turn)
+        assert sent.full
+        assert sent.take("e", 8, turn)
+        assert not sent.take("e", 8, turn)  # once
+        assert not sent.full
+
+
+def test_what_was_sent_is_forgotten_altogether_when_the_log_was_read_past_it() -> None:
+    sent = Three()
+    for turn in range(3):
+        for time_us in range(3):
+            assert not sent.full
+            sent.note("e", turn, time_us)
+        assert sent.full
+        sent.clear()
+    assert not sent.take("e", 2, 0)
+
+
+def test_a_size_that_was_too_large_is_tried_again_after_a_long_while_and_not_before() -> None:
+    size = BatchSize(50)
+    size.failed(50)
+    full = 0
+    while size.size < 50:
+        size.took(size.size, 0.1)  # larger pays
+        full += 1
+        assert full < 2 * BatchSize.AGAIN
+    assert full >= BatchSize.AGAIN
+    size.failed(50)  # and again it is too large: as long as before
+    full = 0
+    while size.size < 50:
+        size.took(size.size, 0.1)
+        full += 1
+        assert full < 2 * BatchSize.AGAIN
+    assert full >= BatchSize.AGAIN
+
+
+def test_one_that_was_bad_in_one_way_counts_again_when_it_was_accepted_in_that_way() -> None:
+    streak = Streak(entities=10)
+    streak.clear(["a"])
+    for way in ("state", "past"):
+        streak.note(refused("a"), way)
+        assert not streak.begun
+    streak.note(Outcome(accepted=frozenset({"a"})), "state")
+    streak.note(refused("a"), "past")
+    assert not streak.begun  # as history it is as bad as ever
+    streak.note(refused("a"), "state")
+    assert streak.begun
+
+
+def test_a_streak_that_was_broken_begins_anew_with_its_entities_too() -> None:
+    streak = Streak(entities=10)
+    streak.note(refused("a"))
+    streak.note(refused("b"))
+    streak.note(Outcome(accepted=frozenset({"c"})))
+    for _ in range(3):
+        streak.note(refused("d"))
+    assert streak.one_bad  # what was refused before the acceptance is none of it
+
+
+def test_who_was_put_off_because_the_broker_failed_is_not_bad() -> None:
+    streak = Streak(entities=10)
+    fault = BrokerUnavailable("away")
+    streak.note(Outcome(accepted=frozenset({"c"}), later={"a": "away"}, fault=fault))
+    streak.note(refused("a"))
+    assert streak.begun

@@ -149,7 +149,8 @@ async def test_a_kill_after_all_was_sent_repeats_nothing(box: Box, tmp_path: Pat
             strict.behaviour.fault = ""
             await strict.until(lambda: box.settled)
         async with left.running(url, settings) as health:  # type: ignore[arg-type]  # of parametrize
-            await left.put("air-0", 20, no2=20)
+            for n in (20, 21, 22):  # the past of both runs goes in one request
+                await left.put("air-0", n, no2=n)
             await strict.until(lambda: left.settled)
             assert (health.dead, health.late) == (0, 0)
         await strict.until(lambda: len(measured_only(strict.temporal_history())) >= len(left.expected))
@@ -250,16 +251,16 @@ async def test_a_requeued_dead_letter_is_never_put_over_something_newer(box: Box
             box.clock.leap(40)
             await box.put("air-0", 2, no2=2)
             await strict.until(lambda: strict.current(AIR, "no2") == 2)
-        for _ in range(2):
+        for n in (3, 4):
             async with box.running(url, settings) as health:
                 assert box.log is not None
                 pieces = [piece.id for piece in box.log.held.pieces("city")]
                 await box.log.held.requeue(pieces, datetime.now(UTC))
-                await box.put("air-0", 3, no2=3)
+                await box.put("air-0", n, no2=n)
                 await strict.until(lambda: box.settled and health.later == 0)
     found = Counter(measured_only(strict.temporal_history()))
     assert max(found.values()) == 1
-    assert strict.current(AIR, "no2") == 3
+    assert strict.current(AIR, "no2") == 4
     assert strict.backwards == []
     if held == "state":
         assert health.dead == 1  # it cannot go any more, and says why
@@ -287,3 +288,100 @@ async def test_a_value_that_comes_while_the_broker_is_asked_waits_for_the_answer
     box.expected.add((AIR, "no2", wire(55), 55))
     assert strict.current(AIR, "no2") == 60
     assert_exact(strict, box)
+
+
+@pytest.mark.parametrize("read", ["works", "fails at first", "is refused"])
+async def test_while_an_answer_is_lost_the_history_does_not_overtake_the_question(box: Box, read: str) -> None:
+    """A newer value takes the place of the one in doubt, before the broker was asked about it."""
+    strict = StrictBroker()
+    async with strict.serve() as url, box.running(url, replace(TEMPORAL, linger_s=0.4)) as health:
+        await strict.until(lambda: health.history == "temporal")
+        await box.put("air-0", 10, no2=10, pm25=10)
+        await strict.until(lambda: box.settled)
+        strict.behaviour.fault, strict.behaviour.path = "reset_stored", "upsert"
+        await box.put("air-0", 11, no2=11, pm25=11)
+        await strict.until(lambda: strict.current(AIR, "no2") == 11)
+        await box.put("air-0", 12, no2=12)
+        strict.behaviour.fault, strict.behaviour.path = {
+            "works": ("", ""),
+            "fails at first": ("500", CURRENT),
+            "is refused": ("403", CURRENT),
+        }[read]
+        if read == "fails at first":
+            await strict.until(lambda: health.reason.startswith("500"))
+            strict.behaviour.fault = ""
+        await strict.until(lambda: box.settled and strict.current(AIR, "no2") == 12)
+    found = Counter(measured_only(strict.temporal_history()))
+    assert set(found) == box.expected
+    if read != "is refused":  # who lets nobody ask gets it again
+        assert_exact(strict, box)
+
+
+@pytest.mark.parametrize("refusal", ["500", "reset", "401"])
+async def test_a_doubt_about_the_history_lasts_until_the_question_is_answered(box: Box, refusal: str) -> None:
+    strict = StrictBroker()
+    async with strict.serve() as url, box.running(url, TEMPORAL) as health:
+        await box.put("air-0", 10, no2=10)
+        await strict.until(lambda: box.settled)
+        strict.behaviour.fault, strict.behaviour.path = "reset_stored", "temporal"
+        await box.put("air-0", 5, no2=5)
+        await strict.until(lambda: (AIR, "no2", wire(5), 5) in strict.history())
+        strict.behaviour.fault = refusal
+        asked = len(strict.requests)
+        await strict.until(lambda: len(strict.requests) > asked + 2)
+        strict.behaviour.fault = ""
+        await strict.until(lambda: box.settled and health.state == "ok")
+    assert_exact(strict, box)
+
+
+@pytest.mark.parametrize("settings", [TEMPORAL, IN_ORDER], ids=["temporal", "in-order"])
+async def test_what_is_known_of_a_broker_is_not_asked_again(box: Box, settings: object) -> None:
+    strict = StrictBroker()
+
+    def reads() -> int:
+        return sum(method == "GET" for _, method, _, _ in strict.requests)
+
+    async with strict.serve() as url, box.running(url, settings) as health:  # type: ignore[arg-type]  # of parametrize
+        await box.put("air-0", 0, no2=0, pm25=0)
+        await strict.until(lambda: box.settled and bool(health.history))
+        asked = reads()
+        for n in range(1, 6):
+            await box.put("air-0", n, no2=n)
+            await strict.until(lambda: box.settled)
+        assert reads() == asked
+        if settings is TEMPORAL:
+            strict.behaviour.fault, strict.behaviour.path, strict.behaviour.times = "reset_stored", "temporal", 1
+            await box.put("air-0", 2.5, no2=2.5)
+            await strict.until(lambda: box.settled and health.state == "ok")
+            asked = reads()
+            for n in (0.5, 1.5, 3.5):
+                await box.put("air-0", n, no2=n)
+                await strict.until(lambda: box.settled)
+            assert reads() == asked  # the doubt is over
+    assert_exact(strict, box)
+
+
+async def test_a_broker_that_was_replaced_gets_all_of_an_entity_with_its_first_value(box: Box) -> None:
+    old, new = StrictBroker(), StrictBroker()
+    async with old.serve() as url, box.running(url, TEMPORAL):
+        await box.put("air-0", 1, no2=1, pm25=1)
+        await old.until(lambda: box.settled)
+    async with new.serve() as url, box.running(url, TEMPORAL):
+        await box.put("air-0", 2, pm25=2)
+        await new.until(lambda: box.settled and new.current(AIR, "pm25") == 2)
+        assert new.current(AIR, "no2") == 1
+        assert new.current(AIR, "location") is not None
+
+
+@pytest.mark.parametrize("settings", [TEMPORAL, IN_ORDER], ids=["temporal", "in-order"])
+async def test_a_time_of_the_far_future_at_the_broker_keeps_no_true_value_out(box: Box, settings: object) -> None:
+    strict = StrictBroker()
+    async with strict.serve() as url:
+        await others_sent(url, 86400.0 * 365 * 20, no2=99)
+        async with box.running(url, settings) as health:  # type: ignore[arg-type]  # of parametrize
+            for n in range(3):
+                await box.put("air-0", n, no2=n)
+                await strict.until(lambda: box.settled)
+            await strict.until(lambda: strict.current(AIR, "no2") == 2)
+            assert (health.dead, health.late) == (0, 0)
+    assert box.expected <= set(measured_only(strict.history()))
