@@ -59,7 +59,7 @@ class InOrderLane:
         taken = self._taken
         stretch = await self._of.feeds.read(taken.position, confirmed=True)
         if stretch is None:
-            self._caught_up()
+            self.caught_up()
         if stretch is None or stretch.last is None:
             return False
         # those of which the model allows nothing are left out; a fault in the walk leaves the stretch unread
@@ -72,8 +72,8 @@ class InOrderLane:
         await taken.settle()
         return True
 
-    def _caught_up(self) -> None:
-        """From here on everything is sent in order."""
+    def caught_up(self) -> None:
+        """Nothing is left in the log: from here on everything is sent in order."""
         if self.ahead and self.idle:
             self.ahead = False
             if not self._remember:

@@ -263,7 +263,8 @@ class InOrder:
         if await common.retry_held(lane):
             return None
         was_ahead = lane.ahead
-        await _fill(common, lane)
+        if not await _fill(common, lane) and common.log.backlog(common.name)[0] == 0:
+            lane.caught_up()
         if was_ahead and not lane.ahead:
             await common.usage.note(self.kept_mode)
         return None
