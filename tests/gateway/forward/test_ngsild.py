@@ -176,6 +176,80 @@ async def test_a_500_of_every_entity_is_the_brokers() -> None:
     assert asked < 40  # the search is not repeated at every try
 
 
+async def test_one_that_goes_alone_goes_with_the_others_again_when_it_was_accepted() -> None:
+    strict = StrictBroker()
+    strict.behaviour.refuse, strict.behaviour.whole = "air-2$", "silent"
+    async with strict.serve() as url:
+        broker = NgsiLdBroker(NgsiLdSettings(url))
+        assert (await broker.state(ENTITIES)).refused.keys() == {IDS[2]}
+        for refuse, requests in (("air-2$", 2), ("", 2), ("", 1)):
+            strict.behaviour.refuse = refuse
+            asked = len(strict.bodies)
+            assert (await broker.state(ENTITIES)).accepted >= {IDS[0], IDS[1], IDS[3]}
+            assert len(strict.bodies) - asked == requests
+        await broker.close()
+
+
+async def test_one_known_for_its_500_says_nothing_of_the_broker() -> None:
+    strict = StrictBroker()
+    strict.behaviour.refuse, strict.behaviour.whole = "air-2$", "500"
+    async with strict.serve() as url:
+        broker = NgsiLdBroker(NgsiLdSettings(url))
+        while (await broker.state(ENTITIES)).fault is not None:
+            assert len(strict.bodies) < 20
+        for _ in range(6):
+            asked = len(strict.bodies)
+            outcome = await broker.state(ENTITIES)
+            assert (outcome.fault, outcome.later.keys()) == (None, {IDS[2]})
+            assert len(strict.bodies) - asked == 2
+        strict.behaviour.fault, strict.behaviour.times = "500", 1  # the broker's own, now and then
+        asked = len(strict.requests)
+        outcome = await broker.state(ENTITIES)
+        assert outcome.fault is not None
+        assert len(strict.requests) - asked == 1
+        await broker.close()
+
+
+@pytest.mark.parametrize("tries", [3, 4, 9, 20])
+async def test_a_broker_that_failed_for_long_is_searched_for_a_culprit_as_soon_as_a_new_one(tries: int) -> None:
+    strict = StrictBroker()
+    async with strict.serve() as url:
+        broker = NgsiLdBroker(NgsiLdSettings(url))
+        strict.behaviour.fault = "500"
+        for _ in range(tries):
+            assert (await broker.state(ENTITIES)).fault is not None
+        assert len(strict.requests) <= tries + 40
+        strict.behaviour.fault = ""
+        assert (await broker.state(ENTITIES)).accepted == set(IDS)
+        strict.behaviour.fault, strict.behaviour.times = "500", 2
+        for _ in range(2):
+            asked = len(strict.requests)
+            assert (await broker.state(ENTITIES)).fault is not None
+            assert len(strict.requests) - asked == 1  # two are no reason to search
+        strict.behaviour.refuse, strict.behaviour.whole = "air-2$", "500"
+        outcomes = [await broker.state(ENTITIES) for _ in range(3)]
+        await broker.close()
+    assert outcomes[-1].fault is None
+    assert outcomes[-1].accepted == {IDS[0], IDS[1], IDS[3]}
+
+
+async def test_an_answer_that_does_not_come_makes_the_next_request_smaller() -> None:
+    strict = StrictBroker()
+    many = [measured(f"air-{n}", no2=n) for n in range(26)]
+    async with strict.serve() as url:
+        broker = NgsiLdBroker(NgsiLdSettings(url, batch_entities=25), Way(timeout=aiohttp.ClientTimeout(sock_read=0.3)))
+        await broker.state(many[:1])
+        strict.behaviour.fault, strict.behaviour.times = "reset_stored", 1
+        outcome = await broker.state(many)
+        assert outcome.doubtful == {entity.id for entity in many[:25]}  # the last one was not sent
+        assert outcome.later.keys() == {entity.id for entity in many}
+        assert len(strict.bodies) == 2
+        await broker.state(many)
+        assert len(json.loads(strict.bodies[2])) < 25
+        assert broker.traffic.batch < 25
+        await broker.close()
+
+
 async def test_413_makes_requests_smaller_and_a_single_one_waits() -> None:
     strict = StrictBroker()
     strict.behaviour.max_bytes = 500

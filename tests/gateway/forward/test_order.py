@@ -306,6 +306,48 @@ async def test_a_piece_that_is_purged_while_it_is_tried_is_gone_and_holds_nothin
         assert (health.later, health.dead) == (0, 0)
 
 
+async def test_what_is_gathered_and_not_yet_on_the_card_is_not_overtaken(box: Box) -> None:
+    strict = StrictBroker()
+    async with strict.serve() as url, box.running(url, replace(IN_ORDER, gather_s=60.0)) as health:
+        await accompanied(box, strict)
+        strict.behaviour.verdicts = {AIR: PUT_OFF}
+        await box.put("air-0", 0, no2=0)
+        await accompanied(box, strict)
+        await strict.until(lambda: any(AIR in refusal for refusal in strict.refusals))
+        strict.behaviour.verdicts = {}
+        for n in range(1, 4):
+            await box.put("air-0", n, no2=n)
+            await accompanied(box, strict)
+            await asyncio.sleep(0.1)  # the table of held pieces is looked at meanwhile
+        assert strict.current(AIR, "no2") is None
+        box.clock.leap(61)
+        await offered_again(box, strict, lambda: health.later == 0 and box.settled)
+    assert [v.value for v in strict.stored if (v.entity, v.attribute) == (AIR, "no2")] == [0, 1, 2, 3]
+    strict.refusals.clear()
+    assert_exact(strict, box)
+
+
+@BOTH
+async def test_a_piece_whose_verdict_is_open_is_not_offered_meanwhile(box: Box, settings: Any) -> None:
+    """It was refused, and nothing else was accepted or refused since: whose fault it is shows with the next set."""
+    strict = StrictBroker()
+    async with strict.serve() as url, box.running(url, settings) as health:
+        await accompanied(box, strict)
+        strict.behaviour.verdicts = {AIR: PUT_OFF}
+        await box.put("air-0", 0, no2=0)
+        await accompanied(box, strict)
+        await strict.until(lambda: health.later == 1 and box.settled)
+        strict.behaviour.verdicts = {AIR: 400}
+        refused = health.refused
+        box.clock.leap(31)
+        await strict.until(lambda: health.refused > refused)
+        refused = health.refused
+        await asyncio.sleep(0.5)  # nothing is to be done: whoever offers now, offers again
+        assert health.refused - refused <= 1  # of the other lane
+        await accompanied(box, strict)
+        await strict.until(lambda: (health.later, health.dead) == (0, 1))
+
+
 async def test_late_in_order_is_told_by_attribute_and_the_rest_goes(box: Box) -> None:
     strict = StrictBroker()
     async with strict.serve() as url, box.running(url, IN_ORDER) as health:

@@ -14,8 +14,9 @@ import pytest
 
 from gateway.forward.forwarder import REMEDIES
 from gateway.forward.history_lane import LATE
+from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
 from gateway.forward.updates import Sent
-from tests.gateway.forward.scene import MemoryLog, entity_id, measured_only, table, tables, wire
+from tests.gateway.forward.scene import MemoryLog, entity_id, measured, measured_only, table, tables, wire
 from tests.gateway.forward.test_forwarder import FAST as FAST_IN_ORDER
 from tests.gateway.forward.test_forwarder import forwarding
 from tests.gateway.forward.test_two_lanes import DEVICES, FAST, Box, assert_exact
@@ -227,7 +228,7 @@ async def test_the_bytes_of_a_month_go_on_over_a_restart_and_end_with_the_month(
 
 @pytest.mark.parametrize("first", ["temporal", "latest-only"])
 async def test_that_the_state_went_ahead_is_known_until_the_tail_is_reached_over_any_number_of_runs(
-    box: Box, first: str
+    box: Box, tmp_path: Path, first: str
 ) -> None:
     """Older than the broker's value is not the same as known to it: it is told, not passed over."""
     strict = StrictBroker()
@@ -258,18 +259,25 @@ async def test_that_the_state_went_ahead_is_known_until_the_tail_is_reached_over
             assert box.log is not None
             assert {piece.reason for piece in box.log.held.pieces("city")} == {LATE}
             assert sum(piece.readings for piece in box.log.held.pieces("city")) == 4
-        async with box.running(url, IN_ORDER) as health:
-            await box.put("air-0", 6, no2=6)
+            # from here on what is older than the broker's value was sent in order, also after a kill
+            await strict.until(lambda: box.log is not None and box.log.driver_state("broker city")["mode"] == b"in-order")
+            strict.behaviour.fault, strict.behaviour.path = "503", "upsert"
+            for n in (6, 7, 8):
+                await box.put("air-0", n, no2=n)
+            await strict.until(lambda: health.state == "down")
+            dead = health.dead
+            left = await box.killed(tmp_path / "left")
+            strict.behaviour.fault = ""
             await strict.until(lambda: box.settled)
-            assert (health.late, health.state) == (0, "ok")
+        async with left.running(url, IN_ORDER) as health:
+            await left.put("air-0", 9, no2=9)
+            await strict.until(lambda: left.settled and health.state == "ok")
+            assert (health.late, health.dead) == (0, dead)
     assert strict.backwards == []
 
 
 async def put_by_another_way(url: str, strict: StrictBroker, at_s: int) -> None:
     """What the state lane had sent when its answers were lost."""
-    from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
-    from tests.gateway.forward.scene import measured
-
     strict.behaviour.fault = ""
     broker = NgsiLdBroker(NgsiLdSettings(url))
     await broker.state([measured("air-0", at_s, no2=at_s)])
