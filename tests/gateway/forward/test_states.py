@@ -16,7 +16,7 @@ from gateway.forward.forwarder import REMEDIES
 from gateway.forward.history_lane import LATE
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
 from gateway.forward.updates import Sent
-from tests.gateway.forward.scene import MemoryLog, entity_id, measured, measured_only, table, tables, wire
+from tests.gateway.forward.scene import LeapClock, MemoryLog, entity_id, measured, measured_only, table, tables, wire
 from tests.gateway.forward.test_forwarder import FAST as FAST_IN_ORDER
 from tests.gateway.forward.test_forwarder import forwarding
 from tests.gateway.forward.test_two_lanes import DEVICES, FAST, Box, assert_exact
@@ -260,7 +260,9 @@ async def test_that_the_state_went_ahead_is_known_until_the_tail_is_reached_over
             assert {piece.reason for piece in box.log.held.pieces("city")} == {LATE}
             assert sum(piece.readings for piece in box.log.held.pieces("city")) == 4
             # from here on what is older than the broker's value was sent in order, also after a kill
-            await strict.until(lambda: box.log is not None and box.log.driver_state("broker city")["mode"] == b"in-order")
+            await strict.until(
+                lambda: box.log is not None and box.log.driver_state("broker city")["mode"] == b"in-order"
+            )
             strict.behaviour.fault, strict.behaviour.path = "503", "upsert"
             for n in (6, 7, 8):
                 await box.put("air-0", n, no2=n)
@@ -286,7 +288,7 @@ async def put_by_another_way(url: str, strict: StrictBroker, at_s: int) -> None:
 
 
 async def test_the_rate_gives_no_credit_for_the_time_before() -> None:
-    strict, log, clock = StrictBroker(), MemoryLog(), Box(Path()).clock
+    strict, log, clock = StrictBroker(), MemoryLog(), LeapClock()
     slow = replace(FAST_IN_ORDER, rate_per_s=100.0, max_readings=10)
     async with strict.serve() as url, forwarding(url, log, "air-1", settings=slow, clock=clock):
         log.put("air-1", -1, no2=0)
@@ -396,5 +398,8 @@ async def test_a_config_fault_that_the_history_meets_first_makes_no_dead_letters
         strict.behaviour.refuse = ""
         await strict.until(lambda: box.settled and health.state == "ok")
         assert health.dead == 0
+    for device in DEVICES[:3]:
+        came = [v.value for v in strict.stored if (v.entity, v.attribute) == (entity_id(device), "no2")]
+        assert came == [100, *range(6)]  # the oldest first, all the same
     strict.refusals.clear()
     assert_exact(strict, box)
