@@ -438,10 +438,11 @@ async def test_a_reading_ahead_of_the_clock_goes_when_its_time_comes_and_is_nobo
         expected = log.put("air-0", 0, no2=1.0)
         expected |= log.put("air-0", ahead_s, no2=2.0)
         await strict.until(lambda: log.settled and health.later == 1)
+        [piece] = log.held.pieces()
         clock.leap(300)  # not yet
         expected |= log.put("air-0", 10, pm25=3.0)
         await strict.until(lambda: log.settled and len(measured_only(strict.history())) == 2)
-        assert health.later == 1
+        assert log.held.pieces() == [piece]  # nobody touched it, and so nobody wrote to the card
         clock.leap(400)  # within five minutes of it
         await strict.until(lambda: health.later == 0 and len(measured_only(strict.history())) == 3)
         assert health.dead == 0
@@ -462,3 +463,58 @@ async def test_nothing_joins_a_reading_that_is_ahead_of_the_clock() -> None:
         await strict.until(lambda: log.settled)
         assert [piece.readings for piece in log.held.pieces()] == [1]
         assert health.dead == 0
+
+
+async def test_late_and_put_off_are_two_pieces_and_who_joins_shortens_no_wait(box: Box) -> None:
+    strict = StrictBroker()
+    async with strict.serve() as url, box.running(url, replace(IN_ORDER, gather_s=60.0)) as health:
+        await accompanied(box, strict)
+        await box.put("air-0", 10, no2=10)
+        await strict.until(lambda: strict.current(AIR, "no2") == 10)
+        await box.put("air-0", 5, no2=5)  # late
+        strict.behaviour.verdicts = {AIR: PUT_OFF}
+        await box.put("air-0", 11, no2=11)
+        await accompanied(box, strict)
+        await strict.until(lambda: any("rule 413" in refusal for refusal in strict.refusals))
+        await box.put("air-0", 12, no2=12)  # joins
+        await accompanied(box, strict)
+        box.clock.leap(61)
+        await accompanied(box, strict)
+        await strict.until(lambda: (health.later, health.dead) == (1, 1) and box.settled)
+        held = {piece.state: (await values(box, piece), piece.reason) for piece in pieces(box)}
+        assert held["dead"] == ([5], LATE)
+        assert held["later"][0] == [11, 12]
+        assert "refused by rule" in held["later"][1]
+        [later] = [piece for piece in pieces(box) if piece.next_try_at is not None]
+        assert later.next_try_at is not None
+        assert later.next_try_at - later.last_at >= timedelta(seconds=LATER_S[0])
+
+
+@BOTH
+async def test_who_is_known_to_be_bad_is_written_off_at_once_and_who_was_accepted_is_not(
+    box: Box, settings: Any
+) -> None:
+    strict = StrictBroker()
+    async with strict.serve() as url, box.running(url, settings) as health:
+        await accompanied(box, strict)
+        strict.behaviour.refuse = "air-0$"
+        await box.put("air-0", 0, no2=0)
+        await accompanied(box, strict)
+        await strict.until(lambda: health.dead == 1 and box.settled)
+        box.clock.leap(31)
+        await box.put("air-0", 1, no2=1)  # alone
+        await strict.until(lambda: health.dead == 2 and box.settled)
+        strict.behaviour.refuse = ""
+        box.clock.leap(31)
+        for n in (2, 3):
+            await box.put("air-0", n, no2=n)
+            await strict.until(lambda n=n: strict.current(AIR, "no2") == n)
+        if settings is TEMPORAL:
+            return  # it was accepted as state, and is as bad as ever as history
+        strict.behaviour.refuse = "air-0$"
+        await box.put("air-0", 4, no2=4)  # alone: the verdict is open
+        refused = health.refused
+        await strict.until(lambda: health.refused > refused)
+        await asyncio.sleep(0.3)  # nothing is to be done
+        assert health.dead == 2
+        assert not box.settled

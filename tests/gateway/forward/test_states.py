@@ -164,6 +164,30 @@ async def test_a_wait_that_was_asked_for_is_kept_and_the_next_one_is_short_again
             await strict.until(lambda: box.settled and health.state == "ok")
 
 
+@pytest.mark.parametrize("path", ["upsert", "temporal"])
+async def test_each_outage_begins_with_short_waits(box: Box, path: str) -> None:
+    """However long the one before was."""
+    strict = StrictBroker()
+    growing = replace(TEMPORAL, retry_first_s=0.05, retry_quick_s=30.0, retry_cap_s=30.0)
+    async with strict.serve() as url, box.running(url, growing) as health:
+        await box.put("air-0", 100, no2=100)
+        await strict.until(lambda: box.settled)
+        for outage in range(3):
+            strict.behaviour.fault, strict.behaviour.path = "503", path
+            asked = len(strict.requests)
+            begun = box.clock.now()
+            await box.put("air-0", outage if path == "temporal" else 101 + outage, no2=outage)
+            await strict.until(lambda: health.state == "down" and health.next_try_at is not None)
+            assert health.next_try_at is not None
+            if outage:
+                assert health.next_try_at - box.clock.now() < timedelta(seconds=0.2)
+            wanted = 6 if outage == 0 else 1
+            await strict.until(lambda asked=asked, wanted=wanted: len(strict.requests) >= asked + wanted)
+            strict.behaviour.fault = ""
+            await strict.until(lambda: box.settled and health.state == "ok")
+            assert health.since > begun
+
+
 async def test_what_was_learned_of_the_batch_size_holds_over_a_restart(box: Box) -> None:
     strict = StrictBroker()
     many = tables(*(f"air-{n}" for n in range(60)))
