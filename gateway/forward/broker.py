@@ -323,7 +323,7 @@ class Streak:
         """Something was accepted, or the verdict was drawn: these are bad by themselves, until accepted in the same way."""
         self._batches = 0
         self._ids.clear()
-        self._bad |= {(way, entity_id) for way in ("state", "past") for entity_id in bad}
+        self._bad |= {(way, entity_id) for entity_id in bad for way in ("state", "past")}  # `bad` can be walked once
 
 
 Send = Callable[[Sequence[Entity]], Awaitable[Outcome]]
