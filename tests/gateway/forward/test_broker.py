@@ -295,7 +295,7 @@ def test_a_size_that_was_too_large_is_tried_again_after_a_long_while_and_not_bef
 
 def test_one_that_was_bad_in_one_way_counts_again_when_it_was_accepted_in_that_way() -> None:
     streak = Streak(entities=10)
-    streak.clear(["a"])
+    streak.clear(entity for entity in ("a",))  # whatever can be walked
     for way in ("state", "past"):
         streak.note(refused("a"), way)
         assert not streak.begun
