@@ -363,7 +363,7 @@ async def test_a_piece_whose_verdict_is_open_is_not_offered_meanwhile(box: Box) 
         await asyncio.sleep(0.4)  # nothing is to be done: whoever offers now, offers again
         assert (health.refused, health.dead) == (1, 0)
         await accompanied(box, strict)
-        await strict.until(lambda: health.dead == 1)
+        await strict.until(lambda: health.dead >= 1)
 
 
 async def test_late_in_order_is_told_by_attribute_and_the_rest_goes(box: Box) -> None:
@@ -450,14 +450,15 @@ async def test_a_reading_ahead_of_the_clock_goes_when_its_time_comes_and_is_nobo
 
 async def test_nothing_joins_a_reading_that_is_ahead_of_the_clock() -> None:
     strict, log, clock = StrictBroker(), MemoryLog(), LeapClock()
-    settings = replace(FAST_IN_ORDER, held_every_s=600.0, gather_s=0.0)
+    settings = replace(FAST_IN_ORDER, held_every_s=600.0, gather_s=60.0)
     ahead_s = (clock.now() - datetime.fromisoformat(wire(0))).total_seconds() + 900.0
     async with strict.serve() as url, forwarding(url, log, "air-0", settings=settings, clock=clock) as health:
         log.put("air-0", ahead_s, no2=2.0)
-        await strict.until(lambda: log.settled)
         for n in range(3):
             log.put("air-0", n, no2=n)
             await strict.until(lambda n=n: strict.current(AIR, "no2") == n)
+        clock.leap(61)
+        log.put("air-0", 3, no2=3)
         await strict.until(lambda: log.settled)
         assert [piece.readings for piece in log.held.pieces()] == [1]
         assert health.dead == 0
