@@ -354,8 +354,8 @@ async def test_what_is_known_of_a_broker_is_not_asked_again(box: Box, settings: 
             await box.put("air-0", 2.5, no2=2.5)
             await strict.until(lambda: box.settled and health.state == "ok")
             asked = reads()
-            for n in (0.5, 1.5, 3.5):
-                await box.put("air-0", n, no2=n)
+            for late_s in (0.5, 1.5, 3.5):
+                await box.put("air-0", late_s, no2=late_s)
                 await strict.until(lambda: box.settled)
             assert reads() == asked  # the doubt is over
     assert_exact(strict, box)

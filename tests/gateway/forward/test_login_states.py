@@ -5,7 +5,7 @@ import base64
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -179,7 +179,7 @@ class Echo:
         return web.json_response(problem, status=int(self.answer))
 
 
-LOGINS = {
+LOGINS: dict[str, Callable[[str], Login]] = {
     "basic": lambda _: basic("gw-017", SECRET),
     "bearer": lambda _: bearer(SECRET),
     "header": lambda _: Static({"X-Key": SECRET}),
@@ -199,7 +199,7 @@ async def test_a_login_that_a_broker_repeats_is_shown_nowhere_and_kept_nowhere(
     echo.answer = answer
     shown = []
     async with echo.serve() as url, identity.serve() as token_url:
-        login: Login = LOGINS[kind](token_url)  # type: ignore[no-untyped-call]  # lambdas
+        login = LOGINS[kind](token_url)
         async with asyncio.timeout(8.0), box.running(url, replace(FAST, history="in-order"), login=login) as health:
             await box.put("air-1", 0, no2=0)
             await box.put("air-0", 1, no2=1)

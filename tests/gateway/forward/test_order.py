@@ -172,7 +172,10 @@ async def test_of_a_piece_the_worst_verdict_stands_and_what_was_taken_is_not_tak
         assert (AIR, "no2", wire(1), 1.5) not in found
         assert box.log is not None
         await box.log.held.requeue([piece.id for piece in pieces(box)], box.clock.now())
-        done = (lambda: health.dead == 0) if settings is TEMPORAL else (lambda: health.late >= 1)
+
+        def done() -> bool:
+            return health.dead == 0 if settings is TEMPORAL else health.late >= 1
+
         await offered_again(box, strict, lambda: done() and health.later == 0 and box.settled)
     found = Counter(measured_only(strict.temporal_history()))
     assert max(found.values()) == 1
