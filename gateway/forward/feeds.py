@@ -97,6 +97,12 @@ class Feeds:
         """What any device tells of an entity."""
         return next(feed for feed in self._feeds.values() if feed.entity_id == entity_id)
 
+    def look_for_missing(self) -> None:
+        """Which entities wait for a mandatory attribute since an earlier run; they are shown before they change again."""
+        for feed in self._feeds.values():
+            if any(self.newest(number) is not None for number in self.complete.points(feed.device).values()):
+                self.complete.lacks(feed)
+
     # what was
 
     async def read(self, after: int | None = None, *, confirmed: bool = False) -> Stretch | None:

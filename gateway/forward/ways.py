@@ -234,6 +234,7 @@ class InOrder:
     def __init__(self, common: Common, lane: InOrderLane) -> None:
         self._common = common
         self._lane = lane
+        common.feeds.look_for_missing()
 
     @property
     def kept_mode(self) -> str:

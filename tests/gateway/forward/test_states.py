@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from gateway.forward.forwarder import REMEDIES
 from gateway.forward.history_lane import LATE
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
+from gateway.forward.standing import REMEDIES
 from gateway.forward.updates import Sent
+from gateway.health import BrokerState
 from tests.gateway.forward.scene import LeapClock, MemoryLog, entity_id, measured, measured_only, table, tables, wire
 from tests.gateway.forward.test_forwarder import FAST as FAST_IN_ORDER
 from tests.gateway.forward.test_forwarder import forwarding
@@ -83,7 +84,7 @@ async def test_each_state_after_each_other_is_shown_as_itself(box: Box, settings
                 assert (health.reason, health.remedy, health.next_try_at) == ("", "", None)
                 await strict.until(lambda: box.settled)
             else:
-                assert health.remedy == REMEDIES[state]
+                assert health.remedy == REMEDIES[BrokerState(state)]
                 asked = len(strict.requests)
                 await strict.until(lambda asked=asked: len(strict.requests) > asked + 2)
                 assert health.next_try_at is not None
@@ -118,7 +119,7 @@ async def test_a_fault_of_the_history_alone_is_shown_again_after_one_of_the_whol
         await strict.until(lambda: health.state == "login" and health.reason.startswith("history: 403"))
         history_at = health.next_try_at
         assert history_at is not None
-        assert health.remedy == REMEDIES["login"]
+        assert health.remedy == REMEDIES[BrokerState.LOGIN]
         await box.put("air-0", 11, no2=11)
         await strict.until(lambda: strict.current(AIR, "no2") == 11)
         assert health.reason.startswith("history: 403")
