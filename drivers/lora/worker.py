@@ -24,7 +24,8 @@ from gateway.sdk.errors import CitygateError, FrameError
 MEMORY_BYTES = 16 << 20  # of one program
 STACK_BYTES = 256 << 10
 TIME_S = 0.2  # of processor time, to load a program and again to call it
-DEADLINE_S = 3.0  # of wall time, of one call, worker start included
+DEADLINE_S = 3.0  # of wall time, of one call
+START_S = 30.0  # more for the first call of a worker: on a loaded box Python alone takes seconds
 PROCESS_BYTES = 512 << 20  # address space of the worker
 OUTPUT_BYTES = 64 << 10
 PRINTED_CHARS = 500  # of what a program prints, shown with its fault
@@ -53,9 +54,12 @@ class Program:
 class Worker:
     """One worker process, started at the first call."""
 
-    def __init__(self, command: tuple[str, ...] = COMMAND, deadline_s: float = DEADLINE_S) -> None:
+    def __init__(
+        self, command: tuple[str, ...] = COMMAND, deadline_s: float = DEADLINE_S, *, start_s: float = START_S
+    ) -> None:
         self._command = command
         self._deadline_s = deadline_s
+        self._start_s = start_s
         self._process: asyncio.subprocess.Process | None = None
         self._known: set[Program] = set()
         self._lock = asyncio.Lock()
@@ -91,8 +95,9 @@ class Worker:
     async def _ask(
         self, program: Program, payload: bytes, port: int | None, received_at: datetime | None
     ) -> dict[str, Any]:
+        within_s = self._deadline_s if self._runs else self._start_s + self._deadline_s
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with asyncio.timeout(within_s):
                 process = await self._started()
                 assert process.stdin is not None
                 assert process.stdout is not None
@@ -105,7 +110,7 @@ class Worker:
             raise
         except TimeoutError:
             await self._kill()
-            return {"fault": f"did not answer within {self._deadline_s:g} s; worker killed"}
+            return {"fault": f"did not answer within {within_s:g} s; worker killed"}
         except (OSError, ValueError) as error:  # broken pipe; a line longer than the stream's limit
             await self._kill()
             return {"fault": f"worker lost: {error}"}
@@ -124,6 +129,10 @@ class Worker:
             self._known.discard(program)
             return await self._ask(program, payload, port, received_at)
         return answer
+
+    @property
+    def _runs(self) -> bool:
+        return self._process is not None and self._process.returncode is None
 
     async def _started(self) -> asyncio.subprocess.Process:
         if self._process is None or self._process.returncode is not None:
@@ -157,7 +166,7 @@ def decode_once(program: Program, payload: bytes, port: int | None, received_at:
             COMMAND,
             input=_request(program, payload, port, received_at, with_source=True),
             stdout=subprocess.PIPE,
-            timeout=DEADLINE_S,
+            timeout=START_S + DEADLINE_S,
             check=False,
         )
         answer = json.loads(done.stdout)

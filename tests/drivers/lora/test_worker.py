@@ -213,13 +213,24 @@ async def test_programs_share_nothing(worker: Worker) -> None:
      ("import sys; sys.stdin.readline(); sys.stdout.write('half'); sys.exit()", 60, "died")],
 )  # fmt: skip
 async def test_a_worker_that_hangs_dies_or_floods_is_replaced(code: str, deadline_s: float, message: str) -> None:
-    worker = Worker((sys.executable, "-c", code), deadline_s)
+    worker = Worker((sys.executable, "-c", code), deadline_s, start_s=0)
     with pytest.raises(ProgramFault, match=message):
         await worker.decode(Program("a", GOOD), b"\x01\x04", 3)
     worker._command = Worker()._command
     worker._deadline_s = 60
     assert await worker.decode(Program("a", GOOD), b"\x01\x04", 3) == {"t": 26, "port": 3}
     assert worker.kills == 1
+    await worker.close()
+
+
+async def test_only_the_first_call_may_take_as_long_as_a_start() -> None:
+    answers_once = (
+        "import sys, time; sys.stdin.readline(); time.sleep(1.2); print('{\"result\": 1}', flush=True); time.sleep(60)"
+    )
+    worker = Worker((sys.executable, "-c", answers_once), 1.0, start_s=60)
+    assert await worker.decode(Program("a", GOOD), b"", 1) == 1
+    with pytest.raises(ProgramFault, match="within 1 s; worker killed"):
+        await worker.decode(Program("a", GOOD), b"", 1)
     await worker.close()
 
 
