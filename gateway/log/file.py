@@ -92,7 +92,7 @@ class File:
             if of_the_file(error) and not is_damage(error):
                 raise
             try:  # rows that cannot be understood are as good as damaged
-                report = salvage(path, size, at)
+                report = salvage(path, size, at, keeps=self._settings.keep_s > 0)
             except NotOurs as other:
                 report = self._put_aside(other, at)
         return *self._loaded(at), report
@@ -144,14 +144,15 @@ class File:
     def _renewed(self, store: Store, error: Exception) -> Store:
         """In the writer thread: what can be saved of a file that is damaged, or gone from its path, in a new one."""
         path, size, at = self._settings.path, self._settings.max_size_bytes, self._clock.now()
+        keeps = self._settings.keep_s > 0
         try:
             if isinstance(error, Gone):
                 self._lock_again()
-                report = rescue(store, path, str(error), at)
+                report = rescue(store, path, str(error), at, keeps=keeps)
             else:
                 with contextlib.suppress(sqlite3.Error):
                     store.close()
-                report = salvage(path, size, at)
+                report = salvage(path, size, at, keeps=keeps, layouts=store.layouts.known())
             fresh, _ = self._loaded(at)
         except BaseException:
             if store.closed:

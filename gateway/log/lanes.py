@@ -110,11 +110,12 @@ class Lanes:
         """Who reads; each gets its place when the file is open."""
         self._lanes = {consumer.name: Lane(consumer, 0) for consumer in consumers}
 
-    async def take_places(self, cursors: Mapping[str, int], *, known: bool, salvaged: bool) -> None:
+    async def take_places(self, cursors: Mapping[str, int], *, known: bool, salvaged: int | None) -> None:
         """The file is open: join all consumers.
 
         Args:
             known: it was open before and could not be used for a while: memory knows better how far everybody is.
+            salvaged: the file was damaged, and up to here everybody had settled: from there on one whose place is lost.
         """
         mine = dict(self.cursors) if known else {}
         self.cursors = {name: max(seq, mine.get(name, 0)) for name, seq in {**mine, **cursors}.items()}
@@ -127,7 +128,7 @@ class Lanes:
             lane.cursor = lane.cursor + more if lane.cursor else 0
             lane.owed = None
 
-    async def _join(self, lane: Lane, now: int, *, salvaged: bool = False) -> None:
+    async def _join(self, lane: Lane, now: int, *, salvaged: int | None = None) -> None:
         """Give a consumer its place: where it was, else where the operator lets it start; `now` is the number of now."""
         consumer, sent_upto = lane.consumer, lane.cursor
         cursor = self.cursors.get(consumer.name)
@@ -135,7 +136,7 @@ class Lanes:
             cursor = self.cursors.pop(consumer.was)
             self._pending.forget.append(consumer.was)
         if cursor is None:
-            cursor = 0 if salvaged else await self._start_of(consumer, now)
+            cursor = await self._start_of(consumer, now) if salvaged is None else salvaged
         self.cursors[consumer.name] = lane.cursor = cursor
         lane.empty_upto = 0
         self._pending.cursors.add(consumer.name)

@@ -77,7 +77,7 @@ class Opening:
         self._held.take(loaded.held)
         self._condition.gaps = [*loaded.gaps, *self._pending.gaps]
         head.stored_last = loaded.last
-        await self._lanes.take_places(loaded.cursors, known=known, salvaged=report is not None)
+        await self._lanes.take_places(loaded.cursors, known=known, salvaged=report.settled if report else None)
         self._condition.failure = ""
         self._stamps.learn()
         if report is not None:

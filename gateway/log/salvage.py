@@ -6,7 +6,7 @@ import mmap
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
@@ -57,6 +57,7 @@ class Report:
         lost: what could not be read, in words.
         said: the report in words, where it is not that of a damaged file.
         all_lost: nothing of the old file is in the new one.
+        settled: all up to here was settled by everybody.
     """
 
     aside: Path | None
@@ -66,6 +67,7 @@ class Report:
     said: str = ""
     remedy: str = "check the card; delete the old file when it is no longer needed"
     all_lost: bool = False
+    settled: int = 0
 
     def __str__(self) -> str:
         if self.said:
@@ -96,10 +98,16 @@ def ours(path: Path) -> bool:
     return bool(found.segments or found.series)
 
 
-def salvage(path: Path, max_size_bytes: int, at: datetime) -> Report:
+def salvage(
+    path: Path, max_size_bytes: int, at: datetime, *, keeps: bool = False, layouts: Sequence[Layout] = ()
+) -> Report:
     """Save what is sound into a new file, then set the old one aside and put the new one in its place.
 
     A power cut at any moment leaves either the old file in place or the new one beside it; `finish` completes that.
+
+    Args:
+        keeps: what is settled stays, too, until retention takes it.
+        layouts: what memory knows of the dictionary.
 
     Raises:
         NotOurs: the file is no log of ours; it was left where it is.
@@ -110,11 +118,12 @@ def salvage(path: Path, max_size_bytes: int, at: datetime) -> Report:
     aside = _free_name(path, "damaged", at)
     report = Report(aside)
     found = _read(path, report)
+    found.layouts = {layout.id: layout for layout in layouts} | found.layouts
     new = _beside(path)
     _remove(new)
     store = Store(new, max_size_bytes)
     try:
-        _write(store, found, report, at)
+        _write(store, found, report, at, keeps=keeps)
     finally:
         store.close()  # the last connection moves all into the file and removes the journal
     path.rename(aside)
@@ -142,7 +151,7 @@ def put_aside(path: Path, error: NotOurs, at: datetime) -> Report:
     )
 
 
-def rescue(store: Store, path: Path, what: str, at: datetime) -> Report:
+def rescue(store: Store, path: Path, what: str, at: datetime, *, keeps: bool = False) -> Report:
     """The open file was taken away: put what it holds, read through the open handle, in its place, and close it.
 
     Whatever lies at the path by now is set aside. The copy is complete before that; `finish` completes what a power cut leaves.
@@ -160,7 +169,7 @@ def rescue(store: Store, path: Path, what: str, at: datetime) -> Report:
         _remove(new)
         if not is_damage(error):
             raise
-        return _without_copy(store, path, what, error, at)
+        return _without_copy(store, path, what, error, at, keeps=keeps)
     except BaseException:
         _remove(new)
         raise
@@ -175,12 +184,14 @@ def rescue(store: Store, path: Path, what: str, at: datetime) -> Report:
     )
 
 
-def _without_copy(store: Store, path: Path, what: str, error: sqlite3.DatabaseError, at: datetime) -> Report:
+def _without_copy(
+    store: Store, path: Path, what: str, error: sqlite3.DatabaseError, at: datetime, *, keeps: bool
+) -> Report:
     """The open handle does not give all of it: what lies at the path may still have sound segments."""
     with contextlib.suppress(sqlite3.Error):
         store.close()
     try:
-        report = salvage(path, store.max_pages * PAGE_BYTES, at)
+        report = salvage(path, store.max_pages * PAGE_BYTES, at, keeps=keeps)
     except (FileNotFoundError, NotOurs):
         _make_way(store, path, at)
         return Report(None, said=f"{what}, and it could not be read any more: {error}", all_lost=True)
@@ -332,10 +343,10 @@ def _places(data: mmap.mmap, magic: bytes) -> Iterator[int]:
         start = data.find(magic, start + 1)
 
 
-def _write(store: Store, found: _Found, report: Report, at: datetime) -> None:
+def _write(store: Store, found: _Found, report: Report, at: datetime, *, keeps: bool) -> None:
     layouts = Layouts(found.layouts[number] for number in sorted(found.layouts))
     segments = [found.segments[number] for number in sorted(found.segments)]
-    settled = segments[-1][0].settled if segments else 0
+    settled = report.settled = segments[-1][0].settled if segments else 0
     starts = [row for row in found.rows.get("start", []) if _fits(row, (int, int, int))]
     last = max([segments[-1][0].last if segments else 0, settled])
     with store.transaction():
@@ -343,7 +354,7 @@ def _write(store: Store, found: _Found, report: Report, at: datetime) -> None:
         for table, types in _TYPES.items():
             store.save_rows(table, [row for row in found.rows.get(table, []) if _fits(row, types)])
         store.save_dictionary(found.series, list(found.layouts.values()))
-    kept = list(_in_order(found, settled, layouts, report))
+    kept = list(_in_order(found, 0 if keeps else settled, layouts, report))
     for i in range(0, len(kept), _CHUNK):
         with store.transaction():
             for header, body in kept[i : i + _CHUNK]:
@@ -368,9 +379,8 @@ def _count_lost(store: Store, found: _Found, report: Report, at: datetime) -> No
         store.save_gap(Gap(microseconds(at), None, None, lost, "damage", {}))
 
 
-def _in_order(found: _Found, settled: int, layouts: Layouts, report: Report) -> Iterator[tuple[Header, bytes]]:
+def _in_order(found: _Found, upto: int, layouts: Layouts, report: Report) -> Iterator[tuple[Header, bytes]]:
     """Segments without overlap: a commit that failed may have left its pages beside those of the one that followed."""
-    upto = settled
     for header, body in [found.segments[number] for number in sorted(found.segments)]:
         if header.last <= upto:
             continue

@@ -193,6 +193,9 @@ class Layouts:
     def __getitem__(self, layout_id: int) -> Layout:
         return self._by_id[layout_id]
 
+    def known(self) -> list[Layout]:
+        return list(self._by_id.values())
+
     def newest(self, series: tuple[int, ...]) -> Layout | None:
         """The layout this shape was written with last."""
         known = self._by_shape.get(series)

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from gateway.log.segment import Entry, Layouts, Stamp, encode, microseconds
 from gateway.log.store import PAGE_BYTES, Batch, Store
 from gateway.sdk.reading import Reading, ReadingSet, Value
 from gateway.sdk.testing import NOON
-from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, everything, lose, opened
+from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, counts_of, everything, lose, opened
 
 FROM_NOW = Consumer("milano", "now")
 STAMP = Stamp(1, microseconds(NOON) - 10**9, 7)
@@ -86,6 +87,50 @@ async def test_the_place_of_one_is_lost_and_the_other_keeps_its_own(tmp_path: Pa
     assert await everything(log, "milano") == list(range(25, 30))
     assert await everything(log, "porto") == list(range(30))
     await log.close()
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("lost", [("state", "last_value"), ("state", "cursor")], ids=str)
+async def test_what_is_kept_beyond_settling_is_kept_beyond_a_damage_and_sent_to_nobody_again(
+    tmp_path: Path, lost: tuple[str, ...], running: bool
+) -> None:
+    clock = BootClock("b1", NOON, source=Source.KERNEL)
+    keep: dict[str, Any] = {"clock": clock, "keep_s": 7200.0}
+    log = await opened(tmp_path, CITY, OTHER, **keep)
+    await committed(log, range(20))
+    await settle_below(log, "milano", 20)
+    await settle_below(log, "porto", 15)
+    await committed(log, range(20, 30))
+    if not running:
+        await log.close()
+    lose(tmp_path, *lost)
+    if not running:
+        log = await opened(tmp_path, CITY, OTHER, **keep)
+    await log.append(ReadingSet("node", (Reading("count", 30, clock.now()),), {"fcnt": b"7"}))
+    await log.commit()
+    assert "taken over" in log.status()["salvaged"]
+    for _ in range(2):
+        assert await kept(log) == list(range(31))
+        its_own = running or "cursor" not in lost
+        assert await everything(log, "milano") == list(range(20 if its_own else 15, 31))
+        assert await everything(log, "porto") == list(range(15, 31))
+        assert log.backlog("porto")[0] == 2 * 15 + 1
+        await log.close()
+        log = await opened(tmp_path, CITY, OTHER, **keep)
+    for consumer in ("milano", "porto"):
+        await settle_below(log, consumer, 20)
+    clock.advance(7300)
+    await log.commit()
+    assert await kept(log) == list(range(20, 31))
+    await log.close()
+
+
+async def kept(log: Log) -> list[int]:
+    """All that is there, whoever has settled it."""
+    columns = await log.scan(-1, 10_000)
+    stored = [] if columns is None else counts_of(log, columns)
+    newer = None if columns is None else await log.scan(columns.last, 10_000)
+    return stored + ([] if newer is None else counts_of(log, newer))
 
 
 @pytest.mark.parametrize("lost", ["cursor", "state"])
@@ -225,14 +270,19 @@ async def test_what_was_learned_counted_and_kept_for_drivers_outlives_a_salvage_
     await log.close()
 
 
-@pytest.mark.parametrize(("records", "left"), [(["record"], list(range(21))), (["record", "record_copy"], [20])])
+@pytest.mark.parametrize("records", [["record"], ["record", "record_copy"]])
+@pytest.mark.parametrize("running", [True, False])
 async def test_a_kill_right_after_a_salvage_that_lost_names_leaves_a_log_that_can_be_opened(
-    tmp_path: Path, records: list[str], left: list[int]
+    tmp_path: Path, records: list[str], running: bool
 ) -> None:
-    """With both copies gone nobody can say what the segments hold; what comes after is another matter."""
+    """With both copies gone memory alone can say what the segments hold, and does with the next commit."""
     log = await opened(tmp_path, CITY)
     await committed(log, range(20))
+    if not running:
+        await log.close()
     lose(tmp_path, "cursor", *records)
+    if not running:
+        log = await opened(tmp_path, CITY)
     await log.append(a_set(20, "meter-new"))
     await log.commit()
     shutil.copytree(tmp_path, tmp_path / "killed")
@@ -240,6 +290,8 @@ async def test_a_kill_right_after_a_salvage_that_lost_names_leaves_a_log_that_ca
     for folder in (tmp_path / "killed", tmp_path):
         log = await opened(folder, CITY)
         assert log.status()["state"] == "ok"
+        known = "record_copy" not in records or (running and folder == tmp_path)
+        left = list(range(21)) if known else [20]
         assert await everything(log, "milano") == left
         assert log.last_values.device("meter-new")["count"].value == 20
         await log.append(a_set(21))
