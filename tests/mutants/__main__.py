@@ -37,9 +37,13 @@ SUITES = {
     "gateway/intake.py": (
         "tests/gateway/test_intake.py",
         "tests/gateway/test_link.py",
+        "tests/gateway/test_link_states.py",
         "tests/gateway/test_privacy.py",
+        "tests/gateway/test_thinning.py",
     ),
     "gateway/gate.py": ("tests/gateway/test_gate.py", "tests/gateway/test_intake.py", "tests/gateway/test_link.py"),
+    "gateway/backoff.py": ("tests/gateway/test_backoff.py",),
+    "gateway/claims.py": ("tests/gateway/test_claims.py",),
     "gateway/supervisor.py": ("tests/gateway/test_supervisor.py", "tests/gateway/test_link.py"),
     "gateway/clock.py": ("tests/gateway/test_clock.py", "tests/gateway/log/test_time.py"),
     "gateway/plan.py": ("tests/gateway/test_plan.py", "tests/gateway/test_rules.py"),
