@@ -100,7 +100,7 @@ def retry_after_s(header: str | None, now: datetime) -> float | None:
         return None
     text = header.strip()
     if text.isascii() and text.isdigit():
-        return min(float(text[:9]), RETRY_AFTER_CAP_S)
+        return min(float(text), RETRY_AFTER_CAP_S)
     try:
         at = parsedate_to_datetime(text)
     except (ValueError, TypeError, IndexError, OverflowError):

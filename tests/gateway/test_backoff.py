@@ -3,6 +3,7 @@
 import random
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,24 @@ class Highest(random.Random):
 
     def uniform(self, a: float, b: float) -> float:
         return b
+
+
+class Lowest(random.Random):
+    """Draws the lower bound."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return a
+
+
+def test_unless_told_otherwise_waits_grow_from_half_a_second_to_a_minute_and_nothing_is_hurried() -> None:
+    backoff = Backoff(rng=Highest())
+    assert [backoff.next_s() for _ in range(9)] == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
+    assert Backoff(8.0, quick_cap_s=1.0, rng=Highest()).next_s() == 8.0
+
+
+def test_the_shortest_wait_is_the_floor() -> None:
+    backoff = Backoff(30.0, rng=Lowest())
+    assert [backoff.next_s() for _ in range(3)] == [0.05] * 3
 
 
 def test_bounds_double_up_to_the_cap_and_reset_starts_again() -> None:
@@ -32,8 +51,11 @@ def test_a_young_outage_is_tried_often_and_an_old_one_seldom() -> None:
     assert waits[-1] == 60.0
 
 
-def test_an_outage_is_young_again_after_each_success_and_old_exactly_when_its_time_is_handed_out() -> None:
-    backoff = Backoff(1.0, 60.0, quick_cap_s=2.0, quick_for_s=7.0, rng=Highest())
+@pytest.mark.parametrize("quick_for_s", [5.1, 7.0])
+def test_an_outage_is_young_again_after_each_success_and_old_exactly_when_its_time_is_handed_out(
+    quick_for_s: float,
+) -> None:
+    backoff = Backoff(1.0, 60.0, quick_cap_s=2.0, quick_for_s=quick_for_s, rng=Highest())
     for _ in range(3):
         assert [backoff.next_s() for _ in range(6)] == [1, 2, 2, 2, 16, 32]
         backoff.reset()
@@ -74,7 +96,10 @@ def test_retry_after_as_seconds_date_or_rubbish() -> None:
     assert retry_after_s("120", NOON) == 120.0
     assert retry_after_s("Mon, 01 Jun 2026 12:00:30 GMT", NOON) == 30.0
     assert retry_after_s("Mon, 01 Jun 2026 11:00:30 GMT", NOON) == 0.0
-    assert retry_after_s("99999999999999", NOON) == RETRY_AFTER_CAP_S
+    assert retry_after_s("Mon, 01 Jun 2026 12:00:30 -0000", NOON) == 30.0  # names no zone: UTC
+    assert retry_after_s("00000000000030", NOON) == 30.0
+    for long in ("3601", "9" * 400, "Tue, 02 Jun 2026 12:00:00 GMT"):
+        assert retry_after_s(long, NOON) == 3600.0
     for rubbish in (None, "", "soon", "-5", "12.5", "²"):
         assert retry_after_s(rubbish, NOON) is None
 
