@@ -14,7 +14,8 @@ import pytest
 from gateway.backoff import Backoff
 from gateway.sdk.errors import ConfigError, LinkError
 from gateway.sdk.testing import ManualClock
-from gateway.supervisor import Interrupted, LagMonitor, supervise
+from gateway.supervisor import CANCEL_WITHIN_S, INTERRUPTED_AFTER_S, Interrupted, LagMonitor, supervise
+from tests.support.box import REPOSITORY
 
 WITHIN_S = 20.0  # a traceback with its locals takes seconds to print on a busy machine
 
@@ -96,7 +97,7 @@ async def test_a_failing_service_is_restarted_with_growing_bounded_waits() -> No
     assert max(clock.waits_s) > 4.0
 
 
-async def test_any_exception_is_a_failure_and_ends_nothing_else() -> None:
+async def test_any_exception_is_a_failure_and_ends_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
     service = Scripted(failing(ZeroDivisionError("a bug")), failing(KeyError("x")))
 
     async with supervised(service, ManualClock()) as task:
@@ -104,6 +105,30 @@ async def test_any_exception_is_a_failure_and_ends_nothing_else() -> None:
         assert not task.done()
 
     assert service.failures == ["ZeroDivisionError: a bug", "KeyError: 'x'"]
+    journal = capsys.readouterr().out
+    assert journal.count("service_crashed") == journal.count("service='link scripted'") == 2
+    assert journal.count("raise error") == 2, "with their tracebacks"
+
+
+async def test_a_service_runs_in_a_task_of_its_name() -> None:
+    """Who blocks the loop is named by it."""
+    names: list[str] = []
+
+    async def run() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        names.append(task.get_name())
+
+    service = Scripted(run)
+    async with supervised(service, ManualClock()):
+        await asyncio.wait_for(service.exhausted.wait(), WITHIN_S)
+    assert names == ["link scripted"]
+
+
+def test_the_limits_are_those_that_are_promised() -> None:
+    promised = (REPOSITORY / "docs/ARCHITECTURE.md").read_text()
+    assert f"after {CANCEL_WITHIN_S:g} s it is cut off" in promised
+    assert f"after {INTERRUPTED_AFTER_S:g} s it is interrupted" in promised
 
 
 async def test_a_config_error_stops_the_service_for_good() -> None:
@@ -236,10 +261,17 @@ async def test_a_peer_that_takes_us_in_and_throws_us_out_is_left_alone_from_the_
     assert await waits_of(came_up=True, runs=7) == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0]
 
 
-async def test_two_short_lives_are_hurried_and_the_third_is_not() -> None:
-    service = Scripted(*[failing(LinkError("closed by the peer"))] * 4)
+async def test_two_short_lives_are_hurried_and_the_third_is_not_also_after_a_healthy_run() -> None:
+    clock = RecordingClock()
+
+    async def lives() -> None:
+        clock.advance(3600.0)
+        raise LinkError("gone")
+
+    fails = failing(LinkError("closed by the peer"))
+    service = Scripted(fails, fails, fails, fails, lives, fails, fails, fails)
     service.came_up = True
-    assert await waits_between(service, RecordingClock(), first_s=4.0) == [4.0, 5.0, 16.0, 32.0]
+    assert await waits_between(service, clock, first_s=4.0) == [4.0, 5.0, 16.0, 32.0, 4.0, 5.0, 5.0, 32.0]
 
 
 @pytest.mark.parametrize(("lived_s", "after"), [(59.0, [8.0, 16.0, 32.0]), (60.0, [1.0, 2.0, 4.0])])
@@ -271,6 +303,15 @@ async def test_a_healthy_run_forgets_the_short_lives_before_it() -> None:
     service = Scripted(fails, fails, fails, lives, *[fails] * 4)
     service.came_up = True
     assert (await waits_between(service, clock))[3:] == [1.0, 2.0, 4.0, 5.0, 5.0]
+
+
+async def test_silence_is_noticed_after_a_part_of_the_allowed_time() -> None:
+    clock = ManualClock()
+    service = Scripted(forever)
+    service.silent_after_s = 2.0
+    service.progress_at_s = clock.monotonic_s() - 10
+    async with supervised(service, clock):
+        await asyncio.wait_for(service.exhausted.wait(), 6.0)
 
 
 async def test_silence_of_the_allowed_length_is_none() -> None:
