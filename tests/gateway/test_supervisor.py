@@ -5,16 +5,20 @@ import contextlib
 import gc
 import math
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
 from gateway.backoff import Backoff
 from gateway.sdk.errors import ConfigError, LinkError
 from gateway.sdk.testing import ManualClock
-from gateway.supervisor import CANCEL_WITHIN_S, INTERRUPTED_AFTER_S, Interrupted, LagMonitor, supervise
+from gateway.supervisor import CANCEL_WITHIN_S, INTERRUPT, INTERRUPTED_AFTER_S, Interrupted, LagMonitor, supervise
 from tests.support.box import REPOSITORY
 
 WITHIN_S = 20.0  # a traceback with its locals takes seconds to print on a busy machine
@@ -317,8 +321,8 @@ async def test_silence_is_noticed_after_a_part_of_the_allowed_time() -> None:
 async def test_silence_of_the_allowed_length_is_none() -> None:
     clock = ManualClock()
     service = Scripted(forever)
-    service.silent_after_s = 0.04
-    service.progress_at_s = clock.monotonic_s() - 0.04
+    service.silent_after_s = 0.03125  # exact in binary
+    service.progress_at_s = clock.monotonic_s() - 0.03125
 
     async with supervised(service, clock):
         await asyncio.sleep(0.05)  # some looks
@@ -419,6 +423,117 @@ async def test_a_link_that_goes_on_blocking_is_interrupted_also_when_it_catches_
 
     assert isinstance(outcome, Interrupted)
     assert time.monotonic() - started_s < 10
+
+
+@contextlib.asynccontextmanager
+async def monitored(
+    blocked: Callable[[str, float], None] = lambda task, seconds: None, *, interrupted_after_s: float = 0.05
+) -> AsyncIterator[None]:
+    monitor = LagMonitor(blocked, blocked_after_s=0.02, interrupted_after_s=interrupted_after_s)
+    task = asyncio.create_task(monitor.run())
+    await asyncio.sleep(0.03)
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "hit"),
+    [
+        ("gateway.log.store", False),
+        ("asyncio.events", False),
+        ("sqlite3", False),
+        ("gateway.sdk.framing", True),
+        ("gateways_of_others", True),
+        (None, True),
+    ],
+)
+async def test_a_link_is_interrupted_in_any_code_but_the_gateways_own(module: str | None, hit: bool) -> None:
+    """Whose state must not be torn: it is let go on."""
+    code: dict[str, Any] = {"time": time, "__name__": module}
+    exec("def works():\n    until_s = time.monotonic() + 0.5\n    while time.monotonic() < until_s: pass", code)
+
+    async def link() -> str:
+        code["works"]()
+        return "done"
+
+    async with monitored():
+        [outcome] = await asyncio.gather(asyncio.create_task(link(), name="link roof"), return_exceptions=True)
+    assert isinstance(outcome, Interrupted) if hit else outcome == "done"
+
+
+async def test_who_blocks_is_told_with_the_line_for_how_long_and_that_it_was_interrupted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    named: list[tuple[str, float]] = []
+
+    async def link() -> None:
+        time.sleep(5)  # noqa: ASYNC251 - blocking is the point
+
+    async with monitored(lambda task, seconds: named.append((task, seconds)), interrupted_after_s=0.3):
+        [outcome] = await asyncio.gather(asyncio.create_task(link(), name="link roof"), return_exceptions=True)
+    assert str(outcome) == "blocked the event loop for more than 0.3 s"
+    [late_s] = [late_s for name, late_s in named if name == "link roof"]
+    assert 0.03 <= late_s < 3
+    journal = capsys.readouterr().out
+    blocked = next(line for line in journal.split("[info") if "loop_blocked" in line and "link roof" in line)
+    assert f"seconds={round(late_s, 1)}" in blocked
+    assert "time.sleep(5)" in blocked
+    [interrupted] = [line for line in journal.split("[info") if "driver_interrupted" in line]
+    assert "task='link roof'" in interrupted
+    assert "time.sleep(5)" in interrupted
+
+
+async def test_nothing_is_left_of_the_monitor_when_it_ends() -> None:
+    before = signal.getsignal(INTERRUPT)
+    async with monitored():
+        assert signal.getsignal(INTERRUPT) != before
+    assert signal.getsignal(INTERRUPT) == before
+    async with asyncio.timeout(WITHIN_S):
+        while any(thread.name == "lag-monitor" for thread in threading.enumerate()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def test_a_loop_of_another_thread_is_watched_without_signals() -> None:
+    named: list[str] = []
+
+    async def main() -> None:
+        before = signal.getsignal(INTERRUPT)
+        async with monitored(lambda task, seconds: named.append(task), interrupted_after_s=60.0):
+            assert signal.getsignal(INTERRUPT) == before
+            time.sleep(0.3)  # noqa: ASYNC251 - blocking is the point
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    thread.join(WITHIN_S)
+    assert named
+
+
+def test_when_the_whole_process_stood_still_nobody_is_blamed() -> None:
+    script = """
+import asyncio, sys
+from gateway.supervisor import LagMonitor
+async def main():
+    monitor = LagMonitor(lambda task, seconds: print("blamed", seconds > 1), blocked_after_s=0.3)
+    task = asyncio.create_task(monitor.run())
+    await asyncio.sleep(0.5)
+    print("runs", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await asyncio.sleep(1)
+    task.cancel()
+asyncio.run(main())
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "runs\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(2)
+        process.send_signal(signal.SIGCONT)
+        process.stdin.close()
+        assert "blamed True" not in process.stdout.read()
 
 
 async def test_what_is_no_link_is_only_named(monkeypatch: pytest.MonkeyPatch) -> None:
