@@ -521,9 +521,9 @@ async def test_a_salvage_cut_short_before_its_last_step_is_completed_without_the
 # Taken away, and damaged
 
 
-async def taken_away_and_unreadable(tmp_path: Path, content: bytes | None) -> Log:
+async def taken_away_and_unreadable(tmp_path: Path, content: bytes | None, **settings: Any) -> Log:
     """Ten sets of which the first four are settled; the open file is gone from its path and cannot be copied."""
-    log = await opened(tmp_path, CITY, OTHER)
+    log = await opened(tmp_path, CITY, OTHER, **settings)
     await committed(log, range(10))
     await settle_below(log, "milano", 4)
     await log.commit()
@@ -557,14 +557,21 @@ async def test_a_file_taken_away_that_cannot_be_copied_is_counted_as_lost_for_ea
     await log.close()
 
 
-async def test_of_a_file_replaced_by_an_older_copy_and_unreadable_the_copy_is_salvaged(tmp_path: Path) -> None:
-    old = await opened(tmp_path / "old", CITY, OTHER)
-    await committed(old, range(6))
+@pytest.mark.parametrize(("keep_s", "there"), [(0.0, [2, 3, 4, 5, 10]), (3600.0, [0, 1, 2, 3, 4, 5, 10])])
+async def test_of_a_file_replaced_by_an_older_copy_and_unreadable_the_copy_is_salvaged(
+    tmp_path: Path, keep_s: float, there: list[int]
+) -> None:
+    old = await opened(tmp_path / "old", CITY, OTHER, keep_s=keep_s)
+    await committed(old, range(4), each=2)
+    for consumer in ("milano", "porto"):
+        await settle_below(old, consumer, 2)
+    await committed(old, range(4, 6))
     await old.close()
-    log = await taken_away_and_unreadable(tmp_path, (tmp_path / "old" / "buffer.db").read_bytes())
+    log = await taken_away_and_unreadable(tmp_path, (tmp_path / "old" / "buffer.db").read_bytes(), keep_s=keep_s)
+    assert await kept(log) == there
     assert "replaced while it was in use" in log.status()["reason"]
     assert "taken over" in log.status()["reason"]
-    assert await everything(log, "porto") == [0, 1, 2, 3, 4, 5, 10]
+    assert await everything(log, "porto") == there
     await log.close()
 
 
