@@ -43,7 +43,7 @@ SUITES = {
     ),
     "gateway/gate.py": ("tests/gateway/test_gate.py", "tests/gateway/test_intake.py", "tests/gateway/test_link.py"),
     "gateway/backoff.py": ("tests/gateway/test_backoff.py",),
-    "gateway/claims.py": ("tests/gateway/test_claims.py",),
+    "gateway/claims.py": ("tests/gateway/test_claims_bounds.py", "tests/gateway/test_claims.py"),
     "gateway/supervisor.py": ("tests/gateway/test_supervisor.py", "tests/gateway/test_link.py"),
     "gateway/clock.py": ("tests/gateway/test_clock.py", "tests/gateway/log/test_time.py"),
     "gateway/plan.py": ("tests/gateway/test_plan.py", "tests/gateway/test_rules.py"),
