@@ -202,6 +202,9 @@ async def _runs_from_memory(log: Log, word: str) -> None:
     assert told["state"] == "bad"
     assert word in told["reason"] + told["remedy"]
     assert "replace" not in told["remedy"]
+    with pytest.raises(LogError) as asked:
+        await log.progress(0)
+    assert str(asked.value) == told["reason"], "whoever asks for the file is told why"
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "parent is a file", "links in a circle"])
