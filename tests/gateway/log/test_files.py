@@ -1,6 +1,7 @@
 """What else can lie at `buffer.path`, and what people do to the file while the daemon runs."""
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
@@ -21,8 +22,9 @@ from gateway.log.store import MIGRATIONS
 from gateway.sdk.errors import LogError
 from gateway.sdk.reading import Reading, ReadingSet
 from gateway.sdk.testing import NOON
-from tests.gateway.log.scene import CITY, OTHER, a_set, everything, opened
+from tests.gateway.log.scene import CITY, OTHER, a_set, everything, lose, opened
 from tests.support.box import REPOSITORY
+from tests.support.rights import run_on_a_card
 
 # What lies there at the start
 
@@ -192,7 +194,7 @@ def _set_version(path: Path, version: int) -> None:
     db.close()
 
 
-async def _runs_from_memory(log: Log, word: str) -> None:
+async def _runs_from_memory(log: Log, word: str, what: str) -> None:
     for n in range(3):
         await asyncio.wait_for(log.append(a_set(n)), 5)
     assert await everything(log, "milano") == [0, 1, 2]
@@ -201,6 +203,7 @@ async def _runs_from_memory(log: Log, word: str) -> None:
     told = log.status()
     assert told["state"] == "bad"
     assert word in told["reason"] + told["remedy"]
+    assert what in told["reason"]
     assert "replace" not in told["remedy"]
     with pytest.raises(LogError) as asked:
         await log.progress(0)
@@ -222,7 +225,8 @@ async def test_what_is_no_file_is_left_alone_and_the_box_runs_from_memory(tmp_pa
         folder = tmp_path / "parent"
         folder.write_text("x")
     log = await asyncio.wait_for(opened(folder, CITY), 10)
-    await _runs_from_memory(log, "buffer.path" if kind != "links in a circle" else "")
+    what = {"folder": "is a folder", "pipe": "is no file"}.get(kind, "")
+    await _runs_from_memory(log, "buffer.path" if kind != "links in a circle" else "", what)
     for obstacle in (tmp_path / "other", tmp_path / "parent"):
         obstacle.unlink(missing_ok=True)
     if kind == "folder":
@@ -232,6 +236,8 @@ async def test_what_is_no_file_is_left_alone_and_the_box_runs_from_memory(tmp_pa
         path.unlink()
     await log.commit()
     assert log.status()["state"] == "ok"
+    with pytest.raises(LogError, match="in use by another citygate"):
+        await opened(folder, CITY)
     await log.close()
     log = await opened(folder, CITY)
     assert await everything(log, "milano") == [0, 1, 2]
@@ -242,6 +248,117 @@ async def test_a_folder_that_is_not_there_is_made(tmp_path: Path) -> None:
     log = await opened(tmp_path / "a" / "b", CITY)
     await log.append(a_set(1))
     await log.commit()
+    assert log.status()["state"] == "ok"
+    assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o750
+    assert stat.S_IMODE((tmp_path / "a" / "b" / "buffer.db.lock").stat().st_mode) == 0o640
+    await log.close()
+
+
+def _open_in(folder: Path) -> list[str]:
+    """Files below a folder that this process has open."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            found.append(os.readlink(entry))
+    return [path for path in found if path.startswith(str(folder))]
+
+
+def _spoil(folder: Path) -> None:
+    content = bytearray((folder / "buffer.db").read_bytes())
+    content[:4096] = bytes(4096)
+    (folder / "buffer.db").write_bytes(content)
+
+
+async def test_whatever_became_of_a_file_it_is_closed_in_the_end(tmp_path: Path) -> None:
+    """A descriptor that stays open holds the space of a file set aside, and in time all that the process may have."""
+    log = await opened(tmp_path, CITY)
+    await log.append(a_set(1))
+    with pytest.raises(LogError, match="in use"):
+        await opened(tmp_path, CITY)
+    await log.close()
+    assert _open_in(tmp_path) == []
+
+    _spoil(tmp_path)
+    log = await opened(tmp_path, CITY)
+    await log.append(a_set(2))
+    await log.commit()
+    lose(tmp_path, "cursor", "state")
+    await log.append(ReadingSet("node", (), {"fcnt": b"7"}))
+    await log.commit()
+    assert "taken over" in log.status()["salvaged"]
+    for file in ("buffer.db", "buffer.db.lock"):
+        (tmp_path / file).unlink()
+        await log.append(a_set(3))
+        await log.commit()
+    names = sorted(Path(path).name for path in set(_open_in(tmp_path)))
+    assert names == ["buffer.db", "buffer.db-shm", "buffer.db-wal", "buffer.db.lock"]
+    await log.close()
+    assert _open_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+async def test_a_command_leaves_a_file_that_is_no_log_where_it_is(tmp_path: Path, kind: str) -> None:
+    FOREIGN[kind](tmp_path / "buffer.db")
+    log = await opened(tmp_path, CITY, leave_foreign=True)
+    told = log.status()
+    assert told["state"] == "bad"
+    assert told["remedy"] == "the daemon sets it aside at its next start"
+    assert not list(tmp_path.glob("*foreign*"))
+    with pytest.raises(LogError):
+        await log.close()
+
+
+def test_a_card_that_is_full_before_it_is_opened_is_locked_all_the_same(tmp_path: Path) -> None:
+    run_on_a_card(
+        tmp_path,
+        "1m",
+        "import asyncio, pathlib, sys; from tests.gateway.log.test_files import open_when_full;"
+        "asyncio.run(open_when_full(pathlib.Path(sys.argv[1])))",
+    )
+
+
+async def open_when_full(card: Path) -> None:
+    with contextlib.suppress(OSError), (card / "other").open("wb", buffering=0) as other:
+        while True:
+            other.write(bytes(4096))
+    log = await opened(card, CITY)
+    await log.append(a_set(1))
+    with pytest.raises(LogError):
+        await log.commit()
+    with pytest.raises(LogError, match=r"in use by another citygate \(process unknown"):
+        await opened(card, CITY)
+    (card / "other").unlink()
+    await log.commit()
+    assert log.status()["state"] == "ok"
+    await log.close()
+
+
+async def test_the_lock_names_its_process_alone_whatever_stood_there(tmp_path: Path) -> None:
+    (tmp_path / "buffer.db.lock").write_text("9" * 30)
+    log = await opened(tmp_path, CITY)
+    assert (tmp_path / "buffer.db.lock").read_text() == str(os.getpid())
+    await log.close()
+
+
+async def test_a_salvage_that_finds_no_room_is_made_when_there_is_some(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    for n in range(3):
+        await log.append(a_set(n))
+        await log.commit()
+    lose(tmp_path, "cursor", "state")
+    (tmp_path / "buffer.db.new").mkdir()  # where the new file is to be made
+    await log.append(ReadingSet("node", (Reading("count", 3, NOON),), {"fcnt": b"7"}))
+    for _ in range(2):
+        with pytest.raises(LogError):
+            await log.commit()
+        with pytest.raises(LogError):
+            await log.progress(0)
+    (tmp_path / "buffer.db.new").rmdir()
+    await log.commit()
+    for _ in range(2):
+        assert await everything(log, "milano") == [0, 1, 2, 3]
+        await log.close()
+        log = await opened(tmp_path, CITY)
     assert log.status()["state"] == "ok"
     await log.close()
 
@@ -572,7 +689,7 @@ async def test_a_lock_that_another_daemon_took_after_somebody_deleted_it_is_told
     with (tmp_path / "buffer.db.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         await _until(lambda: log.status()["state"] == "bad")
-        assert "in use by another citygate" in log.status()["reason"]
+        assert "in use by another citygate (process unknown)" in log.status()["reason"]
         await log.append(a_set(1))
         with pytest.raises(LogError, match="in use"):
             await log.commit()
