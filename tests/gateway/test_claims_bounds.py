@@ -1,11 +1,13 @@
 """Claimed times at the first and the last moment that is believed: the gate alone."""
 
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
-from gateway.claims import EARLIEST, Claim, Reception, TimeGate
+from gateway.claims import EARLIEST, Claim, Reception, TimeGate, utc_or_none
 from gateway.log.segment import microseconds
 from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason, TimeSource
 from gateway.sdk.testing import NOON
@@ -68,6 +70,28 @@ def test_what_the_network_queued_is_dated_by_when_it_was_heard(heard_ago: timede
             assert gate.wrong == (at, TimeSource.DEVICE)
     assert gate.replaced == 2
 
+    sundial: Any = "sundial"
+    rome = heard.astimezone(timezone(timedelta(hours=2)))
+    made, _ = gate.admit(ReadingSet("d", (network, Reading("t", 1.0, rome, time_source=sundial))), SURE)
+    assert made.readings[1] == Reading("t", 1.0, heard, time_source=TimeSource.DEVICE)
+    assert made.readings[1].observed_at.tzinfo is UTC
+
+
+@pytest.fixture
+def in_tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as box:
+        box.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_tokyo")
+def test_a_box_that_is_set_to_another_zone_changes_nothing() -> None:
+    rome = NOON.astimezone(timezone(timedelta(hours=2)))
+    assert utc_or_none(rome) == utc_or_none(NOON) == NOON
+    assert utc_or_none(NOON.replace(tzinfo=None)) is None
+
 
 @pytest.mark.parametrize(
     ("network", "reception"),
@@ -127,6 +151,8 @@ def test_a_source_that_is_none_is_a_device_and_another_zone_is_written_as_ours()
         ((Reading("a", 1, NOON), Reading("b", 1, NOON, time_source=TimeSource.DEVICE)), False),
         ((Reading("a", 1, NOON), Reading("b", 1, NOON.astimezone(timezone(DAY / 24)))), False),
         ((Reading("a", 1, NOON), Reading("b", 1, NOON.replace(tzinfo=None))), False),
+        ((Reading("a", 1, None),), False),  # type: ignore[arg-type]
+        ((Reading("a", 1, NOON), Reading("b", 1, None)), False),  # type: ignore[arg-type]
         ((Reading("a", 1, "noon"),), False),  # type: ignore[arg-type]
     ],
 )
@@ -153,3 +179,5 @@ def test_no_claim_holds_before_2020() -> None:
     claim = Claim(microseconds(NOON), 10**9, 10**9)
     first = microseconds(YEAR_2020)
     assert [claim.holds(at_us, TimeSource.DEVICE) for at_us in (first - 1, first)] == [False, True]
+    last = microseconds(NOON + MINUTES_5)
+    assert [claim.holds(at_us, TimeSource.DEVICE) for at_us in (last, last + 1)] == [True, False]
