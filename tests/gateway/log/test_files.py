@@ -263,12 +263,6 @@ def _open_in(folder: Path) -> list[str]:
     return [path for path in found if path.startswith(str(folder))]
 
 
-def _spoil(folder: Path) -> None:
-    content = bytearray((folder / "buffer.db").read_bytes())
-    content[:4096] = bytes(4096)
-    (folder / "buffer.db").write_bytes(content)
-
-
 async def test_whatever_became_of_a_file_it_is_closed_in_the_end(tmp_path: Path) -> None:
     """A descriptor that stays open holds the space of a file set aside, and in time all that the process may have."""
     log = await opened(tmp_path, CITY)
@@ -278,7 +272,7 @@ async def test_whatever_became_of_a_file_it_is_closed_in_the_end(tmp_path: Path)
     await log.close()
     assert _open_in(tmp_path) == []
 
-    _spoil(tmp_path)
+    lose(tmp_path, "gap", "last_value")
     log = await opened(tmp_path, CITY)
     await log.append(a_set(2))
     await log.commit()
