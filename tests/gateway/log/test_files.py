@@ -224,6 +224,7 @@ async def test_what_is_no_file_is_left_alone_and_the_box_runs_from_memory(tmp_pa
     else:
         folder = tmp_path / "parent"
         folder.write_text("x")
+    output = os.fstat(1)
     log = await asyncio.wait_for(opened(folder, CITY), 10)
     what = {"folder": "is a folder", "pipe": "is no file"}.get(kind, "")
     await _runs_from_memory(log, "buffer.path" if kind != "links in a circle" else "", what)
@@ -242,6 +243,7 @@ async def test_what_is_no_file_is_left_alone_and_the_box_runs_from_memory(tmp_pa
     log = await opened(folder, CITY)
     assert await everything(log, "milano") == [0, 1, 2]
     await log.close()
+    assert os.path.samestat(os.fstat(1), output), "no lock is no descriptor: nobody else's was closed"
 
 
 async def test_a_folder_that_is_not_there_is_made(tmp_path: Path) -> None:
