@@ -450,8 +450,8 @@ async def monitored(
 )
 async def test_a_link_is_interrupted_in_any_code_but_the_gateways_own(module: str | None, hit: bool) -> None:
     """Whose state must not be torn: it is let go on."""
-    code: dict[str, Any] = {"time": time, "__name__": module}
-    exec("def works():\n    until_s = time.monotonic() + 0.5\n    while time.monotonic() < until_s: pass", code)
+    code: dict[str, Any] = {"time": time, "__name__": module, "for_s": 10.0 if hit else 0.5}
+    exec("def works():\n    until_s = time.monotonic() + for_s\n    while time.monotonic() < until_s: pass", code)
 
     async def link() -> str:
         code["works"]()
