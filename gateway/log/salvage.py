@@ -348,7 +348,8 @@ def _write(store: Store, found: _Found, report: Report, at: datetime, *, keeps: 
     segments = [found.segments[number] for number in sorted(found.segments)]
     settled = report.settled = segments[-1][0].settled if segments else 0
     starts = [row for row in found.rows.get("start", []) if _fits(row, (int, int, int))]
-    last = max([segments[-1][0].last if segments else 0, settled])
+    numbers = [number for number, _ in found.stored]  # also of those that cannot be read: none is used twice
+    last = max([segments[-1][0].last if segments else 0, settled, *numbers])
     with store.transaction():
         store.save_rows("start", [*starts, *([] if starts else [((last >> 32) + 1, 0, 0)])])
         for table, types in _TYPES.items():

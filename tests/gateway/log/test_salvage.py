@@ -73,6 +73,27 @@ async def test_with_its_place_lost_everybody_gets_all_that_somebody_was_owed(
     await log.close()
 
 
+@pytest.mark.parametrize("spoilt", [True, False])
+async def test_after_many_starts_a_lost_start_number_is_none_that_was_used(tmp_path: Path, spoilt: bool) -> None:
+    """Though no segment that can be read is left."""
+    for n in range(8):
+        log = await opened(tmp_path, CITY)
+        newest = log.first_seq
+        await log.append(a_set(n))
+        await log.close()
+    if spoilt:
+        spoil_segments(tmp_path, *range(8))
+    lose(tmp_path, "start", "cursor")
+    for n in range(8, 10):
+        log = await opened(tmp_path, CITY)
+        assert log.first_seq > newest
+        newest = log.first_seq
+        await log.append(a_set(n))
+        await log.commit()
+        assert await everything(log, "milano") == list(range(8 if spoilt else 0, n + 1))
+        await log.close()
+
+
 async def test_the_place_of_one_is_lost_and_the_other_keeps_its_own(tmp_path: Path) -> None:
     log = await opened(tmp_path, CITY, OTHER)
     await committed(log, range(30))
