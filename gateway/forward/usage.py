@@ -57,8 +57,8 @@ class Usage:
         if mode:
             state["mode"] = mode.encode()
         if state != self._noted:
-            self._noted = state
             await self._log.append(ReadingSet(self._place, (), state))
+            self._noted = state
 
     def month_bytes(self) -> int:
         """Both ways in this calendar month (UTC)."""

@@ -12,11 +12,16 @@ from typing import Any
 
 import pytest
 
+from gateway.forward.broker import Traffic
 from gateway.forward.history_lane import LATE
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
 from gateway.forward.standing import REMEDIES
 from gateway.forward.updates import Sent
+from gateway.forward.usage import Usage
 from gateway.health import BrokerState
+from gateway.sdk.errors import LogError
+from gateway.sdk.reading import ReadingSet
+from gateway.sdk.testing import ManualClock
 from tests.gateway.forward.scene import LeapClock, MemoryLog, entity_id, measured, measured_only, table, tables, wire
 from tests.gateway.forward.test_forwarder import FAST as FAST_IN_ORDER
 from tests.gateway.forward.test_forwarder import forwarding
@@ -440,3 +445,28 @@ async def test_a_config_fault_that_the_history_meets_first_makes_no_dead_letters
         assert came == [100, *range(6)]  # the oldest first, all the same
     strict.refusals.clear()
     assert_exact(strict, box)
+
+
+class Refusing(MemoryLog):
+    """A log that refuses the state of a driver once, and keeps it else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[dict[str, bytes]] = []
+        self.refuses = 1
+
+    async def append(self, readings: ReadingSet) -> None:
+        if self.refuses:
+            self.refuses -= 1
+            raise LogError("closed")
+        self.kept.append(dict(readings.state or {}))
+
+
+async def test_what_the_log_refused_to_keep_is_noted_the_next_time_though_nothing_changed() -> None:
+    log = Refusing()
+    usage = Usage("city", Traffic(batch=25), log, ManualClock())
+    with pytest.raises(LogError):
+        await usage.note("temporal")
+    await usage.note("temporal")
+    await usage.note("temporal")
+    assert [(its["mode"], its["batch"]) for its in log.kept] == [(b"temporal", b"25")]
