@@ -155,6 +155,19 @@ async def test_a_history_that_is_gone_after_an_outage_and_comes_back(box: Box, o
     assert_exact(strict, box)
 
 
+async def test_a_history_that_the_broker_itself_no_longer_knows_is_asked_for_without_any_outage(box: Box) -> None:
+    strict = StrictBroker()
+    gone = as_json(404, problem("ResourceNotFound", 404))
+    async with ingress(strict) as (front, url), box.running(url, QUICK) as health:
+        await live(box, 0, 5)
+        await arrived(strict, box)
+        assert health.history == "temporal"
+        front.answer = lambda what: gone if "/temporal/" in what else None
+        await box.put("air-0", 0.5, no2=0.5)  # late: into the history alone
+        await strict.until(lambda: health.history == "in-order")
+        assert health.state != "down"
+
+
 async def test_a_short_absence_of_the_history_changes_nothing(box: Box) -> None:
     strict = StrictBroker()
     modes: set[str] = set()

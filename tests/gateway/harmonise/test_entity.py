@@ -135,3 +135,112 @@ def test_an_undeclared_point_is_passed_over() -> None:
         {"pm": "pm25"}, {"type": "AirQualityObserved", "attributes": {"pm25": "pm"}}, {"pm": 1.0, "other": 2.0}
     )
     assert "other" not in str(entity)
+
+
+@pytest.mark.parametrize(
+    ("calibrate", "value", "expected"),
+    [
+        ({}, 7, 75),  # 10 l a pulse, and what the meter showed when it was mounted
+        ({"gain": 2.0}, 7, 145),
+        ({"offset": 3.0}, 7, 105),  # three pulses were missed: of the raw value, in pulses
+        ({"gain": 2.0, "offset": 3.0}, 7, 175),
+    ],
+)
+def test_calibration_is_of_the_pulses_and_comes_before_what_a_pulse_stands_for(
+    calibrate: dict[str, float], value: int, expected: float
+) -> None:
+    entity = one(
+        {"n": {"quantity": "count", "unit": "C62"}},
+        {
+            "type": "WaterConsumptionObserved",
+            "attributes": {"waterConsumption": {"point": "n", "gain": 10, "offset": 5, "unit": "LTR"}},
+        },
+        {"n": value},
+        **({"calibrate": {"n": calibrate}} if calibrate else {}),
+    )
+    found = entity.attributes["waterConsumption"]
+    assert (found.value, found.unit) == (pytest.approx(expected), "LTR")
+
+
+def test_calibration_gain_and_unit_are_one_after_the_other() -> None:
+    entity = one(
+        {"t": {"quantity": "air_temperature", "unit": "FAH"}},
+        {"type": "WeatherObserved", "attributes": {"temperature": {"point": "t", "gain": 0.5, "offset": 4.0}}},
+        {"t": 100.0},
+        calibrate={"t": {"gain": 2.0, "offset": -8.0}},
+    )
+    # (100 · 2 - 8) · 0.5 + 4 = 100 °F
+    assert entity.attributes["temperature"].value == pytest.approx((100.0 - 32.0) / 1.8)
+
+
+@pytest.mark.parametrize(("before_us", "expected"), [(1, 10.0), (0, 20.0), (-1, 20.0)])
+def test_a_calibration_holds_from_the_first_moment_of_its_day(before_us: int, expected: float) -> None:
+    at_us = int(datetime(2026, 6, 1, tzinfo=UTC).timestamp()) * 1_000_000 - before_us
+    entity = one(
+        {"pm": "pm25"},
+        {"type": "AirQualityObserved", "attributes": {"pm25": "pm"}},
+        {"pm": (10.0, at_us)},
+        calibrate={"pm": {"gain": 2.0, "valid_from": NOON.date()}},
+    )
+    assert entity.attributes["pm25"].value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("order", [("p1", "p2", "p3"), ("p3", "p2", "p1")])
+def test_a_structured_value_is_of_the_newest_of_its_members_in_whatever_order(order: tuple[str, ...]) -> None:
+    late = dict(zip(order, (NOON_US, NOON_US + 4_000_000, NOON_US + 2_000_000), strict=True))
+    power = one(PHASES, METER, {point: (1.0, at_us) for point, at_us in late.items()}).attributes["activePower"]
+    assert power.observed_at == NOON + timedelta(seconds=4)
+    assert len(power.value) == 3
+
+
+def test_a_phase_that_the_model_does_not_allow_costs_itself_alone() -> None:
+    entity = one(PHASES, METER, {"p1": 100.0, "p2": math.nan, "p3": 300.0})
+    assert entity.attributes["activePower"].value == {"L1": 100.0, "L3": 300.0}
+    assert "nan" in entity.dropped["activePower"]
+
+
+@pytest.mark.parametrize(
+    ("type_name", "raw", "expected"),
+    [
+        ("AirQualityObserved", 180.0, 180.0), ("AirQualityObserved", 180.5, -179.5), ("AirQualityObserved", 360.0, 0.0),
+        ("AirQualityObserved", -180.0, -180.0), ("AirQualityObserved", 719.0, -1.0),
+        ("WeatherObserved", 360.0, 360.0), ("WeatherObserved", 361.0, 1.0), ("WeatherObserved", -1.0, 359.0),
+        ("WeatherObserved", 0.0, 0.0),
+    ],
+)  # fmt: skip
+def test_a_direction_keeps_what_the_model_allows_and_is_turned_else(
+    type_name: str, raw: float, expected: float
+) -> None:
+    entity = one({"p": "wind_direction"}, {"type": type_name, "attributes": {"windDirection": "p"}}, {"p": raw})
+    assert entity.attributes["windDirection"].value == expected
+
+
+def test_a_mandatory_attribute_is_missing_until_each_of_its_points_was_good_once() -> None:
+    points = {"pm": "pm25", "lon": "longitude", "lat": "latitude"}
+    where = {"pm25": "pm", "location": {"longitude": "lon", "latitude": "lat"}}
+    [table], problems = compiled(device(points, {"type": "AirQualityObserved", "attributes": where}))
+    assert problems == ()
+    assert {"location", "dateObserved"} <= table.missing(set())
+    assert table.missing({"pm"}) == {"location"}
+    assert table.missing({"pm", "lon"}) == table.missing({"pm", "lat"}) == {"location"}
+    assert table.missing({"pm", "lon", "lat"}) == frozenset()
+    assert "dateObserved" in table.missing({"lon"}), "half a place is nothing measured"
+
+
+def test_a_sub_attribute_without_a_value_that_can_be_sent_stays_out() -> None:
+    entity = one(
+        {"pm": "pm25", "rh": "humidity"},
+        {
+            "type": "AirQualityObserved",
+            "attributes": {"pm25": {"point": "pm", "sub": {"relativeHumidity": {"point": "rh"}}}},
+        },
+        {"pm": 1.0, "rh": math.nan},
+    )
+    assert entity.attributes["pm25"].value == 1.0
+    assert dict(entity.attributes["pm25"].sub) == {}
+
+
+def test_a_translation_finds_its_number_however_it_is_written() -> None:
+    mapping = {"type": "WasteContainer", "attributes": {"status": {"point": "s", "translate": {0: "ok", 1: "lidOpen"}}}}
+    for raw in (1, 1.0):
+        assert one({"s": "state_code"}, mapping, {"s": raw}).attributes["status"].value == "lidOpen"
