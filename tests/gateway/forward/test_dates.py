@@ -203,3 +203,27 @@ async def test_the_token_endpoint_is_judged_the_same_way(authority: Authority) -
     assert raised.value.remedy == CLOCK_REMEDY
     assert [request.method for request in seen] == ["HEAD"]
     assert identity.asked == []
+
+
+async def test_once_the_clock_is_known_dates_are_judged_by_openssl_again_on_the_next_connection(
+    authority: Authority,
+) -> None:
+    clock, seen = WrongBox(NOW - timedelta(seconds=100)).clock(), list[web.Request]()
+    way = Way(tls=Tls(ca=str(authority.ca)), timeout=TIMEOUT, dates=Dates(clock))
+    async with (
+        a_server(authority.server("127.0.0.1"), NOW, seen) as sound,
+        a_server(authority.server("127.0.0.1", days=(-20, -10)), NOW, seen) as expired,
+    ):
+        async with way.session.get(sound) as response:
+            assert response.status == 200
+        for who in ("one", "two"):
+            clock.offer(datetime.now(UTC), 0.5, Source.GNSS, who)
+        assert clock.trust.trusted
+        await way.renew()
+        count = len(seen)
+        with pytest.raises(aiohttp.ClientConnectorCertificateError, match="expired"):
+            await way.session.get(expired)
+        assert len(seen) == count
+        async with way.session.get(sound) as response:
+            assert response.status == 200
+    await way.close()

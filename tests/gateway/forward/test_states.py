@@ -447,6 +447,21 @@ async def test_a_config_fault_that_the_history_meets_first_makes_no_dead_letters
     assert_exact(strict, box)
 
 
+async def test_after_an_outage_an_entity_that_was_refused_does_not_wait_for_its_own_next_try(box: Box) -> None:
+    strict = StrictBroker()
+    strict.behaviour.refuse = "air-1"
+    async with strict.serve() as url, box.running(url, TEMPORAL) as health:
+        for device in ("air-0", "air-1"):
+            await box.put(device, 0.0, no2=1.0)
+        await strict.until(lambda: strict.current(AIR, "no2") == 1.0)
+        await strict.until(lambda: [row["device"] for row in health.refusing] == ["air-1"])
+        strict.behaviour.fault = "503"
+        await box.put("air-0", 1.0, no2=2.0)
+        await strict.until(lambda: health.state == "down")
+        strict.behaviour.refuse = strict.behaviour.fault = ""
+        await strict.until(lambda: strict.current(entity_id("air-1"), "no2") == 1.0)
+
+
 class Refusing(MemoryLog):
     """A log that refuses the state of a driver once, and keeps it else."""
 
