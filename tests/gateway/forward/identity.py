@@ -1,5 +1,6 @@
 """For tests of logins: an identity server, and certificates of a CA of our own."""
 
+import asyncio
 import contextlib
 import datetime as dt
 import ipaddress
@@ -21,6 +22,7 @@ class IdentityServer:
     def __init__(self) -> None:
         self.tokens: list[str] = ["token-1"]  # given one after the other, the last one again and again
         self.expires_in: object = 3600
+        self.takes_s = 0.0  # for each answer
         self.status = 200
         self.headers: dict[str, str] = {}  # of an answer that is no token
         self.echo = False  # its refusals repeat what it was asked with
@@ -43,6 +45,7 @@ class IdentityServer:
     async def _token(self, request: web.Request) -> web.Response:
         form = parse_qs((await request.read()).decode())
         self.asked.append((request.headers.get("Authorization", ""), form))
+        await asyncio.sleep(self.takes_s)
         if self.status != 200:
             said = {"error_description": f"unknown: {self.asked[-1]}"} if self.echo else {}
             return web.json_response({"error": "invalid_client", **said}, status=self.status, headers=self.headers)

@@ -91,6 +91,17 @@ async def test_a_token_is_renewed_before_it_ends_however_the_box_clock_is_set(mo
     assert len(identity.asked) == 2
 
 
+async def test_a_token_lives_from_when_it_was_asked_for_however_long_the_answer_took() -> None:
+    identity = IdentityServer()
+    identity.tokens, identity.expires_in, identity.takes_s = ["token-1", "token-2"], 1.6, 0.8
+    async with identity.serve() as token_url, aiohttp.ClientSession() as session:
+        login = OAuth2(Grant(token_url, "gw", "s"))
+        begun_s = time.monotonic()
+        assert await login.headers(session, None) == {"Authorization": "Bearer token-1"}
+        await asyncio.sleep(max(0.0, begun_s + 0.85 - time.monotonic()))  # half of its life is over
+        assert await login.headers(session, None) == {"Authorization": "Bearer token-2"}
+
+
 async def test_each_revocation_costs_one_token_and_a_token_that_is_refused_at_once_no_second() -> None:
     strict, identity = StrictBroker(), IdentityServer()
     async with strict.serve() as url, identity.serve() as token_url:
