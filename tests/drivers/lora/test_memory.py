@@ -56,6 +56,14 @@ def test_a_device_that_starts_its_counter_again_is_not_taken_for_a_repeat() -> N
     assert not memory.known(again, redelivered=True), "its time has gone on"
 
 
+def test_what_is_sent_again_of_another_session_is_not_had_by_the_counter_of_this_one() -> None:
+    memory = Memory()
+    memory.remember(uplink(100))
+    assert memory.known(uplink(50), redelivered=True)
+    assert not memory.known(uplink(50, "00bcb929"), redelivered=True)
+    assert not memory.known(uplink(50), redelivered=False)
+
+
 def test_gaps_are_counted_within_a_session_only() -> None:
     memory = Memory()
     assert memory.lost_before(uplink(5)) is None
