@@ -148,6 +148,32 @@ async def test_a_frame_played_again_after_a_restart_is_a_replay() -> None:
     assert "replay" in str(again.recording.rejected[0])
 
 
+@pytest.mark.parametrize(("said", "taken"), [(5, [13]), (12, [13]), (20, [21])])
+async def test_the_counter_that_was_saved_and_the_one_in_the_file_the_higher_counts(
+    said: int, taken: list[int]
+) -> None:
+    fed = Fed()
+    fed.packet(uplink(12))
+    assert await fed.delivered() == [12]
+
+    again = Fed(link(devices={"node": device(f_cnt=said)}), state=fed.recording.state)
+    for n in (6, 11, taken[0]):
+        again.packet(uplink(n))
+    assert await again.delivered() == taken
+    assert again.recording.total("replays") == 2
+
+
+async def test_the_counter_of_another_address_is_not_that_of_a_new_session() -> None:
+    fed = Fed()
+    fed.packet(uplink(500))
+    assert await fed.delivered() == [500]
+
+    again = Fed(link(devices={"node": device("00bcb929")}), state=fed.recording.state)
+    for n in (0, 1):
+        again.packet(uplink(n, "00bcb929"))
+    assert await again.delivered() == [0, 1]
+
+
 async def test_the_counter_goes_on_over_its_16_bits_with_restarts_in_between() -> None:
     fed, state = Fed(), {}
     got: list[Any] = []

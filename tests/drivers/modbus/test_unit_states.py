@@ -193,14 +193,15 @@ async def test_a_read_beside_the_polls_moves_no_counter_and_settles_no_doubt() -
     assert [s.get("n") for s in bench.sets("one")][:5] == [65500, 65530, None, 65536 + 80, 65536 + 110]
 
 
-async def test_bytes_left_over_from_a_connection_do_not_reach_the_next_one() -> None:
+@pytest.mark.parametrize("left", [5, 8])  # within the head of a frame, and behind it
+async def test_bytes_left_over_from_a_connection_do_not_reach_the_next_one(left: int) -> None:
     config = link({"one": {"template": PAIR, "unit_id": 1, "every": "1 s"}}, timeout="300 ms", host="192.0.2.1")
 
     def answer(request: slave.Request) -> list[tuple[float, bytes]]:
         reply = slave.tcp(request.number, 1, slave.words(3, [100 + n for n in range(request.count)]))
         if len(bench.asked) % 3 == 0:
             bench.line.hang_up(0.5)
-            return [(0.02, reply + reply[:5])]
+            return [(0.02, reply + reply[:left])]
         return [(0.02, reply)]
 
     bench = Bench(config, answer)

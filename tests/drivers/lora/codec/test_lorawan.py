@@ -187,6 +187,12 @@ def test_encrypting_twice_gives_the_payload_back(payload: bytes, f_cnt: int) -> 
     assert lorawan.crypt(once, APP_KEY, lorawan.UP, "49be7df1", f_cnt) == payload
 
 
+def test_a_counter_starts_again_from_zero_alone_and_an_older_frame_of_a_later_window_is_a_replay() -> None:
+    session = Session("49be7df1", KEY, APP_KEY, last=70_000, may_reset=True)
+    assert lorawan.match(signed(65_540), session) == lorawan.Match(65_540, "replay")
+    assert lorawan.match(signed(5), session) == lorawan.Match(5, "reset")
+
+
 def test_a_counter_that_starts_again_is_taken_only_where_it_was_allowed() -> None:
     strict = Session("49be7df1", KEY, APP_KEY, last=5000)
     assert lorawan.match(signed(0), strict) == lorawan.Match(0, "replay")
