@@ -110,6 +110,8 @@ class DriverRun:
             stream = await held.__aenter__()
             self._open.add(held)
             try:
+                if self._over:  # cut off while it opened
+                    raise LinkError("this run of the driver is over; it opens nothing any more")
                 yield stream
             finally:
                 if held in self._open:

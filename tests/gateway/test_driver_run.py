@@ -185,6 +185,28 @@ async def test_a_stream_that_its_driver_closed_is_not_closed_again_at_the_end(ru
     assert taken.closed == 2
 
 
+async def test_a_stream_that_has_opened_after_the_end_of_its_run_is_closed(run: DriverRun, taken: Taken) -> None:
+    opens = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def slowly() -> AsyncIterator[Any]:
+        await opens.wait()
+        async with taken.open() as stream:
+            yield stream
+
+    async def driver() -> None:
+        async with run.opener(slowly)():
+            await asyncio.Event().wait()  # it would hold the port for good
+
+    opening = asyncio.create_task(driver())
+    await asyncio.sleep(0)
+    run.end()
+    opens.set()
+    with pytest.raises(LinkError, match="over"):
+        await asyncio.wait_for(opening, 5)
+    assert taken.closed == 1
+
+
 async def _sleeps(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
