@@ -109,6 +109,8 @@ class Condition:
         if error is None:
             self.unkept = ""
             return
+        if not self.unkept:
+            self._bad_since = self._clock.now()
         self.unkept = f"last values and statistics cannot be saved: {type(error).__name__}: {error}"
         _events.error("log_housekeeping_failed", path=str(self.path), error=self.unkept)
 

@@ -91,13 +91,13 @@ class Statistics:
                 quality.latency[number] += count
         for series, count in self._bad.items():
             table.setdefault(series, Quality()).bad += count
+        self._sets.clear()
+        self._bad.clear()
         passed_s, self._counted_s = up_s - self._counted_s, up_s
         # a point that came before the file could be read has a second number since: the newest counts
         for (device, _), series in {(s.device, s.point): number for number, s in self._series.items()}.items():
             if device in self._every_s:
                 table.setdefault(series, Quality()).expected += passed_s / self._every_s[device]
-        self._sets.clear()
-        self._bad.clear()
         self._hour = hour
         for old in [number for number in self._hours if number <= hour - _HOURS_KEPT]:
             del self._hours[old]

@@ -492,6 +492,36 @@ async def test_statistics_of_all_hours_in_which_the_card_refused_are_in_the_file
     await log.close()
 
 
+async def test_housekeeping_that_cannot_be_made_is_told_once_and_loses_no_count(tmp_path: Path) -> None:
+    card, clock = Card(), ManualClock()
+    log = await resting(tmp_path, CITY, clock=clock, connect=card.connect)
+    card.refuse("last_value")
+    await log.append(a_set(1))
+    await refused(log)
+    clock.advance(3600)
+    await refused(log)
+    card.work()
+    log.statistics.expect("meter-1", "often")  # type: ignore[arg-type]  # what is no number cannot be counted with
+    clock.advance(100)
+    since = clock.now()
+    for n in (2, 3):
+        await log.append(a_set(n))
+        await log.commit()
+        status = log.status()
+        assert (status["state"], status["since"]) == ("bad", since)
+        assert "statistics cannot be saved" in status["reason"]
+        assert "readings are stored" in status["remedy"]
+        clock.advance(50)
+    assert await everything(log, "milano") == [1, 2, 3]
+    log.statistics.expect("meter-1", 10.0)
+    await log.commit()
+    assert log.status()["state"] == "ok"
+    async with on_card(tmp_path, CITY, clock=clock) as found:
+        assert found.statistics.of()["meter-1", "count"].got == 3  # of both hours
+        assert found.last_values.device("meter-1")["count"].value == 3
+    await log.close()
+
+
 async def test_a_driver_state_whose_commit_failed_is_written_with_the_next_try(tmp_path: Path) -> None:
     card, clock = Card(), ManualClock()
     log = await resting(tmp_path, CITY, clock=clock, connect=card.connect, commit_every_s=10.0)
