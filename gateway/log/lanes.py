@@ -255,7 +255,7 @@ class Lanes:
         """Until something can be read after the cursor, or after a number."""
         while True:
             lane = self._lanes[consumer]
-            place = max(lane.cursor if after is None else after, lane.empty_upto)
+            place = max(lane.cursor, lane.empty_upto, after or 0)  # as `read` takes it
             entries = self._head.entries
             there = self._head.stored_last > place or (entries and entries[-1].seq > place)
             if there and lane.held_back != self._stamps.epoch:

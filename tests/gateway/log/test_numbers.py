@@ -1,12 +1,14 @@
 """Sequence numbers: those of a start are above everything that is stored, and above every place, whatever is lost of the file."""
 
+import asyncio
 import sqlite3
 from pathlib import Path
 
 import pytest
 
 from gateway.log.log import Consumer
-from tests.gateway.log.scene import CITY, OTHER, a_set, everything, opened, settle
+from tests.gateway.log.scene import CITY, OTHER, a_set, at_rest, everything, opened, settle
+from tests.gateway.log.test_failed_commit import Card
 
 
 def spoil(path: Path, *statements: str) -> None:
@@ -92,3 +94,27 @@ async def test_the_numbers_of_sets_that_were_never_written_are_not_used_again(tm
                 await log.commit()
         await log.close()
     assert len(seen) == 12
+
+
+async def test_whoever_waits_behind_a_number_from_before_the_file_was_open_sleeps_until_a_set_comes(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY, OTHER)
+    await log.append(a_set(1))
+    await log.close()
+    card = Card()
+    card.refuse()
+    log = await opened(tmp_path, CITY, OTHER, connect=card.connect)
+    await log.append(a_set(2))
+    columns = await log.read("milano")
+    assert columns is not None
+    place = columns.last
+    card.work()
+    await log.commit()
+    await settle(log, "milano", 2)  # what the file held, too: porto has it still to come
+    waiting = asyncio.create_task(log.wait("milano", place))
+    await at_rest(log)
+    assert not waiting.done()
+    await log.append(a_set(3))
+    await waiting
+    assert await everything(log, "milano") == [3]
+    assert await everything(log, "porto") == [1, 2, 3]
+    await log.close()
