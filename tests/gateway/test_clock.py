@@ -490,3 +490,13 @@ def test_the_real_clock_has_whole_milliseconds_and_answers_the_protocol() -> Non
     assert clock.monotonic_s() > 0
     assert synchronised() in (True, False)
     assert len(clock.boot_id) == 36
+
+
+def test_one_that_contradicts_itself_takes_no_word_from_the_others_however_many_they_are() -> None:
+    box = FakeBox()
+    clock = box.clock()
+    for n in range(16):  # as many as are remembered
+        assert not clock.offer(TODAY + timedelta(seconds=1000 * (n + 1)), 0.1, Source.RADIO, f"link {n}")
+    assert not clock.offer(TODAY + timedelta(days=2), 0.1, Source.RADIO, "link 3")
+    box.advance(10)
+    assert clock.offer(box.wall + timedelta(seconds=1000), 0.1, Source.RADIO, "link 0")

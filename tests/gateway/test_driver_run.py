@@ -207,6 +207,29 @@ async def test_a_stream_that_has_opened_after_the_end_of_its_run_is_closed(run: 
     assert taken.closed == 1
 
 
+async def test_a_stream_that_is_being_closed_is_left_to_who_closes_it(run: DriverRun) -> None:
+    closing, go_on = asyncio.Event(), asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def slow_to_close() -> AsyncIterator[Any]:
+        yield object()
+        closing.set()
+        await go_on.wait()
+
+    async def driver(leave: asyncio.Event) -> None:
+        async with run.opener(slow_to_close)():
+            await leave.wait()
+
+    leave = asyncio.Event()
+    left_behind = asyncio.create_task(driver(leave))
+    await asyncio.sleep(0)
+    run.end()
+    await asyncio.wait_for(closing.wait(), 5)
+    leave.set()
+    await asyncio.wait_for(left_behind, 5)
+    go_on.set()
+
+
 async def _sleeps(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
