@@ -444,6 +444,66 @@ async def test_a_commit_asked_for_while_one_is_written_follows_at_once(tmp_path:
     await log.close()
 
 
+async def test_what_is_being_written_is_not_given_up_though_the_try_before_failed(tmp_path: Path) -> None:
+    card = Card()
+    log = await resting(tmp_path, CITY, connect=card.connect, head_bytes=4000)
+    card.refuse()
+    count = 0
+    while log.status()["head_bytes"] < 3000:
+        await log.append(a_set(count))
+        count += 1
+    await refused(log)
+    card.work()
+    card.hold("COMMIT")
+    committing = asyncio.create_task(log.commit())
+    await card.has_reached()
+
+    async def go_on() -> None:
+        for n in range(count, 2 * count):
+            await log.append(a_set(n))
+
+    going_on = asyncio.create_task(go_on())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not going_on.done()  # memory is full: it waits for the card
+    card.release()
+    await committing
+    await asyncio.wait_for(going_on, 10)
+    assert log.status()["lost"] == {}
+    assert await everything(log, "milano") == list(range(2 * count))
+    await log.close()
+
+
+@pytest.mark.parametrize("written", [True, False])
+async def test_what_a_cancelled_commit_carried_is_in_the_file_once(tmp_path: Path, written: bool) -> None:
+    """Somebody cancels every task of the process, while the writer is at it."""
+    card = Card()
+    log = await resting(tmp_path, CITY, OTHER, connect=card.connect)
+    await log.append(ReadingSet("meter-1", a_set(1).readings, {"fcnt": b"1"}))
+    await settle(log, "milano")
+    card.hold("COMMIT" if written else "BEGIN")
+    committing = asyncio.create_task(log.commit())
+    await card.has_reached()
+    for task in asyncio.all_tasks():
+        if task.get_name().startswith("log-commit"):
+            task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await committing
+    if not written:
+        card.refuse()
+    card.release()
+    await log.progress(0) if written else await at_rest(log)
+    card.work()
+    await log.commit()
+    async with on_card(tmp_path, CITY, OTHER) as found:
+        assert await everything(found, "porto") == [1]
+        assert await everything(found, "milano") == []
+        assert found.driver_state("meter-1") == {"fcnt": b"1"}
+    assert (await log.verify(-1))[1] == 2
+    assert log.status()["state"] == "ok"
+    await log.close()
+
+
 # Housekeeping and driver states whose turn it was
 
 
