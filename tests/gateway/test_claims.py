@@ -431,3 +431,16 @@ def test_any_time_comes_out_aware_and_within_its_bounds(
         readable = utc_or_none(at) is not None
         assert (reading.value is not None) is readable
         assert (reading.reason is Reason.BAD_TIME) is not readable
+
+
+async def test_wrong_times_after_an_hour_of_right_ones_are_an_event_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = BootClock("b1", NOON, source=Source.KERNEL)
+    async with Box(tmp_path, clock) as box:
+        for hour in range(2):
+            for _ in range(2):
+                await box.emit(1.0, clock.now() + timedelta(hours=1))
+            assert capsys.readouterr().out.count("wrong_times") == 1, hour
+            clock.advance(WRONG_TIME_SHOWN_S)
+            await box.emit(2.0, clock.now())

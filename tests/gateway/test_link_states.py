@@ -298,3 +298,15 @@ async def test_a_remark_goes_with_a_fault_and_stays_when_the_fault_goes(log: Log
     assert told == [("bad", "timeout; answers twice"), ("ok", "answers twice"), ("bad", "busy; answers twice")]
     assert (device.state, device.reason) == ("bad", "busy")
     await asyncio.sleep(0)
+
+
+async def test_a_device_paused_while_its_link_was_down_stays_paused_when_it_is_back(log: Log, clock: ManualClock) -> None:
+    service = link(log, clock, idle)
+    _, device = records(service)
+    await service.emit(values(t=20.0))
+    service.failed(LinkError("unplugged"))
+    until = service.pause("d", 60)
+
+    service._context().up()
+
+    assert (device.state, device.reason, device.paused_until) == ("paused", "maintenance", until)

@@ -663,6 +663,7 @@ async def test_a_file_taken_away_while_the_card_rests_is_noticed_without_a_commi
     assert "deleted while it was in use" in log.status()["reason"]
     shutil.copytree(tmp_path, tmp_path / "killed")  # as a kill -9 leaves it now
     assert await everything(log, "milano") == [1]
+    await _until(lambda: log.status()["salvaged"])  # though nothing comes
     await log.close()
     again = await opened(tmp_path / "killed", CITY)
     assert await everything(again, "milano") == [1]

@@ -1,5 +1,6 @@
 """Held: bounded, on the card when `hold` returns, tried again when its time has come."""
 
+import asyncio
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from gateway.log.log import Columns, Log
 from gateway.sdk.errors import CitygateError, LogError
 from gateway.sdk.testing import NOON
 from tests.gateway.log.scene import CITY, a_set, opened
+from tests.gateway.log.test_failed_commit import Card
 
 
 async def page(log: Log, n: int = 1) -> Columns:
@@ -112,3 +114,34 @@ async def test_a_choice_that_is_none_chooses_nothing(tmp_path: Path) -> None:
         assert await verbs["buffer-purge"]({"ids": [1], "all": False}) == {"purged": 1}
     finally:
         await log.close()
+
+
+async def test_what_the_card_would_not_release_is_still_there(tmp_path: Path) -> None:
+    card = Card()
+    log = await opened(tmp_path, CITY, connect=card.connect)
+    columns = await page(log)
+    number = await log.held.hold("milano", "urn:x", "meter-1", columns, reason="", at=NOON, next_try_at=NOON)
+    card.refuse()
+    with pytest.raises(LogError):
+        await log.held.release([number])
+    assert [piece.id for piece in log.held.due("milano", NOON)] == [number]
+    card.work()
+    await log.held.release([number])
+    assert log.held.pieces() == []
+    await log.close()
+
+
+async def test_two_pieces_at_once_make_room_for_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held, "MAX_PIECES", 3)
+    log = await opened(tmp_path, CITY)
+    columns = await page(log)
+
+    async def hold(entity: str) -> None:
+        await log.held.hold("milano", entity, "meter-1", columns, reason="", at=NOON)
+
+    for n in range(3):
+        await hold(f"e{n}")
+    await asyncio.gather(hold("e3"), hold("e4"))
+    assert [piece.entity for piece in log.held.pieces()] == ["e2", "e3", "e4"]
+    assert log.status()["lost"] == {"held": 4}
+    await log.close()

@@ -163,3 +163,15 @@ def test_hours_are_forgotten_in_memory_after_two_days_and_damage_is_left_out() -
     statistics.turn(60, 2.0)
     assert statistics.of(100) == {}
     assert HOUR_US == 3600 * 10**6
+
+
+def test_what_was_forgotten_before_its_time_was_known_does_not_come_back_with_it() -> None:
+    boots = Boots([Boot(1, "b")], 1)
+    known = LastValues({1: Series(1, "d", "p"), 2: Series(2, "d", "q")}, boots)
+    for series in (1, 2):
+        known.note(Entry(series, (series,), (Reading("p", 1.0, NOON),), Stamp(1, 0, 0), 0.0, 0))
+    known.forget([1])
+    boots.take([Boot(1, "b", 0, 6)])
+    known.confirm()
+    assert known.good(1) is None
+    assert known.good(2) is not None
