@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from gateway.log.condition import Condition
+from gateway.log.pending import Pending
 from gateway.log.store import Gap
 from gateway.sdk.errors import LogError
 from gateway.sdk.testing import ManualClock
@@ -41,3 +42,10 @@ def test_that_nothing_is_given_up_any_more_is_not_said_of_a_card_that_refuses() 
     assert "memory" in condition.shown(held_back=False)["reason"]
     condition.note_kept()
     assert condition.shown(held_back=False)["state"] == "ok"
+
+
+def test_what_is_given_up_in_turn_for_one_reason_is_one_record_from_the_first_to_the_last() -> None:
+    pending = Pending()
+    pending.add_gap(Gap(1, 10, 20, 2, "memory", {"milano": 2}))
+    pending.add_gap(Gap(2, 21, 30, 3, "memory", {"milano": 1, "porto": 3}))
+    assert pending.gaps == [Gap(2, 10, 30, 5, "memory", {"milano": 3, "porto": 3})]

@@ -101,6 +101,7 @@ def test_the_count_is_bounded() -> None:
         count.columns(columns)
     assert count.total == 3 * MAX_PARTS - 1
     assert len(count._parts) <= MAX_PARTS
+    assert count.oldest_us == 1  # of neighbours that became one the older
     count.settled(3 * MAX_PARTS)
     assert (count.total, count.oldest_us) == (0, None)
 
