@@ -201,7 +201,7 @@ def test_of_a_time_that_is_offered_it_is_told_what_is_wrong(utc: Any, uncertaint
 
 
 def test_of_several_states_that_cannot_be_kept_the_first_is_named_and_the_others_are_counted() -> None:
-    handed: Any = ReadingSet("d", (), {"one": 1, "fine": b"1", "two": "2", "three": None})
-    made, remark = mended(handed, {"d"}, lambda _: {})
+    state: Any = {"one": 1, "fine": b"1", "two": "2", "three": None}
+    made, remark = mended(ReadingSet("d", (), state), {"d"}, lambda _: {})
     assert made.state == {"fine": b"1"}
     assert remark == "driver state left out: one is a int, not bytes and 2 more"

@@ -300,7 +300,9 @@ async def test_a_remark_goes_with_a_fault_and_stays_when_the_fault_goes(log: Log
     await asyncio.sleep(0)
 
 
-async def test_a_device_paused_while_its_link_was_down_stays_paused_when_it_is_back(log: Log, clock: ManualClock) -> None:
+async def test_a_device_paused_while_its_link_was_down_stays_paused_when_it_is_back(
+    log: Log, clock: ManualClock
+) -> None:
     service = link(log, clock, idle)
     _, device = records(service)
     await service.emit(values(t=20.0))

@@ -96,7 +96,9 @@ async def test_the_numbers_of_sets_that_were_never_written_are_not_used_again(tm
     assert len(seen) == 12
 
 
-async def test_whoever_waits_behind_a_number_from_before_the_file_was_open_sleeps_until_a_set_comes(tmp_path: Path) -> None:
+async def test_whoever_waits_behind_a_number_from_before_the_file_was_open_sleeps_until_a_set_comes(
+    tmp_path: Path,
+) -> None:
     log = await opened(tmp_path, CITY, OTHER)
     await log.append(a_set(1))
     await log.close()
