@@ -8,9 +8,9 @@ import fnmatch
 import hashlib
 import json
 import os
-import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 from tests.mutants import mutate
@@ -185,6 +184,7 @@ class Suite:
         product = sorted((self._root / place).rglob("*.py")) if place.endswith("/") else [self._root / place]
         self._base = _digest(*(path.read_text() for path in [*around, *product]))
         self.tests = _digest(*(path.read_text() for path in self._own_files()))
+        self._states = {file: self._state(file) for file in self.test_files()}  # now: a run takes long
 
     def _read(self) -> dict[str, Any]:
         return json.loads(self._known.read_text()) if self._known.exists() else {}
@@ -205,7 +205,7 @@ class Suite:
         return [
             file
             for file in self.test_files()
-            if self._files.get(file, {}).get("state") != self._state(file) or self._failing(file) is not None
+            if self._files.get(file, {}).get("state") != self._states[file] or self._failing(file) is not None
         ]
 
     def _failing(self, file: str) -> str | None:
@@ -218,7 +218,7 @@ class Suite:
         return [failing for file in self.test_files() if (failing := self._failing(file))]
 
     def measured(self, file: str, items: dict[str, Any]) -> None:
-        self._files[file] = {"state": self._state(file), "items": items}
+        self._files[file] = {"state": self._states[file], "items": items}
         self._known.write_text(json.dumps(self._files))
 
     def tests_of(self, mutant: Mutant, first: Counter[str], longest_s: float) -> dict[str, float]:
@@ -258,6 +258,7 @@ class Server:
             "TMPDIR": str(self._temporary),
             "MUTANTS_WORK": str(self._temporary / "work.json"),
             "MUTANTS_OUT": str(out),
+            "MUTANTS_PARENT": str(os.getpid()),
         }
         command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "tests.mutants.runner", "-p", "no:cacheprovider"]
         command += ["-p", "no:xdist", f"--basetemp={self._temporary / 't'}", *suite.test_files()]
@@ -287,11 +288,7 @@ class Server:
         """End it with all that it started; what it said, when it failed by itself."""
         failed = self._process.poll() not in (None, 0, 5)
         if self._process.poll() is None:
-            server = psutil.Process(self._process.pid)
-            server.suspend()  # starts nothing more; orphans are its children, so none is missed
-            for process in [*server.children(recursive=True), server]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+            self._process.terminate()
             self._process.wait()
         self._said.close()
         self._answers.close()
@@ -301,58 +298,55 @@ class Server:
 
 
 class Run:
-    """Tries mutants, suite by suite, until all are tried or the time is up."""
+    """Tries mutants, suite by suite, until all are tried or the time is up; all as the checkout was when it began."""
 
-    def __init__(self, checkout: Checkout, *, jobs: int, longest_s: float, until_s: float) -> None:
+    def __init__(
+        self, checkout: Checkout, mutants: Sequence[Mutant], *, jobs: int, longest_s: float, until_s: float
+    ) -> None:
         self._checkout = checkout
+        self._mutants = mutants
+        self._suites = {place: Suite(checkout, place) for place in {checkout.suite_of(m.module) for m in mutants}}
         self._jobs = jobs
         self._longest_s = longest_s
         self._until_s = until_s
         self._done = 0
-        self._all = 0
         self._started_s = time.monotonic()
 
-    def tries(self, mutants: Sequence[Mutant]) -> None:
-        by_suite: dict[str, list[Mutant]] = defaultdict(list)
-        for mutant in mutants:
-            by_suite[self._checkout.suite_of(mutant.module)].append(mutant)
-        self._all = len(mutants)
-        for place, of_suite in sorted(by_suite.items()):
-            suite = Suite(self._checkout, place)
-            left = [mutant for mutant in of_suite if not self.known(mutant, suite)]
-            self._done += len(of_suite) - len(left)
-            if left and self._in_time():
-                self._suite(suite, left)
+    def tries(self) -> None:
+        copies = [self._checkout.copy(number + 1) for number in range(self._jobs)]
+        left: dict[str, list[Mutant]] = defaultdict(list)
+        for mutant in sorted(self._mutants, key=lambda mutant: (mutant.module, mutant.start)):
+            if not self.known(mutant):
+                left[self._checkout.suite_of(mutant.module)].append(mutant)
+        self._done = len(self._mutants) - sum(map(len, left.values()))
+        for place, of_suite in sorted(left.items()):
+            if self._in_time():
+                self._suite(self._suites[place], of_suite, copies)
         self._say("")
 
-    def known(self, mutant: Mutant, suite: Suite) -> Verdict | None:
+    def known(self, mutant: Mutant) -> Verdict | None:
         """What was found before, while it holds: a kill until the function changes, a survivor until tests change too."""
         verdict = self._checkout.verdicts.get(mutant.key)
         if verdict is None or verdict.state != mutant.state:
             return None
+        suite = self._suites[self._checkout.suite_of(mutant.module)]
         return verdict if verdict.verdict in SEEN or verdict.tests == suite.tests else None
 
-    def _suite(self, suite: Suite, left: list[Mutant]) -> None:
-        copies = [self._checkout.copy(number + 1) for number in range(self._jobs)]
+    def _suite(self, suite: Suite, left: list[Mutant], copies: list[Path]) -> None:
         if stale := suite.to_measure():
             self._say(f"{suite.place}: clean run of {len(stale)} files of tests …")
-            work = {"clean": stale, "folders": [suite.place], "mutants": []}
-            for answer in self._served([Server(copies[0], suite, work)]):
+            works = [{"clean": share, "folders": [suite.place], "mutants": []} for share in self._shares(stale)]
+            for answer in self._served(suite, works, copies):
                 suite.measured(answer["file"], answer["items"])
             if not self._in_time():
                 return
             for name in suite.failing():
                 self._say(f"left out, fails without a mutant: {name}\n")
         by_key = {mutant.key: mutant for mutant in left}
-        first: dict[str, Counter[str]] = defaultdict(Counter)
-        for verdict in self._checkout.verdicts.values():
-            if verdict.by:
-                first[suite.place][verdict.by] += 1
-        entries = [self._entry(suite, mutant, first[suite.place]) for mutant in left]
-        shares = [entries[number :: self._jobs] for number in range(self._jobs)]
-        works = [{"clean": [], "folders": [], "mutants": share} for share in shares if share]
-        servers = [Server(copy, suite, work) for copy, work in zip(copies, works, strict=False)]
-        for answer in self._served(servers):
+        first = Counter(verdict.by for verdict in self._checkout.verdicts.values() if verdict.by)
+        entries = [self._entry(suite, mutant, first) for mutant in left]
+        works = [{"clean": [], "folders": [], "mutants": share} for share in self._shares(entries)]
+        for answer in self._served(suite, works, copies):
             mutant = by_key[answer["key"]]
             verdict = Verdict(answer["verdict"], answer["by"], answer["took_s"], mutant.state, suite.tests)
             self._checkout.remember(mutant.key, verdict)
@@ -367,7 +361,11 @@ class Run:
             "limit_s": 60 + 3 * sum(costs.values()),
         }
 
-    def _served(self, servers: list[Server]) -> Iterator[dict[str, Any]]:
+    def _shares(self, work: list[Any]) -> list[list[Any]]:
+        return [share for number in range(self._jobs) if (share := work[number :: self._jobs])]
+
+    def _served(self, suite: Suite, works: list[Any], copies: list[Path]) -> Iterator[dict[str, Any]]:
+        servers = [Server(copy, suite, work) for copy, work in zip(copies, works, strict=False)]
         try:
             while self._in_time():
                 over = all(server.ended for server in servers)
@@ -388,21 +386,25 @@ class Run:
         passed_s = time.monotonic() - self._started_s
         end = "" if what and sys.stdout.isatty() else "\n"
         print(
-            f"\r\033[K[{self._done}/{self._all} · {passed_s:.0f} s] {what}"
+            f"\r\033[K[{self._done}/{len(self._mutants)} · {passed_s:.0f} s] {what}"
             if sys.stdout.isatty()
-            else f"[{self._done}/{self._all} · {passed_s:.0f} s] {what}",
+            else f"[{self._done}/{len(self._mutants)} · {passed_s:.0f} s] {what}",
             end=end,
             flush=True,
         )
 
 
-def table(checkout: Checkout, run: Run, mutants: Sequence[Mutant], equivalents: Equivalents) -> float:
+def sample(mutants: Sequence[Mutant], size: int, seed: int) -> list[Mutant]:
+    """As good as random, yet who is in it depends on no other mutant: it stays when code elsewhere changes."""
+    return sorted(mutants, key=lambda mutant: _digest(str(seed), mutant.key))[:size]
+
+
+def table(run: Run, mutants: Sequence[Mutant], equivalents: Equivalents) -> float:
     """Print what came of them, survivors by name; the score of all in percent."""
-    suites = {place: Suite(checkout, place) for place in {checkout.suite_of(mutant.module) for mutant in mutants}}
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     survivors: list[tuple[Mutant, str]] = []
     for mutant in mutants:
-        verdict = run.known(mutant, suites[checkout.suite_of(mutant.module)])
+        verdict = run.known(mutant)
         what = verdict.verdict if verdict else "untried"
         why = equivalents.why(mutant)
         if why is not None and what not in SEEN:
@@ -484,27 +486,32 @@ def main(
             show(checkout, every, options.show)
             return 0
         if not options.all and len(every) > options.sample:
-            mutants = random.Random(options.seed).sample(every, options.sample)
+            mutants = sample(every, options.sample, options.seed)
         equivalents = Equivalents(checkout.root)
         for mutant in every:
             equivalents.why(mutant)
         narrowed = options.functions or not all(map(is_path, options.names))
         seen = set() if narrowed else {mutant.module for mutant in every}
-        run = Run(
-            checkout, jobs=options.jobs, longest_s=options.longest, until_s=time.monotonic() + 60 * options.minutes
-        )
+        until_s = time.monotonic() + 60 * options.minutes
+        run = Run(checkout, mutants, jobs=options.jobs, longest_s=options.longest, until_s=until_s)
         if not options.list:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 parser.error("another run is at work in this checkout")
             with contextlib.suppress(KeyboardInterrupt):
-                run.tries(sorted(mutants, key=lambda mutant: (mutant.module, mutant.start)))
-        score = table(checkout, run, sorted(mutants, key=lambda mutant: mutant.key), equivalents)
+                run.tries()
+        score = table(run, sorted(mutants, key=lambda mutant: mutant.key), equivalents)
     for entry in equivalents.stale(seen):
         print(f"no such mutant any more: {EQUIVALENTS}: {entry}")
     return int(score < options.fail_under)
 
 
+def program(suites: Mapping[str, Sequence[str]] = SUITES) -> int:
+    """SIGTERM is as good as Ctrl-C: what was started ends, what was found is told."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return main(suites=suites)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

@@ -30,7 +30,7 @@ import pytest
 
 from tests.mutants.mutant import Mutant
 
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 CHECK_S = 120.0  # for one test on clean code
 START_S = 60.0  # until a pytest of its own is at its first test
 KILLED, SURVIVED, TIMED_OUT, NO_TEST = "killed", "survived", "timed out", "no test"
@@ -38,6 +38,7 @@ COLD = "cold"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    _end_with(int(os.environ["MUTANTS_PARENT"]))
     hypothesis.settings.register_profile("mutants", derandomize=True, database=None, deadline=None)
     hypothesis.settings.load_profile("mutants")
 
@@ -108,6 +109,19 @@ class _Server:
         return []
 
 
+def _end_with(parent: int) -> None:
+    """On SIGTERM, which comes also when the parent is gone, end with all that was started."""
+
+    def end(*_: object) -> None:
+        _end_children()
+        os._exit(1)
+
+    signal.signal(signal.SIGTERM, end)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        end()
+
+
 @contextlib.contextmanager
 def _written(path: Path, mutated: str, source: str) -> Iterator[None]:
     path.write_text(mutated)
@@ -141,6 +155,7 @@ def _forked(work: Callable[[], Any], limit_s: float) -> Any:
     if pid == 0:
         code = 1
         try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.setsid()
             os.close(reads)
             null = os.open(os.devnull, os.O_RDWR)
