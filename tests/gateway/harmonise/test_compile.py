@@ -30,6 +30,7 @@ def test_a_template_that_maps_nothing_gives_no_table_and_no_problem() -> None:
 @pytest.mark.parametrize(
     ("entity", "code", "inside", "message", "remedy"),
     [
+        (air({"pm25": "pm"}, static={"areaServd": "x"}), "mapping-attribute", ("static", "areaServd"), "no attribute", "areaServed"),
         (air({"pm2_5": "pm"}), "mapping-attribute", ("attributes", "pm2_5"), "no attribute pm2_5", "pm25"),
         (air({"typeOfLocation": "note"}), "mapping-attribute", ("attributes", "typeOfLocation"), "", "typeofLocation"),
         (air({"pm25": "pm2"}), "mapping-point", ("attributes", "pm25"), "pm2 is not a point", "points: pm, t"),
@@ -74,6 +75,19 @@ def test_a_missing_location_is_a_problem_of_the_device() -> None:
     _, [problem] = compiled(device(AIR, air({"pm25": "pm"}), location=None))
     assert problem.code == "mapping-location"
     assert "location" in problem.remedy
+
+
+@pytest.mark.parametrize(("unit", "remedy"), [("", "no2 is sent in GQ"), ("GQ", "")])
+def test_a_unit_is_named_as_the_remedy_where_the_operator_named_none(unit: str, remedy: str) -> None:
+    attribute = {"point": "n", **({"unit": unit} if unit else {})}
+    _, [problem] = compiled(device({"n": "state_code"}, air({"no2": attribute})))
+    assert (problem.code, problem.remedy) == ("mapping-unit", remedy)
+
+
+@pytest.mark.parametrize(("characters", "problems"), [(256, []), (257, ["the id has 257 characters, at most 256"])])
+def test_an_id_has_at_most_256_characters(characters: int, problems: list[str]) -> None:
+    name = "urn:ngsi-ld:A:".ljust(characters, "x")
+    assert [p.message for p in compiled(device(AIR, air({"pm25": "pm"}, id=name)))[1]] == problems
 
 
 def test_all_mistakes_come_at_once() -> None:
@@ -124,3 +138,10 @@ def test_a_city_profile_gives_ids_context_and_extra_attributes() -> None:
         "typeofLocation": "outdoor",
     }
     assert "notInThisModel" not in table.static
+
+
+def test_a_rule_of_the_city_is_for_the_type_as_the_mapping_writes_it() -> None:
+    rule = {"static": {"areaServed": "Milano"}}
+    profile = CityProfile.model_validate({"types": {"synchronicity/PrivacyObject": rule}})
+    [table], _ = compiled(device({"n": "people_count"}, {"type": "synchronicity/PrivacyObject"}), profile)
+    assert (table.entity_type, table.static["areaServed"].value) == ("PrivacyObject", "Milano")

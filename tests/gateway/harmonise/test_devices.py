@@ -12,7 +12,7 @@ from gateway.harmonise.dialects import key_values, ngsi_ld
 from gateway.harmonise.entity import Entity, harmonise
 from gateway.models.catalogue import catalogue
 from gateway.sdk.quantities import quantities
-from gateway.sdk.reading import Point, ReadingSet
+from gateway.sdk.reading import Point, Quality, ReadingSet
 from tests.support.ngsi import Device, compiled, device, expand, schema_errors
 
 NOON = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
@@ -48,6 +48,7 @@ def test_a_sensor_tells_what_it_is_and_how_it_is() -> None:
         state="ok", reason="", last_value_at=SEEN, now=NOON,
     )  # fmt: skip
     assert told.device == "@dev-1"
+    assert {(reading.quality, reading.observed_at) for reading in told.readings} == {(Quality.GOOD, NOON)}
     body = key_values(walked(table_of(plan), told))
     assert schema_errors(body) == []
     assert {k: v for k, v in body.items() if k not in ("location", "dateObserved")} == {

@@ -75,10 +75,10 @@ def test_calibration_comes_before_the_conversion() -> None:
     entity = one(
         {"p": "humidity"},
         {"type": "WeatherObserved", "attributes": {"relativeHumidity": "p"}},
-        {"p": 50.0},
+        {"p": 40.0},
         calibrate={"p": {"gain": 1.1, "offset": -5.0}},
     )
-    assert entity.attributes["relativeHumidity"].value == pytest.approx(0.5)
+    assert entity.attributes["relativeHumidity"].value == pytest.approx(0.39)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.1, 100.5, "43", 1e400])

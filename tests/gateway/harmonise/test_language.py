@@ -1,5 +1,6 @@
 """The mapping language: places from points, sub-properties, instances, references, calibration by date, several entities."""
 
+import math
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -201,6 +202,13 @@ def test_a_state_that_the_translation_does_not_know_is_left_out_with_its_reason(
     assert "translated are 0, 1" in at_noon(mapping, s=9, t=20.0).dropped["status"]
 
 
+@pytest.mark.parametrize(("value", "said"), [(1, "lidOpen"), (1.0, "lidOpen"), (1.7, None), (math.inf, None)])
+def test_a_number_is_translated_when_it_is_whole(value: float, said: str | None) -> None:
+    status = {"status": {"point": "s", "translate": {0: "ok", 1: "lidOpen"}}}
+    entity = at_noon(table({"s": "distance"}, {"type": "WasteContainer", "attributes": status}), s=value)
+    assert (entity.attributes["status"].value if "status" in entity.attributes else None) == said
+
+
 @pytest.mark.parametrize(
     ("text", "sent"), [("2026-06-01T14:00:00+02:00", True), ("2026-06-01T12:00:00", False), ("yesterday", False)]
 )
@@ -222,6 +230,15 @@ def test_a_pulse_has_a_volume() -> None:
         "waterConsumption": {"point": "n", "gain": 10, "unit": "LTR"}}})  # fmt: skip
     found = at_noon(mapping, n=12345).attributes["waterConsumption"]
     assert (found.value, found.unit) == (123450, "LTR")
+
+
+@pytest.mark.parametrize("unit", [{}, {"unit": "MTR"}, {"unit": "CMT"}])
+def test_a_gain_without_another_dimension_is_on_top_of_the_conversion(unit: dict[str, str]) -> None:
+    distance = {"measuredDistance": {"point": "d", "gain": 2, **unit}}
+    points = {"d": {"quantity": "distance", "unit": "CMT"}}
+    found = at_noon(table(points, {"type": "FloodMonitoring", "attributes": distance}), d=100.0)
+    sent = found.attributes["measuredDistance"]
+    assert (sent.value, sent.unit) == ((200.0, "CMT") if unit == {"unit": "CMT"} else (2.0, "MTR"))
 
 
 def test_a_unit_of_another_dimension_than_the_attributes_is_refused_even_with_a_gain() -> None:
@@ -380,4 +397,6 @@ def test_thinning_a_member_of_a_structured_value_is_warned_of() -> None:
     thinned = {"a": {"on_change": 1.0}, "f": {"on_change": 0.1}}
     tables, problems = compiled(device(points, meter, report=thinned))
     assert len(tables) == 1
-    assert [(p.code, p.severity, p.path[-1]) for p in problems] == [("mapping-thinned", "warning", "current.L1")]
+    [warning] = problems
+    assert (warning.code, warning.severity, warning.path[-1]) == ("mapping-thinned", "warning", "current.L1")
+    assert warning.message.startswith("a is thinned by report:, and current is sent whole")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from drivers.lora.codec.cayenne import TYPES, VECTORS, decode
 from drivers.lora.codec.payload import Received
 from gateway.sdk.errors import FrameError
+from gateway.sdk.reading import TimeSource
 from gateway.sdk.testing import NOON
 
 CASES = json.loads((Path(__file__).parents[1] / "cases" / "cayenne_lpp.json").read_text())["cases"]
@@ -34,6 +35,11 @@ def test_fields_are_given_the_templates_names() -> None:
     decoded = decode(bytes.fromhex("0188000102030405060708"), {"lat": "gps_1_latitude"}, Received(NOON))
     assert decoded.readings[0].point == "lat"
     assert [r.value for r in decoded.readings] == [0.0258, 19.7637, 3950.16]
+
+
+def test_readings_have_the_time_of_reception_and_say_whose_clock_it_was() -> None:
+    [reading] = decode(bytes.fromhex("016700e1"), {}, Received(NOON, TimeSource.NETWORK)).readings
+    assert (reading.observed_at, reading.time_source) == (NOON, TimeSource.NETWORK)
 
 
 @given(st.binary(max_size=60))

@@ -149,6 +149,11 @@ def test_a_frame_heard_again_after_a_later_one_is_a_replay() -> None:
     assert [step["expect"]["accepted"]["value"] for step in case["sequence"]] == [v == "new" for v in verdicts]
 
 
+def test_a_frame_may_hold_commands_and_nothing_else() -> None:
+    frame = lorawan.parse(bytes.fromhex("40f17dbe49 02 0200 0307 aabbccdd"))
+    assert (frame.f_opts, frame.f_port, frame.mic) == (b"\x03\x07", None, bytes.fromhex("aabbccdd"))
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_are_parsed_or_refused(phy: bytes) -> None:
     with contextlib.suppress(FrameError):
@@ -197,6 +202,12 @@ def test_a_counter_that_starts_again_is_taken_only_where_it_was_allowed() -> Non
     strict = Session("49be7df1", KEY, APP_KEY, last=5000)
     assert lorawan.match(signed(0), strict) == lorawan.Match(0, "replay")
     assert lorawan.match(signed(0), replace(strict, may_reset=True)) == lorawan.Match(0, "reset")
+
+
+def test_a_counter_may_start_again_in_the_last_of_its_rounds_too() -> None:
+    last = Session("49be7df1", KEY, APP_KEY, last=0xFFFF_8000, may_reset=True)
+    assert lorawan.match(signed(5), last) == lorawan.Match(5, "reset")
+    assert lorawan.match(signed(0xFFFE_8001), last) == lorawan.Match(0xFFFE_8001, "replay")
 
 
 @given(st.integers(0, 11), st.integers(1, 255))

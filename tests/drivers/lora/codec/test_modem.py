@@ -88,6 +88,7 @@ def test_an_e5_may_print_spaces_between_bytes(line: str) -> None:
 def test_a_packet_of_an_e5_that_cannot_be_read_is_refused_not_passed_over(line: str) -> None:
     [said] = MODEMS["e5"]().feed(line.encode() + b"\r\n")
     assert isinstance(said, FrameError)
+    assert said.message == "the packet's hex digits cannot be read"
 
 
 @given(st.binary(min_size=1, max_size=60), st.integers(0, 59), st.integers(1, 59), st.sampled_from(["", " "]))

@@ -24,7 +24,7 @@ from drivers.lora.config import LoraTemplate
 from drivers.lora.driver import CHIRPSTACK
 from drivers.lora.layout import SIZES, LayoutCodec
 from gateway.sdk.errors import FrameError
-from gateway.sdk.reading import Quality, Reason
+from gateway.sdk.reading import Quality, Reading, Reason, TimeSource
 from gateway.sdk.testing import NOON
 from tests.support import hostile
 
@@ -178,6 +178,24 @@ def test_a_float32_is_the_decimal_that_was_meant() -> None:
     assert values("c479ffba", {"type": "f32", "point": "a", "none": [-999.9957]}) == {"a": None}
 
 
+def test_a_float64_keeps_all_its_digits() -> None:
+    assert values("3ff3c0ca428c59fb", {"type": "f64", "point": "a"}) == {"a": 1.2345678901234567}
+
+
+@pytest.mark.parametrize(("endian", "payload"), [("big", "56781234"), ("little", "78563412")])
+def test_the_low_word_may_come_first_in_either_order_of_bytes(endian: str, payload: str) -> None:
+    codec = {"kind": "layout", "endian": endian, "frames": [{"read": [{"type": "u32w", "point": "a"}]}]}
+    [reading] = decode_layout(LayoutCodec.model_validate(codec), bytes.fromhex(payload), 1, NOW).readings
+    assert reading.value == 0x12345678
+
+
+def test_a_record_is_as_long_as_it_says_whatever_is_read_of_it() -> None:
+    records = {"tlv": {"tag": 1, "length": True, "entries": {"0a": [{"type": "u8", "point": "a"}],
+                                                             "0b": [{"type": "u8", "point": "b"}]}}}  # fmt: skip
+    assert values("0a03 01ffff 0b01 02", records) == {"a": 1.0, "b": 2.0}
+    assert values("0c02 0b01 0b01 02", records) == {"b": 2.0}, "one that is not known is skipped"
+
+
 def test_what_is_left_over_or_cut_short_is_told_beside_what_was_read() -> None:
     step = {"type": "u8", "point": "a"}
 
@@ -205,6 +223,11 @@ def test_a_repeat_whose_number_was_not_read_is_refused() -> None:
     assert values("0102070800", *steps) == {"a": 8.0}
     with pytest.raises(FrameError, match="how often to repeat"):
         decoded("000208", *steps)
+
+
+def test_a_repeat_to_the_end_that_reads_nothing_is_refused() -> None:
+    made = decoded("01", {"repeat": {"read": [{"type": "u8", "point": "a", "at": 0}]}})
+    assert (len(made.readings), made.problem) == (1, "a repetition that reads nothing")
 
 
 def test_a_small_payload_costs_a_bounded_number_of_steps() -> None:
@@ -259,6 +282,11 @@ def test_an_object_gives_the_decimals_that_were_meant() -> None:
     tree = {"t": 20.799999237060547, "h": 20.700000000000003, "n": 3.0, "x": True, "s": "21.50", "big": 2**70}
 
     assert read(tree) == ({**tree, "t": 20.8, "h": 20.7}, "")
+
+
+def test_a_field_without_a_value_is_a_point_without_one() -> None:
+    [reading] = read_object({"t": None}, {}, Received(NOON, TimeSource.DEVICE)).readings
+    assert reading == Reading("t", None, NOON, Quality.BAD, Reason.NOT_AVAILABLE, TimeSource.DEVICE)
 
 
 def test_a_field_fills_every_point_that_names_it_and_no_other() -> None:

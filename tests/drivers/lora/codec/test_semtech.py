@@ -107,6 +107,12 @@ def test_one_bad_packet_does_not_take_the_others_of_its_datagram_with_it() -> No
     assert ([p.phy for p in packets], len(refused)) == ([b"\x01\x02"], 2)
 
 
+@pytest.mark.parametrize("listed", [{}, "", {"data": "AQI="}, [{"data": "AQI="}, 7]])
+def test_packets_that_are_no_list_of_objects_are_refused_as_a_whole(listed: Any) -> None:
+    with pytest.raises(FrameError, match="rxpk is no list of objects"):
+        semtech.parse_push(json.dumps({"rxpk": listed, "stat": {}}).encode())
+
+
 def test_a_datagram_with_too_many_packets_is_refused() -> None:
     with pytest.raises(FrameError, match="packets"):
         semtech.parse_push(json.dumps({"rxpk": [{}] * 65}).encode())

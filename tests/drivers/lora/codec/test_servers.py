@@ -4,6 +4,7 @@ import base64
 import contextlib
 import itertools
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,17 @@ def test_a_fault_of_the_decoder_leaves_as_a_refusal_with_its_cause() -> None:
     with pytest.raises(FrameError, match="event of ChirpStack: AttributeError") as refused:
         chirpstack.decode(None, b"{}")  # type: ignore[arg-type]
     assert refused.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("decode", [chirpstack.decode, tts.decode])
+def test_a_refusal_of_any_cause_has_the_message_as_it_came(decode: Callable[[str, bytes], object]) -> None:
+    class Faulty(bytes):
+        def decode(self, *_: object, **__: object) -> str:
+            raise RuntimeError
+
+    with pytest.raises(FrameError, match="RuntimeError") as refused:
+        decode(UP_TOPIC, Faulty(b"{}"))
+    assert refused.value.frame == b"{}"
 
 
 UP_TOPIC = "application/1/device/0202020202020202/event/up"
