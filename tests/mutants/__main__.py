@@ -45,9 +45,18 @@ SUITES = {
     "gateway/claims.py": ("tests/gateway/test_claims_bounds.py", "tests/gateway/test_claims.py"),
     "gateway/supervisor.py": ("tests/gateway/test_supervisor.py", "tests/gateway/test_link.py"),
     "gateway/clock.py": ("tests/gateway/test_clock.py", "tests/gateway/log/test_time.py"),
-    "gateway/plan.py": ("tests/gateway/test_plan.py", "tests/gateway/test_rules.py"),
+    "gateway/plan.py": (
+        "tests/gateway/test_plan.py",
+        "tests/gateway/test_rules.py",
+        "tests/gateway/cli/test_config_verbs.py",
+        "tests/gateway/config/test_cases.py",
+    ),
     "drivers/lora/codec/": ("tests/drivers/lora/codec", "tests/drivers/lora/test_layout.py"),
-    "drivers/modbus/codec/": ("tests/drivers/modbus/codec", "tests/drivers/modbus/test_device.py"),
+    "drivers/modbus/codec/": (
+        "tests/drivers/modbus/codec",
+        "tests/drivers/modbus/test_device.py",
+        "tests/drivers/modbus/test_scan.py",
+    ),
     "drivers/serial/codec/": ("tests/drivers/serial",),
 }
 EQUIVALENTS = Path("tests/mutants/equivalents.yaml")
@@ -183,28 +192,24 @@ class Suite:
         around = sorted((self._root / "tests/support").rglob("*.py"))
         product = sorted((self._root / place).rglob("*.py")) if place.endswith("/") else [self._root / place]
         self._base = _digest(*(path.read_text() for path in [*around, *product]))
-        self.tests = _digest(*(path.read_text() for path in self._own_files()))
-        self._states = {file: self._state(file) for file in self.test_files()}  # now: a run takes long
+        found = [self._root / path for path in self.paths]
+        files = [file for path in found for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
+        self._helpers = [path for path in files if not path.name.startswith("test_")]
+        self.test_files = [str(p.relative_to(self._root)) for p in files if p.name.startswith("test_")]
+        self.tests = _digest(*(path.read_text() for path in files))
+        self._states = {file: self._state(file) for file in self.test_files}  # now: a run takes long
 
     def _read(self) -> dict[str, Any]:
         return json.loads(self._known.read_text()) if self._known.exists() else {}
 
-    def _own_files(self) -> list[Path]:
-        found = [self._root / path for path in self.paths]
-        return [file for path in found for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
-
-    def test_files(self) -> list[str]:
-        return [str(p.relative_to(self._root)) for p in self._own_files() if p.name.startswith("test_")]
-
     def _state(self, file: str) -> str:
-        helpers = [path for path in self._own_files() if not path.name.startswith("test_")]
-        return _digest(self._base, *(path.read_text() for path in [*helpers, self._root / file]))
+        return _digest(self._base, *(path.read_text() for path in [*self._helpers, self._root / file]))
 
     def to_measure(self) -> list[str]:
         """Files of tests that are not measured as they are now, or did not pass when they were."""
         return [
             file
-            for file in self.test_files()
+            for file in self.test_files
             if self._files.get(file, {}).get("state") != self._states[file] or self._failing(file) is not None
         ]
 
@@ -215,7 +220,7 @@ class Suite:
         return next((name for name, item in items.items() if not item["passes"]), None)
 
     def failing(self) -> list[str]:
-        return [failing for file in self.test_files() if (failing := self._failing(file))]
+        return [failing for file in self.test_files if (failing := self._failing(file))]
 
     def measured(self, file: str, items: dict[str, Any]) -> None:
         self._files[file] = {"state": self._states[file], "items": items}
@@ -226,7 +231,7 @@ class Suite:
         lines = set(range(mutant.line, mutant.last_line + 1))
         items = {
             name: (item, self._cost_s(file, item))
-            for file in self.test_files()
+            for file in self.test_files
             for name, item in (self._files[file]["items"] or {}).items()
             if item["passes"]
         }
@@ -261,7 +266,7 @@ class Server:
             "MUTANTS_PARENT": str(os.getpid()),
         }
         command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "tests.mutants.runner", "-p", "no:cacheprovider"]
-        command += ["-p", "no:xdist", f"--basetemp={self._temporary / 't'}", *suite.test_files()]
+        command += ["-p", "no:xdist", f"--basetemp={self._temporary / 't'}", *suite.test_files]
         self._said = (self._temporary / "said").open("w")
         self._process = subprocess.Popen(
             command,
