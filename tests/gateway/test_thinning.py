@@ -161,3 +161,11 @@ def test_who_comes_late_is_counted_nowhere_and_a_clock_far_ahead_does_not_stop_t
     ahead_s = 120 + CROWD_BACK_S + 120
     assert counted(gate, somebody("a", ahead_s)) == [(1, 180.0)]
     assert [number for number, _ in counted(gate, somebody("b", 130), somebody("c", 180))] == [1, 1]
+
+
+def test_a_day_behind_is_late_and_more_was_of_a_clock_that_was_wrong() -> None:
+    gate = crowd()
+    counted(gate, somebody("a", CROWD_BACK_S + 60))
+
+    assert counted(gate, somebody("late", 60)) == []
+    assert counted(gate, somebody("a", 59)) == [(1, CROWD_BACK_S + 120)]

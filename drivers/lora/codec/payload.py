@@ -261,8 +261,8 @@ _FLOATS: dict[tuple[str, bool], Callable[[bytes], tuple[float]]] = {
 def _number(kind: str, data: bytes, big: bool) -> float | int | None:
     """The raw number; None where decimal digits are none (BCD)."""
     if kind[0] in "ui":
-        if kind == "u32w":  # two 16-bit words, the low one first
-            data = data[2:] + data[:2] if big else data[:2] + data[2:]
+        if kind == "u32w" and big:  # two 16-bit words, the low one first
+            data = data[2:] + data[:2]
         return int.from_bytes(data, "big" if big else "little", signed=kind[0] == "i")
     if kind[0] == "f":
         number = _FLOATS[kind, big](data)[0]

@@ -3,13 +3,14 @@
 import itertools
 import struct
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from drivers.modbus.codec.blocks import Block, Field, Limits, plan
 from drivers.modbus.codec.frames import Table
 from drivers.modbus.codec.registers import Encoding
-from gateway.sdk.reading import Reason
+from gateway.sdk.reading import Quality, Reading, Reason
 from gateway.sdk.testing import NOON
 
 ENCODINGS = [
@@ -107,6 +108,31 @@ def test_coils_stand_lowest_bit_first() -> None:
     block = Block("coil", 100, 10, tuple(Field(f"c{n}", "coil", 100 + n, Encoding("bit")) for n in range(10)))
 
     assert [value for value, _ in block.values(b"\x81\x02")] == [True, *[False] * 6, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "value"),
+    [
+        (Encoding("float32", offset=5.0), 7.5),
+        (Encoding("float32", scale=2.0), 5.0),
+        (Encoding("float64", invalid=(2.5,)), None),
+        (Encoding("float32", scale=2.0, offset=5.0), 10.0),
+    ],
+)
+def test_a_float_of_a_block_is_computed_as_it_is_alone(encoding: Encoding, value: float | None) -> None:
+    block = Block("input", 0, encoding.words, (Field("power", "input", 0, encoding),))
+
+    [reading] = block.readings(struct.pack(">f" if encoding.words == 2 else ">d", 2.5), NOON)
+
+    assert reading.value == value
+
+
+def test_points_of_a_block_that_was_not_read_are_told_with_time_and_reason() -> None:
+    block = Block("coil", 100, 2, tuple(Field(f"c{n}", "coil", 100 + n, Encoding("bit")) for n in range(2)))
+
+    assert block.without_values(Reason.TIMEOUT, NOON) == [
+        Reading(f"c{n}", None, NOON, Quality.BAD, Reason.TIMEOUT) for n in range(2)
+    ]
 
 
 @given(st.integers(-999_999, 999_999), st.integers(1, 6))

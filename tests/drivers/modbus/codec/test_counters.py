@@ -45,6 +45,7 @@ def counting(start: float = 3_000_000.0, step: float = 0.1, rollover: float = RO
         pytest.param([0, ROUND - 0.001, 17, 3000000.0], [None, None, None, 3000000.0], id="nothing but glitches"),
         pytest.param([math.nan, math.inf, -1, ROUND, 3000000.0], [None] * 4 + [3000000.0], id="no counts at all"),
         pytest.param([1200.0, 1200.1, 1200.2, 1200.3], [None, None, 1200.2, 1200.3], id="another meter, lower"),
+        pytest.param([1200.2, 1200.1, 1200.3, 1200.4], [None, None, 1200.3, 1200.4], id="another one, with a dip"),
         pytest.param([0.0, 0.1, 0.2, 0.3], [None, None, 0.2, 0.3], id="a reset for good"),
         pytest.param([3999999.0, 3999999.1, 3999999.2], [None, 3999999.1, 3999999.2], id="another meter, higher"),
         pytest.param([2999990.0, 2999990.1], [2999990.0, 2999990.1], id="a little back"),
@@ -55,6 +56,13 @@ def test_a_count_that_does_not_go_on_is_not_told_until_it_is_clear_what_it_is(
     values: list[float | None], told: list[float | None]
 ) -> None:
     assert totals(counting(), *values) == told
+
+
+@pytest.mark.parametrize(("value", "told"), [(499.95, 499.95), (500.5, None)])
+def test_in_less_than_a_second_no_more_is_believed_than_fits(value: float, told: float | None) -> None:
+    counter = counting(500.0, rollover=1000.0)
+
+    assert counter.take(value, 1000.0, START_S + 2.1) == told
 
 
 def test_a_new_round_is_told_with_the_second_reading_in_it() -> None:
@@ -169,6 +177,15 @@ def test_any_saved_bytes_make_a_counter_that_works(data: bytes) -> None:
     counter = Counter.restored(data)
     counter.take(5.0, 1000.0, START_S)
     assert Counter.restored(counter.saved()).track == counter.track
+
+
+@pytest.mark.parametrize("number", ["-1.0", "nan", "inf", "1e300"])
+@pytest.mark.parametrize(
+    "saved", ["2 0.1 None 0.0 {} 5.0 0.0", "2 0.1 None {} 0.0 5.0 0.0", "2 {} None 0.0 0.0 5.0 0.0"]
+)
+def test_a_saved_number_that_no_counter_has_makes_a_new_one(saved: str, number: str) -> None:
+    assert Counter.restored(saved.format(number).encode()) == Counter()
+    assert Counter.restored(saved.format("7.0").encode()) != Counter()
 
 
 def test_what_the_former_version_saved_is_read() -> None:

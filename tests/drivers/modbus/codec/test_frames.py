@@ -133,6 +133,37 @@ def test_an_exception_is_told_with_its_meaning() -> None:
         reply_data(ask, found[0])
 
 
+def test_an_exception_of_no_known_code_is_told_as_such() -> None:
+    with pytest.raises(DeviceException, match=r"exception 99 \(unknown exception\)"):
+        reply_data(read_request(1, "input", 0, 2), bytes((0x84, 99)))
+
+
+def test_a_tcp_reply_to_another_function_is_handed_on_whole_to_be_refused() -> None:
+    ask = read_request(1, "holding", 100, 4)
+    other = bytes.fromhex("040c") + bytes(12)
+
+    found = TcpFraming().find(ask, 5, bytes((0, 5, 0, 0, 0, len(other) + 1, 1)) + other, last=False)
+
+    assert found == (other, len(other) + 7)
+    with pytest.raises(FrameError):
+        reply_data(ask, other)
+
+
+@pytest.mark.parametrize(
+    ("data", "cut"),
+    [
+        (b":010302ABCD82\r\n", False),
+        (b"~\x01:010302ABCD82\r\n:0103", False),
+        (b":010302ABCD82", False),
+        (b":010302ABCD", True),
+        (b":010302ABCD83\r\n", True),
+        (b"\x00\xff", True),
+    ],
+)
+def test_ascii_that_holds_no_whole_line_was_cut(data: bytes, cut: bool) -> None:
+    assert AsciiFraming().looks_cut(data) is cut
+
+
 def test_a_reply_to_another_transaction_is_stepped_over() -> None:
     ask = read_request(1, "input", 0, 1)
     late, ours = bytes.fromhex("000100000005010402aaaa"), bytes.fromhex("000200000005010402bbbb")
