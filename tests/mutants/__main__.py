@@ -320,7 +320,7 @@ class Run:
     def tries(self) -> None:
         copies = [self._checkout.copy(number + 1) for number in range(self._jobs)]
         left: dict[str, list[Mutant]] = defaultdict(list)
-        for mutant in sorted(self._mutants, key=lambda mutant: (mutant.module, mutant.start)):
+        for mutant in self._mutants:  # in the sample's order: what is tried when the time is up is a sample too
             if not self.known(mutant):
                 left[self._checkout.suite_of(mutant.module)].append(mutant)
         self._done = len(self._mutants) - sum(map(len, left.values()))
@@ -353,9 +353,12 @@ class Run:
         works = [{"clean": [], "folders": [], "mutants": share} for share in self._shares(entries)]
         for answer in self._served(suite, works, copies):
             mutant = by_key[answer["key"]]
+            self._done += 1
+            if answer["verdict"] is None:
+                self._say(f"{mutant.module}:{mutant.line} not judged, the tests take too long now\n")
+                continue
             verdict = Verdict(answer["verdict"], answer["by"], answer["took_s"], mutant.state, suite.tests)
             self._checkout.remember(mutant.key, verdict)
-            self._done += 1
             self._say(f"{mutant.module}:{mutant.line} {verdict.verdict}")
 
     def _entry(self, suite: Suite, mutant: Mutant, first: Counter[str]) -> dict[str, Any]:

@@ -76,7 +76,8 @@ class _Server:
         verdict, by = self._verdict(mutant, known, limit_s) if known else (NO_TEST, None)
         self._tell({"key": mutant.key, "verdict": verdict, "by": by, "took_s": round(time.monotonic() - started_s, 2)})
 
-    def _verdict(self, mutant: Mutant, tests: dict[str, float], limit_s: float) -> tuple[str, str | None]:
+    def _verdict(self, mutant: Mutant, tests: dict[str, float], limit_s: float) -> tuple[str | None, str | None]:
+        """The verdict and the test it is owed to; None when the machine is too slow to tell."""
         path = self._root / mutant.module
         source = path.read_text()
         mutated = mutant.applied(source)
@@ -87,7 +88,8 @@ class _Server:
                 if answer == COLD:
                     answer = _cold(list(tests), limit_s)
             if answer is None:
-                return TIMED_OUT, None
+                clean = _forked(partial(self._tried, tests), limit_s)
+                return (TIMED_OUT if clean == [] else None), None
             if not answer:
                 return SURVIVED, None
             verdict, by = answer
