@@ -87,6 +87,17 @@ def test_an_own_template_with_a_wrong_sample_ends_with_1(citygate: Command, tmp_
     assert "dust.yaml:2:11: error: samples.0: wrong: pm2_5 is 0.6, expected 0.7 [sample-failed]" in ended.err
 
 
+def test_a_wrong_mapping_of_an_own_template_is_told_with_its_place_in_the_file(
+    citygate: Command, tmp_path: Path
+) -> None:
+    folder = tmp_path / "templates" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "dust.yaml").write_text("extends: nova/sds011\nentity: {attributes: {pm99: pm10}}\n")
+    ended = citygate("templates", "check", "mine/dust", "-c", str(tmp_path))
+    assert ended.code == 1
+    assert "dust.yaml:2:23: error: entity.attributes.pm99: " in ended.err
+
+
 def test_check_says_which_template_file_a_device_uses_and_what_is_not_sent(citygate: Command, tmp_path: Path) -> None:
     (tmp_path / "templates" / "nova").mkdir(parents=True)
     own = tmp_path / "templates" / "nova" / "sds011.yaml"
