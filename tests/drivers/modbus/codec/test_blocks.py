@@ -2,6 +2,8 @@
 
 import itertools
 import struct
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -111,15 +113,16 @@ def test_coils_stand_lowest_bit_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "value"),
+    ("made", "value"),
     [
-        (Encoding("float32", offset=5.0), 7.5),
-        (Encoding("float32", scale=2.0), 5.0),
-        (Encoding("float64", invalid=(2.5,)), None),
-        (Encoding("float32", scale=2.0, offset=5.0), 10.0),
+        (partial(Encoding, "float32", offset=5.0), 7.5),
+        (partial(Encoding, "float32", scale=2.0), 5.0),
+        (partial(Encoding, "float64", invalid=(2.5,)), None),
+        (partial(Encoding, "float32", scale=2.0, offset=5.0), 10.0),
     ],
 )
-def test_a_float_of_a_block_is_computed_as_it_is_alone(encoding: Encoding, value: float | None) -> None:
+def test_a_float_of_a_block_is_computed_as_it_is_alone(made: Callable[[], Encoding], value: float | None) -> None:
+    encoding = made()
     block = Block("input", 0, encoding.words, (Field("power", "input", 0, encoding),))
 
     [reading] = block.readings(struct.pack(">f" if encoding.words == 2 else ">d", 2.5), NOON)
