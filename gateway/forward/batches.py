@@ -62,8 +62,9 @@ class Batches:
 
     def blame_for_500(self) -> bool:
         """The broker failed inside: whether that is searched for an entity that makes it fail."""
-        self._server_errors += 1
-        self._searching = self._searching or self._server_errors >= self._search_at
+        if not self._searching:  # what the search itself meets is no other failure of the broker
+            self._server_errors += 1
+            self._searching = self._server_errors >= self._search_at
         return self._searching
 
     async def _searched(self, batch: Sequence[Entity], send: Send) -> Outcome:
