@@ -74,12 +74,14 @@ def commit(
     except Exception as error:
         if of_the_file(error):
             raise
+        # sets that an earlier commit in doubt has written after all are neither to blame nor to be written again
+        batch = replace(batch, entries=store.not_yet_stored(batch.entries))
         found = unwritable(store, batch)
         if found is None:
             raise
     found.gap = lost(found.entries, batch.now_us, cursors)
     rest = _without(batch, found)
-    return store.commit(rest, retain, in_doubt=True), found
+    return store.commit(rest, retain), found
 
 
 def unwritable(store: Store, batch: Batch) -> Unwritable | None:

@@ -445,7 +445,7 @@ class Store:
             retain: gives up what exceeds size and age so that so many bytes fit, in the same transaction.
             in_doubt: the commit before failed, and yet some of these sets may be in the file.
         """
-        entries = self._not_yet_stored(batch.entries) if in_doubt else batch.entries
+        entries = self.not_yet_stored(batch.entries) if in_doubt else batch.entries
         done = Committed(self.total)
         with self.transaction():
             newer_states = self._write(batch, entries, retain, done)
@@ -467,7 +467,7 @@ class Store:
                 self._db.execute("ROLLBACK")
         return None
 
-    def _not_yet_stored(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+    def not_yet_stored(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         """Those behind the newest in the file; what the file holds is counted anew."""
         row = self._db.execute("SELECT id, span, total FROM segment ORDER BY id DESC LIMIT 1").fetchone()
         if row is None:

@@ -258,6 +258,34 @@ async def test_a_poisoned_set_leaves_memory_wherever_it_stands_and_is_counted_fo
     await log.close()
 
 
+@pytest.mark.parametrize(
+    "poison", [ReadingSet("d", POISON["a list"]), ReadingSet("node", (), {"\ud800": b"1"})], ids=["set", "state"]
+)
+async def test_what_cannot_be_written_after_a_commit_that_was_written_though_it_failed_costs_itself(
+    tmp_path: Path, poison: ReadingSet
+) -> None:
+    card = Faulty()
+    log = await opened(tmp_path, CITY, connect=card.connect)
+    for n in range(2):
+        await log.append(a_set(n))
+    card.stage, card.fault = "after COMMIT", FAULTS["full"]
+    with pytest.raises(LogError):
+        await log.commit()
+    card.fault = None
+    await log.append(poison)
+    await log.commit()
+    assert log.status()["head_readings"] == 0
+    assert "given up" in log.status()["reason"]
+    await log.append(a_set(2))
+    await log.commit()
+    for _ in range(2):
+        assert await everything(log, "milano") == [0, 1, 2]
+        assert log.backlog("milano")[0] == 6
+        await log.close()
+        log = await opened(tmp_path, CITY)
+    await log.close()
+
+
 async def test_with_commit_every_0_a_poisoned_set_holds_nobody(tmp_path: Path) -> None:
     log = await opened(tmp_path, CITY, commit_every_s=0.0)
     await asyncio.wait_for(log.append(ReadingSet("d", POISON["a list"])), 5)
