@@ -157,6 +157,7 @@ class Committer:
         self._loop = asyncio.get_running_loop()
         self._one_at_a_time = asyncio.Lock()
         self._attempt = self._loop.create_future()
+        self._carried = Pending()  # by the commit at work
         self._again = False
         self._timer: asyncio.TimerHandle | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -213,7 +214,7 @@ class Committer:
 
     def made_anew(self, report: Report, gaps: list[Gap], held: list[HeldRow]) -> None:
         """The file was made anew while running: all that memory knows goes into it, and what is else written by the hour."""
-        self._opening.made_anew(report, gaps, held)
+        self._opening.made_anew(report, [*gaps, *self._carried.gaps], held)
         self.schedule.housekeeping_at_s = self._clock.monotonic_s()
         self.start()
 
@@ -301,7 +302,7 @@ class Committer:
         """Whether all that was to be written is."""
         # driver state never goes before its set: a source that sends again what was not durable would be refused it
         entries = list(self._head.entries) if sets or self._pending.states else []
-        carried = self._pending.taken()
+        self._carried = carried = self._pending.taken()
         in_doubt, self._condition.in_doubt = self._condition.in_doubt, True
         try:
             done, unwritable = await self._write(entries, carried, housekeeping=housekeeping, in_doubt=in_doubt)
@@ -312,6 +313,8 @@ class Committer:
             self._condition.failed(error)
             self._use_boots(carried)  # the cities must not wait for the card
             return False
+        finally:
+            self._carried = Pending()
         if unwritable is not None:
             # nobody waits for those
             self._receipts.durable_upto = max(self._receipts.durable_upto, *(entry.seq for entry in entries), 0)

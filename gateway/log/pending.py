@@ -46,8 +46,9 @@ class Pending:
         self.series = {**carried.series, **self.series}
         self.cursors |= carried.cursors
         self.forget = carried.forget + self.forget
+        if carried.states:
+            self.states_since_s = carried.states_since_s
         self.states = {**carried.states, **self.states}
-        self.states_since_s = carried.states_since_s
         self.boots = carried.boots + self.boots
         self.gaps = carried.gaps + self.gaps
 

@@ -11,6 +11,7 @@ import pytest
 from gateway.clock import Source
 from gateway.log.log import Consumer, Log, TimeState
 from gateway.log.segment import microseconds
+from gateway.log.store import Gap
 from gateway.sdk.errors import LogError
 from gateway.sdk.reading import Reading, ReadingSet
 from gateway.sdk.testing import NOON, ManualClock
@@ -274,6 +275,29 @@ async def test_what_memory_gives_up_is_counted_for_whom_it_was_owed_and_no_backl
             assert look.backlog("milano")[0] == 2 * len(kept)
             assert look.backlog("porto")[0] == 2 * len(kept) - 2
             assert look.backlog("all")[0] == 2 * len(kept)
+    await log.close()
+
+
+async def test_what_is_given_up_while_the_card_refuses_is_one_record_in_the_file_later(tmp_path: Path) -> None:
+    card, clock = Card(), ManualClock()
+    log = await resting(tmp_path, CITY, clock=clock, connect=card.connect)
+    card.refuse()
+    await refused(log)
+    first_us = microseconds(clock.now())
+    await poisoned(log)
+    clock.advance(60)
+    await log.set_consumers([CITY, OTHER])
+    await poisoned(log)
+    await refused(log)
+    clock.advance(60)
+    await log.set_consumers([OTHER])
+    await poisoned(log)
+    last_us = microseconds(clock.now())
+    card.work()
+    clock.advance(60)
+    await log.commit()
+    async with on_card(tmp_path, CITY, OTHER, clock=clock) as found:
+        assert found.gaps == [Gap(last_us, first_us, last_us, 3, "unwritable", {"milano": 2, "porto": 2})]
     await log.close()
 
 
@@ -605,6 +629,28 @@ async def test_a_driver_state_whose_commit_failed_is_written_with_the_next_try(t
     async with on_card(tmp_path, CITY, clock=clock) as found:
         assert found.driver_state("node") == {"fcnt": b"1", "other": b"1", "newer": b"1"}
         assert await everything(found, "milano") == [1]  # a state never goes before the set it came with
+    await log.close()
+
+
+async def test_a_driver_state_that_came_while_a_commit_failed_waits_its_5_minutes(tmp_path: Path) -> None:
+    card, clock = Card(), ManualClock()
+    log = await resting(tmp_path, CITY, clock=clock, connect=card.connect, commit_every_s=10.0)
+    card.hold("COMMIT")
+    await log.set_consumers([CITY])
+    await card.has_reached()
+    await log.append(ReadingSet("node", (), {"fcnt": b"1"}))
+    card.refuse("COMMIT")
+    card.release()
+    await at_rest(log)
+    assert card.failed == 1
+    card.work()
+    for after_s in (290, 10):
+        clock.advance(after_s)
+        await log.append(a_set(0))
+        await settle(log, "milano")
+        await at_rest(log)
+        async with on_card(tmp_path, CITY, clock=clock) as found:
+            assert found.driver_state("node") == ({} if after_s > 10 else {"fcnt": b"1"})
     await log.close()
 
 

@@ -16,7 +16,8 @@ from gateway.log.segment import Entry, Layouts, Stamp, encode, microseconds
 from gateway.log.store import PAGE_BYTES, Batch, Store
 from gateway.sdk.reading import Reading, ReadingSet, Value
 from gateway.sdk.testing import NOON
-from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, counts_of, everything, lose, opened
+from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, counts_of, everything, lose, opened, settle
+from tests.gateway.log.test_failed_commit import poisoned
 
 FROM_NOW = Consumer("milano", "now")
 STAMP = Stamp(1, microseconds(NOON) - 10**9, 7)
@@ -219,6 +220,25 @@ async def test_held_pieces_gaps_states_and_last_values_outlive_a_salvage(tmp_pat
         await log.close()
         log = await opened(tmp_path, CITY)
     assert [piece.tries for piece in log.held.pieces()] == [0, 1]
+    await log.close()
+
+
+async def test_what_the_commit_that_finds_damage_counts_is_told_at_once(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY, OTHER)
+    for n in range(2):
+        await log.append(a_set(n))
+    await poisoned(log)
+    await log.commit()
+    await poisoned(log)
+    lose(tmp_path, "cursor")
+    await settle(log, "milano")
+    await log.commit()
+    assert "taken over" in log.status()["salvaged"]
+    for _ in range(2):
+        assert log.status()["lost"] == {"unwritable": 2, "damage": 0}
+        assert (log.given_up("milano"), log.given_up("porto")) == (2, 2)
+        await log.close()
+        log = await opened(tmp_path, CITY, OTHER)
     await log.close()
 
 
