@@ -1,7 +1,7 @@
 """When a commit is due: by the age and size of what is owed, the hour, what settling and drivers left; and never before."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from gateway.log.log import Consumer, Log
 from gateway.sdk.reading import Reading, ReadingSet
 from gateway.sdk.testing import NOON, ManualClock
 from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, at_rest, everything, on_card, opened, settle
-from tests.gateway.log.test_failed_commit import Card
+from tests.gateway.log.test_failed_commit import Card, resting
 
 
 class Box:
@@ -76,11 +76,54 @@ async def test_at_half_of_memory_a_commit_begins_early(tmp_path: Path) -> None:
     await box.log.close()
 
 
+async def test_below_half_of_memory_a_set_has_its_age(tmp_path: Path) -> None:
+    box = await Box.open(tmp_path, CITY, head_bytes=10_000)
+    assert [await box.commits(1)] + [await box.commits(0) for _ in range(7)] == [0] * 8  # 40 % of it
+    assert await box.commits(9) == 0
+    assert await box.commits(1) == 1
+    await box.log.close()
+
+
+async def test_an_age_below_a_second_is_kept_too(tmp_path: Path) -> None:
+    box = await Box.open(tmp_path, CITY, commit_every_s=0.5)
+    for _ in range(2):
+        assert await box.commits(0) == 0
+        assert await box.commits(0.5) == 1
+    await box.log.close()
+
+
 async def test_without_consumers_sets_are_written_when_they_are_of_age(tmp_path: Path) -> None:
     box = await Box.open(tmp_path)
     assert await box.commits(0) == 0
     assert await box.commits(10) == 1
     await box.log.close()
+
+
+class Slow(Card):
+    """A commit takes so long by the clock of the test."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__()
+        self._clock, self.takes_s = clock, 0.0
+
+    def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Any:
+        if sql == "COMMIT":
+            self._clock.advance(self.takes_s)
+        return super().execute(sql, parameters)
+
+
+async def test_a_commit_begins_so_early_that_one_as_slow_as_the_slowest_of_late_ends_in_time(tmp_path: Path) -> None:
+    clock = ManualClock()
+    card = Slow(clock)
+    log = await resting(tmp_path, CITY, clock=clock, connect=card.connect, commit_every_s=100.0)
+    box = Box(log, clock)
+    # half as much again is left for it, at most half of all; what was slow is forgotten slowly
+    for age_s, takes_s in ((100, 20), (70, 0), (71.5, 0), (72.9, 40), (50, 0), (50, 0)):
+        card.takes_s = takes_s
+        assert await box.commits(0) == 0
+        assert await box.commits(age_s - 0.1) == 0, age_s
+        assert await box.commits(0.2) == 1, age_s
+    await log.close()
 
 
 @pytest.mark.parametrize(("after_s", "commits"), [(59.9, 0), (60.0, 1)])

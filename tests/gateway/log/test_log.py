@@ -16,7 +16,7 @@ from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.errors import LogError
 from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason
 from gateway.sdk.testing import NOON, ManualClock
-from tests.gateway.log.scene import CITY, OTHER, a_set, everything, opened
+from tests.gateway.log.scene import CITY, OTHER, a_set, everything, opened, settle
 
 
 async def test_a_set_is_read_back_from_the_head_and_from_the_file_alike(tmp_path: Path) -> None:
@@ -78,6 +78,44 @@ async def test_consumers_go_at_their_own_speed(tmp_path: Path) -> None:
     assert await everything(log, "porto") == list(range(10))
     assert log.backlog("milano") == (10, NOON + timedelta(seconds=5))
     assert log.backlog("porto") == (20, NOON)
+    await log.close()
+
+
+async def test_the_oldest_of_what_is_owed_is_told_whether_it_is_in_memory_or_in_the_file(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY, OTHER)
+
+    def told(name: str = "milano") -> tuple[int, int | None]:
+        backlog, oldest_at = log.backlog(name)
+        shown = log.status()["consumers"][name]
+        assert (shown["backlog"], shown["oldest_unsent_at"] is None) == (backlog, oldest_at is None)
+        return backlog, None if oldest_at is None else (oldest_at - NOON).seconds
+
+    assert told() == (0, None)
+    for n in (5, 6):
+        await log.append(a_set(n))
+    assert told() == (4, 5)
+    await settle(log, "milano")
+    assert (told(), told("porto")) == ((2, 6), (4, 5))
+    await log.commit()
+    assert (told(), told("porto")) == ((2, 6), (4, 5))
+    for n in (7, 8):
+        await log.append(a_set(n))
+    assert (told(), told("porto")) == ((6, 6), (8, 5))
+    await settle(log, "milano")
+    assert told() == (4, 7)
+    await log.commit()
+    assert (told(), told("porto")) == ((4, 7), (8, 5))
+    await settle(log, "milano")
+    await settle(log, "porto")
+    assert (told(), told("porto")) == ((2, 8), (6, 6))
+    assert log.status()["consumers"]["milano"]["oldest_unsent_at"] == "2026-06-01T12:00:08Z"
+    await settle(log, "porto", 3)
+    assert told("porto") == (0, None)
+    await log.append(a_set(9))
+    assert (told(), told("porto")) == ((4, 8), (2, 9))
+    await log.close()
+    log = await opened(tmp_path, CITY, OTHER)
+    assert (told(), told("porto")) == ((4, 8), (2, 9))
     await log.close()
 
 

@@ -143,6 +143,26 @@ async def test_a_broker_that_is_added_gets_what_was_there_whatever_is_settled_me
     await log.close()
 
 
+async def test_a_broker_that_is_added_while_the_file_cannot_be_read_gets_rather_too_much(tmp_path: Path) -> None:
+    card = Held()
+    log = await opened(tmp_path, CITY, connect=card.connect)
+    for n in range(4):
+        await log.append(a_set(n))
+        await log.commit()
+    card.hold("SELECT id FROM segment", error=sqlite3.OperationalError("disk I/O error"))
+    await log.set_consumers([CITY, Consumer("porto", NOON + timedelta(seconds=2)), Consumer("lisboa", "now")])
+    card.release()
+    await log.append(a_set(4))
+    await log.commit()
+    for _ in range(2):
+        assert await everything(log, "porto") == [0, 1, 2, 3, 4]
+        assert await everything(log, "lisboa") == [4]
+        assert [log.backlog(name)[0] for name in ("milano", "porto", "lisboa")] == [10, 10, 2]
+        await log.close()
+        log = await opened(tmp_path, CITY, Consumer("porto", "now"), Consumer("lisboa"))
+    await log.close()
+
+
 async def test_a_broker_that_is_added_from_now_on_begins_at_that_moment(tmp_path: Path) -> None:
     card = Held()
     log = await opened(tmp_path, CITY, connect=card.connect)

@@ -8,8 +8,8 @@ import pytest
 from gateway.log.log import SetReceipt
 from gateway.sdk.errors import LogError
 from gateway.sdk.reading import ReadingSet
-from tests.gateway.log.scene import CITY, OTHER, a_set, at_rest, opened, settle
-from tests.gateway.log.test_failed_commit import Card, Late, poisoned, refused
+from tests.gateway.log.scene import CITY, OTHER, a_set, at_rest, everything, opened, settle
+from tests.gateway.log.test_failed_commit import Card, Late, poisoned, refused, resting
 from tests.gateway.log.test_poison import POISON
 
 
@@ -210,6 +210,9 @@ async def test_a_receipt_of_before_the_file_was_open_is_none_of_an_earlier_start
 async def test_with_commit_every_0_only_a_card_that_refuses_lets_go_of_what_is_not_written(tmp_path: Path) -> None:
     card = Card()
     log = await opened(tmp_path, CITY, OTHER, connect=card.connect, commit_every_s=0.0)
+    at_once = asyncio.create_task(log.append(a_set(9)))
+    await at_rest(log)
+    assert at_once.done()
     card.hold("COMMIT")
     appending = asyncio.create_task(log.append(a_set(0)))
     await card.has_reached()
@@ -227,4 +230,67 @@ async def test_with_commit_every_0_only_a_card_that_refuses_lets_go_of_what_is_n
     fourth = await asyncio.wait_for(log.append(a_set(3)), 5)
     await asyncio.wait_for(asyncio.gather(third.durable, fourth.durable), 5)
     assert await asked.state() == "DD"
+    await log.close()
+
+
+async def test_with_commit_every_0_a_set_that_all_have_settled_by_then_holds_nobody(tmp_path: Path) -> None:
+    """It is never written, so no commit makes it durable."""
+    card = Card()
+    log = await opened(tmp_path, CITY, OTHER, connect=card.connect, commit_every_s=0.0)
+    card.hold("COMMIT")
+    appending = [asyncio.create_task(log.append(a_set(n))) for n in range(2)]
+    await card.has_reached()
+    for name in ("milano", "porto"):
+        await settle(log, name, 2)
+    card.release()
+    receipts = await asyncio.wait_for(asyncio.gather(*appending), 5)
+    assert await Asked(receipts).state() == "DD"
+    await at_rest(log)
+    commits = log.status()["commits"]
+    await at_rest(log)
+    assert log.status()["commits"] == commits
+    await log.close()
+
+
+async def test_memory_that_is_full_waits_for_the_commit_at_work_though_the_one_before_failed(tmp_path: Path) -> None:
+    card = Card()
+    log = await opened(tmp_path, CITY, connect=card.connect, head_bytes=5000)
+    card.refuse()
+    for n in range(10):  # of 500 bytes
+        await log.append(a_set(n))
+    await refused(log)
+    card.work()
+    card.hold("COMMIT")
+    commit = asyncio.create_task(log.commit())
+    await card.has_reached()
+    appending = asyncio.create_task(log.append(a_set(10)))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not appending.done()
+    card.release()
+    await commit
+    await asyncio.wait_for(appending, 5)
+    assert log.status()["lost"] == {}
+    assert await everything(log, "milano") == list(range(11))
+    await log.close()
+
+
+async def test_who_waits_for_room_goes_on_when_the_commit_at_work_fails(tmp_path: Path) -> None:
+    card = Card()
+    log = await resting(tmp_path, CITY, connect=card.connect, head_bytes=5000)
+    card.hold("COMMIT")
+    for n in range(10):
+        await log.append(a_set(n))
+    await card.has_reached()
+    appending = asyncio.create_task(log.append(a_set(10)))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not appending.done()
+    card.refuse("COMMIT")
+    card.release()
+    await asyncio.wait_for(appending, 5)
+    assert log.status()["lost"] == {"memory": 2}
+    assert await everything(log, "milano") == list(range(1, 11))
+    card.work()
+    await log.commit()
     await log.close()

@@ -16,7 +16,19 @@ from gateway.log.segment import Entry, Layouts, Stamp, encode, microseconds
 from gateway.log.store import PAGE_BYTES, Batch, Store
 from gateway.sdk.reading import Reading, ReadingSet, Value
 from gateway.sdk.testing import NOON
-from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, counts_of, everything, lose, opened, settle
+from tests.gateway.log.scene import (
+    CITY,
+    OTHER,
+    BootClock,
+    a_set,
+    at_rest,
+    counts_of,
+    everything,
+    lose,
+    on_card,
+    opened,
+    settle,
+)
 from tests.gateway.log.test_failed_commit import poisoned
 
 FROM_NOW = Consumer("milano", "now")
@@ -220,6 +232,25 @@ async def test_held_pieces_gaps_states_and_last_values_outlive_a_salvage(tmp_pat
         await log.close()
         log = await opened(tmp_path, CITY)
     assert [piece.tries for piece in log.held.pieces()] == [0, 1]
+    await log.close()
+
+
+async def test_a_new_file_has_at_once_what_else_is_written_by_the_hour(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    await committed(log, range(10))
+    await poisoned(log)
+    await log.commit()
+    await log.append(a_set(20))
+    await settle(log, "milano", 11)  # the last of them will never be written
+    lose(tmp_path, "segment")
+    await log.scan(-1)
+    await at_rest(log)
+    assert "taken over" in log.status()["salvaged"]
+    assert log.status()["lost"] == {"unwritable": 1, "damage": 0}
+    async with on_card(tmp_path, CITY) as found:
+        assert found.last_values.device("meter-1")["count"].value == 20
+        assert found.statistics.of()["meter-1", "count"].got == 11
+        assert found.backlog("milano")[0] == 0
     await log.close()
 
 
