@@ -3,7 +3,11 @@ and history (repeats are kept, not merged), and can be told to fail. It shares n
 
 In-process: `async with StrictBroker().serve() as url: ...`. As a process of its own:
 `python -m tests.support.strict_broker --port 0 --record FILE` prints its port; FILE gets one JSON line per stored value.
-A running one obeys `POST /_strict/behave` (fields of `Behaviour`) and tells all it holds at `GET /_strict/held`.
+A running one obeys `POST /_strict/behave` (fields of `Behaviour`), `/_strict/restart` (`{"down_s": 1}`) and
+`/_strict/database` (`{"away": true}`), and tells all it holds at `GET /_strict/held`.
+
+`StrictBroker(profile="scorpio")` imitates a product (`broker_profiles`); `neighbour` lets others write beside the box;
+`judge` compares what was served with what the history holds.
 """
 
 import argparse
@@ -12,17 +16,34 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
-Json = Any
-CORE_CONTEXT = "https://uri.etsi.org/ngsi-ld/v1/ngsi-ld-core-context.jsonld"
-_ERRORS = "https://uri.etsi.org/ngsi-ld/errors/"
+from tests.support.broker_judge import Verdict, judge
+from tests.support.broker_parts import (
+    CORE_CONTEXT,
+    ERRORS,
+    Behaviour,
+    Json,
+    Key,
+    Refusal,
+    Reply,
+    Request,
+    Row,
+    Tenant,
+    Value,
+    hashable,
+)
+from tests.support.broker_profiles import PROFILES, Profile
+
+__all__ = ["Behaviour", "Refusal", "StrictBroker", "Value"]
+
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:[^\s<>\"{}|\\^`\x00-\x20]+")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _DATETIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:[.,]\d{1,6})?Z")
@@ -44,113 +65,41 @@ _RESERVED = frozenset(
 )
 _DEPTH = {"Point": 0, "MultiPoint": 1, "LineString": 1, "MultiLineString": 2, "Polygon": 2, "MultiPolygon": 3}
 UPSERT_OPTIONS = frozenset({"", "update", "replace"})
-
-
-class Refusal(Exception):
-    """A request, or one entity, that the specification refuses."""
-
-    def __init__(self, status: int, title: str, detail: str = "", kind: str = "BadRequestData") -> None:
-        self.status, self.title, self.detail, self.kind = status, title, detail, kind
-        super().__init__(f"{status} {title}: {detail}")
-
-    def problem(self) -> dict[str, Json]:
-        return {"type": _ERRORS + self.kind, "title": self.title, "detail": self.detail, "status": self.status}
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """One stored value: what the oracle compares."""
-
-    entity: str
-    type: str
-    attribute: str
-    observed_at: str | None
-    value: Json
-    unit: str | None
-    dataset: str | None
-    context: str
-    tenant: str
-    via: str  # state | temporal
-    request: int
-    at: float  # unix seconds of arrival
-
-    @property
-    def key(self) -> tuple[str, str, str | None, Json]:
-        """Entity, attribute, observedAt, value; values that cannot be hashed as JSON text."""
-        value = (
-            self.value if isinstance(self.value, str | int | float | bool) else json.dumps(self.value, sort_keys=True)
-        )
-        return self.entity, self.attribute, self.observed_at, value
+NEIGHBOUR = "urn:ngsi-ld:AirQualityObserved:neighbour:"  # ids of other writers' entities: no test counts them
 
 
 @dataclass(slots=True)
-class Behaviour:
-    """How it answers. Faults strike requests whose path contains `path`, `times` of them (None: until told otherwise).
+class _Door:
+    """One port at which it is served."""
 
-    Attributes:
-        fault: "" | status (a plain error of that number) | html200 | redirect | hang | hang_stored | reset | reset_stored |
-            truncated | slow. `*_stored`: the request is carried out, its answer does not arrive.
-        spelling: of partial answers: spec | old (`error`, 200) | scorpio | scorpio_null | orion-ld | orion-ld-207 | stellio.
-        refuse: regular expression of entity ids that are refused one by one; refuse_status: with this inner status.
-        verdicts: inner status by regular expression of an entity as JSON text; for those of which one is to be refused.
-        whole: a batch with a refused entity is refused whole: "" | naming | silent | 500.
-        max_bytes, max_entities: larger requests get 413.
-        readable: GET of entities is allowed. temporal: there is a temporal API.
-        records: history is recorded by itself from current-state writes, `records_after_s` later.
-        tenants: None = made by the first write, else those that exist.
-    """
+    runner: web.AppRunner
+    port: int
+    ssl: Any
+    site: web.TCPSite | None = None
 
-    fault: str = ""
-    path: str = ""
-    times: int | None = None
-    retry_after: str = ""
-    delay_s: float = 0.0
-    spelling: str = "spec"
-    refuse: str = ""
-    refuse_status: int = 400
-    verdicts: dict[str, int] = field(default_factory=dict)
-    whole: str = ""
-    max_bytes: int = 10 * 2**20
-    max_entities: int = 1000
-    readable: bool = True
-    temporal: bool = True
-    records: bool = True
-    records_after_s: float = 0.0
-    tenants: list[str] | None = None
-    token: str = ""
-    location: str = "https://login.example/"
+    async def open(self) -> None:
+        self.site = web.TCPSite(self.runner, "127.0.0.1", self.port, ssl_context=self.ssl)
+        await self.site.start()
+        self.port = self.runner.addresses[0][1]
 
-
-@dataclass(slots=True)
-class Request:
-    method: str
-    path: str
-    query: Mapping[str, str]
-    headers: Mapping[str, str]  # lower-case names
-    body: bytes
-
-
-@dataclass(slots=True)
-class Reply:
-    status: int
-    body: Json = None
-    headers: dict[str, str] = field(default_factory=dict)
-    raw: bytes | None = None  # instead of body
-
-
-@dataclass(slots=True)
-class Tenant:
-    entities: dict[str, dict[str, Json]] = field(default_factory=dict)  # id -> entity with arrays of instances
-    temporal: dict[str, dict[str, Json]] = field(
-        default_factory=dict
-    )  # id -> {type, attribute: [(visible_at, instance)]}
+    async def close(self, spare: asyncio.BaseTransport | None) -> None:
+        """Nobody listens any more, and what is connected is cut."""
+        site, self.site = self.site, None
+        if site is not None:
+            await site.stop()
+        for handler in list(self.runner.server.connections if self.runner.server else ()):
+            if handler.transport is not None and handler.transport is not spare:
+                handler.transport.abort()
 
 
 class StrictBroker:
     """State, history, and the judgement of requests. `answer` is the whole broker; HTTP is around it."""
 
-    def __init__(self, behaviour: Behaviour | None = None, *, record: Path | None = None) -> None:
-        self.behaviour = behaviour or Behaviour()
+    def __init__(
+        self, behaviour: Behaviour | None = None, *, profile: str | Profile = "plain", record: Path | None = None
+    ) -> None:
+        self.profile = PROFILES[profile]() if isinstance(profile, str) else profile
+        self.behaviour = behaviour or self.profile.behaviour()
         self.tenants: dict[str, Tenant] = {}
         self.stored: list[Value] = []
         self.backwards: list[
@@ -159,6 +108,10 @@ class StrictBroker:
         self.refusals: list[str] = []
         self.requests: list[tuple[float, str, str, int]] = []  # (unix s, method, path, bytes)
         self.bodies: list[bytes] = []  # of accepted or refused POSTs, newest last; at most 2000
+        self.forgotten: list[Value] = []  # acknowledged, and lost before it was in the history
+        self._doors: list[_Door] = []
+        self._starts = 0
+        self._running = True
         self._record = record.open("a") if record else None
         self._read = asyncio.Event()
         self._closing = asyncio.Event()  # ends the requests that hang
@@ -182,13 +135,80 @@ class StrictBroker:
 
     def temporal_history(self, tenant: str = "") -> list[tuple[str, str, str | None, Json]]:
         """Every point of the history as the temporal API serves it, repeats kept."""
+        self._look()
         return [
             (entity_id, name, instance.get("observedAt"), _member(instance))
             for entity_id, entity in self.tenants.get(tenant, Tenant()).temporal.items()
+            if not entity_id.startswith(NEIGHBOUR)
             for name, points in entity.items()
             if name not in ("type",)
             for _, instance in points
         ]
+
+    def points(self, tenant: str = "") -> Counter[Key]:
+        """The history as a multiset; of a broker without one what its current state was, one after the other."""
+        kept = self.temporal_history(tenant) if self.behaviour.records else self.history(tenant)
+        return Counter((entity, name, at, hashable(value)) for entity, name, at, value in kept)
+
+    def judge(self, served: Iterable[tuple[str, str, str | None, Json]], tenant: str = "") -> Verdict:
+        """What is missing, doubled or invented in a tenant's history, when these were served."""
+        return judge(self.points(tenant), ((entity, name, at, hashable(value)) for entity, name, at, value in served))
+
+    # what tests do to it
+
+    async def stop(self, *, spare: asyncio.BaseTransport | None = None) -> None:
+        """End the process, orderly or not: its memory is gone, connections are cut, nobody listens."""
+        self._look()
+        self._running = False
+        self._starts += 1
+        self._lose(self.profile.lose_memory())
+        for door in self._doors:
+            await door.close(spare)
+
+    async def start(self) -> None:
+        """Be there again, at the same address."""
+        for door in self._doors:
+            await door.open()
+        self._running = True
+
+    async def restart(self, down_s: float = 0.0) -> None:
+        """Stop, and start after a while."""
+        await self.stop()
+        await asyncio.sleep(down_s)
+        await self.start()
+
+    def database_away(self, away: bool = True) -> None:
+        """Its database does not answer, until `database_back`."""
+        self._look()
+        self.profile.database_away = away
+
+    def database_back(self) -> None:
+        self.database_away(False)
+
+    @contextlib.asynccontextmanager
+    async def neighbour(self, *, every_s: float, tenant: str = "", entities: int = 1) -> AsyncIterator[None]:
+        """Another writer on the tenant, with entities of its own; nothing it writes is counted anywhere."""
+
+        async def write() -> None:
+            count = 0
+            while True:
+                count += 1
+                at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+                for number in range(entities if self._running and not self.profile.database_away else 0):
+                    value = {"type": "Property", "value": count, "observedAt": at}
+                    item = {"id": f"{NEIGHBOUR}{number}", "type": "AirQualityObserved", "no2": value}
+                    place = self.tenants.setdefault(tenant, Tenant())
+                    self._look()
+                    self._set(place, tenant, item, CORE_CONTEXT, replace=False)
+                await asyncio.sleep(every_s)
+
+        task = asyncio.create_task(write(), name="neighbour")
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
 
     async def until(self, condition: Any, *, timeout_s: float = 8.0) -> None:
         """Wait until `condition()` holds; looked at after each request."""
@@ -206,8 +226,9 @@ class StrictBroker:
         if request.method == "POST":
             self.bodies.append(request.body)
             del self.bodies[:-2000]
+        self._look()
         try:
-            return self._route(request)
+            return self.profile.instead(request) or self._route(request)
         except Refusal as refusal:
             self.refusals.append(str(refusal))
             if refusal.status in (411, 415):
@@ -224,7 +245,7 @@ class StrictBroker:
         if not path.startswith("/ngsi-ld/v1"):
             return Reply(404, raw=b"<html><body>not found</body></html>", headers={"Content-Type": "text/html"})
         path = path.removeprefix("/ngsi-ld/v1")
-        tenant = request.headers.get("ngsild-tenant", "")
+        tenant = self.profile.tenant_name(request.headers.get("ngsild-tenant", ""))
         if tenant and not _TENANT.fullmatch(tenant):
             raise Refusal(400, "bad tenant name", tenant)
         accept = request.headers.get("accept", "*/*")
@@ -255,8 +276,7 @@ class StrictBroker:
     def _tenant(self, name: str, *, write: bool) -> Tenant:
         known = self.behaviour.tenants
         exists = not name or name in self.tenants or (write if known is None else name in known)
-        if not exists:
-            raise Refusal(404, "NonexistentTenant", name, "NonexistentTenant")
+        self.profile.check_tenant(name, write=write, exists=exists)
         return self.tenants.setdefault(name, Tenant())
 
     def _upsert(self, request: Request, tenant: str) -> Reply:
@@ -273,14 +293,17 @@ class StrictBroker:
         if len(document) > self.behaviour.max_entities:
             raise Refusal(413, "too many entities", str(len(document)), "TooManyEntities")
         place = self._tenant(tenant, write=True)
+        if self.profile.context_refuses == "request":
+            for item in document:
+                self.profile.check_context(context or item.get("@context"))
         faults = self._judge_all(document, context)
         self._whole(document, faults)
         created: list[str] = []
-        for item, fault in zip(document, faults, strict=True):
-            if fault is None:
-                if item["id"] not in place.entities:
-                    created.append(item["id"])
-                self._set(place, tenant, item, context or item.get("@context"), replace=options != "update")
+        sound = [item for item, fault in zip(document, faults, strict=True) if fault is None]
+        for item in self.profile.applied(sound):
+            if item["id"] not in place.entities:
+                created.append(item["id"])
+            self._set(place, tenant, item, context or item.get("@context"), replace=options != "update")
         return self._batch_reply(document, faults, created)
 
     def _judge_all(self, document: list[dict[str, Json]], context: str) -> list[Refusal | None]:
@@ -289,6 +312,8 @@ class StrictBroker:
             fault: Refusal | None = None
             try:
                 check_entity(item, context_in_body=not context)
+                if self.profile.context_refuses == "entity":
+                    self.profile.check_context(context or item.get("@context"))
                 self._rule(item)
             except Refusal as refusal:
                 fault = refusal
@@ -340,25 +365,30 @@ class StrictBroker:
         old = place.entities.get(entity_id, {})
         new: dict[str, Json] = {} if replace else dict(old)
         new["id"], new["type"] = entity_id, item["type"]
+        rows: list[Row] = []
         for name, attribute in item.items():
             if name in _NOT_ATTRIBUTES:
                 continue
             kept = [] if replace else [i for i in old.get(name, []) if i.get("datasetId") not in _datasets(attribute)]
             for instance in _instances(attribute):
-                self._note(tenant, item, name, instance, context, via="state", old=_same(old.get(name, []), instance))
-                if self.behaviour.records:
-                    self._record_point(place, item, name, instance, time.time() + self.behaviour.records_after_s)
+                before = _same(old.get(name, []), instance)
+                value = self._note(tenant, item, name, instance, context, via="state", old=before)
+                rows.append(Row(tenant, entity_id, item["type"], name, instance, value))
             new[name] = [*kept, *_instances(attribute)]
         place.entities[entity_id] = new
+        if self.behaviour.records and not self.profile.holds(rows):
+            self._write(rows, time.time() + self.behaviour.records_after_s)
 
     def _note(
         self, tenant: str, item: dict[str, Json], name: str, instance: dict[str, Json], context: Json, *, via: str,
         old: dict[str, Json] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> Value:  # fmt: skip
         value = Value(
             item["id"], str(item["type"]), name, instance.get("observedAt"), _member(instance), instance.get("unitCode"),
             instance.get("datasetId"), str(context), tenant, via, len(self.requests), time.time(),
         )  # fmt: skip
+        if value.entity.startswith(NEIGHBOUR):
+            return value
         self.stored.append(value)
         before = (old or {}).get("observedAt")
         back = bool(before and value.observed_at and moment(value.observed_at) < moment(before))
@@ -367,12 +397,22 @@ class StrictBroker:
         if self._record is not None:
             self._record.write(json.dumps({**asdict(value), "backwards": back}) + "\n")
             self._record.flush()
+        return value
 
-    def _record_point(
-        self, place: Tenant, item: dict[str, Json], name: str, instance: dict[str, Json], visible_at: float
-    ) -> None:
-        points = place.temporal.setdefault(item["id"], {"type": item["type"]}).setdefault(name, [])
-        points.append((visible_at, instance))
+    def _write(self, rows: Iterable[Row], visible_at: float) -> None:
+        """Add to the history."""
+        for row in rows:
+            entity = self.tenants[row.tenant].temporal.setdefault(row.entity, {"type": row.type})
+            entity.setdefault(row.name, []).append((visible_at, row.instance))
+
+    def _look(self) -> None:
+        """Time has passed: what the profile kept back may be due."""
+        written, lost = self.profile.look()
+        self._write(written, time.time())
+        self._lose(lost)
+
+    def _lose(self, rows: Iterable[Row]) -> None:
+        self.forgotten += [row.value for row in rows if not row.entity.startswith(NEIGHBOUR)]
 
     def _query(self, request: Request, tenant: str) -> Reply:
         self._may_read(request)
@@ -389,7 +429,7 @@ class StrictBroker:
             for entity in self._tenant(tenant, write=False).entities.values()
             if (ids is None or entity["id"] in ids) and (types == [""] or entity["type"] in types)
         ]
-        return Reply(200, [_compact(entity) for entity in found[:limit]])
+        return Reply(200, [self._shown(_compact(entity)) for entity in found[:limit]])
 
     def _get(self, request: Request, tenant: str, entity_id: str) -> Reply:
         self._may_read(request)
@@ -398,7 +438,22 @@ class StrictBroker:
         entity = self._tenant(tenant, write=False).entities.get(entity_id)
         if entity is None:
             raise Refusal(404, "ResourceNotFound", entity_id, "ResourceNotFound")
-        return Reply(200, _compact(entity))
+        return Reply(200, self._shown(_compact(entity)))
+
+    def _shown(self, entity: dict[str, Json]) -> dict[str, Json]:
+        """As the product spells values when they are read."""
+
+        def instance(one: Json) -> Json:
+            return {**one, "value": self.profile.shown(one["value"])} if "value" in one else one
+
+        return {
+            name: attribute
+            if name in _NOT_ATTRIBUTES
+            else [instance(one) for one in attribute]
+            if isinstance(attribute, list)
+            else instance(attribute)
+            for name, attribute in entity.items()
+        }
 
     def _types(self, request: Request, tenant: str) -> Reply:
         self._may_read(request)
@@ -417,13 +472,14 @@ class StrictBroker:
         if not self.behaviour.readable:
             raise Refusal(403, "Forbidden", "reading is not allowed", "Forbidden")
         if "link" in request.headers:
-            link_context(request.headers["link"])
+            self.profile.check_context(link_context(request.headers["link"]))
 
     def _temporal_post(self, request: Request, tenant: str) -> Reply:
         document, context = self._document(request)
         if not isinstance(document, dict):
             raise Refusal(400, "the body is not an entity")
         check_entity(document, context_in_body=not context, temporal=True)
+        self.profile.check_context(context or document.get("@context"))
         self._rule(document)
         place = self._tenant(tenant, write=True)
         new = document["id"] not in place.temporal
@@ -431,8 +487,9 @@ class StrictBroker:
             if name in _NOT_ATTRIBUTES:
                 continue
             for instance in _instances(attribute):
-                self._note(tenant, document, name, instance, context or document.get("@context"), via="temporal")
-                self._record_point(place, document, name, instance, time.time())
+                told = context or document.get("@context")
+                value = self._note(tenant, document, name, instance, told, via="temporal")
+                self._write([Row(tenant, document["id"], document["type"], name, instance, value)], time.time())
         if new:
             return Reply(201, headers={"Location": f"/ngsi-ld/v1/temporal/entities/{document['id']}"})
         return Reply(204)
@@ -472,7 +529,7 @@ class StrictBroker:
             visible.sort(key=lambda i: moment(i["observedAt"]) if i.get("observedAt") else 0.0, reverse=True)
             if visible:
                 served[name] = visible[0] if len(visible) == 1 else visible[:last]
-        return served if len(served) > 2 else None
+        return self._shown(served) if len(served) > 2 else None
 
     def _document(self, request: Request) -> tuple[Json, str]:
         """The parsed body and the context its Link header names ("" when the context is in the body)."""
@@ -507,12 +564,13 @@ class StrictBroker:
         app.router.add_route("*", "/{path:.*}", self._handle)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, auto_decompress=False)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=ssl)
-        await site.start()
-        bound = runner.addresses[0][1]
+        door = _Door(runner, port, ssl)
+        await door.open()
+        self._doors.append(door)
         try:
-            yield f"{'https' if ssl else 'http'}://127.0.0.1:{bound}"
+            yield f"{'https' if ssl else 'http'}://127.0.0.1:{door.port}"
         finally:
+            self._doors.remove(door)
             self._closing.set()
             await runner.cleanup()
             self._closing.clear()
@@ -532,6 +590,10 @@ class StrictBroker:
             self.requests.append((time.time(), request.method, request.path, len(body)))
             self._read.set()
             return await self._fail(http, fault)
+        run = self._starts
+        await self.profile.before(request, self.tenants)
+        if run != self._starts:  # it ended while it was at work
+            return await self._fail(http, "reset")
         reply = self.answer(request)
         if fault.endswith("_stored"):
             return await self._fail(http, fault.removesuffix("_stored"))
@@ -566,7 +628,7 @@ class StrictBroker:
         if fault == "redirect":
             return web.Response(status=302, headers={"Location": self.behaviour.location})
         headers = {"Retry-After": self.behaviour.retry_after} if self.behaviour.retry_after else {}
-        problem = {"type": _ERRORS + "InternalError", "title": "told to fail", "status": int(fault)}
+        problem = {"type": ERRORS + "InternalError", "title": "told to fail", "status": int(fault)}
         return web.json_response(problem, status=int(fault), headers=headers)
 
     async def _truncate(self, http: web.Request, payload: bytes) -> web.StreamResponse:
@@ -584,9 +646,17 @@ class StrictBroker:
             for name, value in (await http.json()).items():
                 setattr(self.behaviour, name, value)
             return web.json_response(asdict(self.behaviour))
+        if http.path == "/_strict/database":
+            self.database_away((await http.json())["away"])
+        if http.path == "/_strict/restart":
+            await self.stop(spare=http.transport)
+            await asyncio.sleep((await http.json())["down_s"])
+            await self.start()
+        self._look()
         return web.json_response(
             {
                 "stored": [asdict(value) for value in self.stored],
+                "forgotten": [asdict(value) for value in self.forgotten],
                 "backwards": [[asdict(value), before] for value, before in self.backwards],
                 "refusals": self.refusals,
                 "requests": self.requests,
@@ -827,10 +897,13 @@ async def _main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--record", type=Path)
     parser.add_argument("--behave", default="{}", help="JSON: fields of Behaviour")
+    parser.add_argument("--profile", default="plain", choices=sorted(PROFILES))
     options = parser.parse_args()
     known = {f.name for f in fields(Behaviour)}
-    behaviour = Behaviour(**{k: v for k, v in json.loads(options.behave).items() if k in known})
-    async with StrictBroker(behaviour, record=options.record).serve(options.port) as url:
+    told = {k: v for k, v in json.loads(options.behave).items() if k in known}
+    profile = PROFILES[options.profile]()
+    behaviour = replace(profile.behaviour(), **told)
+    async with StrictBroker(behaviour, profile=profile, record=options.record).serve(options.port) as url:
         print(url.rsplit(":", 1)[1], flush=True)  # noqa: T201 - the one line the caller waits for
         await asyncio.Event().wait()
 

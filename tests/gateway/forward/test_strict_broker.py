@@ -6,48 +6,12 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.gateway.forward.by_hand import AIR, ID, JSON, JSON_LD, LINK, UPSERT, entity, no2, send
+from tests.gateway.forward.scene import dumps
 from tests.support.strict_broker import Behaviour, StrictBroker
-
-AIR = "https://raw.githubusercontent.com/smart-data-models/dataModel.Environment/master/context.jsonld"
-LINK = f'Link: <{AIR}>; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+json"'
-JSON, JSON_LD = "Content-Type: application/json", "Content-Type: application/ld+json"
-UPSERT = "/ngsi-ld/v1/entityOperations/upsert?options=update"
-ID = "urn:ngsi-ld:AirQualityObserved:milano:gw:air-1"
-
-
-def no2(**changes: Any) -> dict[str, Any]:
-    attribute = {"type": "Property", "value": 31.5, "unitCode": "GQ", "observedAt": "2026-06-01T12:00:00Z"}
-    return {key: value for key, value in {**attribute, **changes}.items() if value is not ...}
-
-
-def entity(**changes: Any) -> dict[str, Any]:
-    whole = {"id": ID, "type": "AirQualityObserved", "no2": no2()}
-    return {key: value for key, value in {**whole, **changes}.items() if value is not ...}
-
-
-async def send(
-    url: str, method: str, path: str, *headers: str, body: bytes = b"", length: bool = True
-) -> tuple[int, Any]:
-    """One request as bytes; the status and the parsed answer (None: no JSON)."""
-    host, port = url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", "Connection: close", *headers]
-    if length:
-        lines.append(f"Content-Length: {len(body)}")
-    writer.write("\r\n".join([*lines, "", ""]).encode() + body)
-    answer = await reader.read()
-    writer.close()
-    await writer.wait_closed()
-    head, _, content = answer.partition(b"\r\n\r\n")
-    try:
-        parsed = json.loads(content)
-    except ValueError:
-        parsed = None
-    return int(head.split()[1]), parsed
 
 
 @pytest.fixture
@@ -55,10 +19,6 @@ async def broker() -> AsyncIterator[tuple[StrictBroker, str]]:
     strict = StrictBroker()
     async with strict.serve() as url:
         yield strict, url
-
-
-def dumps(document: Any) -> bytes:
-    return json.dumps(document).encode()
 
 
 REFUSED_REQUESTS = {
