@@ -152,7 +152,6 @@ class Scorpio(_Fetching):
         self.batch_s = batch_s
         self.half_made: set[str] = set()
         self._making: set[str] = set()
-        self._made: set[str] = set()
         self._started_s = time.monotonic()
         self._buffers: dict[str, _Buffer] = {}
         self._one_batch = asyncio.Lock()
@@ -172,7 +171,7 @@ class Scorpio(_Fetching):
 
     async def _make(self, tenant: str, tenants: dict[str, Tenant]) -> None:
         """The first write makes a tenant, slowly; of several made at once some stay half-made for ever."""
-        if not tenant or tenant in tenants or tenant in self._made or tenant in self._making:
+        if not tenant or tenant in tenants or tenant in self._making:
             while tenant in self._making:  # noqa: ASYNC110 - several may wait for one
                 await asyncio.sleep(self.tenant_s / 20)
             return
@@ -183,7 +182,7 @@ class Scorpio(_Fetching):
             await asyncio.sleep(self.tenant_s)
         finally:
             self._making.discard(tenant)
-        self._made.add(tenant)
+        tenants.setdefault(tenant, Tenant())
 
     def check_tenant(self, name: str, *, write: bool, exists: bool) -> None:
         if name in self.half_made:
