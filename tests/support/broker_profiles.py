@@ -90,13 +90,14 @@ class _Fetching(Profile):
     types: ClassVar[frozenset[str]] = frozenset({JSON_LD, "application/json", "text/plain"})
     bundled: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, *, cache_s: float = 0.5) -> None:
+    def __init__(self, *, cache_s: float = 0.5, now_s: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self.cache_s = cache_s  # about 5 min
+        self.now_s = now_s
         self._until_s: dict[str, float] = {}
 
     def check_context(self, context: Json) -> None:
-        now_s = time.monotonic()
+        now_s = self.now_s()
         for url in addresses(context):
             if url in self.bundled or now_s < self._until_s.get(url, 0.0):
                 continue
@@ -129,6 +130,7 @@ class Scorpio(_Fetching):
         flush_at: updates of entities that are written without silence; 50,000.
         tenant_s: a tenant's first write takes so long; 4-20 s.
         batch_s: seconds of a batch of so many entities; None: none.
+        now_s: the clock of silence and cache.
     """
 
     name = "scorpio"
@@ -146,13 +148,14 @@ class Scorpio(_Fetching):
         tenant_s: float = 4.0 * SCALE,
         cache_s: float = 0.5,
         batch_s: Callable[[int], float] | None = lambda count: _squared_s(count) * SCALE,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(cache_s=cache_s)
+        super().__init__(cache_s=cache_s, now_s=now_s)
         self.silence_s, self.look_s, self.flush_at, self.tenant_s = silence_s, look_s, flush_at, tenant_s
         self.batch_s = batch_s
         self.half_made: set[str] = set()
         self._making: set[str] = set()
-        self._started_s = time.monotonic()
+        self._started_s = now_s()
         self._buffers: dict[str, _Buffer] = {}
         self._one_batch = asyncio.Lock()
 
@@ -194,13 +197,13 @@ class Scorpio(_Fetching):
         for row in rows[:1]:
             buffer = self._buffers.setdefault(row.tenant, _Buffer())
             buffer.updates += 1
-            buffer.last_s = time.monotonic()  # of any writer: another one keeps all of the tenant invisible
+            buffer.last_s = self.now_s()  # of any writer: another one keeps all of the tenant invisible
             buffer.rows.extend(rows)
         return True
 
     def look(self) -> tuple[list[Row], list[Row]]:
         written: list[Row] = []
-        now_s = time.monotonic()
+        now_s = self.now_s()
         for buffer in self._buffers.values():
             ripe_s = buffer.last_s if buffer.updates >= self.flush_at else buffer.last_s + self.silence_s
             if buffer.rows and self._next_look_s(ripe_s) <= now_s:

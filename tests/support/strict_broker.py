@@ -898,10 +898,11 @@ async def _main() -> None:
     parser.add_argument("--record", type=Path)
     parser.add_argument("--behave", default="{}", help="JSON: fields of Behaviour")
     parser.add_argument("--profile", default="plain", choices=sorted(PROFILES))
+    parser.add_argument("--profile-with", default="{}", help="JSON: arguments of the profile")
     options = parser.parse_args()
     known = {f.name for f in fields(Behaviour)}
     told = {k: v for k, v in json.loads(options.behave).items() if k in known}
-    profile = PROFILES[options.profile]()
+    profile = PROFILES[options.profile](**json.loads(options.profile_with))
     behaviour = replace(profile.behaviour(), **told)
     async with StrictBroker(behaviour, profile=profile, record=options.record).serve(options.port) as url:
         print(url.rsplit(":", 1)[1], flush=True)  # noqa: T201 - the one line the caller waits for

@@ -14,18 +14,30 @@ import pytest
 from tests.gateway.forward.by_hand import AIR, ID, JSON, JSON_LD, LINK, UPSERT, entity, no2, send
 from tests.gateway.forward.scene import dumps
 from tests.support.broker_profiles import OrionLd, Profile, Scorpio, Stellio
-from tests.support.strict_broker import StrictBroker
+from tests.support.strict_broker import NEIGHBOUR, StrictBroker
 
 TEMPORAL = "/ngsi-ld/v1/temporal/entities"
 QUERY = f"?type=AirQualityObserved&id={ID}"
 CORE_1_8 = "https://uri.etsi.org/ngsi-ld/v1/ngsi-ld-core-context-v1.8.jsonld"
 HOSTED = "https://city.example/context.jsonld"
 OTHER = "https://city.example/other.jsonld"
-SMALL = {"silence_s": 0.02, "look_s": 0.04, "tenant_s": 0.08, "cache_s": 0.1, "batch_s": None}
+TENANT_S = 0.08
+CACHE_S = 300.0
 
 
-def scorpio(**changes: Any) -> Scorpio:
-    return Scorpio(**{**SMALL, **changes})
+class Hand:
+    """A clock moved by hand."""
+
+    s = 1000.0
+
+    def __call__(self) -> float:
+        return self.s
+
+
+def scorpio(clock: Hand | None = None, **changes: Any) -> Scorpio:
+    """With the product's own times, which pass by hand; work takes none unless it is said."""
+    own: dict[str, Any] = {"silence_s": 1.0, "look_s": 5.0, "tenant_s": TENANT_S, "cache_s": CACHE_S, "batch_s": None}
+    return Scorpio(now_s=clock or Hand(), **{**own, **changes})
 
 
 @asynccontextmanager
@@ -52,87 +64,128 @@ async def upsert(url: str, *items: dict[str, Any], headers: tuple[str, ...] = (J
     return await send(url, "POST", UPSERT, *headers, body=dumps(list(items)))
 
 
+async def neighbour_wrote(strict: StrictBroker, tenant: str = "") -> None:
+    """Wait for the next thing that the first neighbour writes."""
+    before = strict.current(f"{NEIGHBOUR}0", "no2", tenant)
+    await eventually(lambda: strict.current(f"{NEIGHBOUR}0", "no2", tenant) != before)
+
+
 async def eventually(condition: Any) -> None:
     async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110 - it happens as time passes
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.001)
 
 
 # scorpio: history
 
 
 async def test_scorpio_shows_an_update_in_its_history_only_after_a_silence() -> None:
-    async with serving(scorpio(silence_s=0.1, look_s=0.02)) as (strict, url):
+    clock = Hand()
+    async with serving(scorpio(clock, look_s=0.1)) as (strict, url):
         assert (await upsert(url, at(1)))[0] == 201
+        clock.s += 0.9
         assert strict.points() == {}
         assert (await send(url, "GET", TEMPORAL + QUERY, LINK)) == (200, [])
-        await eventually(lambda: strict.points() == {point(1): 1})
+        assert (await upsert(url, at(2)))[0] == 204
+        clock.s += 0.9
+        assert strict.points() == {}
+        clock.s += 0.2
         status, [read] = await send(url, "GET", TEMPORAL + QUERY, LINK)
-        assert (status, read["no2"]["value"]) == (200, 1.0)
+        assert (status, [shown["value"] for shown in read["no2"]]) == (200, [2.0, 1.0])
+        assert strict.points() == {point(1): 1, point(2): 1}
 
 
 async def test_scorpio_looks_for_silence_only_now_and_then() -> None:
-    async with serving(scorpio(silence_s=0.0, look_s=0.15)) as (strict, url):
-        started_s = time.monotonic()
-        await eventually(lambda: time.monotonic() - started_s > 0.01)
+    clock = Hand()
+    async with serving(scorpio(clock)) as (strict, url):
+        clock.s += 4.5
         await upsert(url, at(1))
+        clock.s += 5.4  # a look at 5.0 was too early, the next is at 10.0
         assert strict.points() == {}
-        await eventually(lambda: strict.points() == {point(1): 1})
+        clock.s += 0.2
+        assert strict.points() == {point(1): 1}
 
 
 async def test_another_writer_keeps_all_of_the_tenant_out_of_scorpios_history() -> None:
-    async with serving(scorpio()) as (strict, url):
-        async with strict.neighbour(every_s=0.002):
+    clock = Hand()
+    async with serving(scorpio(clock)) as (strict, url):
+        async with strict.neighbour(every_s=0.001):
             await upsert(url, at(1))
-            await asyncio.sleep(0.2)  # five looks
-            assert strict.points() == {}
+            for _ in range(40):
+                await neighbour_wrote(strict)
+                clock.s += 0.8
+                assert strict.points() == {}
             assert strict.current(ID, "no2") == 1.0
-        await eventually(lambda: strict.points() == {point(1): 1})
+        clock.s += 6.0
+        assert strict.points() == {point(1): 1}
 
 
 async def test_a_writer_of_another_tenant_does_not_matter_to_scorpio() -> None:
-    async with serving(scorpio()) as (strict, url), strict.neighbour(every_s=0.002, tenant="other"):
+    clock = Hand()
+    async with serving(scorpio(clock)) as (strict, url), strict.neighbour(every_s=0.001, tenant="other"):
         await upsert(url, at(1))
-        await eventually(lambda: strict.points() == {point(1): 1})
+        for _ in range(8):
+            await neighbour_wrote(strict, "other")
+            clock.s += 0.8
+        assert strict.points() == {point(1): 1}
 
 
 async def test_scorpio_writes_without_silence_what_has_become_too_much() -> None:
-    async with serving(scorpio(flush_at=20)) as (strict, url), strict.neighbour(every_s=0.002, entities=3):
+    clock = Hand()
+    async with serving(scorpio(clock, flush_at=40)) as (strict, url), strict.neighbour(every_s=0.001, entities=3):
         await upsert(url, at(1))
-        await eventually(lambda: strict.points() == {point(1): 1})
+        for _ in range(8):
+            await neighbour_wrote(strict)
+            clock.s += 0.8
+        assert strict.points() == {}
+        for _ in range(16):
+            await neighbour_wrote(strict)
+            clock.s += 0.8
+        assert strict.points() == {point(1): 1}
 
 
 async def test_scorpio_forgets_at_a_restart_what_it_had_not_yet_written() -> None:
-    async with serving(scorpio()) as (strict, url):
+    clock = Hand()
+    async with serving(scorpio(clock)) as (strict, url), strict.neighbour(every_s=0.001):
         await upsert(url, at(1))
-        await eventually(lambda: strict.points() == {point(1): 1})
-        async with strict.neighbour(every_s=0.002):
-            await upsert(url, at(2))
-            await upsert(url, at(3))
-            await strict.restart()
+        await neighbour_wrote(strict)
+        clock.s += 6.0
+        assert strict.points() == {point(1): 1}
+        await upsert(url, at(2))
+        await upsert(url, at(3))
+        await strict.restart()
 
         assert strict.current(ID, "no2") == 3.0
         assert [value.key for value in strict.forgotten] == [point(2), point(3)]
         assert strict.judge([point(1), point(2), point(3)]).missing == {point(2): 1, point(3): 1}
         await upsert(url, at(4))
-        await eventually(lambda: strict.points() == {point(1): 1, point(4): 1})
+        clock.s += 6.0
+        assert strict.points() == {point(1): 1, point(4): 1}
+        assert len(strict.forgotten) == 2
 
 
 async def test_scorpio_forgets_in_an_outage_of_its_database_what_it_had_not_yet_written() -> None:
-    async with serving(scorpio()) as (strict, url):
+    clock = Hand()
+    async with serving(scorpio(clock)) as (strict, url):
         await upsert(url, at(1))
         strict.database_away()
-        status, told = await upsert(url, at(2))
+        strict.database_back()
+        clock.s += 6.0
+        assert strict.points() == {point(1): 1}  # it was back before a look
+        await upsert(url, at(2))
+        strict.database_away()
+        status, told = await upsert(url, at(3))
         assert (status, told["type"].rsplit("/")[-1]) == (500, "InternalError")
         assert (await send(url, "GET", TEMPORAL + QUERY, LINK))[0] == 500
         assert (await send(url, "GET", "/ngsi-ld/v1/entities" + QUERY, LINK))[0] == 500
-        await asyncio.sleep(0.1)  # silence, and a look
+        clock.s += 6.0
         strict.database_back()
 
-        assert [value.key for value in strict.forgotten] == [point(1)]
-        assert strict.current(ID, "no2") == 1.0
-        assert (await upsert(url, at(3)))[0] == 204
-        await eventually(lambda: strict.points() == {point(3): 1})
+        assert [value.key for value in strict.forgotten] == [point(2)]
+        assert strict.current(ID, "no2") == 2.0
+        assert (await upsert(url, at(4)))[0] == 204
+        clock.s += 6.0
+        assert strict.points() == {point(1): 1, point(4): 1}
 
 
 async def test_what_comes_by_the_temporal_api_is_in_scorpios_history_at_once_and_stays() -> None:
@@ -146,10 +199,11 @@ async def test_what_comes_by_the_temporal_api_is_in_scorpios_history_at_once_and
 
 async def test_scorpio_writes_a_row_for_every_attribute_it_is_sent_static_ones_too() -> None:
     place = {"type": "GeoProperty", "value": {"type": "Point", "coordinates": [9.1, 45.5]}}
-    async with serving(scorpio()) as (strict, url):
+    clock = Hand()
+    async with serving(scorpio(clock)) as (strict, url):
         await upsert(url, at(1, location=place))
         await upsert(url, at(2, location=place))
-        await eventually(lambda: strict.points().total() == 4)
+        clock.s += 6.0
         assert sorted(key[1] for key in strict.points().elements()) == ["location", "location", "no2", "no2"]
 
 
@@ -188,7 +242,7 @@ async def test_a_first_write_makes_scorpios_tenant_slowly_and_later_ones_are_qui
         assert (status, told["type"].rsplit("/")[-1]) == (404, "TenantNotFound")
         started_s = time.monotonic()
         assert (await upsert(url, at(1), headers=tenant))[0] == 201
-        assert time.monotonic() - started_s >= SMALL["tenant_s"]
+        assert time.monotonic() - started_s >= TENANT_S
         assert "roads" in strict.tenants
         profile = strict.profile
         assert isinstance(profile, Scorpio)
@@ -218,14 +272,15 @@ async def test_tenants_made_one_after_the_other_are_whole_at_scorpio() -> None:
 
 
 async def test_scorpio_fetches_a_context_once_and_again_after_a_while() -> None:
-    async with serving(scorpio()) as (strict, url):
+    clock = Hand()
+    async with serving(scorpio(clock)) as (strict, url):
         contexts = strict.profile.contexts
         for _ in range(3):
             await upsert(url, at(1), headers=(JSON, link(HOSTED)))
         assert contexts.fetched == [HOSTED]
         contexts.away(HOSTED)
         assert (await upsert(url, at(2), headers=(JSON, link(HOSTED))))[0] == 204
-        await asyncio.sleep(SMALL["cache_s"])
+        clock.s += CACHE_S
         status, told = await upsert(url, at(3), headers=(JSON, link(HOSTED)))
         assert (status, told["errors"][0]["ProblemDetails"]["status"]) == (503, 503)
         contexts.serve(HOSTED)
@@ -303,12 +358,13 @@ async def test_scorpios_batches_go_one_after_the_other() -> None:
 
 async def test_scorpio_gives_a_list_of_one_back_as_its_only_element() -> None:
     when = {"@type": "DateTime", "@value": "2026-06-01T12:00:00Z"}
-    async with serving(scorpio()) as (strict, url):
+    clock = Hand()
+    async with serving(scorpio(clock)) as (strict, url):
         await upsert(url, at(1, no2=no2(value=[7]), o3=no2(value=[1, 2, [3]]), since=no2(value=when)))
         _, [read] = await send(url, "GET", "/ngsi-ld/v1/entities" + QUERY, LINK)
         assert (read["no2"]["value"], read["o3"]["value"]) == (7, [1, 2, 3])
         assert read["since"]["value"] == {"type": "DateTime", "@value": "2026-06-01T12:00:00Z"}
-        await eventually(lambda: strict.points().total() == 3)
+        clock.s += 6.0
         _, [read] = await send(url, "GET", TEMPORAL + QUERY, LINK)
         assert read["no2"]["value"] == 7
         assert (ID, "no2", "2026-06-01T12:00:00Z", "[7]") in strict.points()  # what was sent is what is judged
@@ -403,9 +459,9 @@ async def test_the_judge_tells_missing_doubled_and_invented_points_apart() -> No
 async def test_a_neighbour_is_not_counted() -> None:
     async with serving("plain") as (strict, url):
         async with strict.neighbour(every_s=0.001, entities=2):
-            await eventually(
-                lambda: len(strict.tenants.get("", strict.tenants).entities if strict.tenants else ()) == 2
-            )
+            await neighbour_wrote(strict)
+            await neighbour_wrote(strict)
+            assert strict.current(f"{NEIGHBOUR}1", "no2")
             await upsert(url, at(1))
         assert strict.history() == [point(1)]
         assert strict.judge([point(1)]).clean
@@ -415,6 +471,7 @@ async def test_a_neighbour_is_not_counted() -> None:
 
 def test_as_a_process_of_a_profile_it_restarts_when_it_is_told() -> None:
     command = [sys.executable, "-m", "tests.support.strict_broker", "--port", "0", "--profile", "scorpio"]
+    command += ["--profile-with", '{"silence_s": 60.0}']
 
     async def play(url: str) -> Any:
         async with asyncio.timeout(10):
