@@ -250,6 +250,18 @@ async def test_a_first_write_makes_scorpios_tenant_slowly_and_later_ones_are_qui
         assert (await upsert(url, at(2), headers=tenant))[0] == 204
 
 
+async def test_a_tenant_that_is_made_is_not_made_again_while_its_first_write_is_carried_out() -> None:
+    tenant = (JSON, LINK, "NGSILD-Tenant: roads")
+    profile = scorpio(batch_s=lambda count: 0.2)
+    async with serving(profile) as (strict, url):
+        first = asyncio.create_task(upsert(url, at(1), headers=tenant))
+        await eventually(lambda: "roads" in strict.tenants)
+        assert not first.done()
+        profile.tenant_s, profile.batch_s = 60.0, None
+        assert (await upsert(url, at(2), headers=tenant))[0] in (201, 204)
+        assert (await first)[0] in (201, 204)
+
+
 async def test_of_several_tenants_made_at_once_scorpio_leaves_some_half_made_for_ever() -> None:
     async with serving(scorpio()) as (strict, url):
         answers = await asyncio.gather(
