@@ -252,11 +252,16 @@ async def test_a_first_write_makes_scorpios_tenant_slowly_and_later_ones_are_qui
 
 async def test_a_tenant_that_is_made_is_not_made_again_while_its_first_write_is_carried_out() -> None:
     tenant = (JSON, LINK, "NGSILD-Tenant: roads")
-    profile = scorpio(batch_s=lambda count: 0.2)
-    async with serving(profile) as (strict, url):
+    at_work = asyncio.Event()
+
+    def batch_s(count: int) -> float:
+        at_work.set()
+        return 0.2
+
+    profile = scorpio(batch_s=batch_s)
+    async with serving(profile) as (_, url), asyncio.timeout(10):
         first = asyncio.create_task(upsert(url, at(1), headers=tenant))
-        await eventually(lambda: "roads" in strict.tenants)
-        assert not first.done()
+        await at_work.wait()
         profile.tenant_s, profile.batch_s = 60.0, None
         assert (await upsert(url, at(2), headers=tenant))[0] in (201, 204)
         assert (await first)[0] in (201, 204)
