@@ -229,7 +229,8 @@ async def test_a_batch_that_scorpio_was_at_work_on_when_it_ended_is_not_carried_
         await strict.restart()
         with pytest.raises(ConnectionError):
             await asked
-        assert strict.history() == []
+        assert (await upsert(url, at(2)))[0] == 201  # comes after it
+        assert strict.history() == [point(2)]
 
 
 # scorpio: tenants
@@ -430,6 +431,7 @@ async def test_orion_ld_with_troe_records_but_does_not_show_it_here() -> None:
     async with serving(OrionLd(troe=True)) as (strict, url):
         await upsert(url, at(1))
         assert (await send(url, "GET", TEMPORAL + QUERY, LINK))[0] == 404
+        assert strict.temporal_history() == [point(1)]
         assert strict.points() == {point(1): 1}
 
 
