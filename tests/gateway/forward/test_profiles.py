@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -62,6 +62,17 @@ def point(second: int) -> tuple[str, str, str, float]:
 
 async def upsert(url: str, *items: dict[str, Any], headers: tuple[str, ...] = (JSON, LINK)) -> tuple[int, Any]:
     return await send(url, "POST", UPSERT, *headers, body=dumps(list(items)))
+
+
+def working(seconds: float) -> tuple[asyncio.Event, Callable[[int], float]]:
+    """Batches that take so long, and whether one was begun."""
+    begun = asyncio.Event()
+
+    def batch_s(count: int) -> float:
+        begun.set()
+        return seconds
+
+    return begun, batch_s
 
 
 async def neighbour_wrote(strict: StrictBroker, tenant: str = "") -> None:
@@ -223,9 +234,10 @@ async def test_while_it_is_stopped_nobody_listens_and_connections_are_cut() -> N
 
 
 async def test_a_batch_that_scorpio_was_at_work_on_when_it_ended_is_not_carried_out() -> None:
-    async with serving(scorpio(batch_s=lambda count: 0.1)) as (strict, url):
+    at_work, batch_s = working(0.1)
+    async with serving(scorpio(batch_s=batch_s)) as (strict, url):
         asked = asyncio.create_task(upsert(url, at(1)))
-        await asyncio.sleep(0.05)
+        await at_work.wait()
         await strict.restart()
         with pytest.raises(ConnectionError):
             await asked
@@ -253,12 +265,7 @@ async def test_a_first_write_makes_scorpios_tenant_slowly_and_later_ones_are_qui
 
 async def test_a_tenant_that_is_made_is_not_made_again_while_its_first_write_is_carried_out() -> None:
     tenant = (JSON, LINK, "NGSILD-Tenant: roads")
-    at_work = asyncio.Event()
-
-    def batch_s(count: int) -> float:
-        at_work.set()
-        return 0.2
-
+    at_work, batch_s = working(0.2)
     profile = scorpio(batch_s=batch_s)
     async with serving(profile) as (_, url), asyncio.timeout(10):
         first = asyncio.create_task(upsert(url, at(1), headers=tenant))
