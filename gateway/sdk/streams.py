@@ -317,6 +317,7 @@ class _Descriptor:
             self._loop.remove_writer(self._fd)
 
 
+_PTY_MAJORS = range(136, 144)  # Linux, Documentation/admin-guide/devices.txt: Unix98 pty slaves
 _TAKEN = "another program holds the port (`fuser` shows which); ModemManager likes to"
 _NO_HARDWARE = "the name is there, but no working hardware behind it: another port? replug the adapter"
 _REMEDIES = {
@@ -432,8 +433,8 @@ def _usb_name(its: UsbPort) -> str:
 async def open_serial(
     port: str, baud_rate: int, *, parity: str = "N", stop_bits: float = 1, data_bits: int = 8
 ) -> AsyncIterator[ByteStream]:
-    """A serial port, held exclusively (flock, which other well-behaved programs respect, and TIOCEXCL, which binds
-    every user but root). Works on ptys.
+    """A serial port, held exclusively: flock, which other well-behaved programs respect, and but on ptys TIOCEXCL, which
+    binds every user but root.
 
     Args:
         port: a path, or `usb:VID:PID[:SERIAL][@LOCATION]`, which is looked up anew at each open: numbers of ttyUSB move.
@@ -468,7 +469,8 @@ def _configured(path: str, baud_rate: int, parity: str, stop_bits: float, data_b
         exclusive=True,
     )
     try:
-        fcntl.ioctl(device.fileno(), termios.TIOCEXCL)
+        if not _is_pty(device.fileno()):  # its mark would outlive a process that is killed, and shut us out as well
+            fcntl.ioctl(device.fileno(), termios.TIOCEXCL)
         attributes = termios.tcgetattr(device.fileno())
         attributes[6][termios.VMIN] = 1  # with pyserial's 0 a read on a quiet line looks like an unplugged port
         termios.tcsetattr(device.fileno(), termios.TCSANOW, attributes)
@@ -483,10 +485,11 @@ def _configured(path: str, baud_rate: int, parity: str, stop_bits: float, data_b
     return device
 
 
+def _is_pty(handle: int) -> bool:
+    return os.major(os.fstat(handle).st_rdev) in _PTY_MAJORS
+
+
 def _release(device: "serial.Serial") -> None:
-    """Close the port so that others may open it: on a pty the mark of TIOCEXCL outlives us."""
-    with contextlib.suppress(OSError):
-        fcntl.ioctl(device.fileno(), termios.TIOCNXCL)
     with contextlib.suppress(OSError):  # unplugged
         device.close()
 

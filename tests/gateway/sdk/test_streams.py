@@ -182,6 +182,31 @@ async def test_a_port_that_was_closed_can_be_opened_by_others(line: Line, fails:
         os.close(os.open(line.path, os.O_RDWR | os.O_NOCTTY))
 
 
+async def test_a_pty_whose_holder_was_killed_can_be_opened_again(line: Line) -> None:
+    os.chmod(line.path, 0o666)
+    holder = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "import asyncio, sys; from gateway.sdk.streams import open_serial\n"
+        "async def hold():\n"
+        "    async with open_serial(sys.argv[1], 9600):\n"
+        "        print('held', flush=True); await asyncio.sleep(600)\n"
+        "asyncio.run(hold())",
+        line.path,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    assert await holder.stdout.readline() == b"held\n"
+    with without_root(), pytest.raises(LinkError, match="holds the port"):
+        async with open_serial(line.path, 9600):
+            pass
+    holder.kill()
+    await holder.wait()
+    with without_root():
+        async with open_serial(line.path, 9600):
+            pass
+
+
 async def test_an_absent_port_is_refused_with_a_remedy() -> None:
     with pytest.raises(LinkError, match="is the adapter plugged in"):
         async with open_serial("/dev/no-such-port", 9600):
