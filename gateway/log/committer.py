@@ -250,7 +250,7 @@ class Committer:
 
     async def written(self, seq: int) -> None:
         """Until the set is on the card, or the card has refused: then it stays in the head like any other."""
-        while seq > self._receipts.durable_upto and seq > self._lanes.settled() and not self._condition.failure:
+        while seq > self._receipts.done() and not self._condition.failure:
             self.start()
             await asyncio.shield(self._attempt)
 

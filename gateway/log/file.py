@@ -153,7 +153,7 @@ class File:
                 with contextlib.suppress(sqlite3.Error):
                     store.close()
                 report = salvage(path, size, at, keeps=keeps, layouts=store.layouts.known())
-            fresh, _ = self._loaded(at)
+            fresh, loaded = self._loaded(at)
         except BaseException:
             if store.closed:
                 self.store = None  # the next commit opens the file anew
@@ -161,7 +161,7 @@ class File:
         fresh.boots, fresh.now_us = self._stamps.boots, self._stamps.trusted_now_us
         self.store = fresh
         # not by the result of the job: whoever waits for that may be cancelled
-        self._loop.call_soon_threadsafe(self.made_anew, report, fresh.gaps(), fresh.held_rows())
+        self._loop.call_soon_threadsafe(self.made_anew, report, loaded.gaps, loaded.held)
         return fresh
 
     def still_there(self, store: Store) -> None:

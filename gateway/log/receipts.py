@@ -57,7 +57,7 @@ class Receipts:
         if why:
             self._refuse(future, why)
             return future
-        if seq <= self.durable_upto or seq <= self.settled():
+        if seq <= self.done():
             future.set_result(None)
             return future
         if self._condition.closed:
@@ -72,7 +72,7 @@ class Receipts:
         """Sets have become durable, or were settled by all."""
         if not self._waiting:
             return
-        upto = self._done()
+        upto = self.done()
         waiting = []
         for seq, future in self._waiting:
             if seq > upto:
@@ -94,9 +94,9 @@ class Receipts:
 
     def close(self) -> None:
         """What is not durable by now will not be."""
-        self.give_up(self._done() + 1, self._head.next_seq, "was closed before the set was written")
+        self.give_up(self.done() + 1, self._head.next_seq, "was closed before the set was written")
 
-    def _done(self) -> int:
+    def done(self) -> int:
         """Up to here sets are durable, or settled by all."""
         return max(self.durable_upto, self.settled())
 
@@ -106,7 +106,7 @@ class Receipts:
 
     def renumber(self, more: int) -> None:
         """The file is open: the numbers given before have grown, those of the lanes not yet."""
-        self.durable_upto = max(self._done(), self._head.first_seq - more) + more
+        self.durable_upto = max(self.done(), self._head.first_seq - more) + more
         self._given_up = deque(((a + more, b + more, why) for a, b, why in self._given_up), self._given_up.maxlen)
         self._waiting = [(seq + more, future) for seq, future in self._waiting]
 
