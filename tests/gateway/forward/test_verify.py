@@ -59,7 +59,7 @@ class Site:
 
     async def all_done(self, within_s: float = 8.0) -> None:
         async with asyncio.timeout(within_s):
-            while not await self.done():
+            while not await self.done():  # noqa: ASYNC110 - it happens as time passes
                 await asyncio.sleep(0.02)
 
 
