@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Final
 
 from gateway.forward.broker import Broker, Point, ReadRefused, observed
+from gateway.forward.feeds import Feeds
 from gateway.forward.recording import Recording
 from gateway.forward.settings import ForwardSettings
 from gateway.forward.updates import Feed, Mark, Update, instant
@@ -166,9 +167,13 @@ class Unseen:
                 self._done(item.update)
         return [item.update for item in items if not item.known]
 
-    def updates(self) -> list[Update]:
-        """All that wait."""
-        return [item.update for of in self._of.values() for item in of.items]
+    def renumber(self, feeds: Feeds, first: int, more: int) -> None:
+        """The log's numbers from there on have grown."""
+        for of in self._of.values():
+            for item in of.items:
+                feeds.renumber(item.update, first, more)
+            of.items.sort(key=_seq_of)
+        self._oldest_holds = False
 
     # when
 
