@@ -336,7 +336,7 @@ async def test_no_takes_ten_minutes_of_looks_that_were_answered() -> None:
         await waits.after(5.0)
         passed_s += 5
         assert passed_s < 700
-    assert passed_s > 500
+    assert passed_s >= 480
     assert (waits.recording.shown, waits.recording.verified) == ("no", False)
 
 
