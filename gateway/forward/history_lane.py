@@ -377,11 +377,12 @@ class PastLane:
         return sent, left
 
     def _take(self, update: Update) -> None:
-        if not self._taken.ready(update):
+        if self._is_earlier(update):
+            held = self._of.aside.holds
+            update = update.part({p: g for p, g in update.readings.items() if not held(update.entity_id, g[2], g[1])})
+        if not update.readings or not self._taken.ready(update):
             return
         sent, left = self._split(update)
-        if self._is_earlier(update):
-            left = {p: g for p, g in left.items() if not self._of.aside.holds(update.entity_id, g[2], g[1])}
         self._wait_to_see(update, sent)
         if left and self._unseen is not None and self._recording.verified and self._is_earlier(update):
             left = self._never_current(update, left)
