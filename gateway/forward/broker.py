@@ -51,6 +51,7 @@ class Outcome:
         later: id -> reason; not done, try again.
         doubtful: those of `later` that may have been carried out all the same: read back before sending again.
         fault: set when the broker itself failed on the way, so that all of `later` waits for the broker.
+        created: those of `accepted` that may not have been there before, as far as the answer tells.
     """
 
     accepted: frozenset[str] = frozenset()
@@ -58,6 +59,7 @@ class Outcome:
     later: Mapping[str, str] = field(default_factory=dict)
     doubtful: frozenset[str] = frozenset()
     fault: BrokerUnavailable | None = None
+    created: frozenset[str] = frozenset()
 
     def __add__(self, other: "Outcome") -> "Outcome":
         return Outcome(
@@ -66,6 +68,7 @@ class Outcome:
             {**self.later, **other.later},
             self.doubtful | other.doubtful,
             self.fault or other.fault,
+            self.created | other.created,
         )
 
 
@@ -192,8 +195,8 @@ class Broker(Protocol):
     async def history(self, instances: Sequence[Entity]) -> Outcome:
         """Add past values of one entity in one request, without touching its current ones."""
 
-    async def read_back(self, entities: Sequence[Entity]) -> Mapping[str, Mapping[str, datetime]]:
-        """`observedAt` of the current attributes by entity id; an id that is not there has no item.
+    async def read_back(self, entities: Sequence[Entity]) -> Mapping[str, Mapping[str, datetime | None]]:
+        """`observedAt` of the current attributes, None where one has none, by entity id; an id that is not there has no item.
 
         Raises:
             ReadRefused: reading is not allowed, or not offered.
@@ -251,9 +254,9 @@ class Accepted:
             if name not in known or at > known[name] or self._in_future(known[name]):
                 known[name] = at
 
-    def read_back(self, entity_id: str, times: Mapping[str, datetime]) -> dict[str, datetime]:
+    def read_back(self, entity_id: str, times: Mapping[str, datetime | None]) -> dict[str, datetime]:
         """What the broker says that it holds, as far as that is believed: somebody's wrong clock must not keep true values out."""
-        held = {name: at for name, at in times.items() if not self._in_future(at)}
+        held = {name: at for name, at in times.items() if at is not None and not self._in_future(at)}
         self._first.setdefault(entity_id, held)
         self.note(entity_id, held)
         return held

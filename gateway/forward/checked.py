@@ -52,7 +52,7 @@ class Checked:
         outcome = await self._broker.history(sound) if sound else Outcome()
         return outcome + Outcome(refused=refused) if refused else outcome
 
-    async def read_back(self, entities: Sequence[Entity]) -> Mapping[str, Mapping[str, datetime]]:
+    async def read_back(self, entities: Sequence[Entity]) -> Mapping[str, Mapping[str, datetime | None]]:
         return await self._broker.read_back(entities)
 
     async def history_back(self, instances: Sequence[Entity]) -> frozenset[Point]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as MappingOf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -265,7 +265,7 @@ def _feed(mapping: "Mapping") -> Feed:
         device=mapping.device,
         keys={point: tuple(slot.key for slot in slots) for point, slots in mapping.slots.items()},
         derived=frozenset(name for name, _ in mapping.times),
-        make=partial(harmonise, mapping),
+        make=partial(harmonise, replace(mapping, static={})),  # see `Statics`
         missing=mapping.missing,
     )
 

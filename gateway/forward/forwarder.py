@@ -19,6 +19,7 @@ from gateway.forward.refusals import Refusals
 from gateway.forward.settings import ForwardSettings
 from gateway.forward.standing import Standing
 from gateway.forward.state_lane import StateLane
+from gateway.forward.statics import Statics, statics_of
 from gateway.forward.updates import Sent
 from gateway.forward.usage import Usage
 from gateway.forward.verdicts import Shared
@@ -81,6 +82,7 @@ class Forwarder:
         rng: random.Random | None = None,
     ) -> None:
         settings = settings or ForwardSettings()
+        broker = self._statics = Statics(name, broker, statics_of(mappings), log=log, clock=clock)
         feeds = Feeds(name, log, mappings, max_readings=settings.max_readings)
         recording = recording_of(settings)
         self.name = name
@@ -128,11 +130,15 @@ class Forwarder:
             while True:
                 await self._turn()
                 if usage.due:
-                    await usage.note(self._way.kept_mode)
+                    await self._note()
         finally:
             with contextlib.suppress(LogError):  # told by the log itself
-                await usage.note(self._way.kept_mode)
+                await self._note()
             await self._broker.close()
+
+    async def _note(self) -> None:
+        await self._common.usage.note(self._way.kept_mode)
+        await self._statics.note()
 
     async def _turn(self) -> None:
         """One step; whatever the broker does wrong ends in a wait."""
@@ -185,6 +191,7 @@ class Forwarder:
     async def _judge(self, outcome: Outcome) -> None:
         self._common.standing.count(outcome)
         if outcome.fault is not None:
+            self._statics.failed()
             await self._wait(outcome.fault)
         elif not self._shared.streak.config_fault:
             self._up()

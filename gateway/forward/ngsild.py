@@ -36,6 +36,7 @@ LINK = '<{}>; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+j
 READ_BACK_IDS = 20  # ids in one query: keeps the URL below 2 kB
 LAST_N = 1000  # instances of an attribute in one answer
 _UNREADABLE = frozenset({403, 405, 501})  # to a read: the broker works, we may not, or it cannot
+_MEMBERS = frozenset({"id", "type", "@context"})
 _EVER = {"timerel": "after", "timeAt": "2000-01-01T00:00:00Z"}
 
 
@@ -205,9 +206,9 @@ class NgsiLdBroker:
         found = await self._found("/temporal/entities", query, entities[0].context)
         return {item["id"]: list(points_of(item)) for item in found}
 
-    async def read_back(self, entities: Sequence[Entity]) -> Mapping[str, Mapping[str, datetime]]:
-        """Current `observedAt` of every attribute, by id; asked by type and ids, as `id` alone is no filter."""
-        found: dict[str, dict[str, datetime]] = {}
+    async def read_back(self, entities: Sequence[Entity]) -> Mapping[str, Mapping[str, datetime | None]]:
+        """Current `observedAt` of every attribute, or None, by id; asked by type and ids, as `id` alone is no filter."""
+        found: dict[str, dict[str, datetime | None]] = {}
         for (entity_type, context), ids in _by_type(entities).items():
             for start in range(0, len(ids), READ_BACK_IDS):
                 some = ids[start : start + READ_BACK_IDS]
@@ -252,12 +253,13 @@ class NgsiLdBroker:
         """The outcome as far as the answer tells, and the ids that it leaves unclear."""
         ids = [entity.id for entity in batch]
         if answer.status in (200, 201, 204) and _all_done(answer, ids):
-            return Outcome(accepted=frozenset(ids)), frozenset()
+            return Outcome(accepted=frozenset(ids), created=_created(answer, ids)), frozenset()
         if answer.result is not None:
             try:
-                return per_entity(ids, answer.result)
+                outcome, unclear = per_entity(ids, answer.result)
             except FrameError as error:
                 raise InDoubt(f"{answer.status}: {error.message}") from error
+            return replace(outcome, created=_created(answer, ids)), unclear
         if answer.problem is not None and answer.status in (400, 422) and answer.problem.blames:
             raise BatchRefused(answer.reason, suspects=_named(ids, answer.body))
         if answer.status == 413:
@@ -305,6 +307,14 @@ def _all_done(answer: Answer, ids: Sequence[str]) -> bool:
     return answer.is_ids and not set(ids).isdisjoint(answer.json)
 
 
+def _created(answer: Answer, ids: Sequence[str]) -> frozenset[str]:
+    """Which the broker may have made anew: 201 names them, or nobody; Orion-LD says 207 without errors of new and old together."""
+    if answer.status == 201:
+        return frozenset(answer.json if answer.is_ids else ids).intersection(ids)
+    whole = answer.status == 207 and answer.result is not None and not answer.result.errors
+    return answer.result.success.intersection(ids) if whole and answer.result else frozenset()
+
+
 def _no_tenant(answer: Answer) -> bool:
     """Whether the broker says that its first write will make the tenant."""
     problem = answer.problem
@@ -322,10 +332,11 @@ def _named(ids: Sequence[str], body: bytes) -> frozenset[str]:
     return frozenset(found)
 
 
-def _observed(item: Mapping[str, Any]) -> dict[str, datetime]:
-    times: dict[str, datetime] = {}
+def _observed(item: Mapping[str, Any]) -> dict[str, datetime | None]:
+    times: dict[str, datetime | None] = dict.fromkeys(item.keys() - _MEMBERS)
     for key, at in points_of(item):
-        if key not in times or at > times[key]:
+        known = times.get(key)
+        if known is None or at > known:
             times[key] = at
     return times
 

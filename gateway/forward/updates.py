@@ -25,7 +25,7 @@ class Feed:
     Attributes:
         keys: by point, the attributes that its value becomes; a point without any is only a sub-attribute and goes along.
         derived: attributes that say no more than `observedAt` does.
-        make: the entity of some readings.
+        make: the entity of some readings, without static attributes.
         missing: mandatory attributes that are still unknown when these points have had a good value.
     """
 

@@ -392,7 +392,7 @@ async def test_a_time_of_no_sense_that_is_read_back_is_none(observed_at: Any) ->
         found = await broker.read_back(ENTITIES)
         points = await broker.history_back(ENTITIES)
         await broker.close()
-    assert found[IDS[0]] == {"no2": START}
+    assert found[IDS[0]] == {"no2": START, "pm25": None, "x": None}
     assert points == {(IDS[0], "no2", START)}
 
 

@@ -67,17 +67,18 @@ async def outcome_of(status: int, body: Any, **headers: str) -> Outcome:
 
 
 @pytest.mark.parametrize(
-    ("status", "body"),
+    ("status", "body", "created"),
     [
-        (204, None),
-        (201, IDS[:2]),
-        (201, None),
-        (200, IDS),
-        (207, {"success": IDS, "errors": []}),
+        (204, None, []),
+        (201, IDS[:2], IDS[:2]),
+        (201, [IDS[3], "urn:other:1"], IDS[3:]),
+        (201, None, IDS),
+        (200, IDS, []),
+        (207, {"success": IDS, "errors": []}, IDS),
     ],
 )
-async def test_all_accepted(status: int, body: Any) -> None:
-    assert await outcome_of(status, body) == Outcome(accepted=frozenset(IDS))
+async def test_all_accepted_and_which_may_be_new(status: int, body: Any, created: list[str]) -> None:
+    assert await outcome_of(status, body) == Outcome(accepted=frozenset(IDS), created=frozenset(created))
 
 
 @pytest.mark.parametrize("status", [207, 400, 409])
@@ -89,6 +90,7 @@ async def test_each_spelling_names_the_refused_one(status: int, id_key: str, pro
     outcome = await outcome_of(status, body)
     assert outcome.accepted == {IDS[0], IDS[2], IDS[3]}
     assert outcome.refused == {IDS[1]: "bad: no2"}
+    assert outcome.created == frozenset()
 
 
 @pytest.mark.parametrize("status", [503, "503", 500, 429])

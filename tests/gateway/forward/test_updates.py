@@ -31,7 +31,7 @@ def test_the_entity_is_made_once_and_may_be_taken_apart() -> None:
     made = update()
     entity = made.entity
     assert made.entity is entity
-    assert {"no2", "pm25", "location", "dateObserved"} == entity.attributes.keys()
+    assert {"no2", "pm25", "dateObserved"} == entity.attributes.keys()
     made.entity = STATIC
     assert made.entity is STATIC
 
