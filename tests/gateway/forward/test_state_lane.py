@@ -231,6 +231,18 @@ async def test_the_history_waits_for_the_newest_value_that_is_not_sent_and_for_n
     assert scene.pending(lane, "air-1", 2)
 
 
+async def test_the_history_waits_for_what_came_since_the_last_sweep(scene: Sweeps) -> None:
+    lane = scene.lane()
+    scene.log.put("air-1", 0, no2=1)
+    assert scene.pending(lane, "air-1", 0)
+    lane.changed()
+    await lane.send()
+    scene.log.put("air-1", 1, no2=2)
+    scene.log.put("air-2", 1, no2=2)
+    assert scene.pending(lane, "air-1", 1)
+    assert scene.pending(lane, "air-2", 1)
+
+
 async def test_what_is_in_doubt_is_asked_about_before_the_history_or_the_state_goes_on(scene: Sweeps) -> None:
     lane = scene.lane()
     scene.log.put("air-1", 0, no2=1, pm25=1)
@@ -335,6 +347,25 @@ async def test_where_nobody_may_read_only_what_is_of_this_run_becomes_current(sc
     lane.changed()
     await lane.send()
     assert scene.sent_points()[1:] == [{"no2": 6}]
+
+
+async def test_who_may_be_read_is_not_kept_back_for_one_that_may_not(scene: Sweeps) -> None:
+    """One may not be read; of another, of an earlier run as well, the broker says what it holds."""
+    lane = scene.lane()
+    scene.log.put("air-1", 0, no2=1)
+    scene.log.put("air-2", 0, no2=2)
+    scene.log.put("air-2", AHEAD.total_seconds() + 1, pm25=3)
+    scene.log.first_seq = scene.log.rows[-1][0] + 1
+    lane.changed()
+    scene.of.accepted.note(B, {})
+    scene.broker.fault = ReadRefused("403")
+    await lane.send()
+    assert scene.sent_points() == [{"no2": 2}]
+    assert scene.broker.asked == [[A]]
+    scene.clock.advance(1.0)
+    assert lane.changed()
+    await lane.send()
+    assert scene.sent_points()[1:] == [{"pm25": 3}]
 
 
 async def test_where_reading_fails_all_stays_due(scene: Sweeps) -> None:

@@ -403,6 +403,28 @@ def test_while_the_config_is_at_fault_those_that_were_refused_go_last_the_newest
     assert waiting(taken) == {D: [d], C: [c], B: [b], A: [a, a_too]}
 
 
+def test_a_config_at_fault_puts_back_the_oldest_of_an_entity_first(scene: Scene) -> None:
+    a = [scene.update("air-1", n) for n in range(3)]
+    b = scene.update("air-2")
+    taken = took(scene, in_turns=True, updates=[*a, b])
+    for update in (a[0], b, a[1]):
+        taken.judged([update], refused(update.entity_id))
+    assert scene.of.streak.config_fault
+    assert waiting(taken) == {A: a, B: [b]}
+    assert taken.open == []
+
+
+def test_of_one_moment_what_was_read_first_is_put_back_first(scene: Scene) -> None:
+    a = [scene.update("air-1", 1, no2=1), scene.update("air-1", 1, pm25=2)]
+    b = [scene.update("air-2", n) for n in range(2)]
+    taken = took(scene, in_turns=False, updates=[*a, *b])
+    taken.judged([a[0], b[0]], refused(A, B))
+    taken.judged([a[1], b[1]], refused(A, B))
+    scene.of.streak.note(refused(A, B))
+    taken.judge()
+    assert waiting(taken) == {A: a, B: b}
+
+
 async def test_who_is_put_off_alone_steps_aside_only_when_that_is_its_own(scene: Scene) -> None:
     off, other = scene.update("air-1"), scene.update("air-2")
     taken = took(scene, in_turns=True, updates=[off, other])
