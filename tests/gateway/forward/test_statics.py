@@ -342,15 +342,15 @@ async def test_the_day_goes_on_over_restarts() -> None:
 
 async def test_a_clock_that_is_wrong_at_the_start_is_not_asked_before_it_is_needed() -> None:
     run = Run()
-    await run.goes(A)
+    await run.goes(A, B)
     await run.statics.note()
     run.clock.step(-10 * DAY_S)
     run = Run(run.kept, run.clock)
     await run.statics.note()
     run.clock.step(10 * DAY_S)
     run.broker.holds = {A: WHOLE}  # type: ignore[dict-item]
-    await run.statics.read_back([measured("air-1")])
-    assert await run.goes(A) == [LEAN]
+    await run.statics.read_back([measured("air-1"), measured("air-2")])
+    assert await run.goes(A, B) == [LEAN, FULL]
 
 
 async def test_a_run_that_can_note_nothing_goes_on() -> None:
