@@ -147,8 +147,6 @@ class Statics:
         Raises:
             LogError: the log refuses.
         """
-        if not self._begun:
-            return
         state = dict.fromkeys(self._noted, b"")
         if self._known:
             state["statics"] = _STAMP.pack(self._all_at)
