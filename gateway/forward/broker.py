@@ -232,6 +232,45 @@ class Broker(Protocol):
         """Give connections back."""
 
 
+class Over:
+    """What stands over a broker and changes some of what goes through it: the rest passes."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._broker.traffic
+
+    async def probe(self) -> Probe:
+        return await self._broker.probe()
+
+    async def state(self, entities: Sequence[Entity]) -> Outcome:
+        return await self._broker.state(entities)
+
+    async def history(self, instances: Sequence[Entity]) -> Outcome:
+        return await self._broker.history(instances)
+
+    async def read_back(self, entities: Sequence[Entity]) -> Mapping[str, Mapping[str, datetime | None]]:
+        return await self._broker.read_back(entities)
+
+    async def history_back(self, instances: Sequence[Entity]) -> frozenset[Point]:
+        return await self._broker.history_back(instances)
+
+    async def history_newest(
+        self,
+        entities: Sequence[Entity],
+        *,
+        since: datetime | None = None,
+        attributes: Sequence[str] = (),
+        last: int = 1,
+    ) -> Mapping[str, Sequence[tuple[str, datetime]]]:
+        return await self._broker.history_newest(entities, since=since, attributes=attributes, last=last)
+
+    async def close(self) -> None:
+        await self._broker.close()
+
+
 class Accepted:
     """The newest `observedAt` that a broker holds of each attribute: what keeps its state from running backwards.
 

@@ -1,9 +1,8 @@
 """A broker behind a check: what does not fit the official schema is refused here, with the reason, and never sent."""
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 
-from gateway.forward.broker import Broker, Outcome, Point, Probe, Traffic
+from gateway.forward.broker import Broker, Outcome, Over
 from gateway.harmonise.dialects import key_values
 from gateway.harmonise.entity import Entity
 from gateway.journal import event
@@ -13,7 +12,7 @@ MAX_LEFT_OUT_NAMES = 32
 SAMPLE_OF = 50  # with `sampled`, one update in so many, and the first of every entity
 
 
-class Checked:
+class Checked(Over):
     """See `Broker`. An update is checked as it is: what the broker already has of the entity was checked when it was sent.
 
     Args:
@@ -24,19 +23,12 @@ class Checked:
     def __init__(
         self, broker: Broker, validator: Validator | None, *, every: int = 1, left_out: dict[str, int] | None = None
     ) -> None:
-        self._broker = broker
+        super().__init__(broker)
         self._validator = validator
         self._left_out = {} if left_out is None else left_out
         self._every = every
         self._count = 0
         self._seen: set[str] = set()
-
-    @property
-    def traffic(self) -> Traffic:
-        return self._broker.traffic
-
-    async def probe(self) -> Probe:
-        return await self._broker.probe()
 
     async def state(self, entities: Sequence[Entity]) -> Outcome:
         """Send the sound ones; the others are refused with what the schema says."""
@@ -51,25 +43,6 @@ class Checked:
         sound = [entity for entity in instances if entity.id not in refused] if refused else instances
         outcome = await self._broker.history(sound) if sound else Outcome()
         return outcome + Outcome(refused=refused) if refused else outcome
-
-    async def read_back(self, entities: Sequence[Entity]) -> Mapping[str, Mapping[str, datetime | None]]:
-        return await self._broker.read_back(entities)
-
-    async def history_back(self, instances: Sequence[Entity]) -> frozenset[Point]:
-        return await self._broker.history_back(instances)
-
-    async def history_newest(
-        self,
-        entities: Sequence[Entity],
-        *,
-        since: datetime | None = None,
-        attributes: Sequence[str] = (),
-        last: int = 1,
-    ) -> Mapping[str, Sequence[tuple[str, datetime]]]:
-        return await self._broker.history_newest(entities, since=since, attributes=attributes, last=last)
-
-    async def close(self) -> None:
-        await self._broker.close()
 
     def _refused(self, entities: Sequence[Entity]) -> dict[str, str]:
         refused: dict[str, str] = {}

@@ -9,7 +9,7 @@ from datetime import datetime
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from gateway.forward.broker import Broker, Outcome, Point, Probe, Traffic
+from gateway.forward.broker import Broker, Outcome, Over
 from gateway.forward.usage import Kept
 from gateway.harmonise.entity import Entity
 from gateway.sdk.driver import Clock
@@ -26,7 +26,7 @@ _A_KEY = 1000  # entities in one value of the log, which has 4096 bytes
 _STAMP = struct.Struct(">q")  # unix seconds
 
 
-class Statics:
+class Statics(Over):
     """See `Broker`. Entities come without static attributes; those that the broker may lack go along.
 
     An entity's are known to be there when they were accepted, in this run or an earlier one; no more when it, or one of
@@ -39,7 +39,7 @@ class Statics:
 
     def __init__(self, name: str, broker: Broker, static: Mapping[str, Entity], *, log: Kept, clock: Clock) -> None:
         self._place = f"broker {name}"
-        self._broker = broker
+        super().__init__(broker)
         self._static = static
         self._log = log
         self._clock = clock
@@ -50,13 +50,6 @@ class Statics:
         self._failed, self._failed_s = False, -math.inf  # and when they last did for a fault
         self._tells = True  # a created entity from an updated one
         self._noted: dict[str, bytes] = {}
-
-    @property
-    def traffic(self) -> Traffic:
-        return self._broker.traffic
-
-    async def probe(self) -> Probe:
-        return await self._broker.probe()
 
     async def state(self, entities: Sequence[Entity]) -> Outcome:
         """Set current values, with the static attributes where they are needed."""
@@ -69,9 +62,6 @@ class Statics:
         self._known -= lost
         return await self._restore(lost, outcome) if lost and outcome.fault is None else outcome
 
-    async def history(self, instances: Sequence[Entity]) -> Outcome:
-        return await self._broker.history(instances)
-
     async def read_back(self, entities: Sequence[Entity]) -> Mapping[str, Mapping[str, datetime | None]]:
         """As the broker does; what it does not have of static attributes is sent again."""
         await self._begin()
@@ -80,12 +70,6 @@ class Statics:
             if not self._static[entity_id].attributes.keys() <= found.get(entity_id, {}).keys():
                 self._known.discard(entity_id)
         return found
-
-    async def history_back(self, instances: Sequence[Entity]) -> frozenset[Point]:
-        return await self._broker.history_back(instances)
-
-    async def close(self) -> None:
-        await self._broker.close()
 
     def failed(self) -> None:
         """The broker failed; when it is back, it may hold what it held long ago."""
