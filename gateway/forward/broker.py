@@ -103,6 +103,7 @@ class Traffic:
         sent_bytes, received_bytes: requests and answers with their headers; without TLS, TCP and IP.
         batch: entities a request, as learned; may be set before the first request to what was learned before.
         warning: what status must say although it works, "" for nothing.
+        before: awaited before each request that sends values, with the number of readings that these were made of.
     """
 
     requests: int = 0
@@ -110,6 +111,12 @@ class Traffic:
     received_bytes: int = 0
     batch: int = 0
     warning: str = ""
+    before: Callable[[int], Awaitable[None]] | None = None
+
+    async def sends(self, entities: Sequence[Entity]) -> None:
+        """A request with these is about to go out."""
+        if self.before is not None:
+            await self.before(sum(entity.readings for entity in entities))
 
 
 class BatchSize:

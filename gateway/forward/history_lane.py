@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from gateway.forward.aside import INCOMPLETE_S
 from gateway.forward.broker import Outcome, Point, ReadRefused, observed
-from gateway.forward.updates import Feed, Good, Update, instant, is_measured
+from gateway.forward.updates import Feed, Fits, Good, Update, instant, is_measured
 from gateway.forward.verdicts import LaneCounts, Shared, Taken
 from gateway.harmonise.entity import Entity
 
@@ -93,11 +93,12 @@ class InOrderLane:
         self._taken.put_first(held)
         self._taken.sort({update.entity_id for update in held})
 
-    async def send(self, most: int | None = None, *, skip: int = 0) -> Outcome:
+    async def send(self, most: int | None = None, *, skip: int = 0, fits: Fits | None = None) -> Outcome:
         """Send one round: the oldest waiting update of every entity. Settles when nothing is left.
 
         Args:
             most: at most so many entities, `skip` being left out first (a probe tries them in turn).
+            fits: how many of them may go now, by the readings of each.
 
         Raises:
             BrokerUnavailable: what the broker holds could not be read back.
@@ -106,6 +107,8 @@ class InOrderLane:
         batch = self._round()
         if most is not None:
             batch = [batch[(skip + n) % len(batch)] for n in range(min(most, len(batch)))]
+        if fits is not None:
+            batch = batch[: fits([len(update.readings) for update in batch])]
         outcome = await self._of.broker.state([update.entity for update in batch]) if batch else Outcome()
         self._done(batch, outcome)
         await self._taken.settle()
@@ -260,8 +263,11 @@ class PastLane:
             else:
                 self._of.aside.done(update)
 
-    async def send(self) -> Outcome:
+    async def send(self, fits: Fits | None = None) -> Outcome:
         """One request: the oldest waiting updates of one entity.
+
+        Args:
+            fits: how many of them may go now, by the readings of each.
 
         Raises:
             BrokerUnavailable: what the history holds could not be read back.
@@ -271,6 +277,10 @@ class PastLane:
         if not self._temporal:
             self.counts.skipped += len(batch)
             await self._finish(entity_id, batch)
+            return Outcome()
+        if fits is not None:
+            batch = batch[: fits([len(update.readings) for update in batch])]
+        if not batch:
             return Outcome()
         batch = await self._unknown(entity_id, batch)
         if not batch:

@@ -41,7 +41,7 @@ class Turns(Sweeps):
             state=self.lane(),
             log=self.log,
             settings=chosen,
-            pace=Pace(self.clock, rate_per_s=chosen.rate_per_s, readings_an_entity=1.0),
+            pace=Pace(self.clock, chosen.rate_per_s),
             probing=Probing(self.broker, self.clock, chosen),
             standing=Standing("city", self.health, self.clock),
             refusals=Refusals("city", self.clock, of.feeds.devices),
