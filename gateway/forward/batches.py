@@ -106,21 +106,25 @@ class Batches:
         for entity, body in encoded:
             if entity.id not in suspects:
                 by_context.setdefault(entity.context, []).append((entity, body))
+        # the first write makes the tenant: several entities at once can deadlock (Scorpio issue 653)
+        alone = not self.greeted
         for same in by_context.values():
             self._waiting = len(same)
-            yield from self._split(same, self._size)
-        self._waiting = 0
-        yield from ([entity] for entity, _ in encoded if entity.id in suspects)
+            yield from self._split(same, self._size, alone=alone)
+            alone = False
+        for entity, _ in encoded:
+            if entity.id in suspects:
+                self._waiting = 0  # it says nothing of the size
+                yield [entity]
 
-    def _split(self, encoded: Sequence[Encoded], size: BatchSize) -> Iterator[list[Entity]]:
+    def _split(self, encoded: Sequence[Encoded], size: BatchSize, *, alone: bool) -> Iterator[list[Entity]]:
         batch: list[Entity] = []
         size_bytes = 2
         for entity, body in encoded:
-            # the first write makes the tenant: several entities at once can deadlock (Scorpio issue 653)
-            most = size.size if self.greeted else 1
+            most = 1 if alone else size.size
             if batch and (len(batch) >= most or size_bytes + len(body) + 1 > self._size_bytes):
                 yield batch
-                batch, size_bytes = [], 2
+                batch, size_bytes, alone = [], 2, False
             batch.append(entity)
             size_bytes += len(body) + 1
         yield batch

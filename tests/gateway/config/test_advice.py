@@ -67,5 +67,5 @@ def test_a_gateway_without_brokers_is_not_told_that_nothing_is_sent(tmp_path: Pa
 def test_only_a_rate_that_is_given_can_be_too_low(tmp_path: Path, rate: str, warned: bool) -> None:
     text = BASE.replace("unit_id: 1}", "unit_id: 1, every: 2 s}").replace("unit_id: 2,", "unit_id: 2, every: 1 s,")
     text = text.replace("template: acme/air}", "template: acme/air, every: 1 s}")  # 3.5 readings a second
-    text = text.replace("https://broker.example", f'https://broker.example"{rate}, tenant: "roads')
+    text = text.replace('"https://broker.example", send: ["meter-*"]', f'"https://broker.example"{rate}')
     assert ("slow-rate" in warnings_of(tmp_path, text)) is warned
