@@ -14,6 +14,7 @@ from gateway.forward.broker import Accepted, Broker, Outcome, Streak
 from gateway.forward.feeds import Feeds, Source
 from gateway.forward.pace import Pace
 from gateway.forward.probing import Probing
+from gateway.forward.recording import Recording
 from gateway.forward.refusals import Refusals
 from gateway.forward.settings import ForwardSettings
 from gateway.forward.standing import Standing
@@ -46,6 +47,13 @@ def _breaker(settings: ForwardSettings, rng: random.Random | None) -> Breaker:
     return Breaker(backoff)
 
 
+def recording_of(settings: ForwardSettings) -> Recording:
+    """What is known beforehand of a broker's history."""
+    recording = Recording(settings.records, forgets=settings.records is None)
+    recording.named(settings.product)
+    return recording
+
+
 class Log(Source, Protocol):
     """What the forwarder asks of the log beside the lanes."""
 
@@ -74,6 +82,7 @@ class Forwarder:
     ) -> None:
         settings = settings or ForwardSettings()
         feeds = Feeds(name, log, mappings, max_readings=settings.max_readings)
+        recording = recording_of(settings)
         self.name = name
         self._broker = broker
         self._log = log
@@ -100,10 +109,10 @@ class Forwarder:
             probing=Probing(broker, clock, settings),
             standing=Standing(name, health, clock),
             refusals=Refusals(name, clock, feeds.devices),
-            usage=Usage(name, broker.traffic, log, clock),
+            usage=Usage(name, broker.traffic, log, clock, recording),
             past_breaker=_breaker(settings, rng),
             show=self.show,
-            records=settings.records,
+            recording=recording,
             ahead=False,
             started_s=clock.monotonic_s(),
         )
@@ -149,6 +158,7 @@ class Forwarder:
         probing, mode = self._common.probing, self._way.mode
         if mode is not None and probing.due and self._breaker.closed:
             await probing.again(mode)
+            self._common.recording.named(probing.product)
             return None
         return await self._way.turn()
 
@@ -218,4 +228,5 @@ class Forwarder:
         health.waiting = dict(of.feeds.complete.missing)
         counts = self._way.counts
         if counts is not None:
-            health.late, health.skipped = counts.late, counts.skipped
+            health.late, health.skipped, health.unseen = counts.late, counts.skipped, counts.unseen
+        health.records = common.recording.shown if self._way.mode == "temporal" else ""

@@ -9,7 +9,7 @@ Lane = Literal["state", "past", "both"]
 SHARES = {"state": 0.75, "past": 0.25}  # of the rate, when both want it; what one does not use is the other's
 SAVED_S = 0.5  # so much of the rate is saved up at most: a quiet minute is followed by no burst
 DEBT_S = 60.0  # so much is owed at most: one update larger than the rate is followed by no hole of minutes
-MOST_UPDATES = 100  # in a request of the past: a live request waits behind one such at most
+UPDATES_A_REQUEST = 100  # in a request of the past: a live request waits behind one such at most
 QUICK_S = 0.25  # beyond it the past rests for as long again
 LONG_S = 1.0  # and asks for less
 REST_S = 5.0
@@ -35,7 +35,7 @@ class Pace:
         self._at_s = clock.monotonic_s()
         self._lane: Lane = "both"  # whose is what goes out next
         self._next_s = {"state": 0.0, "past": 0.0, "both": 0.0}
-        self._updates = MOST_UPDATES
+        self._updates = UPDATES_A_REQUEST
         self._sent = 0
         self._looked: tuple[float, int, int] | None = None  # when, what was sent by then, what was owed
         self.warning = ""  # the rate is too low for what is to be sent
@@ -89,7 +89,7 @@ class Pace:
         if seconds > LONG_S:
             self._updates = max(1, self._updates // 2)
         elif seconds <= QUICK_S:
-            self._updates = min(MOST_UPDATES, 2 * self._updates)
+            self._updates = min(UPDATES_A_REQUEST, 2 * self._updates)
 
     def look(self, owed: int) -> None:
         """Find out now and then whether the rate is enough.

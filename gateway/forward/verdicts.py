@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from gateway.claims import latest_us
 from gateway.forward.aside import FUTURE, FUTURE_AGAIN_S, INCOMPLETE_S, LATER_S, Aside
@@ -21,6 +22,7 @@ class LaneCounts:
     known: int = 0  # not sent: the broker held it already
     late: int = 0  # not sent: the broker holds newer, and has no temporal API
     skipped: int = 0  # not sent: latest-only
+    unseen: int = 0  # points that were accepted and never seen in the history
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,13 @@ class Shared:
     streak: Streak
 
 
+class Unseen(Protocol):
+    """What was accepted and is not settled yet."""
+
+    @property
+    def oldest_seq(self) -> int | None: ...
+
+
 @dataclass(slots=True)
 class Taken:
     """Updates taken from the log, until there is a verdict on each of them: then the log may be settled.
@@ -46,6 +55,7 @@ class Taken:
         queues: by entity id, oldest first.
         position: all up to here was taken; None: as far as the cursor.
         open: refused, and whether the entities or the config are at fault is not known yet.
+        unseen: what was accepted as state and is to be seen in the history; None: nothing is.
     """
 
     of: Shared
@@ -54,11 +64,17 @@ class Taken:
     queues: dict[str, deque[Update]] = field(default_factory=dict)
     position: int | None = None
     open: list[tuple[Update, str]] = field(default_factory=list)
+    unseen: Unseen | None = None
 
     def take_over(self, other: "Taken") -> None:
         """What another lane had taken goes on here, so that it is read but once."""
         self.queues, self.open, self.position = other.queues, other.open, other.position
         self.sort(self.queues)
+
+    def renumber(self, first: int, more: int) -> None:
+        """The numbers from there on have grown."""
+        for update in [*(u for queue in self.queues.values() for u in queue), *(u for u, _ in self.open)]:
+            self.of.feeds.renumber(update, first, more)
 
     def ready(self, update: Update) -> bool:
         """Whether an update of the log can be sent; else it is set aside."""
@@ -176,7 +192,7 @@ class Taken:
         return None
 
     async def settle(self) -> None:
-        """Settle what was taken when all of it is done, and what was set aside is on the card.
+        """Settle what was taken when all of it is done, and what was set aside is on the card; not what is to be seen yet.
 
         Raises:
             LogError: the card refuses; then the cursor stays.
@@ -185,6 +201,10 @@ class Taken:
         if self.queues or self.open:
             return
         await self.of.aside.write()
-        if self.position is not None and self.of.aside.empty:
-            await self.of.feeds.settle(self.position)
+        if self.position is None or not self.of.aside.empty:
+            return
+        self.of.feeds.accepted(self.position)
+        waits = self.unseen and self.unseen.oldest_seq
+        await self.of.feeds.settle(waits - 1 if waits else self.position)
+        if not waits:
             self.position = None

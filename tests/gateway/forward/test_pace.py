@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.forward.pace import DEBT_S, LOOK_S, MOST_UPDATES, QUICK_S, REST_S, SAVED_S, SHARES, Lane, Pace
+from gateway.forward.pace import DEBT_S, LOOK_S, UPDATES_A_REQUEST, QUICK_S, REST_S, SAVED_S, SHARES, Lane, Pace
 from gateway.sdk.testing import ManualClock
 
 
@@ -140,7 +140,7 @@ async def test_without_a_rate_all_of_the_state_goes_and_of_the_past_a_request() 
     for _ in range(3):
         assert await paced.send("state") == 1000
         assert await paced.send("both") == 1000
-        assert await paced.send("past") == MOST_UPDATES
+        assert await paced.send("past") == UPDATES_A_REQUEST
     assert await paced.send("past", 7) == 7
     assert paced.pace.fits("past", []) == 0
 

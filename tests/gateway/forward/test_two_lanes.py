@@ -29,6 +29,9 @@ FAST = ForwardSettings(
     held_every_s=0.05,
     rate_per_s=1e6,
     records_within_s=0.6,
+    look_s=0.05,
+    learn_s=1.0,
+    unseen_s=1.0,
     retry_first_s=0.05,
     retry_quick_s=0.1,
     retry_cap_s=0.1,
@@ -55,7 +58,24 @@ class Box:
         self, url: str, settings: ForwardSettings = FAST, *, mappings: Any = None, login: Login | None = None
     ) -> AsyncIterator[BrokerHealth]:
         """The box from its start to its stop."""
+        async with self.open(), self.forwarding(url, settings, mappings=mappings, login=login) as health:
+            yield health
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[Log]:
+        """Its log."""
         self.log = await Log.open(self.settings, clock=self.clock, consumers=[Consumer("city")])
+        try:
+            yield self.log
+        finally:
+            await self.log.close()
+
+    @contextlib.asynccontextmanager
+    async def forwarding(
+        self, url: str, settings: ForwardSettings = FAST, *, mappings: Any = None, login: Login | None = None
+    ) -> AsyncIterator[BrokerHealth]:
+        """A forwarder on the open log; a reload ends one and begins another."""
+        assert self.log is not None
         health = BrokerHealth()
         broker = NgsiLdBroker(NgsiLdSettings(url=url), Way(timeout=SHORT, login=login))
         forwarder = Forwarder(
@@ -74,7 +94,6 @@ class Box:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-            await self.log.close()
 
     async def killed(self, folder: Path) -> "Box":
         """The box as a kill at this moment leaves it: what is owed is on the card, what is settled from now on is not."""
@@ -288,6 +307,7 @@ async def test_a_broker_that_does_not_record_by_itself_is_found_out_while_live_d
             n += 1
             assert n < 200
         await strict.until(lambda: box.settled and strict.current(entity_id("air-0"), "no2") == n - 1)
+        await strict.until(lambda: len(measured_only(strict.temporal_history())) >= len(box.expected))
     assert_exact(strict, box)
 
 
