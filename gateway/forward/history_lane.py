@@ -16,6 +16,7 @@ from gateway.forward.verdicts import LaneCounts, Shared, Taken
 from gateway.forward.verify import Unseen, points_in, without
 from gateway.harmonise.entity import Entity
 
+UNTAKEN = "waits for the current value to be taken"
 LATE = "older than what the broker holds, and it has no temporal API"
 
 
@@ -195,6 +196,7 @@ class PastLane:
         recording: whether the broker records by itself what the state lane sends.
         unseen: where such a thing waits until the history shows it; None: the broker is trusted to record it.
         unasked: whether the state lane is still to ask what the broker holds of an entity.
+        put_off: whether a reading was refused as state and may still be taken.
         temporal: False counts instead of sending (`latest-only`).
     """
 
@@ -206,6 +208,7 @@ class PastLane:
         recording: Recording,
         unseen: Unseen | None = None,
         unasked: Callable[[Feed], bool] = lambda feed: False,
+        put_off: Callable[[Feed, int, int], bool] = lambda feed, series, time_us: False,
         temporal: bool = True,
     ) -> None:
         self._of = shared
@@ -213,6 +216,7 @@ class PastLane:
         self._recording = recording
         self._unseen = unseen
         self._unasked = unasked
+        self._put_off = put_off
         self._temporal = temporal
         self._taken = Taken(shared, in_turns=True, unseen=unseen)
         self._numbers_from = shared.feeds.numbers_from
@@ -309,9 +313,11 @@ class PastLane:
 
     async def put_first(self, held: Sequence[Update]) -> None:
         """Held updates whose time has come; what the state lane has sent meanwhile is done, what it will send waits on."""
+        # a piece goes as a whole: a part of it that is done would be done again with the rest
+        waiting = {update.held for update in held if self._waits(update) or self._is_put_off(update)}
         for update in reversed(held):
-            if self._waits(update):
-                self._of.aside.put(update, "waits for the current value to be taken", INCOMPLETE_S)
+            if update.held in waiting:
+                self._of.aside.put(update, UNTAKEN, INCOMPLETE_S)
                 continue
             sent, left = self._split(update)
             if left:
@@ -357,10 +363,16 @@ class PastLane:
             and self._unasked(feed)
         ):
             return True
+        return self._any(self._pending, update)
+
+    def _is_put_off(self, update: Update) -> bool:
+        """Whether the broker did not take it as state and would record it if it did: then it must not have it already."""
+        return self._recording.by_itself is not False and self._any(self._put_off, update)
+
+    def _any(self, of: Callable[[Feed, int, int], bool], update: Update) -> bool:
+        feed = update.feed
         return any(
-            self._pending(feed, number, time_us)
-            for point, (_, time_us, number) in update.readings.items()
-            if feed.keys[point]
+            of(feed, number, time_us) for point, (_, time_us, number) in update.readings.items() if feed.keys[point]
         )
 
     def _split(self, update: Update) -> tuple[dict[Mark, dict[str, Good]], dict[str, Good]]:
@@ -385,6 +397,9 @@ class PastLane:
 
     def _take(self, update: Update) -> None:
         if not self._taken.ready(update):
+            return
+        if self._is_put_off(update):  # it goes to the history when it can no longer become current
+            self._of.aside.put(update, UNTAKEN, INCOMPLETE_S)
             return
         sent, left = self._split(update)
         self._wait_to_see(update, sent)

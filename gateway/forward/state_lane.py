@@ -55,8 +55,13 @@ class StateLane:
         """Whether this very reading is still the state lane's to send, or to ask about: the history lane waits for it."""
         if (series, time_us) in self._doubted.get(feed.entity_id, ()):
             return True
-        if feed.entity_id in self._not_before_s:
-            return False
+        return feed.entity_id not in self._not_before_s and self._is_newest(feed, series, time_us)
+
+    def put_off(self, feed: Feed, series: int, time_us: int) -> bool:
+        """Whether this very reading was refused or put off and may still become current."""
+        return feed.entity_id in self._not_before_s and self._is_newest(feed, series, time_us)
+
+    def _is_newest(self, feed: Feed, series: int, time_us: int) -> bool:
         self._look()
         if series not in self._dirty.get(feed.key, ()):
             return False

@@ -310,7 +310,14 @@ def _two_lanes(common: Common, mode: Mode) -> "Way":
     if mode == "latest-only":
         return TwoLanes(common, mode, PastLane(of, pending, recording=Recording(True, forgets=False), temporal=False))
     unseen = Unseen(of.broker, common.recording, of.clock, common.settings, done=of.aside.done)
-    lane = PastLane(of, pending, recording=common.recording, unseen=unseen, unasked=common.state.unasked)
+    lane = PastLane(
+        of,
+        pending,
+        recording=common.recording,
+        unseen=unseen,
+        unasked=common.state.unasked,
+        put_off=common.state.put_off,
+    )
     return TwoLanes(common, mode, lane)
 
 

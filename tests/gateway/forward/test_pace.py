@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.forward.pace import DEBT_S, LOOK_S, UPDATES_A_REQUEST, QUICK_S, REST_S, SAVED_S, SHARES, Lane, Pace
+from gateway.forward.pace import DEBT_S, LOOK_S, QUICK_S, REST_S, SAVED_S, SHARES, UPDATES_A_REQUEST, Lane, Pace
 from gateway.sdk.testing import ManualClock
 
 
