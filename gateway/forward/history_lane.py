@@ -277,6 +277,8 @@ class PastLane:
         stretch = await self._of.feeds.read(taken.position)
         if stretch is None:
             return False
+        if self._unseen is not None and (taken.position or 0) < self._of.feeds.first_seq:
+            await self._of.aside.recall()
         last, complete = taken.position, True
         for seq, updates in stretch.sets:
             if self._numbers_from <= seq <= self._passed:
@@ -402,6 +404,8 @@ class PastLane:
             self._of.aside.put(update, UNTAKEN, INCOMPLETE_S)
             return
         sent, left = self._split(update)
+        if self._is_earlier(update):
+            left = {p: g for p, g in left.items() if not self._of.aside.holds(update.entity_id, g[2], g[1])}
         self._wait_to_see(update, sent)
         if left and self._unseen is not None and self._recording.verified and self._is_earlier(update):
             left = self._never_current(update, left)

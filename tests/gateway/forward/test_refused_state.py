@@ -63,7 +63,7 @@ async def test_what_is_refused_as_state_is_shown_until_it_is_taken_and_goes_once
         for n in range(3):
             for device in ("air-0", "air-1"):
                 await box.put(device, n, no2=n, pm25=n)
-            await until(lambda n=n: strict.current(AIR, "no2") == n)
+            await strict.until(lambda n=n: strict.current(AIR, "no2") == n)
         await told(box, health)
         [row] = health.refusing
         assert f"refused by rule {status}" in row["reason"]
@@ -90,7 +90,7 @@ async def test_what_can_no_longer_become_current_goes_to_the_history_while_the_e
         for n in range(3):
             await box.put("air-0", n, no2=n)
             await box.put("air-1", n, no2=n)
-            await until(lambda n=n: health.later > 0 or n == 0)
+            await strict.until(lambda n=n: health.later > 0 or n == 0)
             box.clock.leap(70.0)
 
         def past() -> Counter[Any]:
@@ -138,7 +138,7 @@ async def test_with_latest_only_it_is_shown_and_nothing_is_held(box: Box) -> Non
         for n in range(2):
             await box.put("air-0", n, no2=n)
             await box.put("air-1", n, no2=n)
-            await until(lambda n=n: strict.current(AIR, "no2") == n)
+            await strict.until(lambda n=n: strict.current(AIR, "no2") == n)
         await until(lambda: refused(health) == [BAD] and box.settled)
         assert (health.later, health.dead) == (0, 0)
         strict.behaviour.verdicts = {}

@@ -198,6 +198,21 @@ async def test_a_reload_repeats_nothing_and_loses_nothing(site: Site) -> None:
     assert judged(strict, site).clean
 
 
+async def test_what_is_held_already_is_not_held_twice_by_the_next_run(site: Site) -> None:
+    strict = scorpio()
+    async with strict.serve() as url:
+        async with site.running(url) as health, strict.neighbour(every_s=0.05):
+            strict.behaviour.refuse = "air-1$"
+            await site.live(3)
+            await strict.until(lambda: health.dead > 0 and site.box.settled)
+            held = sum(piece.readings for piece in site.log.held.pieces("city"))
+        async with site.running(url) as health:
+            await site.live(3)
+            await site.all_done()
+            await strict.until(lambda: site.box.settled)
+            assert sum(piece.readings for piece in site.log.held.pieces("city")) == 2 * held
+
+
 async def test_a_backlog_of_an_earlier_run_does_not_wait_for_a_busy_tenant(site: Site) -> None:
     strict = scorpio()
     async with strict.serve() as url, strict.neighbour(every_s=0.05):
