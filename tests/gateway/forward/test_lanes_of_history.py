@@ -9,7 +9,8 @@ import pytest
 
 from gateway.forward.aside import INCOMPLETE_S
 from gateway.forward.broker import InDoubt, Outcome, ReadRefused, observed
-from gateway.forward.history_lane import LATE, UPDATES_A_REQUEST, InOrderLane, PastLane
+from gateway.forward.history_lane import LATE, InOrderLane, PastLane
+from gateway.forward.pace import UPDATES_A_REQUEST
 from gateway.forward.recording import Recording
 from gateway.forward.updates import Feed, Update
 from gateway.forward.verdicts import Taken
