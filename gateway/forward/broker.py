@@ -203,8 +203,8 @@ class BatchSize:
     def _learn(self, rung: int, rate: float) -> None:
         if rung != self._sampled:
             self._samples, self._sampled = 0, rung
-        usual = self._known(rung)
-        self._rates[rung] = rate if usual is None else 0.7 * usual + 0.3 * rate, self._now_s()
+        best = self._known(rung) if self._samples else None  # what disturbs a request only makes it longer
+        self._rates[rung] = max(rate, best or 0.0), self._now_s()
         self._samples += 1
 
     def _usual_s(self, entities: int) -> float:

@@ -196,7 +196,7 @@ class PastLane:
         recording: whether the broker records by itself what the state lane sends.
         unseen: where such a thing waits until the history shows it; None: the broker is trusted to record it.
         unasked: whether the state lane is still to ask what the broker holds of an entity.
-        put_off: whether a reading was refused as state and may still be taken.
+        put_off: whether any of it was refused as state and may still be taken.
         temporal: False counts instead of sending (`latest-only`).
     """
 
@@ -208,7 +208,7 @@ class PastLane:
         recording: Recording,
         unseen: Unseen | None = None,
         unasked: Callable[[Feed], bool] = lambda feed: False,
-        put_off: Callable[[Feed, int, int], bool] = lambda feed, series, time_us: False,
+        put_off: Callable[[Update], bool] = lambda update: False,
         temporal: bool = True,
     ) -> None:
         self._of = shared
@@ -365,17 +365,15 @@ class PastLane:
             and self._unasked(feed)
         ):
             return True
-        return self._any(self._pending, update)
+        return any(
+            self._pending(feed, number, time_us)
+            for point, (_, time_us, number) in update.readings.items()
+            if feed.keys[point]
+        )
 
     def _is_put_off(self, update: Update) -> bool:
         """Whether the broker did not take it as state and would record it if it did: then it must not have it already."""
-        return self._recording.by_itself is not False and self._any(self._put_off, update)
-
-    def _any(self, of: Callable[[Feed, int, int], bool], update: Update) -> bool:
-        feed = update.feed
-        return any(
-            of(feed, number, time_us) for point, (_, time_us, number) in update.readings.items() if feed.keys[point]
-        )
+        return self._recording.by_itself is not False and self._put_off(update)
 
     def _split(self, update: Update) -> tuple[dict[Mark, dict[str, Good]], dict[str, Good]]:
         """What the state lane sent, by request, and what it did not; points that are only sub-attributes go along."""

@@ -57,9 +57,14 @@ class StateLane:
             return True
         return feed.entity_id not in self._not_before_s and self._is_newest(feed, series, time_us)
 
-    def put_off(self, feed: Feed, series: int, time_us: int) -> bool:
-        """Whether this very reading was refused or put off and may still become current."""
-        return feed.entity_id in self._not_before_s and self._is_newest(feed, series, time_us)
+    def put_off(self, update: Update) -> bool:
+        """Whether any of it was refused or put off and may still become current."""
+        feed = update.feed
+        return feed.entity_id in self._not_before_s and any(
+            self._is_newest(feed, number, time_us)
+            for point, (_, time_us, number) in update.readings.items()
+            if feed.keys[point]
+        )
 
     def _is_newest(self, feed: Feed, series: int, time_us: int) -> bool:
         self._look()

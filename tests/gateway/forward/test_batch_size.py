@@ -145,12 +145,13 @@ def test_quick_requests_are_told_from_each_other_and_no_time_at_all_is_none() ->
     assert Box(1, lambda _: 0.0, entities=1000).rounds(60) == 200
 
 
-@pytest.mark.parametrize(("rate", "after"), [(149.0, 200), (150.0, 100)])
-def test_the_rate_of_a_size_is_a_mean_of_its_batches(rate: float, after: int) -> None:
+@pytest.mark.parametrize(("rate", "after"), [(229.0, 200), (231.0, 100)])
+def test_the_rate_of_a_size_is_that_of_the_best_of_its_batches(rate: float, after: int) -> None:
     size = BatchSize(200)
-    full(size, 100.0, 3)
-    assert full(size, 200.0, 1) == 100  # 130 a second by now: 149.5 pays
-    full(size, rate)
+    full(size, 200.0, 1)
+    assert full(size, 100.0, 3) == 100
+    full(size, rate, 1)
+    full(size, 120.0, 3)
     assert size.learned == after
 
 
