@@ -217,13 +217,11 @@ def _rates(loaded: Loaded, config: Config) -> Iterator[Problem]:
     """A broker that may be sent less than its devices give falls behind for ever."""
     for broker, its in config.brokers.items():
         given = readings_per_s(config, its.send)
-        if given > RATE_FULL * its.rate_per_s:
+        if its.rate_per_s is not None and given > RATE_FULL * its.rate_per_s:
             path: PathOf = ("brokers", broker, "rate")
             placed = path if find(loaded.root, path).missing is None else path[:2]
             message = f"its devices give {given:.4g} readings a second, and {its.rate_per_s:.4g} may be sent"
-            remedy = (
-                f"rate: {math.ceil(given / RATE_FULL / 100) * 100}/s or more, or report: less of what does not change"
-            )
+            remedy = f"no rate:, or {math.ceil(given / RATE_FULL / 100) * 100}/s or more; or report: less of what does not change"
             yield Problem("slow-rate", placed, message, remedy, "warning", "value" if placed == path else "key")
 
 

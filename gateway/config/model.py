@@ -123,7 +123,9 @@ class BrokerConfig(ConfigModel):
     linger_s: Annotated[Duration, Field(ge=0, le=3600)] = Field(
         1.0, alias="linger", description="changes are gathered this long before they are sent"
     )
-    rate_per_s: Annotated[Rate, Field(gt=0)] = Field(500.0, alias="rate", description="most readings sent, by time")
+    rate_per_s: Annotated[Rate, Field(gt=0)] | None = Field(
+        None, alias="rate", description="most readings sent, by time, all together; without it what the broker takes"
+    )
     check: Literal["always", "sampled", "off"] = Field(
         "always",
         description="check what leaves against the official schema; what does not fit is held, with the reason",

@@ -1,6 +1,6 @@
 """Batches: how entities share requests, and who is to blame when a request is refused whole. For every kind that sends many at once."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,7 @@ class Batches:
         self._entities = entities
         self._size_bytes = size_bytes
         self._size: BatchSize | None = None
+        self._waiting = 0  # entities of one context that there are to send
         self._suspects: set[str] = set()
         self._server_errors, self._search_at, self._searching = 0, SEARCH_AFTER, False
         self.greeted = False  # the broker answered to a write
@@ -36,29 +37,29 @@ class Batches:
     async def send_all(self, encoded: Sequence[Encoded], send: Send) -> Outcome:
         """Batch by batch, until the broker itself fails."""
         total = Outcome()
-        batches = self._batches(encoded)
-        for position, batch in enumerate(batches):
-            total += await self._searched(batch, send)
+        for batch in self._batches(encoded):
             if total.fault is not None:
-                for rest in batches[position + 1 :]:
-                    total += unavailable(rest, total.fault, sent=False)
-                break
+                total += unavailable(batch, total.fault, sent=False)
+            else:
+                total += await self._searched(batch, send)
         return total
 
     def answered(self, entities: int, status: int, seconds: float) -> None:
         """What an answer tells of the size, and that the broker does not fail inside."""
         size = self._size or BatchSize(1)
         if status == 413:
-            size.failed(entities)
+            size.failed(entities, self._waiting)
         elif status < 300:
-            size.took(entities, seconds)
+            size.took(entities, seconds, self._waiting)
+        self._traffic.batch = size.learned
         if status < 500 and not self._searching:
             self._server_errors, self._search_at = 0, SEARCH_AFTER
 
     def unanswered(self, entities: int) -> None:
         """No answer came: it may have been too large."""
         if self._size is not None:
-            self._size.failed(entities)
+            self._size.failed(entities, self._waiting)
+            self._traffic.batch = self._size.learned
 
     def blame_for_500(self) -> bool:
         """The broker failed inside: whether that is searched for an entity that makes it fail."""
@@ -96,32 +97,36 @@ class Batches:
             self._suspects |= outcome.refused.keys() | outcome.later.keys()
         return outcome
 
-    def _batches(self, encoded: Sequence[Encoded]) -> list[list[Entity]]:
-        if self._size is None:
-            self._size = BatchSize(self._traffic.batch or self._entities)
-        self._traffic.batch = self._size.size
-        clean = [item for item in encoded if item[0].id not in self._suspects]
-        batches = list(_split(clean, self._size.size, self._size_bytes))
-        if not self.greeted and batches and len(batches[0]) > 1:
-            # the first write makes the tenant: several entities at once can deadlock (Scorpio issue 653)
-            batches[:1] = [batches[0][:1], batches[0][1:]]
-        return batches + [[entity] for entity, _ in encoded if entity.id in self._suspects]
+    def _batches(self, encoded: Sequence[Encoded]) -> Iterator[list[Entity]]:
+        """Batches of one context each (a request names one), each of the size that is right when it goes."""
+        self._size = self._size or BatchSize(self._traffic.batch or self._entities, self._entities)
+        self._traffic.batch = self._size.learned
+        suspects = frozenset(self._suspects)
+        by_context: dict[str, list[Encoded]] = {}
+        for entity, body in encoded:
+            if entity.id not in suspects:
+                by_context.setdefault(entity.context, []).append((entity, body))
+        # the first write makes the tenant: several entities at once can deadlock (Scorpio issue 653)
+        alone = not self.greeted
+        for same in by_context.values():
+            self._waiting = len(same)
+            yield from self._split(same, self._size, alone=alone)
+            alone = False
+        for entity, _ in encoded:
+            if entity.id in suspects:
+                self._waiting = 0  # it says nothing of the size
+                yield [entity]
 
-
-def _split(encoded: Sequence[Encoded], most_entities: int, most_bytes: int) -> Iterable[list[Entity]]:
-    """Batches of one context each (a request names one), bounded by count and bytes."""
-    by_context: dict[str, list[Encoded]] = {}
-    for entity, body in encoded:
-        by_context.setdefault(entity.context, []).append((entity, body))
-    for same in by_context.values():
+    def _split(self, encoded: Sequence[Encoded], size: BatchSize, *, alone: bool) -> Iterator[list[Entity]]:
         batch: list[Entity] = []
-        size = 2
-        for entity, body in same:
-            if batch and (len(batch) >= most_entities or size + len(body) + 1 > most_bytes):
+        size_bytes = 2
+        for entity, body in encoded:
+            most = 1 if alone else size.size
+            if batch and (len(batch) >= most or size_bytes + len(body) + 1 > self._size_bytes):
                 yield batch
-                batch, size = [], 2
+                batch, size_bytes, alone = [], 2, False
             batch.append(entity)
-            size += len(body) + 1
+            size_bytes += len(body) + 1
         yield batch
 
 

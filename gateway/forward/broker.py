@@ -1,5 +1,7 @@
 """What a kind of broker must be able to do, and what becomes of the entities handed to it."""
 
+import math
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -107,6 +109,7 @@ class Traffic:
         batch: entities a request, as learned; may be set before the first request to what was learned before.
         faults: requests that no broker answered, or that it failed at: it may have been restarted.
         warning: what status must say although it works, "" for nothing.
+        before: awaited before each request that sends values, with the number of readings that these were made of.
     """
 
     requests: int = 0
@@ -115,63 +118,138 @@ class Traffic:
     batch: int = 0
     warning: str = ""
     faults: int = 0
+    before: Callable[[int], Awaitable[None]] | None = None
+
+    async def sends(self, entities: Sequence[Entity]) -> None:
+        """A request with these is about to go out."""
+        if self.before is not None:
+            await self.before(sum(entity.readings for entity in entities))
 
 
 class BatchSize:
-    """Entities a request: climbs to where a broker takes most entities a second, and stays there.
+    """Entities a request: finds where a broker takes most entities a second, and stays near it.
 
-    Time per batch may grow with its square (Scorpio: 25 entities in 0.1 s, 500 in 51 s), so a step is only kept when it
-    pays, and a request that takes long is answered by a smaller one.
+    Time per batch may grow with its square (Scorpio: 25 entities in 0.1 s, 500 in 51 s), so a neighbouring size is tried
+    for a few batches and only kept when it pays; a request that takes long is answered by a smaller one at once. What was
+    learned holds for a while: a broker that was slow yesterday is tried again.
+
+    Args:
+        start: entities to begin with.
+        usual: up to here a larger size is kept when it is as good, as each request costs bytes; default `start`.
     """
 
     RUNGS = (1, 2, 5, 10, 15, 25, 50, 100, 200)
-    SAMPLES = 4  # full batches before a step
+    SAMPLES = 4  # batches before a verdict
     PAYS = 1.15
     LONG_S = 5.0
-    AGAIN = 500  # full batches until a step that did not pay is tried again
+    SLOW = 3.0  # times what it usually takes, and
+    SLOW_S = 0.3  # so much more: it got slow
+    HOLDS_S = 900.0  # then what was learned of another size is no longer believed
 
-    def __init__(self, start: int) -> None:
-        self._rung = max(n for n, size in enumerate(self.RUNGS) if size <= max(1, start))
-        self._rates: dict[int, float] = {}
+    def __init__(self, start: int, usual: int | None = None, *, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
+        self._usual = _rung(start if usual is None else usual)
+        self._home = self._rung = _rung(start)  # the size that pays, and the one that is used: another one on trial
+        self._of = self._home  # what the trial is compared with
+        self._rates: dict[int, tuple[float, float]] = {}  # rung -> entities a second, when that was measured
         self._samples = 0
-        self._since_tried = 0
+        self._sampled = self._home
+        self._slow = 0  # answers in a row that took too long
 
     @property
     def size(self) -> int:
         """Entities the next request may have."""
         return self.RUNGS[self._rung]
 
-    def took(self, entities: int, seconds: float) -> None:
-        """A request worked. Only full batches tell something."""
-        if seconds > self.LONG_S and entities > 1:
-            self.failed(entities)
-        if entities < self.size:
+    @property
+    def learned(self) -> int:
+        """The size that pays, without what is on trial."""
+        return self.RUNGS[self._home]
+
+    def took(self, entities: int, seconds: float, waiting: int) -> None:
+        """A request worked.
+
+        Args:
+            waiting: entities that there were to send. A batch tells of its own size alone, and only when it was full, or
+                all that there was.
+        """
+        if entities != min(self.size, waiting):
             return
-        rate = entities / max(seconds, 1e-6)
-        old = self._rates.get(self._rung)
-        self._rates[self._rung] = rate if old is None else 0.7 * old + 0.3 * rate
-        self._samples += 1
-        self._since_tried += 1
-        if self._samples >= self.SAMPLES:
+        if seconds > self.LONG_S and entities > 1:
+            self.failed(entities, waiting)
+            return
+        rung, usual_s = _rung(entities), self._usual_s(entities)
+        self._slow = self._slow + 1 if seconds > max(self.SLOW * usual_s, usual_s + self.SLOW_S) else 0
+        if self._slow:
+            if rung and self._slow > 1:  # one alone is a hiccup on the way
+                self._rates.clear()  # it is another broker now
+                self._move(rung - 1)
+            return
+        self._learn(rung, entities / max(seconds, 1e-6))
+        if self._rung != self._home:
+            self._try(rung)
+        elif self._samples >= self.SAMPLES:
             self._samples = 0
-            self._step()
+            self._look_around(rung, waiting)
 
-    def failed(self, entities: int) -> None:
-        """A request of so many was too large, or not answered in time."""
-        if entities >= self.size and self._rung > 0:
-            self._rates[self._rung] = 0.0
-            self._rung -= 1
-            self._samples, self._since_tried = 0, 0
+    def failed(self, entities: int, waiting: int) -> None:
+        """A request of so many was too large, or not answered in time; `waiting` as above."""
+        if entities != min(self.size, waiting):
+            return
+        if entities == 1:
+            self._rates.clear()  # it is not the size: larger ones are tried as soon as something works
+        else:
+            smaller = _rung(entities - 1)
+            self._rates[smaller + 1] = 0.0, self._now_s()
+            self._move(smaller)
 
-    def _step(self) -> None:
-        here = self._rates[self._rung]
-        if self._since_tried >= self.AGAIN:
-            self._rates.pop(self._rung + 1, None)
-        for other in (self._rung + 1, self._rung - 1):
-            known = self._rates.get(other)
-            if other in range(len(self.RUNGS)) and (known is None or known > self.PAYS * here):
-                self._rung, self._since_tried = other, 0
+    def _learn(self, rung: int, rate: float) -> None:
+        if rung != self._sampled:
+            self._samples, self._sampled = 0, rung
+        best = self._known(rung) if self._samples else None  # what disturbs a request only makes it longer
+        self._rates[rung] = max(rate, best or 0.0), self._now_s()
+        self._samples += 1
+
+    def _usual_s(self, entities: int) -> float:
+        """What so many usually take."""
+        rate = self._known(_rung(entities))
+        return entities / rate if rate else math.inf
+
+    def _try(self, rung: int) -> None:
+        """A size is on trial: it is kept when it pays, left when it does not or when there is not so much to send."""
+        here, of = self._known(rung) or 0.0, self._known(self._of) or 0.0
+        if rung != self._rung or 2 * here < of:
+            self._move(self._home)
+        elif self._samples >= self.SAMPLES:
+            pays = 1.0 if self._of < rung <= self._usual else self.PAYS
+            self._move(rung if here > pays * of else self._home)
+
+    def _look_around(self, rung: int, waiting: int) -> None:
+        """Put a neighbour on trial that is unknown, or was better than this."""
+        here = self._known(rung) or 0.0
+        up = rung + 1 if rung == self._rung and rung + 1 < len(self.RUNGS) and waiting >= self.RUNGS[rung + 1] else None
+        for other in (up, rung - 1 if rung else None):
+            if other is None:
+                continue
+            known = self._known(other)
+            if known is None or known > self.PAYS * here:
+                self._rates.pop(other, None)
+                self._rung, self._of, self._samples = other, rung, 0
                 return
+
+    def _move(self, rung: int) -> None:
+        self._home = self._rung = rung
+        self._samples = self._slow = 0
+
+    def _known(self, rung: int) -> float | None:
+        """Entities a second; None when that is not known, or no longer."""
+        rate, at_s = self._rates.get(rung, (0.0, -math.inf))
+        return rate if self._now_s() - at_s < self.HOLDS_S else None
+
+
+def _rung(entities: int) -> int:
+    """The largest size that so many fill."""
+    return max(n for n, size in enumerate(BatchSize.RUNGS) if size <= max(1, entities))
 
 
 Point = tuple[

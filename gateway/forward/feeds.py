@@ -79,8 +79,6 @@ class Feeds:
         self._feeds = {feed.key: feed for of in self._of_device.values() for feed in of}
         self._takers: dict[int, tuple[Feed, ...]] = {}
         self.complete = Complete(log)
-        slots = sum(len(feed.keys) for feed in self._feeds.values())
-        self.readings_an_entity = max(1.0, slots / max(1, len(self._feeds)))
 
     @property
     def first_seq(self) -> int:

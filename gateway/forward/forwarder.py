@@ -107,7 +107,7 @@ class Forwarder:
             state=StateLane(broker, feeds, accepted=of.accepted, sent=of.sent, clock=clock),
             log=log,
             settings=settings,
-            pace=Pace(clock, rate_per_s=settings.rate_per_s, readings_an_entity=feeds.readings_an_entity),
+            pace=Pace(clock, settings.rate_per_s),
             probing=Probing(broker, clock, settings),
             standing=Standing(name, health, clock),
             refusals=Refusals(name, clock, feeds.devices),
@@ -118,6 +118,7 @@ class Forwarder:
             ahead=False,
             started_s=clock.monotonic_s(),
         )
+        broker.traffic.before = self._common.pace.before
         self._way: Way = Greeting(self._common)
         self._show_due_s = 0.0
         self._time_due_s = 0.0
@@ -219,7 +220,7 @@ class Forwarder:
             common.standing.fails(self._way.fault, of="history: ")
             common.standing.try_in(common.past_breaker.wait_s(self._clock.monotonic_s()))
         else:
-            common.standing.works(self._broker.traffic.warning)
+            common.standing.works("; ".join(filter(None, (self._broker.traffic.warning, common.pace.warning))))
 
     def show(self) -> None:
         """Write the health record as it is at this moment; also asked for by who shows it."""
@@ -228,6 +229,7 @@ class Forwarder:
         health.requests, health.batch, health.month_bytes = traffic.requests, traffic.batch, common.usage.month_bytes()
         health.sent_bytes, health.received_bytes = traffic.sent_bytes, traffic.received_bytes
         health.backlog, health.oldest_unsent_at = self._log.backlog(self.name)
+        common.pace.look(health.backlog)
         health.later, health.dead = of.aside.counts()
         health.refusing = common.refusals.now(of.aside.dead() if health.dead else {})
         health.waiting = dict(of.feeds.complete.missing)

@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 
 from gateway.forward.aside import INCOMPLETE_S
 from gateway.forward.broker import Outcome, ReadRefused, observed
+from gateway.forward.pace import UPDATES_A_REQUEST
 from gateway.forward.recording import Recording
-from gateway.forward.updates import UNKNOWN, Feed, Good, Mark, Update, instant, is_measured
+from gateway.forward.updates import UNKNOWN, Feed, Fits, Good, Mark, Update, instant, is_measured
 from gateway.forward.verdicts import LaneCounts, Shared, Taken
 from gateway.forward.verify import Unseen, points_in, without
 from gateway.harmonise.entity import Entity
 
-UPDATES_A_REQUEST = 100  # a live request waits behind one such at most
+UNTAKEN = "waits for the current value to be taken"
 LATE = "older than what the broker holds, and it has no temporal API"
 
 
@@ -94,11 +95,12 @@ class InOrderLane:
         self._taken.put_first(held)
         self._taken.sort({update.entity_id for update in held})
 
-    async def send(self, most: int | None = None, *, skip: int = 0) -> Outcome:
+    async def send(self, most: int | None = None, *, skip: int = 0, fits: Fits | None = None) -> Outcome:
         """Send one round: the oldest waiting update of every entity. Settles when nothing is left.
 
         Args:
             most: at most so many entities, `skip` being left out first (a probe tries them in turn).
+            fits: how many of them may go now, by the readings of each.
 
         Raises:
             BrokerUnavailable: what the broker holds could not be read back.
@@ -107,6 +109,8 @@ class InOrderLane:
         batch = self._round()
         if most is not None:
             batch = [batch[(skip + n) % len(batch)] for n in range(min(most, len(batch)))]
+        if fits is not None:
+            batch = batch[: fits([len(update.readings) for update in batch])]
         outcome = await self._of.broker.state([update.entity for update in batch]) if batch else Outcome()
         self._done(batch, outcome)
         await self._taken.settle()
@@ -192,6 +196,7 @@ class PastLane:
         recording: whether the broker records by itself what the state lane sends.
         unseen: where such a thing waits until the history shows it; None: the broker is trusted to record it.
         unasked: whether the state lane is still to ask what the broker holds of an entity.
+        put_off: whether any of it was refused as state and may still be taken.
         temporal: False counts instead of sending (`latest-only`).
     """
 
@@ -203,6 +208,7 @@ class PastLane:
         recording: Recording,
         unseen: Unseen | None = None,
         unasked: Callable[[Feed], bool] = lambda feed: False,
+        put_off: Callable[[Update], bool] = lambda update: False,
         temporal: bool = True,
     ) -> None:
         self._of = shared
@@ -210,6 +216,7 @@ class PastLane:
         self._recording = recording
         self._unseen = unseen
         self._unasked = unasked
+        self._put_off = put_off
         self._temporal = temporal
         self._taken = Taken(shared, in_turns=True, unseen=unseen)
         self._numbers_from = shared.feeds.numbers_from
@@ -309,9 +316,11 @@ class PastLane:
 
     async def put_first(self, held: Sequence[Update]) -> None:
         """Held updates whose time has come; what the state lane has sent meanwhile is done, what it will send waits on."""
+        # a piece goes as a whole: a part of it that is done would be done again with the rest
+        waiting = {update.held for update in held if self._waits(update) or self._is_put_off(update)}
         for update in reversed(held):
-            if self._waits(update):
-                self._of.aside.put(update, "waits for the current value to be taken", INCOMPLETE_S)
+            if update.held in waiting:
+                self._of.aside.put(update, UNTAKEN, INCOMPLETE_S)
                 continue
             sent, left = self._split(update)
             if left:
@@ -320,8 +329,11 @@ class PastLane:
             elif not self._wait_to_see(update, sent):
                 self._of.aside.done(update)
 
-    async def send(self) -> Outcome:
+    async def send(self, fits: Fits | None = None) -> Outcome:
         """One request: the oldest waiting updates of one entity.
+
+        Args:
+            fits: how many of them may go now, by the readings of each.
 
         Raises:
             BrokerUnavailable: what the history holds could not be read back.
@@ -331,6 +343,10 @@ class PastLane:
         if not self._temporal:
             self.counts.skipped += len(batch)
             await self._finish(entity_id, batch)
+            return Outcome()
+        if fits is not None:
+            batch = batch[: fits([len(update.readings) for update in batch])]
+        if not batch:
             return Outcome()
         batch = await self._unknown(entity_id, batch)
         if not batch:
@@ -355,6 +371,10 @@ class PastLane:
             for point, (_, time_us, number) in update.readings.items()
             if feed.keys[point]
         )
+
+    def _is_put_off(self, update: Update) -> bool:
+        """Whether the broker did not take it as state and would record it if it did: then it must not have it already."""
+        return self._recording.by_itself is not False and self._put_off(update)
 
     def _split(self, update: Update) -> tuple[dict[Mark, dict[str, Good]], dict[str, Good]]:
         """What the state lane sent, by request, and what it did not; points that are only sub-attributes go along."""
@@ -385,6 +405,9 @@ class PastLane:
                     return
                 update = update.part(owed)
         if not self._taken.ready(update):
+            return
+        if self._is_put_off(update):  # it goes to the history when it can no longer become current
+            self._of.aside.put(update, UNTAKEN, INCOMPLETE_S)
             return
         sent, left = self._split(update)
         self._wait_to_see(update, sent)

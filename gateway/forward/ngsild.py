@@ -100,6 +100,7 @@ class NgsiLdBroker:
             body = json_bytes(_evolution(instances))
         except (TypeError, ValueError) as error:
             return Outcome(refused={entity.id: f"cannot be written as JSON: {error}"})
+        await self.traffic.sends(instances)
         try:
             answer = await self._request("POST", "/temporal/entities", body=body, context=entity.context)
             if answer.status in (201, 204) and _all_done(answer, [entity.id]):
@@ -222,6 +223,7 @@ class NgsiLdBroker:
         await self._http.close()
 
     async def _upsert(self, batch: Sequence[Entity], bodies: Sequence[bytes]) -> Outcome:
+        await self.traffic.sends(batch)
         body = b"[" + b",".join(bodies) + b"]"
         asked_s = time.monotonic()
         try:

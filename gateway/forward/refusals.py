@@ -12,7 +12,9 @@ from gateway.sdk.driver import Clock
 
 Way = Literal["state", "past"]
 WRITTEN_WITHIN_S = 60.0  # until then a refused set is among the dead letters of the table
+LASTS_S = 20.0  # who was put off once is tried again by itself; put off again after this long, it is shown
 REMEDY = "correct the device's entity: or the city's rule (`citygate preview DEVICE` shows what is sent)"
+LATER_REMEDY = "see what the broker says; it is offered again by itself"
 REQUEUE = "; then `citygate buffer requeue --broker {broker}`, or purge"
 
 
@@ -20,6 +22,7 @@ REQUEUE = "; then `citygate buffer requeue --broker {broker}`, or purge"
 class _Refused:
     reason: str
     since: datetime
+    remedy: str = REMEDY
 
 
 class Refusals:
@@ -34,22 +37,39 @@ class Refusals:
         self._clock = clock
         self._devices = devices
         self._now: dict[tuple[str, Way], _Refused] = {}
+        self._put_off: dict[str, _Refused] = {}  # as state, not shown yet: the history shows what it holds
         self._accepted: set[str] = set()  # in this run
 
     def note(self, way: Way, outcome: Outcome) -> None:
         """What became of one request: of the state lane, or of the past."""
         for entity_id, reason in outcome.refused.items():
-            known = self._now.get((entity_id, way))
-            if known is not None:
-                known.reason = reason
-                continue
-            self._now[entity_id, way] = _Refused(reason, self._clock.now())
-            event("entity_refused", broker=self._broker, entity=entity_id, way=way, reason=reason)
+            self._refused(entity_id, way, _Refused(reason, self._clock.now()))
+        if way == "state" and outcome.fault is None:
+            self._note_later(outcome.later)
+        for entity_id in outcome.accepted if way == "state" else ():
+            self._put_off.pop(entity_id, None)
         self._accepted |= outcome.accepted
         if self._now:
             for entity_id in outcome.accepted:
                 if self._now.pop((entity_id, way), None) is not None:
                     event("entity_accepted_again", broker=self._broker, entity=entity_id, way=way)
+
+    def _refused(self, entity_id: str, way: Way, refused: _Refused) -> None:
+        known = self._now.get((entity_id, way))
+        if known is not None:
+            known.reason, known.remedy = refused.reason, refused.remedy
+            return
+        self._now[entity_id, way] = refused
+        event("entity_refused", broker=self._broker, entity=entity_id, way=way, reason=refused.reason)
+
+    def _note_later(self, later: Mapping[str, str]) -> None:
+        """The broker works but puts these off: again and again is as good as refused."""
+        now = self._clock.now()
+        for entity_id, said in later.items():
+            reason = f"put off: {said}"
+            first = self._put_off.setdefault(entity_id, _Refused(reason, now, LATER_REMEDY))
+            if (now - first.since).total_seconds() >= LASTS_S:
+                self._refused(entity_id, "state", _Refused(reason, first.since, LATER_REMEDY))
 
     def now(self, dead: Mapping[str, HeldPiece]) -> list[dict[str, Any]]:
         """One row an entity: `{entity, device, reason, since, remedy}`.
@@ -76,7 +96,7 @@ class Refusals:
                 "device": self._devices.get(entity_id, ""),
                 "reason": refused.reason,
                 "since": refused.since.isoformat().replace("+00:00", "Z"),
-                "remedy": REMEDY + (REQUEUE.format(broker=self._broker) if entity_id in dead else ""),
+                "remedy": refused.remedy + (REQUEUE.format(broker=self._broker) if entity_id in dead else ""),
             }
             for entity_id, refused in sorted(found.items())
         ]

@@ -13,7 +13,7 @@ class ForwardSettings:
     Attributes:
         linger_s: wait so long for more, so that one request carries many.
         history: `auto` asks the broker.
-        rate_per_s: most readings a second; the past waits for the present.
+        rate_per_s: most readings a second; None: what the broker takes.
         records: whether a broker with a temporal API records by itself what becomes current; None = look.
         records_within_s: how long that takes at most, at one that does not forget.
         product: what the operator says that the broker is, "" for nothing.
@@ -31,7 +31,7 @@ class ForwardSettings:
 
     linger_s: float = 1.0
     history: str = "auto"
-    rate_per_s: float = 500.0
+    rate_per_s: float | None = None
     records: bool | None = None
     records_within_s: float = 10.0
     product: str = ""

@@ -7,7 +7,7 @@ from datetime import datetime
 from gateway.claims import latest_us
 from gateway.forward.broker import Accepted, Broker, Outcome, ReadRefused, observed
 from gateway.forward.feeds import Feeds
-from gateway.forward.updates import Feed, Good, Key, Mark, Sent, Update, instant, is_measured
+from gateway.forward.updates import Feed, Fits, Good, Key, Mark, Sent, Update, instant, is_measured
 from gateway.harmonise.entity import Entity
 from gateway.sdk.driver import Clock
 
@@ -35,6 +35,7 @@ class StateLane:
         self._unreadable: set[str] = set()  # entities whose state at the broker cannot be asked
         self._doubted: dict[str, set[tuple[int, int]]] = {}  # entity -> series, time that may have been taken
         self._not_before_s: dict[str, float] = {}  # entity -> monotonic time of its next try
+        self.cut = False  # the last sweep left out what did not fit
 
     def changed(self) -> bool:
         """Whether something is to be sent now."""
@@ -66,8 +67,18 @@ class StateLane:
         """Whether this very reading is still the state lane's to send, or to ask about: the history lane waits for it."""
         if (series, time_us) in self._doubted.get(feed.entity_id, ()):
             return True
-        if feed.entity_id in self._not_before_s:
-            return False
+        return feed.entity_id not in self._not_before_s and self._is_newest(feed, series, time_us)
+
+    def put_off(self, update: Update) -> bool:
+        """Whether any of it was refused or put off and may still become current."""
+        feed = update.feed
+        return feed.entity_id in self._not_before_s and any(
+            self._is_newest(feed, number, time_us)
+            for point, (_, time_us, number) in update.readings.items()
+            if feed.keys[point]
+        )
+
+    def _is_newest(self, feed: Feed, series: int, time_us: int) -> bool:
         self._look()
         if series not in self._dirty.get(feed.key, ()):
             return False
@@ -83,11 +94,12 @@ class StateLane:
         """After an outage nothing waits for its own retry."""
         self._not_before_s.clear()
 
-    async def send(self, most: int | None = None, *, skip: int = 0) -> Outcome:
-        """One sweep over what changed.
+    async def send(self, most: int | None = None, *, skip: int = 0, fits: Fits | None = None) -> Outcome:
+        """One sweep over what changed; what waits for longest goes first.
 
         Args:
             most: send at most this many entities, `skip` being left out first (a probe tries them in turn).
+            fits: how many of them may go now, by the readings of each.
 
         Raises:
             BrokerUnavailable: what the broker holds could not be read back.
@@ -96,6 +108,9 @@ class StateLane:
         due = [update for update in tried if update is not None]
         if most is not None and due:
             due = [due[(skip + n) % len(due)] for n in range(min(most, len(due)))]
+        if fits is not None:
+            may = fits([len(update.readings) for update in due])
+            self.cut, due = may < len(due), due[:may]
         await self._read_back(due)
         batch = [update for update in map(self._guarded, due) if update is not None]
         faults = self._broker.traffic.faults
@@ -225,7 +240,13 @@ def _merged(batch: Sequence[Update]) -> list[Entity]:
         entity = update.entity
         known = merged.get(entity.id)
         merged[entity.id] = (
-            entity if known is None else replace(entity, attributes={**known.attributes, **entity.attributes})
+            entity
+            if known is None
+            else replace(
+                entity,
+                attributes={**known.attributes, **entity.attributes},
+                readings=known.readings + entity.readings,
+            )
         )
     return list(merged.values())
 

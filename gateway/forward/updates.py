@@ -1,7 +1,7 @@
 """Updates: what some readings change in an entity. All that the lanes know of what is sent, wherever it comes from."""
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from collections.abc import Mapping as MappingOf
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
@@ -16,6 +16,7 @@ Good = tuple[
     Value, int, int
 ]  # value, UTC microseconds, where it comes from: a number that stands for one point of one device
 Key = tuple[str, str]  # entity, device
+Fits = Callable[[Sequence[int]], int]  # readings of each update, in order -> how many of them may go now
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

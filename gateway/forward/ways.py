@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Protocol
 
 from gateway.backoff import Breaker
@@ -16,7 +17,7 @@ from gateway.forward.aside import Aside
 from gateway.forward.broker import Broker, LoginFailed, NotOffered, Outcome, Probe, ReadRefused, Streak
 from gateway.forward.feeds import Feeds
 from gateway.forward.history_lane import LATE, InOrderLane, PastLane
-from gateway.forward.pace import Pace
+from gateway.forward.pace import Lane, Pace
 from gateway.forward.probing import Mode, Probing, mode_of
 from gateway.forward.recording import Recording
 from gateway.forward.refusals import Refusals
@@ -120,7 +121,6 @@ class Common:
     def sent_past(self, outcome: Outcome) -> Outcome:
         """What became of a request of the history."""
         self.refusals.note("past", outcome)
-        self.pace.spend(len(outcome.accepted))
         return outcome
 
     async def retry_held(self, lane: InOrderLane | PastLane) -> bool:
@@ -146,9 +146,16 @@ class Common:
                 await waiting
         return bool(done)
 
-    async def rest(self) -> None:
-        """Wait a little."""
-        await self.clock.sleep(min(0.2, self.settings.linger_s or 0.2))
+    async def rest(self, lane: Lane | None = None) -> None:
+        """Wait a little; no longer than until a lane may send again."""
+        wait_s = min(0.2, self.settings.linger_s or 0.2)
+        if lane is not None:
+            wait_s = min(wait_s, max(0.01, self.pace.next_s(lane) - self.clock.monotonic_s()))
+        await self.clock.sleep(wait_s)
+
+    def went(self, outcome: Outcome, lane: Lane) -> Outcome | None:
+        """What became of what a lane sent; None when it had to wait: that says nothing of the broker."""
+        return None if outcome == Outcome() and not self.pace.ready(lane) else outcome
 
     # what the two ways with a state lane share
 
@@ -156,19 +163,22 @@ class Common:
         """Whether there is something new of what is true now."""
         return self.clock.monotonic_s() >= self.state_due_s and self.state.changed()
 
-    async def sweep(self) -> Outcome:
+    async def sweep(self) -> Outcome | None:
         """Send what is true now; while the config is at fault one entity, as a probe."""
         streak = self.streak
         self.state_due_s = self.clock.monotonic_s() + self.settings.linger_s
         self.tries += 1
-        outcome = await self.state.send(1 if streak.config_fault else None, skip=self.tries)
+        outcome = await self.state.send(
+            1 if streak.config_fault else None, skip=self.tries, fits=partial(self.pace.fits, "state")
+        )
+        if self.state.cut:
+            self.state_due_s = self.pace.next_s("state")  # the rest goes as soon as it may
         streak.note(outcome, "state")
         self.refusals.note("state", outcome)
         if streak.begun and not streak.one_bad:
             self.state.hurry()  # the verdict is open: no entity is set aside yet
             self.state_due_s += self.settings.linger_s
-        self.pace.spend(len(outcome.accepted))
-        return outcome
+        return self.went(outcome, "state")
 
 
 async def _fill(common: Common, lane: InOrderLane) -> bool:
@@ -252,10 +262,11 @@ class InOrder:
             return await self._read_on()
         if common.streak.config_fault:
             return await self._try_one()
-        if common.pace.used_up:
-            await common.rest()
+        if not common.pace.ready("both"):
+            await common.rest("both")
             return None
-        return common.sent_past(await lane.send())
+        outcome = await lane.send(fits=partial(common.pace.fits, "both"))
+        return common.went(common.sent_past(outcome), "both")
 
     async def _read_on(self) -> "Way | None":
         common, lane = self._common, self._lane
@@ -299,7 +310,14 @@ def _two_lanes(common: Common, mode: Mode) -> "Way":
     if mode == "latest-only":
         return TwoLanes(common, mode, PastLane(of, pending, recording=Recording(True, forgets=False), temporal=False))
     unseen = Unseen(of.broker, common.recording, of.clock, common.settings, done=of.aside.done)
-    lane = PastLane(of, pending, recording=common.recording, unseen=unseen, unasked=common.state.unasked)
+    lane = PastLane(
+        of,
+        pending,
+        recording=common.recording,
+        unseen=unseen,
+        unasked=common.state.unasked,
+        put_off=common.state.put_off,
+    )
     return TwoLanes(common, mode, lane)
 
 
@@ -343,7 +361,9 @@ class TwoLanes:
             await self._read_on()
         elif lane.idle:
             return None
-        elif common.pace.used_up or self._too_early():
+        elif not common.pace.ready("past"):
+            await common.rest("past")
+        elif self._too_early():
             await common.rest()
         else:
             return await self._send()
@@ -392,11 +412,16 @@ class TwoLanes:
         return self._lane.of_earlier_run and since_s < common.settings.records_within_s
 
     async def _send(self) -> Outcome | None:
+        common = self._common
+        asked_s = common.clock.monotonic_s()
         try:
-            outcome = await self._lane.send()
+            outcome = await self._lane.send(partial(common.pace.fits, "past"))
         except BrokerUnavailable as fault_of_read:
             outcome = Outcome(fault=fault_of_read)
-        self._common.sent_past(outcome)
+        if common.went(outcome, "past") is None:
+            return None
+        common.pace.answered(common.clock.monotonic_s() - asked_s)
+        common.sent_past(outcome)
         if outcome.fault is not None:
             self._failed(outcome.fault)
             return None

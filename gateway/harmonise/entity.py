@@ -46,6 +46,7 @@ class Entity:
         context: URL of the subject's @context.
         attributes: by name; an instance with a dataset id stands under "name dataset_id" (names have no space).
         dropped: attribute -> why its value was left out: the model does not allow it.
+        readings: of which it was made.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Entity:
     attributes: dict[str, Attribute]
     device: str
     dropped: MappingOf[str, str] = field(default_factory=dict)
+    readings: int = field(default=0, compare=False)
 
 
 def harmonise(mapping: "Mapping", readings: MappingOf[str, Sequence[Any]]) -> Entity:
@@ -98,7 +100,9 @@ def harmonise(mapping: "Mapping", readings: MappingOf[str, Sequence[Any]]) -> En
         for name, shape in mapping.times:
             attributes[name] = Attribute("property", shape(newest), "", newest)
     attributes.update(mapping.static)
-    return Entity(mapping.entity_id, mapping.entity_type, mapping.context, attributes, mapping.device, dropped)
+    return Entity(
+        mapping.entity_id, mapping.entity_type, mapping.context, attributes, mapping.device, dropped, len(readings)
+    )
 
 
 def _calibrated(slot: "Slot", time_us: int) -> "Conversion":

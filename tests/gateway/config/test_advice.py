@@ -61,3 +61,11 @@ def test_a_driver_that_breaks_when_it_is_asked_is_warned_about_and_the_rest_is_c
 
 def test_a_gateway_without_brokers_is_not_told_that_nothing_is_sent(tmp_path: Path) -> None:
     assert warnings_of(tmp_path, BASE[: BASE.index("brokers:")]) == {}
+
+
+@pytest.mark.parametrize(("rate", "warned"), [("", False), (", rate: 5/s", False), (", rate: 4/s", True)])
+def test_only_a_rate_that_is_given_can_be_too_low(tmp_path: Path, rate: str, warned: bool) -> None:
+    text = BASE.replace("unit_id: 1}", "unit_id: 1, every: 2 s}").replace("unit_id: 2,", "unit_id: 2, every: 1 s,")
+    text = text.replace("template: acme/air}", "template: acme/air, every: 1 s}")  # 3.5 readings a second
+    text = text.replace('"https://broker.example", send: ["meter-*"]', f'"https://broker.example"{rate}')
+    assert ("slow-rate" in warnings_of(tmp_path, text)) is warned

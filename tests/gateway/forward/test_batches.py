@@ -84,7 +84,7 @@ async def test_each_context_has_requests_of_its_own() -> None:
 async def test_the_first_write_goes_alone_once() -> None:
     wire = Wire(entities=5)
     wire.batches = Batches(wire.traffic, entities=5, size_bytes=10_000)
-    assert (await wire(*range(7)))[1] == [[0], [1, 2, 3, 4], [5, 6]]
+    assert (await wire(*range(7)))[1] == [[0], [1, 2, 3, 4, 5], [6]]
     assert (await wire(3))[1] == [[3]]
     assert (await wire())[1] == []
     wire.batches.greeted = True
@@ -191,15 +191,14 @@ async def test_a_refusal_for_size_an_answer_that_does_not_come_and_a_slow_one_ma
 @pytest.mark.parametrize("status", [300, 400, 409])
 async def test_what_is_refused_says_nothing_of_the_size(status: int) -> None:
     wire = Wire(entities=5)
-    await wire(*range(5))
+    await wire(*range(12))  # two full ones
     for _ in range(8):
         wire.batches.answered(5, status, 0.1)
     assert (await wire(*range(5)))[1] == [list(range(5))]
+    for _ in range(4):
+        wire.batches.answered(5, 299, 0.1)
+    assert len((await wire(*range(5)))[1]) > 1  # a smaller one is on trial
     assert wire.traffic.batch == 5
-    for _ in range(8):
-        wire.batches.answered(wire.traffic.batch, 299, 0.1)
-    await wire(0)
-    assert wire.traffic.batch > 5
 
 
 def test_an_answer_before_the_first_batch_is_no_reason_to_fail() -> None:
@@ -220,7 +219,7 @@ async def test_a_500_is_the_brokers_until_it_repeats_and_then_the_culprit_is_fou
     for _ in range(6):  # known by now, it is no reason to search
         outcome, sent = await wire(0, 1, 2, 3)
         assert (outcome.fault, sent[-1]) == (None, [2])
-        assert len(sent) == 2
+        assert all(2 not in part for part in sent[:-1])
         assert outcome.later.keys() == ids(2)
     wire.status = {IDS[0]: 500}
     for n in range(SEARCH_AFTER):
@@ -335,3 +334,30 @@ async def test_any_other_answer_shows_that_the_broker_does_not_fail_inside() -> 
 )
 def test_nul_never_goes_out(value: Any, expected: bytes) -> None:
     assert json_bytes({"v": value}) == b'{"v":' + expected + b"}"
+
+
+async def test_a_size_that_failed_is_not_used_for_the_rest() -> None:
+    wire = Wire(entities=5)
+    wire.seconds = 6.0
+    assert (await wire(*range(12)))[1] == [[0, 1, 2, 3, 4], [5, 6], [7], [8], [9], [10], [11]]
+    assert wire.traffic.batch == 1
+
+
+async def test_what_each_context_has_to_send_is_its_own() -> None:
+    wire = Wire(entities=5)
+    wire.seconds = 6.0
+    other = {n: replace(MANY[n], context="https://example.org/context.jsonld") for n in (3, 4)}
+    await wire.batches.send_all([(other.get(n, MANY[n]), b"x") for n in range(5)], wire.send)
+    assert wire.sent == [[0, 1, 2], [3, 4]]
+    await wire.batches.send_all([(other.get(n, MANY[n]), b"x") for n in range(5)], wire.send)
+    assert wire.sent[2:] == [[0], [1], [2], [3], [4]]
+
+
+async def test_who_goes_alone_for_being_suspect_says_nothing_of_the_size() -> None:
+    wire = Wire(entities=2)
+    wire.status = {IDS[1]: 413}
+    await wire(0, 1, 2)
+    learned = wire.traffic.batch
+    for _ in range(10):
+        await wire(1)
+    assert wire.traffic.batch == learned

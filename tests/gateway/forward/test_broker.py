@@ -12,7 +12,6 @@ from gateway.claims import AHEAD
 from gateway.forward.broker import (
     Accepted,
     BatchRefused,
-    BatchSize,
     InDoubt,
     Outcome,
     Streak,
@@ -196,42 +195,6 @@ def test_an_acceptance_between_tells_that_the_entities_are_bad() -> None:
     assert not streak.begun
 
 
-class Model:
-    """A broker that takes so many seconds for a batch."""
-
-    def __init__(self, seconds: Callable[[int], float]) -> None:
-        self.seconds = seconds
-
-    def settle(self, size: BatchSize, batches: int = 200) -> int:
-        for _ in range(batches):
-            size.took(size.size, self.seconds(size.size))
-        return size.size
-
-
-def test_batches_grow_where_a_request_costs_more_than_an_entity() -> None:
-    assert Model(lambda n: 0.1 + 0.0001 * n).settle(BatchSize(25)) == 200
-
-
-def test_batches_stay_small_where_time_grows_with_the_square() -> None:
-    assert Model(lambda n: 0.02 + 0.0002 * n * n).settle(BatchSize(25)) in (5, 10, 15)
-
-
-def test_a_long_request_or_a_refusal_for_size_makes_batches_smaller() -> None:
-    size = BatchSize(100)
-    size.took(100, 6.0)
-    assert size.size < 100
-    for _ in range(20):
-        size.failed(size.size)
-    assert size.size == 1
-
-
-def test_half_full_batches_teach_nothing() -> None:
-    size = BatchSize(25)
-    for _ in range(100):
-        size.took(3, 0.001)
-    assert size.size == 25
-
-
 @pytest.mark.parametrize("order", [[1, 2, 3], [3, 1, 2]])
 def test_a_point_that_was_sent_is_taken_once(order: list[int]) -> None:
     sent = Sent()
@@ -284,24 +247,6 @@ def test_what_was_sent_is_forgotten_altogether_when_the_log_was_read_past_it() -
     assert not sent.take("e", 2, 0)
 
 
-def test_a_size_that_was_too_large_is_tried_again_after_a_long_while_and_not_before() -> None:
-    size = BatchSize(50)
-    size.failed(50)
-    full = 0
-    while size.size < 50:
-        size.took(size.size, 0.1)  # larger pays
-        full += 1
-        assert full < 2 * BatchSize.AGAIN
-    assert full >= BatchSize.AGAIN
-    size.failed(50)  # and again it is too large: as long as before
-    full = 0
-    while size.size < 50:
-        size.took(size.size, 0.1)
-        full += 1
-        assert full < 2 * BatchSize.AGAIN
-    assert full >= BatchSize.AGAIN
-
-
 def test_one_that_was_bad_in_one_way_counts_again_when_it_was_accepted_in_that_way() -> None:
     streak = Streak(entities=10)
     streak.clear(entity for entity in ("a",))  # whatever can be walked
@@ -331,117 +276,6 @@ def test_who_was_put_off_because_the_broker_failed_is_not_bad() -> None:
     streak.note(Outcome(accepted=frozenset({"c"}), later={"a": "away"}, fault=fault))
     streak.note(refused("a"))
     assert streak.begun
-
-
-def took(size: BatchSize, rate_per_s: float, batches: int = 4) -> int:
-    """So many full batches at this rate; the size after them."""
-    for _ in range(batches):
-        size.took(size.size, size.size / rate_per_s)
-    return size.size
-
-
-def test_sizes_begin_at_what_is_known_and_climb_a_step_every_four_full_batches() -> None:
-    starts = {0: 1, 1: 1, 2: 2, 4: 2, 5: 5, 24: 15, 25: 25, 1000: 200}
-    assert {start: BatchSize(start).size for start in starts} == starts
-    size, seen = BatchSize(1), []
-    for n in range(9 * 4):
-        if n % 4 == 0:
-            seen.append(size.size)
-        assert size.size == seen[-1]
-        size.took(size.size, 0.0)  # too quick to be measured
-    assert seen == [1, 2, 5, 10, 15, 25, 50, 100, 200]
-
-
-@pytest.mark.parametrize(("gain", "after"), [(1.14, 200), (1.16, 100)])
-def test_a_step_back_must_pay(gain: float, after: int) -> None:
-    size = BatchSize(100)
-    assert took(size, 1000.0 * gain) == 200
-    assert took(size, 1000.0) == after
-
-
-class Twice(BatchSize):
-    """A step pays when it takes twice as many."""
-
-    PAYS = 2.0
-
-
-def test_a_step_that_pays_just_so_is_none() -> None:
-    size = Twice(100)
-    assert took(size, 400.0) == 200
-    assert took(size, 200.0) == 200
-    assert took(size, 128.0) == 100
-
-
-def test_quick_requests_are_told_from_each_other_too() -> None:
-    size = BatchSize(100)
-    assert took(size, 5000.0) == 200
-    assert took(size, 1000.0) == 100
-
-
-@pytest.mark.parametrize(("rate", "after"), [(112.0, 200), (114.0, 50)])
-def test_the_rate_of_a_size_is_a_mean_of_its_batches(rate: float, after: int) -> None:
-    size = BatchSize(200)
-    took(size, 100.0, 3)
-    assert took(size, 200.0, 1) == 100  # 130 a second by now; smaller is unknown
-    assert took(size, rate) == after
-
-
-def test_a_long_request_makes_batches_smaller_at_once() -> None:
-    size = BatchSize(5)
-    size.took(5, 5.0)
-    assert size.size == 5
-    size.took(4, 5.1)
-    assert size.size == 5  # it was not a full one
-    size.took(5, 5.1)
-    assert size.size == 2
-    size.took(2, 5.1)
-    assert size.size == 1
-    size.took(1, 5.1)
-    size.failed(1)
-    assert size.size == 1
-
-
-def test_a_smaller_request_that_failed_says_nothing_of_the_size() -> None:
-    size = BatchSize(25)
-    size.failed(24)
-    assert size.size == 25
-    size.failed(26)
-    assert size.size == 15
-
-
-def test_a_size_that_failed_is_worse_than_the_slowest_and_samples_begin_anew() -> None:
-    size = BatchSize(5)
-    took(size, 100.0, 3)
-    size.failed(5)
-    assert took(size, 0.5, 3) == 2
-    assert took(size, 0.5, 1) == 1
-    size = BatchSize(2)
-    size.failed(2)
-    assert took(size, 100.0, 40) == 1  # there is nothing smaller, and larger failed
-
-
-def test_how_long_a_size_was_good_does_not_count_after_it_failed() -> None:
-    size = BatchSize(100)
-    took(size, 1000.0)
-    for _ in range(700):
-        size.took(200, 0.1)
-    assert size.size == 200
-    size.failed(200)
-    full = 0
-    while size.size < 200:
-        size.took(size.size, 0.1)  # larger pays
-        full += 1
-        assert full < 2000
-    assert full >= BatchSize.AGAIN
-
-
-def test_a_size_that_was_too_large_is_tried_again_after_five_hundred() -> None:
-    size = BatchSize(50)
-    size.failed(50)
-    assert took(size, 100.0) == 15  # whether smaller is better
-    assert took(size, 80.0) == 25
-    assert took(size, 100.0, 499) == 25
-    assert took(size, 100.0, 1) == 50
 
 
 async def test_a_batch_is_halved_until_the_culprits_stand_alone() -> None:

@@ -10,7 +10,8 @@ import pytest
 from gateway.forward.aside import INCOMPLETE_S
 from gateway.forward.broker import InDoubt, Outcome, ReadRefused, observed
 from gateway.forward.feeds import Feeds
-from gateway.forward.history_lane import LATE, UPDATES_A_REQUEST, InOrderLane, PastLane
+from gateway.forward.history_lane import LATE, InOrderLane, PastLane
+from gateway.forward.pace import UPDATES_A_REQUEST
 from gateway.forward.recording import Recording
 from gateway.forward.settings import ForwardSettings
 from gateway.forward.updates import Feed, Mark, Update

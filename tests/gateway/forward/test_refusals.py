@@ -6,8 +6,9 @@ from typing import Literal
 import pytest
 
 from gateway.forward.broker import Outcome
-from gateway.forward.refusals import WRITTEN_WITHIN_S, Refusals
+from gateway.forward.refusals import LASTS_S, LATER_REMEDY, REMEDY, WRITTEN_WITHIN_S, Refusals
 from gateway.log.held import HeldPiece
+from gateway.sdk.errors import BrokerUnavailable
 from gateway.sdk.testing import NOON, ManualClock
 
 AIR, SOIL = "urn:ngsi-ld:X:air", "urn:ngsi-ld:X:soil"
@@ -73,3 +74,31 @@ def test_a_refusal_of_the_past_that_was_purged_is_shown_no_longer_and_one_of_the
     clock.advance(1.0)
     assert [row["entity"] for row in refusals.now(dead(AIR))] == [AIR, SOIL]
     assert [row["entity"] for row in refusals.now({})] == [SOIL]
+
+
+def test_who_is_put_off_as_state_again_and_again_is_shown_with_the_brokers_words(
+    refusals: Refusals, clock: ManualClock
+) -> None:
+    for said, after_s, shown in (("503", 0.0, 0), ("busy", LASTS_S - 0.1, 0), ("busy", 0.1, 1), ("down", 30.0, 1)):
+        clock.advance(after_s)
+        refusals.note("state", Outcome(later={AIR: said}))
+        assert len(refusals.now({})) == shown
+    [row] = refusals.now({})
+    assert (row["reason"], row["since"]) == ("put off: down", NOON.isoformat().replace("+00:00", "Z"))
+    assert row["remedy"] == LATER_REMEDY
+    refusals.note("past", TAKEN)
+    assert len(refusals.now({})) == 1
+    refusals.note("state", REFUSED)
+    [row] = refusals.now({})
+    assert (row["reason"], row["remedy"]) == ("no such type", REMEDY)
+    refusals.note("state", TAKEN)
+    refusals.note("state", Outcome(later={AIR: "503"}))
+    assert refusals.now({}) == []  # it is another time
+
+
+def test_who_is_put_off_with_all_others_or_as_history_is_not_refused(refusals: Refusals, clock: ManualClock) -> None:
+    for _ in range(3):
+        refusals.note("past", Outcome(later={AIR: "503"}))
+        refusals.note("state", Outcome(later={AIR: "away"}, fault=BrokerUnavailable("away")))
+        clock.advance(LASTS_S)
+    assert refusals.now({}) == []

@@ -54,9 +54,11 @@ class Scripted:
         return self.probes.pop(0)
 
     async def state(self, entities: Sequence[Entity]) -> Outcome:
+        await self.traffic.sends(entities)
         return self._answer("state", entities)
 
     async def history(self, instances: Sequence[Entity]) -> Outcome:
+        await self.traffic.sends(instances)
         return self._answer("past", instances)
 
     def _answer(self, way: str, entities: Sequence[Entity]) -> Outcome:
