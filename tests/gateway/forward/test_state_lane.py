@@ -91,6 +91,7 @@ async def test_when_something_was_sent_is_known_by_its_request_and_the_faults_be
     for n in range(4):
         scene.broker.state = with_a_fault_between if n == 2 else answer  # type: ignore[method-assign]
         scene.log.put("air-1", n, no2=n, pm25=n)
+        assert lane.changed()
         await lane.send()
         traffic.faults += n == 0
     marks = [scene.of.sent.take(A, scene.series_of("air-1"), us(n)) for n in range(4)]
