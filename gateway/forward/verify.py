@@ -124,9 +124,14 @@ class Unseen:
         return self._points[True] + self._points[False]
 
     @property
+    def unknown(self) -> int:
+        """Points that wait of which nobody knows whether they were ever accepted."""
+        return self._points[False]
+
+    @property
     def full(self) -> bool:
-        """Too much waits of which nobody knows whether it was accepted: the log is not read on."""
-        return self._points[False] >= self._settings.unseen_points
+        """Too much of that waits: the log is not read on."""
+        return self.unknown >= self._settings.unseen_points
 
     @property
     def oldest_seq(self) -> int | None:
@@ -316,7 +321,7 @@ class Unseen:
             of.read, of.read_s = witness, self._up_s
         if forgotten:
             event("history_forgotten", entity=of.feed.entity_id, updates=len(forgotten))
-        return [without(item.update, found) for item in forgotten] + self._expired([of])
+        return [without(item.update, found) for item in forgotten]
 
     async def _look_for_doubles(self) -> None:
         """It was taken for one that does not record: if it does, each point stands there twice."""

@@ -824,7 +824,7 @@ async def test_of_an_earlier_run_goes_what_is_newer_than_the_broker_was_and_the_
     await through(lane)
     assert past_of(scene) == [2, 3]
     assert sorted(value for _, _, value in scene.broker.values("pm25")) == [0, 1, 2, 3]
-    assert (len(unseen), scene.log.settled) == (2, False)
+    assert (len(unseen), lane.counts.unknown, scene.log.settled) == (2, 2, False)
 
 
 async def test_of_an_earlier_run_nothing_goes_before_the_broker_was_asked(scene: Scene) -> None:

@@ -201,8 +201,8 @@ async def test_a_restart_in_a_backlog_repeats_nothing(box: Box) -> None:
                 await live(box, 30 * n, 30 * n + 30, pause_s=0.005)
                 if n == 0:
                     await strict.until(lambda: health.state == "down")
-        async with box.running(url):
-            await strict.until(lambda: box.settled)
+        async with box.running(url) as health:
+            await strict.until(lambda: health.history == "temporal" and box.settled and health.backlog == 0)
         await strict.until(lambda: len(measured_only(strict.temporal_history())) >= len(box.expected))
     assert_exact(strict, box)
 
