@@ -86,6 +86,8 @@ class Answer:
         problem: the report, when it is one of a context broker.
         result: of a batch, when it is one.
         fault: why a body that should be a result cannot be read, "".
+        link: its `Link` header.
+        correlated: it has a `Fiware-Correlator`, as NGSIv2 brokers give.
     """
 
     status: int
@@ -99,6 +101,8 @@ class Answer:
     problem: Problem | None
     result: Result | None
     fault: str
+    link: str
+    correlated: bool
 
     @property
     def is_ids(self) -> bool:
@@ -200,6 +204,8 @@ def read_answer(status: int, headers: Mapping[str, str], body: bytes, *, now: da
         problem=problem,
         result=result,
         fault=fault,
+        link=words(headers.get("Link", ""))[:300],
+        correlated="Fiware-Correlator" in headers,
     )
 
 

@@ -84,7 +84,8 @@ class Probe:
         readable: current entities may be read back.
         temporal: there is a temporal API that may be read; None when that shows only after the first write.
         sure: a context broker said so itself. Else somebody on the way may have: it is asked again.
-        product: broker as it names itself, "" when it does not.
+        product: "scorpio", "stellio", "orion-ld", "orion", as far as it reveals itself; "" when it does not.
+        version: as the product writes it, "" when it does not tell.
         date: the broker's clock by its `Date` header.
     """
 
@@ -92,6 +93,7 @@ class Probe:
     temporal: bool | None
     sure: bool = True
     product: str = ""
+    version: str = ""
     date: datetime | None = None
 
 

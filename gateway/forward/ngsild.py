@@ -4,6 +4,8 @@ Sources: ETSI GS CIM 009 V1.9.1 clauses 5.6, 6.3, 6.15, 6.18; answers observed o
 sources of Orion-LD and Stellio.
 """
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from gateway.config.model import BrokerConfig
-from gateway.forward.answer import Answer, per_entity, read_answer, wire_moment
+from gateway.forward.answer import Answer, per_entity, read_answer, wire_moment, words
 from gateway.forward.auth import Way
 from gateway.forward.batches import Batches, Encoded, json_bytes
 from gateway.forward.broker import (
@@ -27,6 +29,7 @@ from gateway.forward.broker import (
     unavailable,
 )
 from gateway.forward.dates import Dates
+from gateway.forward.identity import API, NOBODY, Identity, identify, is_orion
 from gateway.forward.transport import OfferTime, Transport, fault_of, way_of
 from gateway.harmonise.dialects import ngsi_ld, wire_time
 from gateway.harmonise.entity import Entity
@@ -35,6 +38,9 @@ from gateway.sdk.errors import BrokerUnavailable, FrameError
 LINK = '<{}>; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+json"'
 READ_BACK_IDS = 20  # ids in one query: keeps the URL below 2 kB
 LAST_N = 1000  # instances of an attribute in one answer
+ORION_REMEDY = "ask the city for the address of its NGSI-LD broker (Orion-LD, Scorpio, Stellio) and put it into url"
+IDENTIFIED_WITHIN_S = 5.0
+IDENTITY_AGAIN_S = 600.0  # a product is not asked for its name more often; one without a name each time it is probed
 _UNREADABLE = frozenset({403, 405, 501})  # to a read: the broker works, we may not, or it cannot
 _EVER = {"timerel": "after", "timeAt": "2000-01-01T00:00:00Z"}
 
@@ -68,7 +74,7 @@ class NgsiLdBroker:
         if settings.tenant:
             headers["NGSILD-Tenant"] = settings.tenant
         self._http = Transport(
-            base if base.endswith("/ngsi-ld/v1") else f"{base}/ngsi-ld/v1",
+            base.removesuffix(API),
             way or Way(),
             read=read_answer,
             headers=headers,
@@ -76,6 +82,7 @@ class NgsiLdBroker:
         )
         self._batches = Batches(self._http.traffic, entities=settings.batch_entities, size_bytes=settings.batch_bytes)
         self._reads = False  # a read worked in this run
+        self._identity, self._identity_s = NOBODY, 0.0
 
     @property
     def traffic(self) -> Traffic:
@@ -119,6 +126,10 @@ class NgsiLdBroker:
             ReadRefused: somebody on the way does not let us read, so that nothing was learned.
         """
         now = await self._request("GET", "/entities", query={"type": "Device", "limit": "1"})
+        if is_orion(now):
+            version = (await self._identified(now)).version
+            said = f"Orion{f' {version}' if version else ''} speaks NGSIv2, not NGSI-LD"
+            raise BrokerUnavailable(f"{said}: {now.status} {words(now.json['description'])}", remedy=ORION_REMEDY)
         past = await self._request("GET", "/temporal/entities", query={"type": "Device", "limit": "1", **_EVER})
         readable = self._readable(now)
         sure = past.by_broker or past.is_empty_refusal
@@ -128,7 +139,29 @@ class NgsiLdBroker:
             temporal = False  # the broker spoke beside it; servers say so of a path they lack, and so do proxies
         else:
             temporal = bool(self._readable(past))
-        return Probe(readable=readable is not False, temporal=temporal, sure=sure, product=now.server, date=now.date)
+        who = await self._identified(now)
+        return Probe(
+            readable=readable is not False,
+            temporal=temporal,
+            sure=sure,
+            product=who.product,
+            version=who.version,
+            date=now.date,
+        )
+
+    async def _identified(self, read: Answer) -> Identity:
+        """Who answers; it is no fault when that cannot be learned."""
+
+        async def ask(path: str, query: Mapping[str, str]) -> Answer:
+            return await self._http.request("GET", path, query=query, tells=False)
+
+        if not self._identity.product or time.monotonic() - self._identity_s >= IDENTITY_AGAIN_S:
+            self._identity = NOBODY
+            with contextlib.suppress(BrokerUnavailable, TimeoutError):
+                async with asyncio.timeout(IDENTIFIED_WITHIN_S):
+                    self._identity = await identify(read, ask)
+            self._identity_s = time.monotonic()
+        return self._identity
 
     def _readable(self, answer: Answer) -> bool | None:
         """Whether a read is offered and allowed; None: the tenant is not there yet. Raises when no broker answered."""
@@ -276,7 +309,7 @@ class NgsiLdBroker:
         context: str = "",
     ) -> Answer:
         link = {"Link": LINK.format(context)} if context else None
-        return await self._http.request(method, path, query=query, body=body, headers=link)
+        return await self._http.request(method, API + path, query=query, body=body, headers=link)
 
 
 def _encode(entities: Sequence[Entity]) -> tuple[list[Encoded], Outcome]:

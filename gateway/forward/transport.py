@@ -61,8 +61,12 @@ class Transport:
         query: Mapping[str, str] | None = None,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        tells: bool = True,
     ) -> Answer:
         """What came, whatever it is.
+
+        Args:
+            tells: an answer that is no context broker's counts as a fault.
 
         Raises:
             BrokerUnavailable: nothing came; `InDoubt` when it may have been carried out all the same.
@@ -73,7 +77,7 @@ class Transport:
         answer = await self._once(method, self._base + path, query, body, sent)
         if answer.status == 401 and self._way.login.rejected():  # the token was revoked, or ended early
             answer = await self._once(method, self._base + path, query, body, sent)
-        if answer.is_fault:
+        if tells and answer.is_fault:
             self.traffic.faults += 1
         if answer.status != 401:
             self._way.login.worked()
