@@ -62,6 +62,11 @@ class Problem:
     reason: str
 
     @property
+    def of_context(self) -> bool:
+        """Whether the broker could not fetch the context that the request names."""
+        return self.kind == "LdContextNotAvailable"
+
+    @property
     def blames(self) -> bool:
         """Whether the entity is at fault: sent again as it is, it would be refused again."""
         if _NOT_THE_ENTITY.search(self.kind):
@@ -131,7 +136,7 @@ class Answer:
     @property
     def is_fault(self) -> bool:
         """Whether it is no broker's, or that of one that failed: it may not be the process that it was."""
-        if self.problem is not None and self.problem.kind == "LdContextNotAvailable":
+        if self.problem is not None and self.problem.of_context:
             return False
         return self.status >= 500 or not (self.by_broker or self.is_empty_refusal)
 

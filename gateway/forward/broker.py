@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Protocol
 
 from gateway.claims import AHEAD
+from gateway.forward.contexts import Contexts
 from gateway.harmonise.entity import Attribute, Entity
 from gateway.sdk.driver import Clock
 from gateway.sdk.errors import BrokerUnavailable
@@ -25,6 +26,10 @@ class NotOffered(BrokerUnavailable):
 
 class ReadRefused(BrokerUnavailable):
     """The broker works but does not let us read this."""
+
+
+class ContextMissing(BrokerUnavailable):
+    """The broker works but cannot fetch the context that this needs."""
 
 
 class BatchRefused(Exception):
@@ -51,6 +56,7 @@ class Outcome:
         later: id -> reason; not done, try again.
         doubtful: those of `later` that may have been carried out all the same: read back before sending again.
         fault: set when the broker itself failed on the way, so that all of `later` waits for the broker.
+        absent: those of `later` that wait for their context: no fault of theirs, and read back before sending again.
     """
 
     accepted: frozenset[str] = frozenset()
@@ -58,6 +64,7 @@ class Outcome:
     later: Mapping[str, str] = field(default_factory=dict)
     doubtful: frozenset[str] = frozenset()
     fault: BrokerUnavailable | None = None
+    absent: frozenset[str] = frozenset()
 
     def __add__(self, other: "Outcome") -> "Outcome":
         return Outcome(
@@ -66,6 +73,7 @@ class Outcome:
             {**self.later, **other.later},
             self.doubtful | other.doubtful,
             self.fault or other.fault,
+            self.absent | other.absent,
         )
 
 
@@ -74,6 +82,12 @@ def unavailable(entities: Sequence[Entity], fault: BrokerUnavailable, *, sent: b
     ids = [entity.id for entity in entities]
     doubtful = frozenset(ids) if sent and isinstance(fault, InDoubt) else frozenset()
     return Outcome(later=dict.fromkeys(ids, str(fault)), doubtful=doubtful, fault=fault)
+
+
+def waiting(entities: Iterable[Entity], reason: str) -> Outcome:
+    """All of `entities` later, because their context is missing."""
+    ids = frozenset(entity.id for entity in entities)
+    return Outcome(later=dict.fromkeys(ids, reason), absent=ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +120,7 @@ class Traffic:
         batch: entities a request, as learned; may be set before the first request to what was learned before.
         faults: requests that no broker answered, or that it failed at: it may have been restarted.
         warning: what status must say although it works, "" for nothing.
+        contexts: those that the broker cannot fetch now.
     """
 
     requests: int = 0
@@ -114,6 +129,7 @@ class Traffic:
     batch: int = 0
     warning: str = ""
     faults: int = 0
+    contexts: Contexts = field(default_factory=Contexts, compare=False)
 
 
 class BatchSize:
@@ -333,7 +349,7 @@ class Streak:
 
     def note(self, outcome: Outcome, way: str = "past") -> None:
         """Count one batch. One that holds nothing but entities known to be bad tells nothing new."""
-        failed = outcome.refused.keys() | outcome.later.keys()
+        failed = (outcome.refused.keys() | outcome.later.keys()) - outcome.absent
         if outcome.accepted:
             self._bad -= {(way, entity_id) for entity_id in outcome.accepted}
             self.clear(failed if outcome.fault is None else outcome.refused)

@@ -13,11 +13,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from gateway.config.model import BrokerConfig
-from gateway.forward.answer import Answer, per_entity, read_answer, wire_moment, words
+from gateway.forward.answer import Answer, Result, per_entity, read_answer, wire_moment, words
 from gateway.forward.auth import Way
 from gateway.forward.batches import Batches, Encoded, json_bytes
 from gateway.forward.broker import (
     BatchRefused,
+    ContextMissing,
     InDoubt,
     Outcome,
     Point,
@@ -27,7 +28,9 @@ from gateway.forward.broker import (
     bisect,
     observed,
     unavailable,
+    waiting,
 )
+from gateway.forward.contexts import REMEDY as CONTEXT_REMEDY
 from gateway.forward.dates import Dates
 from gateway.forward.identity import API, NOBODY, Identity, identify, is_orion
 from gateway.forward.transport import OfferTime, Transport, fault_of, way_of
@@ -37,6 +40,7 @@ from gateway.sdk.errors import BrokerUnavailable, FrameError
 
 LINK = '<{}>; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+json"'
 READ_BACK_IDS = 20  # ids in one query: keeps the URL below 2 kB
+WAITS = "waits for its @context, which the broker cannot fetch"
 LAST_N = 1000  # instances of an attribute in one answer
 ORION_REMEDY = "ask the city for the address of its NGSI-LD broker (Orion-LD, Scorpio, Stellio) and put it into url"
 IDENTIFIED_WITHIN_S = 5.0
@@ -54,6 +58,7 @@ class NgsiLdSettings:
         headers: further ones, sent with each request.
         batch_entities: entities a request to begin with; learned from there.
         batch_bytes: bound of one request; 200 kB suits Stellio's default buffer.
+        contexts: where the city serves the contexts of the published models; "": where they are published.
     """
 
     url: str
@@ -61,6 +66,7 @@ class NgsiLdSettings:
     headers: Mapping[str, str] | None = None
     batch_entities: int = 25
     batch_bytes: int = 200_000
+    contexts: str = ""
 
 
 class NgsiLdBroker:
@@ -83,6 +89,9 @@ class NgsiLdBroker:
         self._batches = Batches(self._http.traffic, entities=settings.batch_entities, size_bytes=settings.batch_bytes)
         self._reads = False  # a read worked in this run
         self._identity, self._identity_s = NOBODY, 0.0
+        self._contexts = self._http.traffic.contexts
+        self._contexts.prefix, self._contexts.ask = settings.contexts, self._serves
+        self._unread: set[str] = set()  # what the broker holds of these could not be asked for want of their context
 
     @property
     def traffic(self) -> Traffic:
@@ -91,17 +100,30 @@ class NgsiLdBroker:
 
     async def state(self, entities: Sequence[Entity]) -> Outcome:
         """Upsert current values, `options=update`; one subject context per request."""
-        encoded, refused = _encode(entities)
+        sendable = [e for e in entities if not self._contexts.away(e.context) and e.id not in self._unread]
+        encoded, refused = _encode(sendable)
         bodies = {entity.id: body for entity, body in encoded}
 
         async def send(batch: Sequence[Entity]) -> Outcome:
+            if self._contexts.away(batch[0].context):  # by now
+                return waiting(batch, WAITS)
             return await self._upsert(batch, [bodies[entity.id] for entity in batch])
 
-        return refused + await self._batches.send_all(encoded, send)
+        sent = {entity.id for entity in sendable}
+        rest = waiting([entity for entity in entities if entity.id not in sent], WAITS)
+        return self._judged(refused + await self._batches.send_all(encoded, send) + rest)
+
+    def _judged(self, outcome: Outcome) -> Outcome:
+        """Where no context is to be had the broker works for nobody: it is as if it were away."""
+        if outcome.absent and outcome.fault is None and self._contexts.all_away:
+            return replace(outcome, fault=self._contexts.fault())
+        return outcome
 
     async def history(self, instances: Sequence[Entity]) -> Outcome:
         """`POST /temporal/entities`: every attribute an array of instances (6.18); repeats would be stored again."""
         entity = instances[0]
+        if self._contexts.away(entity.context):
+            return self._judged(waiting([entity], WAITS))
         try:
             body = json_bytes(_evolution(instances))
         except (TypeError, ValueError) as error:
@@ -109,7 +131,11 @@ class NgsiLdBroker:
         try:
             answer = await self._request("POST", "/temporal/entities", body=body, context=entity.context)
             if answer.status in (201, 204) and _all_done(answer, [entity.id]):
+                self._contexts.found(entity.context)
                 return Outcome(accepted=frozenset({entity.id}))
+            if answer.problem is not None and answer.problem.of_context:
+                self._contexts.missed(entity.context, answer.reason)
+                return self._judged(waiting([entity], answer.reason))
             if answer.problem is not None and answer.status in (400, 422):
                 told = {entity.id: answer.reason}
                 return Outcome(refused=told) if answer.problem.blames else Outcome(later=told)
@@ -182,16 +208,40 @@ class NgsiLdBroker:
 
         Raises:
             ReadRefused: the broker says so itself, or nobody ever let us read.
+            ContextMissing: the broker cannot fetch the context.
         """
+        if self._contexts.away(context):
+            raise self._missing(WAITS)
         answer = await self._request("GET", path, query=query, context=context)
+        if answer.problem is not None and answer.problem.of_context:
+            self._contexts.missed(context, answer.reason)
+            raise self._missing(answer.reason)
         if answer.status in (200, 206) and answer.is_entities:
             self._reads = True
+            self._contexts.found(context)
             return [item for item in answer.json if isinstance(item.get("id"), str)]
         if answer.status == 404 and answer.problem is not None and (path != "/entities" or _no_tenant(answer)):
             return []  # nothing recorded yet, or a tenant that its first write makes
         told = answer.problem is not None or answer.is_empty_refusal
         if (answer.status in _UNREADABLE and (told or not self._reads)) or (answer.status == 404 and told):
             raise ReadRefused(answer.reason)
+        raise fault_of(answer)
+
+    def _missing(self, reason: str) -> BrokerUnavailable:
+        """What to raise for a read without its context."""
+        return self._contexts.fault() if self._contexts.all_away else ContextMissing(reason, remedy=CONTEXT_REMEDY)
+
+    async def _serves(self, context: str) -> bool | None:
+        """Whether the broker can fetch a context: a read that finds nothing needs it all the same."""
+        query = {"type": "Device", "id": "urn:ngsi-ld:Device:none", "limit": "1"}
+        answer = await self._request("GET", "/entities", query=query, context=context)
+        if answer.problem is not None and answer.problem.of_context:
+            self._contexts.missed(context, answer.reason)
+            return False
+        if answer.status == 200 and answer.is_entities:
+            return True
+        if answer.status in _UNREADABLE or answer.status == 404:
+            return None
         raise fault_of(answer)
 
     async def history_back(self, instances: Sequence[Entity]) -> frozenset[Point]:
@@ -245,7 +295,13 @@ class NgsiLdBroker:
             for start in range(0, len(ids), READ_BACK_IDS):
                 some = ids[start : start + READ_BACK_IDS]
                 query = {"type": entity_type, "id": ",".join(some), "limit": str(len(some))}
-                for item in await self._found("/entities", query, context):
+                try:
+                    items = await self._found("/entities", query, context)
+                except ContextMissing:
+                    self._unread.update(ids[start:])
+                    break
+                self._unread.difference_update(some)
+                for item in items:
                     found[item["id"]] = _observed(item)
         return found
 
@@ -265,6 +321,8 @@ class NgsiLdBroker:
             raise
         self._batches.answered(len(batch), answer.status, time.monotonic() - asked_s)
         outcome, unclear = self._outcome(batch, answer)
+        if outcome.accepted:
+            self._contexts.found(batch[0].context)
         self._batches.greeted = True
         for entity, one in zip(batch, bodies, strict=True):
             if entity.id in unclear:  # an error that names nobody: alone, its answer is unmistakable
@@ -286,9 +344,12 @@ class NgsiLdBroker:
         ids = [entity.id for entity in batch]
         if answer.status in (200, 201, 204) and _all_done(answer, ids):
             return Outcome(accepted=frozenset(ids)), frozenset()
+        if answer.problem is not None and answer.problem.of_context:
+            self._contexts.missed(batch[0].context, answer.reason)
+            return waiting(batch, answer.reason), frozenset()
         if answer.result is not None:
             try:
-                return per_entity(ids, answer.result)
+                return self._without_context(batch[0].context, answer.result, *per_entity(ids, answer.result))
             except FrameError as error:
                 raise InDoubt(f"{answer.status}: {error.message}") from error
         if answer.problem is not None and answer.status in (400, 422) and answer.problem.blames:
@@ -299,6 +360,22 @@ class NgsiLdBroker:
             raise BatchRefused(answer.reason, permanent=False)
         raise fault_of(answer, wrote=True)
 
+    def _without_context(
+        self, context: str, result: Result, outcome: Outcome, unclear: frozenset[str]
+    ) -> tuple[Outcome, frozenset[str]]:
+        """Of what a result tells, what waits for the context of the request."""
+        missing = {entity_id: told.reason for entity_id, told in result.errors if told is not None and told.of_context}
+        if not missing:
+            return outcome, unclear
+        reason = next(iter(missing.values()))
+        self._contexts.missed(context, reason)
+        absent = frozenset(outcome.later.keys() & missing.keys())
+        if None in missing:  # it names nobody: all share one context
+            return replace(
+                outcome + Outcome(later=dict.fromkeys(unclear, reason)), absent=absent | unclear
+            ), frozenset()
+        return replace(outcome, absent=absent), unclear
+
     async def _request(
         self,
         method: str,
@@ -308,7 +385,7 @@ class NgsiLdBroker:
         body: bytes | None = None,
         context: str = "",
     ) -> Answer:
-        link = {"Link": LINK.format(context)} if context else None
+        link = {"Link": LINK.format(self._contexts.address(context))} if context else None
         return await self._http.request(method, API + path, query=query, body=body, headers=link)
 
 
