@@ -491,6 +491,10 @@ def broker_of(config: BrokerConfig, *, offer_time: OfferTime | None = None, date
     """The broker of one entry of the operator's file."""
     entities, size_bytes = PRESETS[config.preset]
     settings = NgsiLdSettings(
-        url=config.url, tenant=config.tenant or "", batch_entities=entities, batch_bytes=size_bytes
+        url=config.url,
+        tenant=config.tenant or "",
+        batch_entities=entities,
+        batch_bytes=size_bytes,
+        contexts=config.contexts or "",
     )
     return NgsiLdBroker(settings, way_of(config, dates), offer_time=offer_time)
