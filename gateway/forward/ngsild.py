@@ -6,6 +6,7 @@ sources of Orion-LD and Stellio.
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from gateway.forward.broker import (
 )
 from gateway.forward.contexts import REMEDY as CONTEXT_REMEDY
 from gateway.forward.dates import Dates
+from gateway.forward.greetings import PATIENCE_S, Turns
 from gateway.forward.identity import API, NOBODY, Identity, identify, is_orion
 from gateway.forward.transport import OfferTime, Transport, fault_of, way_of
 from gateway.harmonise.dialects import ngsi_ld, wire_time
@@ -40,6 +42,8 @@ from gateway.sdk.errors import BrokerUnavailable, FrameError
 
 LINK = '<{}>; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+json"'
 READ_BACK_IDS = 20  # ids in one query: keeps the URL below 2 kB
+HALF_MADE_REMEDY = "whoever runs the broker has to drop the database of this tenant, so that the next write makes it anew; else take another tenant"
+_HALF_MADE = re.compile(r"""relation \\?["'][a-z_]+\\?["'] does not exist""")  # several were made at once
 WAITS = "waits for its @context, which the broker cannot fetch"
 LAST_N = 1000  # instances of an attribute in one answer
 ORION_REMEDY = "ask the city for the address of its NGSI-LD broker (Orion-LD, Scorpio, Stellio) and put it into url"
@@ -73,7 +77,12 @@ class NgsiLdBroker:
     """One NGSI-LD broker. Use from one task: requests go one after the other."""
 
     def __init__(
-        self, settings: NgsiLdSettings, way: Way | None = None, *, offer_time: OfferTime | None = None
+        self,
+        settings: NgsiLdSettings,
+        way: Way | None = None,
+        *,
+        offer_time: OfferTime | None = None,
+        turns: Turns | None = None,
     ) -> None:
         base = settings.url.rstrip("/")
         headers = dict(settings.headers or {})
@@ -87,6 +96,9 @@ class NgsiLdBroker:
             offer_time=offer_time,
         )
         self._batches = Batches(self._http.traffic, entities=settings.batch_entities, size_bytes=settings.batch_bytes)
+        self._tenant = settings.tenant
+        self._turns = turns or Turns()
+        self._there = not settings.tenant  # the tenant is: it was read, or written to
         self._reads = False  # a read worked in this run
         self._identity, self._identity_s = NOBODY, 0.0
         self._contexts = self._http.traffic.contexts
@@ -129,7 +141,7 @@ class NgsiLdBroker:
         except (TypeError, ValueError) as error:
             return Outcome(refused={entity.id: f"cannot be written as JSON: {error}"})
         try:
-            answer = await self._request("POST", "/temporal/entities", body=body, context=entity.context)
+            answer = await self._write("/temporal/entities", body, entity.context)
             if answer.status in (201, 204) and _all_done(answer, [entity.id]):
                 self._contexts.found(entity.context)
                 return Outcome(accepted=frozenset({entity.id}))
@@ -192,9 +204,10 @@ class NgsiLdBroker:
     def _readable(self, answer: Answer) -> bool | None:
         """Whether a read is offered and allowed; None: the tenant is not there yet. Raises when no broker answered."""
         if answer.status == 200 and answer.is_entities:
-            self._reads = True
+            self._reads = self._there = True
             return True
         if _no_tenant(answer):
+            self._there = not self._tenant
             return None
         told = answer.problem is not None or answer.is_empty_refusal
         if told and (answer.status in _UNREADABLE or answer.status in (400, 404)):
@@ -217,7 +230,7 @@ class NgsiLdBroker:
             self._contexts.missed(context, answer.reason)
             raise self._missing(answer.reason)
         if answer.status in (200, 206) and answer.is_entities:
-            self._reads = True
+            self._reads = self._there = True
             self._contexts.found(context)
             return [item for item in answer.json if isinstance(item.get("id"), str)]
         if answer.status == 404 and answer.problem is not None and (path != "/entities" or _no_tenant(answer)):
@@ -313,9 +326,7 @@ class NgsiLdBroker:
         body = b"[" + b",".join(bodies) + b"]"
         asked_s = time.monotonic()
         try:
-            answer = await self._request(
-                "POST", "/entityOperations/upsert", query={"options": "update"}, body=body, context=batch[0].context
-            )
+            answer = await self._write("/entityOperations/upsert", body, batch[0].context, {"options": "update"})
         except InDoubt:
             self._batches.unanswered(len(batch))
             raise
@@ -376,6 +387,15 @@ class NgsiLdBroker:
             ), frozenset()
         return replace(outcome, absent=absent), unclear
 
+    async def _write(self, path: str, body: bytes, context: str, query: Mapping[str, str] | None = None) -> Answer:
+        """One write; the first of a tenant that may not be there yet makes it: patiently, and one at an address."""
+        if self._there:
+            return await self._request("POST", path, query=query, body=body, context=context)
+        async with self._turns.turn():
+            answer = await self._request("POST", path, query=query, body=body, context=context, patience_s=PATIENCE_S)
+        self._there = answer.by_broker and answer.status < 300
+        return answer
+
     async def _request(
         self,
         method: str,
@@ -384,9 +404,17 @@ class NgsiLdBroker:
         query: Mapping[str, str] | None = None,
         body: bytes | None = None,
         context: str = "",
+        patience_s: float = 0.0,
     ) -> Answer:
         link = {"Link": LINK.format(self._contexts.address(context))} if context else None
-        return await self._http.request(method, API + path, query=query, body=body, headers=link)
+        answer = await self._http.request(
+            method, API + path, query=query, body=body, headers=link, patience_s=patience_s
+        )
+        if answer.status == 500 and answer.problem is not None and _HALF_MADE.search(answer.problem.reason):
+            raise BrokerUnavailable(
+                f"its tenant {self._tenant} is only half made: {answer.reason}", remedy=HALF_MADE_REMEDY
+            )
+        return answer
 
 
 def _encode(entities: Sequence[Entity]) -> tuple[list[Encoded], Outcome]:
@@ -487,8 +515,18 @@ PRESETS: Mapping[str, tuple[int, int]] = {  # entities and bytes a request to be
 }
 
 
-def broker_of(config: BrokerConfig, *, offer_time: OfferTime | None = None, dates: Dates | None = None) -> NgsiLdBroker:
-    """The broker of one entry of the operator's file."""
+def broker_of(
+    config: BrokerConfig,
+    *,
+    offer_time: OfferTime | None = None,
+    dates: Dates | None = None,
+    turns: Turns | None = None,
+) -> NgsiLdBroker:
+    """The broker of one entry of the operator's file.
+
+    Args:
+        turns: shared by all entries of its address.
+    """
     entities, size_bytes = PRESETS[config.preset]
     settings = NgsiLdSettings(
         url=config.url,
@@ -497,4 +535,4 @@ def broker_of(config: BrokerConfig, *, offer_time: OfferTime | None = None, date
         batch_bytes=size_bytes,
         contexts=config.contexts or "",
     )
-    return NgsiLdBroker(settings, way_of(config, dates), offer_time=offer_time)
+    return NgsiLdBroker(settings, way_of(config, dates), offer_time=offer_time, turns=turns)
