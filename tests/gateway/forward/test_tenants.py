@@ -115,17 +115,17 @@ async def test_a_first_write_has_patience_and_later_ones_have_not() -> None:
         one = broker(url, "milano")
         entity = measured("air-1", no2=1.0)
         assert (await one.state([entity])).accepted  # it took longer than any time-out
-        strict.behaviour.fault, strict.behaviour.delay_s = "slow", 1.0
+        strict.behaviour.delay_s = 1.0
         assert "no answer in time" in str((await one.state([measured("air-1", 1, no2=2.0)])).fault)
         await one.close()
 
 
 async def test_a_tenant_that_can_be_read_needs_no_patience() -> None:
     strict = StrictBroker(profile=Stellio(tenants=["milano"]))
-    strict.behaviour.fault, strict.behaviour.delay_s, strict.behaviour.path = "slow", 1.0, "upsert"
     async with strict.serve() as url:
         one = broker(url, "milano")
         await one.probe()
+        strict.behaviour.delay_s = 1.0
         assert "no answer in time" in str((await one.state([measured("air-1", no2=1.0)])).fault)
         await one.close()
 
