@@ -90,6 +90,8 @@ class Contexts:
             served = await self.ask(context)
             if served:
                 self.found(context)
+            elif served is False:
+                self.missed(context, missing.reason)
             missing.half = served is None
             again = again or served is not False
         return again

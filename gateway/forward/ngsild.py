@@ -249,7 +249,6 @@ class NgsiLdBroker:
         query = {"type": "Device", "id": "urn:ngsi-ld:Device:none", "limit": "1"}
         answer = await self._request("GET", "/entities", query=query, context=context)
         if answer.problem is not None and answer.problem.of_context:
-            self._contexts.missed(context, answer.reason)
             return False
         if answer.status == 200 and answer.is_entities:
             return True
