@@ -184,11 +184,6 @@ class BrokerHealth:
     given_up: int = 0
 
 
-def counted_entities(count: int) -> str:
-    """So many entities, in words."""
-    return f"{count} entity" if count == 1 else f"{count} entities"
-
-
 def set_state(
     record: BrokerHealth, name: str, state: BrokerState, reason: str = "", remedy: str = "", *, at: datetime
 ) -> None:
@@ -253,7 +248,7 @@ class Health:
         ]
         lines += [f"broker {n}: {r.state}: {r.reason}" for n, r in self.brokers.items() if r.state not in WELL]
         lines += [
-            f"broker {name}: {counted_entities(row['entities'])} wait for {row['context']}: {row['reason']}; {row['remedy']}"
+            f"broker {name}: cannot fetch {row['context']} (entities waiting: {row['entities']}): {row['reason']}; {row['remedy']}"
             for name, broker in self.brokers.items()
             if broker.state in WELL
             for row in broker.contexts

@@ -2,19 +2,25 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from gateway.forward.auth import Way
+from gateway.forward.broker import ContextMissing, Outcome, Streak
+from gateway.forward.contexts import Contexts
 from gateway.forward.forwarder import Forwarder
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
 from gateway.forward.settings import ForwardSettings
-from gateway.health import BrokerHealth
+from gateway.health import BrokerHealth, Health
 from gateway.models.refresh import served_at
-from tests.gateway.forward.scene import AIR, MemoryLog, RealClock, measured_only, tables
+from gateway.sdk.errors import BrokerUnavailable
+from gateway.sdk.testing import ManualClock
+from tests.gateway.forward.raw import Raw, as_json, http, problem
+from tests.gateway.forward.scene import AIR, MemoryLog, RealClock, measured, measured_only, tables
+from tests.support.broker_contexts import JSON_LD
 from tests.support.broker_profiles import Profile, Scorpio, Stellio
 from tests.support.strict_broker import Behaviour, StrictBroker
 
@@ -198,3 +204,300 @@ async def test_one_that_goes_and_comes_does_not_lead_the_state_back(product: str
         assert city.there(*AIRS, *MASTS)
     assert city.strict.backwards == []
     assert city.health.dead == 0
+
+
+# each kind of request by itself
+
+MISSING = problem("LdContextNotAvailable", 503)
+ENTITIES = [measured("air-1", no2=1.0), measured("air-2", no2=2.0)]
+IDS = [entity.id for entity in ENTITIES]
+MAST = replace(measured("met-1", no2=3.0), context=WEATHER)
+
+
+def listed(*ids: str | None, key: str = "entityId", error: str = "error") -> list[dict[str, Any]]:
+    return [{key: one, error: MISSING} for one in ids]
+
+
+NOT_THERE = {
+    "whole": as_json(503, MISSING),
+    "gateway time-out": as_json(504, problem("LdContextNotAvailable", 504)),
+    "bare name": as_json(503, {"type": "LdContextNotAvailable", "title": "no context"}),
+    "each of 207": as_json(207, {"success": [], "errors": listed(*IDS)}),
+    "each, Scorpio's": as_json(503, {"errors": listed(*IDS, key="id", error="ProblemDetails")}),
+    "each without a name": as_json(503, {"errors": listed(None, None, key="id", error="ProblemDetails")}),
+}
+
+
+async def kinds(broker: NgsiLdBroker) -> AsyncIterator[tuple[str, Outcome | BrokerUnavailable | None]]:
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "state": lambda: broker.state(ENTITIES),
+        "history": lambda: broker.history(ENTITIES[:1]),
+        "read back": lambda: broker.read_back(ENTITIES),
+        "history back": lambda: broker.history_back(ENTITIES),
+        "history newest": lambda: broker.history_newest(ENTITIES),
+    }
+    for name, call in calls.items():
+        try:
+            found = await call()
+        except BrokerUnavailable as fault:
+            yield name, fault
+        else:
+            yield name, found if isinstance(found, Outcome) else None
+
+
+@contextlib.asynccontextmanager
+async def broker_at(url: str, *used: str) -> AsyncIterator[NgsiLdBroker]:
+    broker = NgsiLdBroker(NgsiLdSettings(url))
+    broker.traffic.contexts.used = dict.fromkeys(used or (AIR, WEATHER), 1)
+    broker._batches.greeted = True
+    yield broker
+    await broker.close()
+
+
+@pytest.mark.parametrize("answer", NOT_THERE)
+async def test_the_state_waits_for_its_context_and_is_not_asked_again(answer: str) -> None:
+    raw = Raw(NOT_THERE[answer])
+    async with raw.serve() as url, broker_at(url) as broker:
+        for _ in range(3):
+            outcome = await broker.state(ENTITIES)
+            assert set(outcome.later) == outcome.absent == set(IDS)
+            assert (outcome.fault, outcome.refused, outcome.doubtful) == (None, {}, frozenset())
+        assert len(raw.requests) == 1
+
+
+async def test_no_kind_of_request_is_made_while_it_is_missing() -> None:
+    raw = Raw(as_json(503, MISSING))
+    async with raw.serve() as url, broker_at(url) as broker:
+        async for name, found in kinds(broker):
+            if name in ("state", "history"):
+                assert isinstance(found, Outcome)
+                assert found.absent == set(found.later)
+                assert found.fault is None
+            elif name == "read back":
+                assert found is None  # told by the state, which is not sent
+            else:
+                assert isinstance(found, ContextMissing)
+                assert "contexts:" in found.remedy
+        assert len(raw.requests) == 1
+        assert broker.traffic.contexts.away(AIR)
+        assert not broker.traffic.contexts.away(WEATHER)
+
+
+@pytest.mark.parametrize("kind", ["history", "read back", "history back", "history newest"])
+async def test_each_kind_by_itself_marks_the_context(kind: str) -> None:
+    raw = Raw(as_json(503, MISSING))
+    async with raw.serve() as url, broker_at(url) as broker:
+        broker._contexts.used = {AIR: 1, WEATHER: 1}
+        with contextlib.suppress(ContextMissing):
+            match kind:
+                case "history":
+                    await broker.history(ENTITIES[:1])
+                case "read back":
+                    await broker.read_back(ENTITIES)
+                case "history back":
+                    await broker.history_back(ENTITIES)
+                case _:
+                    await broker.history_newest(ENTITIES)
+        assert broker.traffic.contexts.away(AIR)
+        assert len(raw.requests) == 1
+
+
+async def test_an_entity_whose_context_alone_is_missing_in_a_207_does_not_take_others_with_it() -> None:
+    mixed = {"success": [IDS[0]], "errors": listed(IDS[1])}
+    async with Raw(as_json(207, mixed)).serve() as url, broker_at(url) as broker:
+        outcome = await broker.state(ENTITIES)
+    assert outcome.accepted == {IDS[0]}
+    assert set(outcome.later) == outcome.absent == {IDS[1]}
+
+
+async def test_other_errors_beside_it_keep_their_verdict() -> None:
+    errors = [*listed(IDS[1]), {"entityId": IDS[0], "error": problem()}]
+    async with Raw(as_json(207, {"success": [], "errors": errors})).serve() as url, broker_at(url) as broker:
+        outcome = await broker.state(ENTITIES)
+    assert set(outcome.refused) == {IDS[0]}
+    assert outcome.absent == {IDS[1]}
+
+
+async def test_other_contexts_go_on_in_the_same_call() -> None:
+    strict = StrictBroker(profile=Stellio(cache_s=0.0))
+    strict.profile.contexts.away(AIR_AT)
+    many = [measured(f"air-{n}", no2=1.0) for n in range(60)]
+    async with strict.serve() as url, broker_at(url) as broker:
+        outcome = await broker.state([*many, MAST])
+        assert outcome.accepted == {MAST.id}
+        assert len(outcome.absent) == 60
+        assert len(strict.requests) == 2  # of the larger ones but the first
+        assert (await broker.state([MAST])).accepted == {MAST.id}
+
+
+async def test_what_could_not_be_read_back_is_not_sent_before_it_was() -> None:
+    """Else an older value could replace a newer one: the context came back between the two."""
+    strict = StrictBroker(profile=Scorpio(cache_s=0.0, tenant_s=0.0, batch_s=None))
+    strict.profile.contexts.away(AIR_AT)
+    async with strict.serve() as url, broker_at(url) as broker:
+        assert await broker.read_back(ENTITIES) == {}
+        strict.profile.contexts.serve(AIR_AT)
+        broker.traffic.contexts.found(AIR)
+        outcome = await broker.state(ENTITIES)
+        assert outcome.absent == set(IDS)
+        assert strict.bodies == []
+        assert await broker.read_back(ENTITIES) == {}
+        assert (await broker.state(ENTITIES)).accepted == set(IDS)
+
+
+async def test_without_any_context_every_kind_is_a_fault_of_the_broker() -> None:
+    raw = Raw(as_json(503, MISSING))
+    async with raw.serve() as url, broker_at(url, AIR) as broker:
+        async for name, found in kinds(broker):
+            fault = found.fault if isinstance(found, Outcome) else found
+            assert isinstance(fault, BrokerUnavailable), name
+            assert not isinstance(fault, ContextMissing), name
+            assert AIR_AT in str(fault)
+            assert "contexts:" in fault.remedy
+
+
+@pytest.mark.parametrize(
+    ("answer", "again", "away"),
+    [
+        (as_json(200, []), True, False),
+        (as_json(503, MISSING), False, True),
+        (http(403), True, False),  # cannot be told: the next request tells
+        (as_json(404, problem("NonexistentTenant", 404)), True, False),
+    ],
+)
+async def test_one_read_tells_whether_it_is_there_again(answer: bytes, again: bool, away: bool) -> None:
+    raw = Raw(as_json(503, MISSING))
+    async with raw.serve() as url, broker_at(url) as broker:
+        contexts = broker.traffic.contexts
+        contexts.now_s = (clock := ManualClock()).monotonic_s
+        await broker.state(ENTITIES)
+        assert not await contexts.look()  # not yet
+        assert len(raw.requests) == 1
+        raw.answer = answer
+        clock.advance(61)
+        assert await contexts.look() == again
+        assert contexts.away(AIR) == away
+        assert not await contexts.look()
+        assert [what.partition("?")[0] for what in raw.requests] == [
+            "POST /ngsi-ld/v1/entityOperations/upsert",
+            "GET /ngsi-ld/v1/entities",
+        ]
+
+
+async def test_a_broker_that_does_not_answer_tells_nothing_of_a_context() -> None:
+    raw = Raw(as_json(503, MISSING))
+    async with raw.serve() as url, broker_at(url) as broker:
+        contexts = broker.traffic.contexts
+        contexts.now_s = (clock := ManualClock()).monotonic_s
+        await broker.state(ENTITIES)
+        raw.answer = http(502, b"<html>bad gateway</html>", kind="text/html")
+        clock.advance(61)
+        with pytest.raises(BrokerUnavailable):
+            await contexts.look()
+        assert contexts.away(AIR)
+
+
+def known(clock: ManualClock) -> Contexts:
+    return Contexts(used={AIR: 2, WEATHER: 1}, now_s=clock.monotonic_s)
+
+
+async def test_waits_grow_and_the_beginning_is_kept_until_it_serves() -> None:
+    clock, asked = ManualClock(), []
+    contexts = known(clock)
+
+    async def ask(context: str) -> bool | None:
+        asked.append(clock.monotonic_s())
+        return served
+
+    served: bool | None = False
+    contexts.ask = ask
+    contexts.missed(AIR, "why")
+    since = contexts.rows(clock.now())[0]["since"]
+    for _ in range(4000):
+        clock.advance(1.0)
+        await contexts.look()
+    assert len([at for at in asked if at < 400]) > 80  # at most 5 s apart for 300 s of waits
+    assert len([at for at in asked if at > 3000]) < 80  # then up to 60 s
+    served = None  # nobody can tell: tried once, and missed again
+    clock.advance(61)
+    assert await contexts.look()
+    assert not contexts.away(AIR)
+    assert contexts.rows(clock.now())[0]["since"][:19] == since[:19]  # still shown
+    assert not await contexts.look()
+    contexts.missed(AIR, "again")
+    assert contexts.away(AIR)
+    [row] = contexts.rows(clock.now())
+    assert (row["since"][:19], row["reason"], row["entities"]) == (since[:19], "again", 2)
+    contexts.found(AIR)
+    assert contexts.rows(clock.now()) == []
+    contexts.missed(AIR, "anew")
+    assert contexts.rows(clock.now())[0]["since"][:19] > since[:19]
+
+
+def test_all_away_are_those_in_use() -> None:
+    contexts = known(ManualClock())
+    assert not contexts.all_away
+    contexts.missed(AIR, "")
+    contexts.missed("https://else.example", "")
+    assert not contexts.all_away
+    contexts.missed(WEATHER, "")
+    assert contexts.all_away
+    contexts.found(AIR)
+    assert not contexts.all_away
+
+
+def test_it_is_no_config_fault() -> None:
+    streak = Streak(2)
+    for _ in range(9):
+        streak.note(Outcome(later={"a": "", "b": ""}, absent=frozenset("ab")))
+    assert not streak.begun
+    for entity in "aba":
+        streak.note(Outcome(later={"a": "", "b": ""}, absent=frozenset("ab") - {entity}))
+    assert streak.config_fault
+
+
+@pytest.mark.parametrize(
+    ("context", "prefix", "address"),
+    [
+        (AIR, "", "https://smart-data-models.github.io/dataModel.Environment/context.jsonld"),
+        (AIR, "https://city.example/c", "https://city.example/c/dataModel.Environment/context.jsonld"),
+        (AIR, "https://city.example/c/", "https://city.example/c/dataModel.Environment/context.jsonld"),
+        (AIR + "?v=2", "https://city.example/c", AIR + "?v=2"),
+        ("https://own.example/context.jsonld", "https://city.example/c", "https://own.example/context.jsonld"),
+        ("https://uri.synchronicity-iot.eu/ns/data-models", "", "https://uri.synchronicity-iot.eu/ns/data-models"),
+        (
+            "https://uri.synchronicity-iot.eu/ns/data-models",
+            "https://city.example/c",
+            "https://city.example/c/synchronicity/context.jsonld",
+        ),
+    ],
+)
+async def test_where_the_broker_is_told_to_find_it(context: str, prefix: str, address: str) -> None:
+    assert served_at(context, prefix) == address
+    assert Contexts(prefix=prefix).address(context) == address
+    strict = StrictBroker()
+    async with strict.serve() as url:
+        broker = NgsiLdBroker(NgsiLdSettings(url, contexts=prefix))
+        assert (await broker.state([replace(ENTITIES[0], context=context)])).accepted
+        await broker.close()
+    assert {value.context for value in strict.stored} == {address}
+
+
+@pytest.mark.parametrize("product", ["scorpio", "stellio"])
+async def test_the_default_addresses_are_taken_by_every_product(product: str) -> None:
+    strict = StrictBroker(profile=PRODUCTS[product]())
+    async with strict.serve() as url, broker_at(url) as broker:
+        assert (await broker.state([*ENTITIES, MAST])).accepted == {*IDS, MAST.id}
+    assert set(strict.profile.contexts.fetched) == {AIR_AT, WEATHER_AT}
+    assert {strict.profile.contexts.fetch(url) for url in (AIR_AT, WEATHER_AT)} == {JSON_LD}
+
+
+def test_the_box_says_so_and_how_many_wait() -> None:
+    health = Health(ManualClock())
+    record = health.broker("milano", "ngsi-ld")
+    row = {"context": AIR_AT, "since": "", "entities": 1, "reason": "503 no", "remedy": "contexts:"}
+    record.contexts = [row, {**row, "context": WEATHER_AT, "entities": 7}]
+    assert health.bad() == [
+        f"broker milano: cannot fetch {AIR_AT} (entities waiting: 1): 503 no; contexts:",
+        f"broker milano: cannot fetch {WEATHER_AT} (entities waiting: 7): 503 no; contexts:",
+    ]
