@@ -209,6 +209,8 @@ class NgsiLdBroker:
         if _no_tenant(answer):
             self._there = not self._tenant
             return None
+        if answer.problem is not None and answer.problem.of_context:  # the core context: no other was named
+            raise BrokerUnavailable(f"it has not even the core context: {answer.reason}", remedy=CONTEXT_REMEDY)
         told = answer.problem is not None or answer.is_empty_refusal
         if told and (answer.status in _UNREADABLE or answer.status in (400, 404)):
             return False

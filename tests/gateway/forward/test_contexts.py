@@ -356,6 +356,14 @@ async def test_without_any_context_every_kind_is_a_fault_of_the_broker() -> None
             assert "contexts:" in fault.remedy
 
 
+async def test_a_broker_without_the_core_context_is_told_as_such() -> None:
+    async with Raw(as_json(503, MISSING)).serve() as url, broker_at(url) as broker:
+        with pytest.raises(BrokerUnavailable, match="core context") as caught:
+            await broker.probe()
+        assert "application/ld+json" in caught.value.remedy
+        assert not broker.traffic.contexts.away(AIR)
+
+
 @pytest.mark.parametrize(
     ("answer", "again", "away"),
     [
