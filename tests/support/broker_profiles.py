@@ -140,6 +140,7 @@ class Scorpio(_Fetching):
         flush_at: updates of entities that are written without silence; 50,000.
         tenant_s: a tenant's first write takes so long; 4-20 s.
         batch_s: seconds of a batch of so many entities; None: none.
+        named: False: a proxy on the way hides what it could be known by.
         now_s: the clock of silence and cache.
     """
 
@@ -158,11 +159,12 @@ class Scorpio(_Fetching):
         tenant_s: float = 4.0 * SCALE,
         cache_s: float = 0.5,
         batch_s: Callable[[int], float] | None = lambda count: _squared_s(count) * SCALE,
+        named: bool = True,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(cache_s=cache_s, now_s=now_s)
         self.silence_s, self.look_s, self.flush_at, self.tenant_s = silence_s, look_s, flush_at, tenant_s
-        self.batch_s = batch_s
+        self.batch_s, self.named = batch_s, named
         self.half_made: set[str] = set()
         self._making: set[str] = set()
         self._started_s = now_s()
@@ -175,14 +177,14 @@ class Scorpio(_Fetching):
 
     def instead(self, request: Request) -> Reply | None:
         # 5.0.3 has no sourceIdentity (InfoController.java came later): Vert.x answers for what nobody serves
-        if request.path == INFO:
+        if request.path == INFO and self.named:
             page = b"<html><body><h1>Resource not found</h1></body></html>"
             return Reply(404, raw=page, headers={"Content-Type": "text/html; charset=utf-8"})
         return super().instead(request)
 
     def headers(self, request: Request) -> dict[str, str]:
         # GET: `Link` to the core context always, even if the request's Link named another one
-        return {"Link": LINK.format(_VERSIONED.format("1.8"))} if request.method == "GET" else {}
+        return {"Link": LINK.format(_VERSIONED.format("1.8"))} if request.method == "GET" and self.named else {}
 
     async def before(self, request: Request, tenants: dict[str, Tenant]) -> None:
         path = request.path.removeprefix("/ngsi-ld/v1")

@@ -206,6 +206,23 @@ async def test_one_that_goes_and_comes_does_not_lead_the_state_back(product: str
     assert city.health.dead == 0
 
 
+@pytest.mark.parametrize("product", ["scorpio", "stellio"])
+async def test_the_past_of_an_earlier_run_waits_for_its_context_alone(product: str) -> None:
+    """What the history holds is asked before the past goes: that read needs the context too."""
+    city = City(PRODUCTS[product]())
+    city.contexts.away(WEATHER_AT)
+    for at_s in range(4):
+        city.put(at_s, *MASTS, *AIRS)
+    city.log.first_seq = 1 << 40
+    async with city.running():
+        expected = {item for item in city.served if "air" in item[0]}
+        await city.strict.until(lambda: expected <= city.strict.points().keys())
+        assert city.health.state == "ok"
+        city.contexts.serve(WEATHER_AT)
+        await city.strict.until(city.whole)
+    assert city.strict.backwards == []
+
+
 # each kind of request by itself
 
 MISSING = problem("LdContextNotAvailable", 503)
