@@ -409,6 +409,30 @@ async def test_one_read_tells_whether_it_is_there_again(answer: bytes, again: bo
         ]
 
 
+@pytest.mark.parametrize("kind", ["state", "history", "read back", "history back"])
+async def test_whatever_is_carried_out_with_it_tells_that_it_is_there(kind: str) -> None:
+    raw = Raw(as_json(503, MISSING))
+    async with raw.serve() as url, broker_at(url) as broker:
+        contexts = broker.traffic.contexts
+        contexts.now_s = (clock := ManualClock()).monotonic_s
+        await broker.state(ENTITIES)
+        raw.answer = http(403)  # who could be asked for it alone does not tell
+        clock.advance(61)
+        assert await contexts.look()
+        assert contexts.rows(clock.now())
+        raw.answer = http(204) if kind in ("state", "history") else as_json(200, [])
+        match kind:
+            case "state":
+                await broker.state(ENTITIES)
+            case "history":
+                await broker.history(ENTITIES[:1])
+            case "read back":
+                await broker.read_back(ENTITIES)
+            case _:
+                await broker.history_back(ENTITIES)
+        assert contexts.rows(clock.now()) == []
+
+
 async def test_a_broker_that_does_not_answer_tells_nothing_of_a_context() -> None:
     raw = Raw(as_json(503, MISSING))
     async with raw.serve() as url, broker_at(url) as broker:
