@@ -23,6 +23,7 @@ from gateway.forward.broker import Broker
 from gateway.forward.checked import SAMPLE_OF, Checked
 from gateway.forward.dates import Dates
 from gateway.forward.forwarder import Forwarder
+from gateway.forward.greetings import Greetings
 from gateway.forward.ngsild import broker_of
 from gateway.forward.settings import settings_of
 from gateway.harmonise.devices import box_set, sensor_set
@@ -75,6 +76,7 @@ class Daemon:
         self._health = Health(self._clock)
         self._links: dict[str, LinkService] = {}
         self._forwarders: dict[str, Forwarder] = {}
+        self._greetings = Greetings()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stop = asyncio.Event()
         self._reload_asked = asyncio.Event()
@@ -180,7 +182,8 @@ class Daemon:
         async def forward() -> None:
             bind(broker=plan.name)
             offer_time = partial(self._clock.offer, source=Source.BROKER, who=f"broker {plan.name}")
-            broker: Broker = broker_of(plan.config, offer_time=offer_time, dates=Dates(self._clock))
+            turns = self._greetings.of(plan.config.url)
+            broker: Broker = broker_of(plan.config, offer_time=offer_time, dates=Dates(self._clock), turns=turns)
             every = SAMPLE_OF if plan.config.check == "sampled" else 1
             validator = None if plan.config.check == "off" else Validator(self.plan.models)
             broker = Checked(broker, validator, every=every, left_out=record.left_out)

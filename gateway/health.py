@@ -150,6 +150,7 @@ class BrokerHealth:
         unseen: points that it accepted and that were never seen in its history.
         waiting: entities not sent yet, with the mandatory attributes that are still unknown.
         refusing: entities that it refused when last offered: `{entity, device, reason, since, remedy}`.
+        contexts: those that it cannot fetch: `{context, since, entities, reason, remedy}`.
         given_up: readings that it will not get: dropped by a bound, from the log or from what is held.
     """
 
@@ -179,6 +180,7 @@ class BrokerHealth:
     unseen: int = 0
     waiting: dict[str, list[str]] = field(default_factory=dict)
     refusing: list[dict[str, Any]] = field(default_factory=list)
+    contexts: list[dict[str, Any]] = field(default_factory=list)
     given_up: int = 0
 
 
@@ -245,6 +247,12 @@ class Health:
             if device.state == "bad"
         ]
         lines += [f"broker {n}: {r.state}: {r.reason}" for n, r in self.brokers.items() if r.state not in WELL]
+        lines += [
+            f"broker {name}: cannot fetch {row['context']} (entities waiting: {row['entities']}): {row['reason']}; {row['remedy']}"
+            for name, broker in self.brokers.items()
+            if broker.state in WELL
+            for row in broker.contexts
+        ]
         for name, broker in self.brokers.items():
             if broker.state == BrokerState.CONFIG_FAULT:  # it says so of all
                 continue

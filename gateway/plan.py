@@ -135,7 +135,7 @@ def make_plan(path: Path, registry: Drivers, *, with_secrets: bool = True) -> Pl
     if loaded.config is None or any(problem.severity == "error" for problem in ordered):
         raise ConfigError(ordered)
     brokers = {
-        name: BrokerPlan(name, config, loaded.profiles[name][0], _sent(config, tables[name]))
+        name: BrokerPlan(name, _at(config, profiles[name]), profiles[name], _sent(config, tables[name]))
         for name, config in loaded.config.brokers.items()
     }
     return Plan(loaded.config, links, devices, brokers, read_api, ordered, loaded.files, models, loaded.secrets)
@@ -194,6 +194,11 @@ def _link_plan(link: LoadedLink, location: tuple[float, float] | None) -> LinkPl
 def _device_plan(name: str, link: LoadedLink, config: DeviceConfig, location: tuple[float, float] | None) -> DevicePlan:
     template, file = config.template, link.templates[name].file
     return DevicePlan(name, link.name, config, template, _points(template), config.location or location, file)
+
+
+def _at(config: BrokerConfig, profile: CityProfile) -> BrokerConfig:
+    """A broker of its city: what the entry says comes first."""
+    return config if config.contexts else config.model_copy(update={"contexts": profile.contexts})
 
 
 def _points(template: Template) -> dict[str, Point]:

@@ -23,7 +23,9 @@ from gateway.sdk.errors import BrokerUnavailable, ConfigError
 
 if TYPE_CHECKING:
     from gateway.config.model import BrokerConfig
-    from gateway.plan import LinkPlan, Plan
+    from gateway.forward.broker import Probe
+    from gateway.forward.ngsild import NgsiLdBroker
+    from gateway.plan import BrokerPlan, LinkPlan, Plan
 
 REACH_WITHIN_S = 5.0
 PROBE_WITHIN_S = 20.0
@@ -112,7 +114,7 @@ async def look(config: Path) -> AsyncIterator[Finding]:
         async for finding in _link(link, running=running):
             yield finding
     for name, broker in plan.brokers.items():
-        async for finding in _broker(name, broker.config):
+        async for finding in _broker(name, broker):
             yield finding
 
 
@@ -354,7 +356,8 @@ async def _reach(name: str, host: str, port: int) -> Finding:
     return Finding(name, "ok", f"{host}:{port} takes connections")
 
 
-async def _broker(name: str, config: "BrokerConfig") -> AsyncIterator[Finding]:
+async def _broker(name: str, plan: "BrokerPlan") -> AsyncIterator[Finding]:
+    config = plan.config
     target = urlsplit(config.proxy or config.url)
     port = target.port or (443 if target.scheme == "https" else 80)
     reached = await _reach(name, target.hostname or "", port)
@@ -366,7 +369,7 @@ async def _broker(name: str, config: "BrokerConfig") -> AsyncIterator[Finding]:
         yield certificate
         if certificate.state == "unreachable":
             return
-    async for finding in _probed(name, config):
+    async for finding in _probed(name, plan):
         yield finding
 
 
@@ -394,28 +397,73 @@ async def _certificate(name: str, host: str, port: int, config: "BrokerConfig | 
     return Finding(name, "ok", said) if left_d >= CERTIFICATE_WARN_D else Finding(name, "warn", said, "tell the city")
 
 
-async def _probed(name: str, config: "BrokerConfig") -> AsyncIterator[Finding]:
-    """Logged in as the daemon does, reading alone: does it answer, what can it do, how far is its clock from ours."""
+NAMES = {"scorpio": "Scorpio", "stellio": "Stellio", "orion-ld": "Orion-LD", "orion": "Orion"}
+
+
+async def _probed(name: str, plan: "BrokerPlan") -> AsyncIterator[Finding]:
+    """Logged in as the daemon does, reading alone: who answers, what it can do, how far its clock is from ours."""
     from gateway.forward.broker import LoginFailed
     from gateway.forward.ngsild import broker_of
 
-    broker = broker_of(config)
+    broker = broker_of(plan.config)
     try:
         async with asyncio.timeout(PROBE_WITHIN_S):
             probe = await broker.probe()
+            contexts = [finding async for finding in _contexts(name, plan, broker)]
     except LoginFailed as error:
         yield Finding(name, "unreachable", f"login: {error}", f"check brokers.{name}.auth and its secret")
         return
     except (BrokerUnavailable, TimeoutError) as error:
-        yield Finding(name, "unreachable", str(error) or f"no answer within {PROBE_WITHIN_S:g} s", "is the url right?")
+        remedy = getattr(error, "remedy", "") or "is the url right?"
+        yield Finding(name, "unreachable", str(error) or f"no answer within {PROBE_WITHIN_S:g} s", remedy)
         return
     finally:
         await broker.close()
-    history = {True: "a temporal API", False: "no temporal API", None: "a tenant that is not there yet"}[probe.temporal]
-    read = "may be read" if probe.readable else "may not be read"
-    yield Finding(name, "ok", f"answers{f' as {probe.product}' if probe.product else ''}; entities {read}, {history}")
+    product = f"{NAMES.get(probe.product, probe.product)} {probe.version}".strip()
+    read = "entities may be read" if probe.readable else "entities may not be read"
+    yield Finding(name, "ok", f"{product or 'a broker that does not tell its name'} answers as NGSI-LD; {read}")
+    yield Finding(name, "ok", f"history: {_history(plan.config, probe)}")
+    for finding in contexts:
+        yield finding
     skew_s = (probe.date - datetime.now(UTC)).total_seconds() if probe.date else 0.0
     if abs(skew_s) > SKEW_WARN_S:
         yield Finding(
             name, "warn", f"its clock is {skew_s:+.0f} s from ours", "one of the two is wrong; see clock above"
         )
+
+
+def _history(config: "BrokerConfig", probe: "Probe") -> str:
+    """How the past will be sent."""
+    if config.history != "auto":
+        return f"{config.history}, as history: says"
+    if probe.temporal is None:
+        return f"shows with the first write, which makes the tenant {config.tenant or ''}".rstrip()
+    if not probe.temporal:
+        return "in-order, as there is no temporal API"
+    product = probe.product if config.preset == "auto" else config.preset
+    records = {
+        "scorpio": "it records by itself, and what it forgot is seen and sent again",
+        "stellio": "it records by itself",
+    }
+    return f"a temporal API; {records.get(product, 'whether it records by itself is found out at work')}"
+
+
+async def _contexts(name: str, plan: "BrokerPlan", broker: "NgsiLdBroker") -> AsyncIterator[Finding]:
+    """Whether the broker can fetch the contexts that this box sends with: a read that finds nothing needs them too."""
+    from gateway.forward.contexts import REMEDY
+
+    known = broker.traffic.contexts
+    used = sorted({table.context for tables in plan.mappings.values() for table in tables})
+    served: dict[str, bool | None] = {}
+    for context in used:
+        served[context] = None
+        with contextlib.suppress(BrokerUnavailable):
+            served[context] = await known.ask(context) if known.ask is not None else None
+        if served[context] is False:
+            yield Finding(name, "unreachable", f"cannot fetch the context {known.address(context)}", REMEDY)
+    way = f"contexts: {known.prefix}" if known.prefix else "where they are published"
+    told = counted(len(used), "context")
+    if used and all(served.values()):
+        yield Finding(name, "ok", f"fetches {told} ({way})")
+    elif used and False not in served.values():
+        yield Finding(name, "ok", f"is to fetch {told} ({way}); whether it can shows with the first write")

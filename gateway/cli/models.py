@@ -1,4 +1,4 @@
-"""Verbs of the city data models: list, show, search, new, check, refresh; and the quantities and units there are."""
+"""Verbs of the city data models: list, show, search, new, check, refresh, contexts; and the quantities and units there are."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from gateway.models.catalogue import AttributeSpec, Catalogue, EntityType
 from gateway.sdk.errors import CitygateError, Problem
 from gateway.sdk.quantities import quantities, units
 
-ACTIONS = ("list", "show", "search", "new", "check", "refresh", "quantities", "units")
+ACTIONS = ("list", "show", "search", "new", "check", "refresh", "contexts", "quantities", "units")
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -22,11 +22,12 @@ def add_verbs(verbs: Verbs) -> None:
     verb = verbs.add(
         "models",
         models,
-        help="the city data models: list, show one, search, make and check an extension",
+        help="the city data models: list, show one, search, make and check an extension, write the contexts",
         about="The types an entity can have, offline: the published ones, and those in models/ beside the config. `show` has "
         "attributes, units and bounds, and a sample mapping; `search` looks in names and descriptions. `new` makes an "
         "extension model of a short brief (schema, context, examples, specification, changelog); `check` verifies it; "
-        "`refresh` takes newer published schemas from a folder. `quantities` and `units` are what a template's points can "
+        "`refresh` takes newer published schemas from a folder; `contexts` writes what a city has to serve for a broker that "
+        "cannot fetch the published contexts (contexts: of the broker). `quantities` and `units` are what a template's points can "
         "measure, and in which units.",
         examples=(
             "citygate models",
@@ -35,19 +36,20 @@ def add_verbs(verbs: Verbs) -> None:
             "citygate models new bench.yaml --into ./models",
             "citygate models check --into ./models",
             "citygate models refresh ./schemas --into ./models",
+            "citygate models contexts /var/www/contexts",
             "citygate models quantities soil",
             "citygate models units pressure",
         ),
     )
     verb.add_argument("action", nargs="?", choices=ACTIONS, default="list")
-    verb.add_argument("names", nargs="*", metavar="WORD", help="type, words to search, or file of the brief")
+    verb.add_argument("names", nargs="*", metavar="WORD", help="type, words to search, file of the brief, or a folder")
     verb.add_argument(
         "--into", metavar="DIR", type=Path, help="folder of own models (default: models/ beside the config)"
     )
 
 
 def models(given: argparse.Namespace) -> int:
-    """`citygate models list|show|search|new|check|refresh`."""
+    """`citygate models list|show|search|new|check|refresh|contexts`."""
     folder = given.into or config_files(given.config)[0].parent / "models"
     run = {
         "list": _list,
@@ -56,6 +58,7 @@ def models(given: argparse.Namespace) -> int:
         "new": _new,
         "check": _check,
         "refresh": _refresh,
+        "contexts": _contexts,
         "quantities": _quantities,
         "units": _units,
     }
@@ -256,6 +259,27 @@ def _refresh(given: argparse.Namespace, folder: Path) -> int:
         say_json({"file": str(target), "types": sorted(index["types"])})
     else:
         say(f"{len(index['types'])} types of {given.names[0]} now come before the shipped ones ({target})")
+    return FINE
+
+
+def _contexts(given: argparse.Namespace, folder: Path) -> int:
+    if len(given.names) != 1:
+        raise UnknownName("contexts takes the folder to write to, from which the city serves them")
+    written = []
+    try:
+        for subject, terms in sorted(_known(folder).contexts().items()):
+            file = Path(given.names[0]) / subject / "context.jsonld"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"@context": terms}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            written.append(str(file))
+    except OSError as error:
+        raise CitygateError(f"{error.filename}: {error.strerror}") from None
+    if given.json:
+        say_json({"files": written})
+    else:
+        say(
+            f"{len(written)} contexts in {given.names[0]}: serve them as application/ld+json, and put contexts: to that address"
+        )
     return FINE
 
 

@@ -131,7 +131,7 @@ def anything_bad(found: Mapping[str, Any]) -> bool:
         or any(device["state"] == "bad" for device in devices)
         or any(broker["state"] not in WELL for broker in found.get("brokers", {}).values())
         or any(device.get("refused_by") for device in devices)
-        or any(broker.get("refusing") for broker in found.get("brokers", {}).values())
+        or any(broker.get("refusing") or broker.get("contexts") for broker in found.get("brokers", {}).values())
         or bool(found.get("gateway", {}).get("ready"))
     )
 

@@ -173,6 +173,11 @@ def _broker(name: str, broker: Mapping[str, Any], now: datetime | None) -> Itera
         since = age(time_of(row["since"]), now)
         yield f"    {colour('✗', 'red')} refuses {printable(row['entity'])} of {printable(row['device'])} since {since}: {printable(row['reason'])}"
         yield f"      → {printable(row['remedy'])}"
+    for row in broker.get("contexts", ()):
+        since = age(time_of(row["since"]), now)
+        yield f"    {colour('✗', 'red')} cannot fetch {printable(row['context'])} since {since}: {printable(row['reason'])}"
+        yield f"      waiting for it: {row['entities']} of its entities, nothing else; it is asked for again by itself"
+        yield f"      → {printable(row['remedy'])}"
     for entity, missing in broker.get("waiting", {}).items():
         yield f"    {printable(entity)} is sent once {', '.join(missing)} is known"
 

@@ -105,6 +105,10 @@ class BrokerConfig(ConfigModel):
     preset: Literal["auto", "orion-ld", "scorpio", "stellio"] = Field(
         "auto", description="where to begin with batch sizes and history; the rest is learned"
     )
+    contexts: HttpUrl | None = Field(
+        None,
+        description="where the broker finds the contexts of the published models, as SUBJECT/context.jsonld; default: where they are published",
+    )
     auth: AuthConfig = Field(AuthConfig(), description="how to log in")
     tls: TlsConfig = Field(TlsConfig(), description="whom to trust, and our certificate")
     proxy: Url | None = Field(None, description="HTTP proxy on the way, e.g. http://proxy.example:3128")
@@ -234,6 +238,7 @@ class CityProfile(ConfigModel):
     city: str = Field("", description="name in entity ids; default: the gateway's")
     description: str = ""
     broker: dict[str, Any] = Field(default={}, description="keys of a broker entry, e.g. kind, url, tenant")
+    contexts: HttpUrl | None = Field(None, description="contexts: of a broker entry, for all brokers of the city")
     id: IdPattern | None = Field(None, description="id pattern of {Type}, {city}, {gateway}, {device}")
     types: dict[str, TypeRule] = Field(default={}, description="rules by entity type")
     static: dict[str, Any] = Field(default={}, description="extra attributes of every entity: constant values")

@@ -62,6 +62,11 @@ class Problem:
     reason: str
 
     @property
+    def of_context(self) -> bool:
+        """Whether the broker could not fetch the context that the request names."""
+        return self.kind == "LdContextNotAvailable"
+
+    @property
     def blames(self) -> bool:
         """Whether the entity is at fault: sent again as it is, it would be refused again."""
         if _NOT_THE_ENTITY.search(self.kind):
@@ -86,6 +91,8 @@ class Answer:
         problem: the report, when it is one of a context broker.
         result: of a batch, when it is one.
         fault: why a body that should be a result cannot be read, "".
+        link: its `Link` header.
+        correlated: it has a `Fiware-Correlator`, as NGSIv2 brokers give.
     """
 
     status: int
@@ -99,6 +106,8 @@ class Answer:
     problem: Problem | None
     result: Result | None
     fault: str
+    link: str
+    correlated: bool
 
     @property
     def is_ids(self) -> bool:
@@ -127,7 +136,7 @@ class Answer:
     @property
     def is_fault(self) -> bool:
         """Whether it is no broker's, or that of one that failed: it may not be the process that it was."""
-        if self.problem is not None and self.problem.kind == "LdContextNotAvailable":
+        if self.problem is not None and self.problem.of_context:
             return False
         return self.status >= 500 or not (self.by_broker or self.is_empty_refusal)
 
@@ -200,6 +209,8 @@ def read_answer(status: int, headers: Mapping[str, str], body: bytes, *, now: da
         problem=problem,
         result=result,
         fault=fault,
+        link=words(headers.get("Link", ""))[:300],
+        correlated="Fiware-Correlator" in headers,
     )
 
 

@@ -6,8 +6,9 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from gateway.claims import AHEAD_US, EARLIEST_US, latest_us
+from gateway.forward.contexts import Contexts
 from gateway.forward.feeds import Feeds
-from gateway.forward.updates import Update
+from gateway.forward.updates import Feed, Update
 from gateway.log.held import HeldPiece
 from gateway.log.segment import Columns, TimeState, microseconds
 from gateway.sdk.driver import Clock
@@ -18,6 +19,7 @@ GATHER_SETS = 500
 LATER_S = (30.0, 120.0, 600.0, 3600.0)  # waits between the tries of a piece; then every hour
 FUTURE_AGAIN_S = 86_400.0  # what lies in the future is looked at again after this at the latest
 INCOMPLETE_S = 60.0  # how often an entity without its mandatory attributes is looked at again
+CONTEXT_AGAIN_S = 1.0  # once its context is there; until then it is left alone
 TRIES = 30  # about a day; then it is a dead letter
 FUTURE = "its time is ahead of this box's clock"  # such a piece waits for itself: nothing waits behind it
 _FUTURE_BEFORE = "its time lies in the future"  # as an earlier citygate called it, which believed what others claimed
@@ -81,13 +83,17 @@ class Aside:
 
     Args:
         every_s: what is gathered goes to the card at the latest after this; until then the cursor must not pass it.
+        contexts: those that the broker misses.
     """
 
-    def __init__(self, broker: str, held: Held, clock: Clock, *, every_s: float = GATHER_S) -> None:
+    def __init__(
+        self, broker: str, held: Held, clock: Clock, *, every_s: float = GATHER_S, contexts: Contexts | None = None
+    ) -> None:
         self._broker = broker
         self._held = held
         self._clock = clock
         self._every_s = every_s
+        self._contexts = contexts or Contexts()
         self._gathered: dict[tuple[str, str, bool, bool], _Gathered] = {}  # entity, device, dead, future
         self._sets = 0
         self._since_s: float | None = None
@@ -236,7 +242,7 @@ class Aside:
     async def retry(self, feeds: Feeds) -> list[Update]:
         """What is to be tried again now; the verdict on pieces that cannot be yet, or ever."""
         latest, updates = latest_us(self._clock.now()), []
-        for piece, columns in await self._due():
+        for piece, columns in await self._due(feeds):
             feed = feeds.of(piece.entity, piece.device)
             if feed is None:
                 self._give_up(piece, "no longer sent to this broker")
@@ -253,10 +259,10 @@ class Aside:
                 self._give_up(piece, "the mapping takes none of it")
         return updates
 
-    async def _due(self) -> list[tuple[HeldPiece, Columns]]:
+    async def _due(self, feeds: Feeds) -> list[tuple[HeldPiece, Columns]]:
         """The oldest piece of each entity where its time has come: an entity's sets keep their order.
 
-        One that is ahead of the clock stands outside of that order.
+        One that is ahead of the clock stands outside of that order. One whose context is missing is not touched.
         """
         self._look()
         now = self._clock.now()
@@ -274,7 +280,14 @@ class Aside:
             for p in oldest.values()
             if p.reason == _FUTURE_BEFORE or (p.next_try_at is not None and p.next_try_at <= now)
         ]
-        return [(p, await self._held.readings(p.id)) for p in ready if p.id not in self._tried]
+        return [
+            (p, await self._held.readings(p.id))
+            for p in ready
+            if p.id not in self._tried and not self._lacks_context(feeds.of(p.entity, p.device))
+        ]
+
+    def _lacks_context(self, feed: Feed | None) -> bool:
+        return feed is not None and self._contexts.away(feed.context)
 
     def _give_up(self, piece: HeldPiece, reason: str) -> None:
         """A piece that cannot be tried any more becomes a dead letter."""

@@ -279,6 +279,17 @@ class Way:
             )
         return self._session
 
+    def patient(self, silent_s: float) -> aiohttp.ClientTimeout:
+        """The time-outs of one request that may take longer than usual."""
+        usual = self._timeout
+        if not silent_s:
+            return usual
+        return aiohttp.ClientTimeout(
+            total=usual.total and max(usual.total, 1.5 * silent_s),
+            sock_connect=usual.sock_connect,
+            sock_read=usual.sock_read and max(usual.sock_read, silent_s),
+        )
+
     def _connector(self) -> aiohttp.TCPConnector:
         # True: aiohttp's own, TLS 1.2 or newer, verified
         return aiohttp.TCPConnector(

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Protocol
 
 from gateway.claims import AHEAD
+from gateway.forward.contexts import Contexts
 from gateway.harmonise.entity import Attribute, Entity
 from gateway.sdk.driver import Clock
 from gateway.sdk.errors import BrokerUnavailable
@@ -27,6 +28,10 @@ class NotOffered(BrokerUnavailable):
 
 class ReadRefused(BrokerUnavailable):
     """The broker works but does not let us read this."""
+
+
+class ContextMissing(BrokerUnavailable):
+    """The broker works but cannot fetch the context that this needs."""
 
 
 class BatchRefused(Exception):
@@ -54,6 +59,7 @@ class Outcome:
         doubtful: those of `later` that may have been carried out all the same: read back before sending again.
         fault: set when the broker itself failed on the way, so that all of `later` waits for the broker.
         created: those of `accepted` that may not have been there before, as far as the answer tells.
+        absent: those of `later` that wait for their context: no fault of theirs, and read back before sending again.
     """
 
     accepted: frozenset[str] = frozenset()
@@ -62,6 +68,7 @@ class Outcome:
     doubtful: frozenset[str] = frozenset()
     fault: BrokerUnavailable | None = None
     created: frozenset[str] = frozenset()
+    absent: frozenset[str] = frozenset()
 
     def __add__(self, other: "Outcome") -> "Outcome":
         return Outcome(
@@ -71,6 +78,7 @@ class Outcome:
             self.doubtful | other.doubtful,
             self.fault or other.fault,
             self.created | other.created,
+            self.absent | other.absent,
         )
 
 
@@ -81,6 +89,12 @@ def unavailable(entities: Sequence[Entity], fault: BrokerUnavailable, *, sent: b
     return Outcome(later=dict.fromkeys(ids, str(fault)), doubtful=doubtful, fault=fault)
 
 
+def waiting(entities: Iterable[Entity], reason: str) -> Outcome:
+    """All of `entities` later, because their context is missing."""
+    ids = frozenset(entity.id for entity in entities)
+    return Outcome(later=dict.fromkeys(ids, reason), absent=ids)
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
     """What reading alone told about a broker.
@@ -89,7 +103,8 @@ class Probe:
         readable: current entities may be read back.
         temporal: there is a temporal API that may be read; None when that shows only after the first write.
         sure: a context broker said so itself. Else somebody on the way may have: it is asked again.
-        product: broker as it names itself, "" when it does not.
+        product: "scorpio", "stellio", "orion-ld", "orion", as far as it reveals itself; "" when it does not.
+        version: as the product writes it, "" when it does not tell.
         date: the broker's clock by its `Date` header.
     """
 
@@ -97,6 +112,7 @@ class Probe:
     temporal: bool | None
     sure: bool = True
     product: str = ""
+    version: str = ""
     date: datetime | None = None
 
 
@@ -110,6 +126,7 @@ class Traffic:
         faults: requests that no broker answered, or that it failed at: it may have been restarted.
         warning: what status must say although it works, "" for nothing.
         before: awaited before each request that sends values, with the number of readings that these were made of.
+        contexts: those that the broker cannot fetch now.
     """
 
     requests: int = 0
@@ -118,6 +135,7 @@ class Traffic:
     batch: int = 0
     warning: str = ""
     faults: int = 0
+    contexts: Contexts = field(default_factory=Contexts, compare=False)
     before: Callable[[int], Awaitable[None]] | None = None
 
     async def sends(self, entities: Sequence[Entity]) -> None:
@@ -451,7 +469,7 @@ class Streak:
 
     def note(self, outcome: Outcome, way: str = "past") -> None:
         """Count one batch. One that holds nothing but entities known to be bad tells nothing new."""
-        failed = outcome.refused.keys() | outcome.later.keys()
+        failed = (outcome.refused.keys() | outcome.later.keys()) - outcome.absent
         if outcome.accepted:
             self._bad -= {(way, entity_id) for entity_id in outcome.accepted}
             self.clear(failed if outcome.fault is None else outcome.refused)

@@ -3,6 +3,7 @@ waits for another broker."""
 
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Mapping as MappingOf
 from collections.abc import Sequence
 from datetime import datetime
@@ -37,15 +38,24 @@ SHOW_EVERY_S = 0.2
 ASK_TIME_EVERY_S = 10.0
 
 
-def _breaker(settings: ForwardSettings, rng: random.Random | None) -> Breaker:
-    backoff = Backoff(
+def _backoff(settings: ForwardSettings, rng: random.Random | None) -> Backoff:
+    return Backoff(
         settings.retry_first_s,
         settings.retry_cap_s,
         quick_cap_s=settings.retry_quick_s,
         quick_for_s=settings.retry_quick_for_s,
         rng=rng,
     )
-    return Breaker(backoff)
+
+
+def _breaker(settings: ForwardSettings, rng: random.Random | None) -> Breaker:
+    return Breaker(_backoff(settings, rng))
+
+
+def _used(mappings: "MappingOf[str, Sequence[Mapping]]") -> dict[str, int]:
+    """How many entities are sent with each context."""
+    context_of = {table.entity_id: table.context for tables in mappings.values() for table in tables}
+    return dict(Counter(context_of.values()))
 
 
 def recording_of(settings: ForwardSettings) -> Recording:
@@ -85,6 +95,8 @@ class Forwarder:
         broker = self._statics = Statics(name, broker, statics_of(mappings), log=log, clock=clock)
         feeds = Feeds(name, log, mappings, max_readings=settings.max_readings)
         recording = recording_of(settings)
+        contexts = broker.traffic.contexts
+        contexts.used, contexts.backoff = _used(mappings), lambda: _backoff(settings, rng)
         self.name = name
         self._broker = broker
         self._log = log
@@ -95,7 +107,7 @@ class Forwarder:
         self._shared = of = Shared(
             broker=broker,
             feeds=feeds,
-            aside=Aside(name, log.held, clock, every_s=settings.gather_s),
+            aside=Aside(name, log.held, clock, every_s=settings.gather_s, contexts=contexts),
             clock=clock,
             accepted=Accepted(clock),
             sent=Sent(),
@@ -147,6 +159,8 @@ class Forwarder:
             self.show()
         try:
             await self._ask_time()
+            if await self._broker.traffic.contexts.look():
+                self._common.state.hurry()
             came = await self._step()
             if came is not None and not isinstance(came, Outcome):
                 await self._go_on(came)
@@ -233,6 +247,7 @@ class Forwarder:
         health.later, health.dead = of.aside.counts()
         health.refusing = common.refusals.now(of.aside.dead() if health.dead else {})
         health.waiting = dict(of.feeds.complete.missing)
+        health.contexts = traffic.contexts.rows(self._clock.now())
         counts = self._way.counts
         if counts is not None:
             health.late, health.skipped, health.unseen = counts.late, counts.skipped, counts.unseen

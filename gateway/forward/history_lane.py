@@ -8,7 +8,7 @@ broker with a temporal API (or, by option, for none): what the state lane did no
 from collections.abc import Callable, Sequence
 
 from gateway.forward.aside import INCOMPLETE_S
-from gateway.forward.broker import Outcome, ReadRefused, observed
+from gateway.forward.broker import ContextMissing, Outcome, ReadRefused, observed, waiting
 from gateway.forward.pace import UPDATES_A_REQUEST
 from gateway.forward.recording import Recording
 from gateway.forward.updates import UNKNOWN, Feed, Fits, Good, Mark, Update, instant, is_measured
@@ -123,7 +123,7 @@ class InOrderLane:
             self._sent_seq[update.entity_id] = update.seq
             for _, time_us, number in update.readings.values() if self._remember else ():
                 of.sent.note(update.entity_id, number, time_us, mark)
-        for entity_id in outcome.doubtful:
+        for entity_id in outcome.doubtful | outcome.absent:
             of.accepted.doubt(entity_id)
 
     def _round(self) -> list[Update]:
@@ -350,10 +350,13 @@ class PastLane:
             batch = batch[: fits([len(update.readings) for update in batch])]
         if not batch:
             return Outcome()
-        batch = await self._unknown(entity_id, batch)
-        if not batch:
-            return Outcome()
-        outcome = await self._of.broker.history([update.past for update in batch])
+        try:
+            batch = await self._unknown(entity_id, batch)
+            if not batch:
+                return Outcome()
+            outcome = await self._of.broker.history([update.past for update in batch])
+        except ContextMissing as missing:
+            outcome = waiting([batch[0].past], str(missing))
         await self._done(entity_id, batch, outcome)
         return outcome
 
@@ -471,7 +474,7 @@ class PastLane:
         self._doubtful |= outcome.doubtful
         if outcome.fault is not None:
             return
-        if entity_id not in outcome.accepted and len(batch) > 1:
+        if not {entity_id} & (outcome.accepted | outcome.absent) and len(batch) > 1:
             self._most[entity_id] = len(batch) // 2  # one of them is to blame
             self._taken.judge()
         elif self._taken.judged(batch, outcome):

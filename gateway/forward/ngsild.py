@@ -4,6 +4,9 @@ Sources: ETSI GS CIM 009 V1.9.1 clauses 5.6, 6.3, 6.15, 6.18; answers observed o
 sources of Orion-LD and Stellio.
 """
 
+import asyncio
+import contextlib
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +14,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from gateway.config.model import BrokerConfig
-from gateway.forward.answer import Answer, per_entity, read_answer, wire_moment
+from gateway.forward.answer import Answer, Result, per_entity, read_answer, wire_moment, words
 from gateway.forward.auth import Way
 from gateway.forward.batches import Batches, Encoded, json_bytes
 from gateway.forward.broker import (
     BatchRefused,
+    ContextMissing,
     InDoubt,
     Outcome,
     Point,
@@ -25,8 +29,12 @@ from gateway.forward.broker import (
     bisect,
     observed,
     unavailable,
+    waiting,
 )
+from gateway.forward.contexts import REMEDY as CONTEXT_REMEDY
 from gateway.forward.dates import Dates
+from gateway.forward.greetings import PATIENCE_S, Turns
+from gateway.forward.identity import API, NOBODY, Identity, identify, is_orion
 from gateway.forward.transport import OfferTime, Transport, fault_of, way_of
 from gateway.harmonise.dialects import ngsi_ld, wire_time
 from gateway.harmonise.entity import Entity
@@ -34,7 +42,13 @@ from gateway.sdk.errors import BrokerUnavailable, FrameError
 
 LINK = '<{}>; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+json"'
 READ_BACK_IDS = 20  # ids in one query: keeps the URL below 2 kB
+HALF_MADE_REMEDY = "whoever runs the broker has to drop the database of this tenant, so that the next write makes it anew; else take another tenant"
+_HALF_MADE = re.compile(r"""relation \\?["'][a-z_]+\\?["'] does not exist""")  # several were made at once
+WAITS = "waits for its @context, which the broker cannot fetch"
 LAST_N = 1000  # instances of an attribute in one answer
+ORION_REMEDY = "ask the city for the address of its NGSI-LD broker (Orion-LD, Scorpio, Stellio) and put it into url"
+IDENTIFIED_WITHIN_S = 5.0
+IDENTITY_AGAIN_S = 600.0  # a product is not asked for its name more often; one without a name each time it is probed
 _UNREADABLE = frozenset({403, 405, 501})  # to a read: the broker works, we may not, or it cannot
 _MEMBERS = frozenset({"id", "type", "@context"})
 _EVER = {"timerel": "after", "timeAt": "2000-01-01T00:00:00Z"}
@@ -49,6 +63,7 @@ class NgsiLdSettings:
         headers: further ones, sent with each request.
         batch_entities: entities a request to begin with; learned from there.
         batch_bytes: bound of one request; 200 kB suits Stellio's default buffer.
+        contexts: where the city serves the contexts of the published models; "": where they are published.
     """
 
     url: str
@@ -56,27 +71,40 @@ class NgsiLdSettings:
     headers: Mapping[str, str] | None = None
     batch_entities: int = 25
     batch_bytes: int = 200_000
+    contexts: str = ""
 
 
 class NgsiLdBroker:
     """One NGSI-LD broker. Use from one task: requests go one after the other."""
 
     def __init__(
-        self, settings: NgsiLdSettings, way: Way | None = None, *, offer_time: OfferTime | None = None
+        self,
+        settings: NgsiLdSettings,
+        way: Way | None = None,
+        *,
+        offer_time: OfferTime | None = None,
+        turns: Turns | None = None,
     ) -> None:
         base = settings.url.rstrip("/")
         headers = dict(settings.headers or {})
         if settings.tenant:
             headers["NGSILD-Tenant"] = settings.tenant
         self._http = Transport(
-            base if base.endswith("/ngsi-ld/v1") else f"{base}/ngsi-ld/v1",
+            base.removesuffix(API),
             way or Way(),
             read=read_answer,
             headers=headers,
             offer_time=offer_time,
         )
         self._batches = Batches(self._http.traffic, entities=settings.batch_entities, size_bytes=settings.batch_bytes)
+        self._tenant = settings.tenant
+        self._turns = turns or Turns()
+        self._there = not settings.tenant  # the tenant is: it was read, or written to
         self._reads = False  # a read worked in this run
+        self._identity, self._identity_s = NOBODY, 0.0
+        self._contexts = self._http.traffic.contexts
+        self._contexts.prefix, self._contexts.ask = settings.contexts, self._serves
+        self._unread: set[str] = set()  # what the broker holds of these could not be asked for want of their context
 
     @property
     def traffic(self) -> Traffic:
@@ -85,26 +113,43 @@ class NgsiLdBroker:
 
     async def state(self, entities: Sequence[Entity]) -> Outcome:
         """Upsert current values, `options=update`; one subject context per request."""
-        encoded, refused = _encode(entities)
+        sendable = [e for e in entities if not self._contexts.away(e.context) and e.id not in self._unread]
+        encoded, refused = _encode(sendable)
         bodies = {entity.id: body for entity, body in encoded}
 
         async def send(batch: Sequence[Entity]) -> Outcome:
+            if self._contexts.away(batch[0].context):  # by now
+                return waiting(batch, WAITS)
             return await self._upsert(batch, [bodies[entity.id] for entity in batch])
 
-        return refused + await self._batches.send_all(encoded, send)
+        sent = {entity.id for entity in sendable}
+        rest = waiting([entity for entity in entities if entity.id not in sent], WAITS)
+        return self._judged(refused + await self._batches.send_all(encoded, send) + rest)
+
+    def _judged(self, outcome: Outcome) -> Outcome:
+        """Where no context is to be had the broker works for nobody: it is as if it were away."""
+        if outcome.absent and outcome.fault is None and self._contexts.all_away:
+            return replace(outcome, fault=self._contexts.fault())
+        return outcome
 
     async def history(self, instances: Sequence[Entity]) -> Outcome:
         """`POST /temporal/entities`: every attribute an array of instances (6.18); repeats would be stored again."""
         entity = instances[0]
+        if self._contexts.away(entity.context):
+            return self._judged(waiting([entity], WAITS))
         try:
             body = json_bytes(_evolution(instances))
         except (TypeError, ValueError) as error:
             return Outcome(refused={entity.id: f"cannot be written as JSON: {error}"})
         await self.traffic.sends(instances)
         try:
-            answer = await self._request("POST", "/temporal/entities", body=body, context=entity.context)
+            answer = await self._write("/temporal/entities", body, entity.context)
             if answer.status in (201, 204) and _all_done(answer, [entity.id]):
+                self._contexts.found(entity.context)
                 return Outcome(accepted=frozenset({entity.id}))
+            if answer.problem is not None and answer.problem.of_context:
+                self._contexts.missed(entity.context, answer.reason)
+                return self._judged(waiting([entity], answer.reason))
             if answer.problem is not None and answer.status in (400, 422):
                 told = {entity.id: answer.reason}
                 return Outcome(refused=told) if answer.problem.blames else Outcome(later=told)
@@ -121,6 +166,10 @@ class NgsiLdBroker:
             ReadRefused: somebody on the way does not let us read, so that nothing was learned.
         """
         now = await self._request("GET", "/entities", query={"type": "Device", "limit": "1"})
+        if is_orion(now):
+            version = (await self._identified(now)).version
+            said = f"Orion{f' {version}' if version else ''} speaks NGSIv2, not NGSI-LD"
+            raise BrokerUnavailable(f"{said}: {now.status} {words(now.json['description'])}", remedy=ORION_REMEDY)
         past = await self._request("GET", "/temporal/entities", query={"type": "Device", "limit": "1", **_EVER})
         readable = self._readable(now)
         sure = past.by_broker or past.is_empty_refusal
@@ -130,15 +179,40 @@ class NgsiLdBroker:
             temporal = False  # the broker spoke beside it; servers say so of a path they lack, and so do proxies
         else:
             temporal = bool(self._readable(past))
-        return Probe(readable=readable is not False, temporal=temporal, sure=sure, product=now.server, date=now.date)
+        who = await self._identified(now)
+        return Probe(
+            readable=readable is not False,
+            temporal=temporal,
+            sure=sure,
+            product=who.product,
+            version=who.version,
+            date=now.date,
+        )
+
+    async def _identified(self, read: Answer) -> Identity:
+        """Who answers; it is no fault when that cannot be learned."""
+
+        async def ask(path: str, query: Mapping[str, str]) -> Answer:
+            return await self._http.request("GET", path, query=query, tells=False)
+
+        if not self._identity.product or time.monotonic() - self._identity_s >= IDENTITY_AGAIN_S:
+            self._identity = NOBODY
+            with contextlib.suppress(BrokerUnavailable, TimeoutError):
+                async with asyncio.timeout(IDENTIFIED_WITHIN_S):
+                    self._identity = await identify(read, ask)
+            self._identity_s = time.monotonic()
+        return self._identity
 
     def _readable(self, answer: Answer) -> bool | None:
         """Whether a read is offered and allowed; None: the tenant is not there yet. Raises when no broker answered."""
         if answer.status == 200 and answer.is_entities:
-            self._reads = True
+            self._reads = self._there = True
             return True
         if _no_tenant(answer):
+            self._there = not self._tenant
             return None
+        if answer.problem is not None and answer.problem.of_context:  # the core context: no other was named
+            raise BrokerUnavailable(f"it has not even the core context: {answer.reason}", remedy=CONTEXT_REMEDY)
         told = answer.problem is not None or answer.is_empty_refusal
         if told and (answer.status in _UNREADABLE or answer.status in (400, 404)):
             return False
@@ -151,16 +225,39 @@ class NgsiLdBroker:
 
         Raises:
             ReadRefused: the broker says so itself, or nobody ever let us read.
+            ContextMissing: the broker cannot fetch the context.
         """
+        if self._contexts.away(context):
+            raise self._missing(WAITS)
         answer = await self._request("GET", path, query=query, context=context)
+        if answer.problem is not None and answer.problem.of_context:
+            self._contexts.missed(context, answer.reason)
+            raise self._missing(answer.reason)
         if answer.status in (200, 206) and answer.is_entities:
-            self._reads = True
+            self._reads = self._there = True
+            self._contexts.found(context)
             return [item for item in answer.json if isinstance(item.get("id"), str)]
         if answer.status == 404 and answer.problem is not None and (path != "/entities" or _no_tenant(answer)):
             return []  # nothing recorded yet, or a tenant that its first write makes
         told = answer.problem is not None or answer.is_empty_refusal
         if (answer.status in _UNREADABLE and (told or not self._reads)) or (answer.status == 404 and told):
             raise ReadRefused(answer.reason)
+        raise fault_of(answer)
+
+    def _missing(self, reason: str) -> BrokerUnavailable:
+        """What to raise for a read without its context."""
+        return self._contexts.fault() if self._contexts.all_away else ContextMissing(reason, remedy=CONTEXT_REMEDY)
+
+    async def _serves(self, context: str) -> bool | None:
+        """Whether the broker can fetch a context: a read that finds nothing needs it all the same."""
+        query = {"type": "Device", "id": "urn:ngsi-ld:Device:none", "limit": "1"}
+        answer = await self._request("GET", "/entities", query=query, context=context)
+        if answer.problem is not None and answer.problem.of_context:
+            return False
+        if answer.status == 200 and answer.is_entities:
+            return True
+        if answer.status in _UNREADABLE or answer.status == 404:
+            return None
         raise fault_of(answer)
 
     async def history_back(self, instances: Sequence[Entity]) -> frozenset[Point]:
@@ -214,7 +311,13 @@ class NgsiLdBroker:
             for start in range(0, len(ids), READ_BACK_IDS):
                 some = ids[start : start + READ_BACK_IDS]
                 query = {"type": entity_type, "id": ",".join(some), "limit": str(len(some))}
-                for item in await self._found("/entities", query, context):
+                try:
+                    items = await self._found("/entities", query, context)
+                except ContextMissing:
+                    self._unread.update(ids[start:])
+                    break
+                self._unread.difference_update(some)
+                for item in items:
                     found[item["id"]] = _observed(item)
         return found
 
@@ -227,14 +330,14 @@ class NgsiLdBroker:
         body = b"[" + b",".join(bodies) + b"]"
         asked_s = time.monotonic()
         try:
-            answer = await self._request(
-                "POST", "/entityOperations/upsert", query={"options": "update"}, body=body, context=batch[0].context
-            )
+            answer = await self._write("/entityOperations/upsert", body, batch[0].context, {"options": "update"})
         except InDoubt:
             self._batches.unanswered(len(batch))
             raise
         self._batches.answered(len(batch), answer.status, time.monotonic() - asked_s)
         outcome, unclear = self._outcome(batch, answer)
+        if outcome.accepted:
+            self._contexts.found(batch[0].context)
         self._batches.greeted = True
         for entity, one in zip(batch, bodies, strict=True):
             if entity.id in unclear:  # an error that names nobody: alone, its answer is unmistakable
@@ -256,9 +359,14 @@ class NgsiLdBroker:
         ids = [entity.id for entity in batch]
         if answer.status in (200, 201, 204) and _all_done(answer, ids):
             return Outcome(accepted=frozenset(ids), created=_created(answer, ids)), frozenset()
+        if answer.problem is not None and answer.problem.of_context:
+            self._contexts.missed(batch[0].context, answer.reason)
+            return waiting(batch, answer.reason), frozenset()
         if answer.result is not None:
             try:
-                outcome, unclear = per_entity(ids, answer.result)
+                outcome, unclear = self._without_context(
+                    batch[0].context, answer.result, *per_entity(ids, answer.result)
+                )
             except FrameError as error:
                 raise InDoubt(f"{answer.status}: {error.message}") from error
             return replace(outcome, created=_created(answer, ids)), unclear
@@ -270,6 +378,31 @@ class NgsiLdBroker:
             raise BatchRefused(answer.reason, permanent=False)
         raise fault_of(answer, wrote=True)
 
+    def _without_context(
+        self, context: str, result: Result, outcome: Outcome, unclear: frozenset[str]
+    ) -> tuple[Outcome, frozenset[str]]:
+        """Of what a result tells, what waits for the context of the request."""
+        missing = {entity_id: told.reason for entity_id, told in result.errors if told is not None and told.of_context}
+        if not missing:
+            return outcome, unclear
+        reason = next(iter(missing.values()))
+        self._contexts.missed(context, reason)
+        absent = frozenset(outcome.later.keys() & missing.keys())
+        if None in missing:  # it names nobody: all share one context
+            return replace(
+                outcome + Outcome(later=dict.fromkeys(unclear, reason)), absent=absent | unclear
+            ), frozenset()
+        return replace(outcome, absent=absent), unclear
+
+    async def _write(self, path: str, body: bytes, context: str, query: Mapping[str, str] | None = None) -> Answer:
+        """One write; the first of a tenant that may not be there yet makes it: patiently, and one at an address."""
+        if self._there:
+            return await self._request("POST", path, query=query, body=body, context=context)
+        async with self._turns.turn():
+            answer = await self._request("POST", path, query=query, body=body, context=context, patience_s=PATIENCE_S)
+        self._there = answer.by_broker and answer.status < 300
+        return answer
+
     async def _request(
         self,
         method: str,
@@ -278,9 +411,17 @@ class NgsiLdBroker:
         query: Mapping[str, str] | None = None,
         body: bytes | None = None,
         context: str = "",
+        patience_s: float = 0.0,
     ) -> Answer:
-        link = {"Link": LINK.format(context)} if context else None
-        return await self._http.request(method, path, query=query, body=body, headers=link)
+        link = {"Link": LINK.format(self._contexts.address(context))} if context else None
+        answer = await self._http.request(
+            method, API + path, query=query, body=body, headers=link, patience_s=patience_s
+        )
+        if answer.status == 500 and answer.problem is not None and _HALF_MADE.search(answer.problem.reason):
+            raise BrokerUnavailable(
+                f"its tenant {self._tenant} is only half made: {answer.reason}", remedy=HALF_MADE_REMEDY
+            )
+        return answer
 
 
 def _encode(entities: Sequence[Entity]) -> tuple[list[Encoded], Outcome]:
@@ -390,10 +531,24 @@ PRESETS: Mapping[str, tuple[int, int]] = {  # entities and bytes a request to be
 }
 
 
-def broker_of(config: BrokerConfig, *, offer_time: OfferTime | None = None, dates: Dates | None = None) -> NgsiLdBroker:
-    """The broker of one entry of the operator's file."""
+def broker_of(
+    config: BrokerConfig,
+    *,
+    offer_time: OfferTime | None = None,
+    dates: Dates | None = None,
+    turns: Turns | None = None,
+) -> NgsiLdBroker:
+    """The broker of one entry of the operator's file.
+
+    Args:
+        turns: shared by all entries of its address.
+    """
     entities, size_bytes = PRESETS[config.preset]
     settings = NgsiLdSettings(
-        url=config.url, tenant=config.tenant or "", batch_entities=entities, batch_bytes=size_bytes
+        url=config.url,
+        tenant=config.tenant or "",
+        batch_entities=entities,
+        batch_bytes=size_bytes,
+        contexts=config.contexts or "",
     )
-    return NgsiLdBroker(settings, way_of(config, dates), offer_time=offer_time)
+    return NgsiLdBroker(settings, way_of(config, dates), offer_time=offer_time, turns=turns)

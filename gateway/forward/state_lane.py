@@ -229,6 +229,8 @@ class StateLane:
             self._accepted.doubt(entity.id)
             points = {(number, time_us) for _, time_us, number in update.readings.values()}
             self._doubted.setdefault(entity.id, set()).update(points)
+        if entity.id in outcome.absent:
+            self._accepted.doubt(entity.id)
         if outcome.fault is None:
             self._not_before_s[entity.id] = self._clock.monotonic_s() + ENTITY_RETRY_S
 

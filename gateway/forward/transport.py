@@ -61,8 +61,14 @@ class Transport:
         query: Mapping[str, str] | None = None,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        tells: bool = True,
+        patience_s: float = 0.0,
     ) -> Answer:
         """What came, whatever it is.
+
+        Args:
+            tells: an answer that is no context broker's counts as a fault.
+            patience_s: so long it may be silent, where that is longer than usual.
 
         Raises:
             BrokerUnavailable: nothing came; `InDoubt` when it may have been carried out all the same.
@@ -70,10 +76,10 @@ class Transport:
         sent = {**self._headers, **(headers or {})}
         if body is not None:
             sent["Content-Type"] = "application/json"
-        answer = await self._once(method, self._base + path, query, body, sent)
+        answer = await self._once(method, self._base + path, query, body, sent, patience_s)
         if answer.status == 401 and self._way.login.rejected():  # the token was revoked, or ended early
-            answer = await self._once(method, self._base + path, query, body, sent)
-        if answer.is_fault:
+            answer = await self._once(method, self._base + path, query, body, sent, patience_s)
+        if tells and answer.is_fault:
             self.traffic.faults += 1
         if answer.status != 401:
             self._way.login.worked()
@@ -82,7 +88,13 @@ class Transport:
         return answer
 
     async def _once(
-        self, method: str, url: str, query: Mapping[str, str] | None, body: bytes | None, headers: Mapping[str, str]
+        self,
+        method: str,
+        url: str,
+        query: Mapping[str, str] | None,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        patience_s: float,
     ) -> Answer:
         way, traffic = self._way, self.traffic
         login = await way.login.headers(way.session, way.proxy)
@@ -97,6 +109,7 @@ class Transport:
                 headers={**headers, **login},
                 allow_redirects=False,
                 proxy=way.proxy,
+                timeout=way.patient(patience_s),
             ) as response:
                 content = await body_of(response, ANSWER_LIMIT_BYTES)
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError) as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.claims import latest_us
-from gateway.forward.aside import FUTURE, FUTURE_AGAIN_S, INCOMPLETE_S, LATER_S, Aside
+from gateway.forward.aside import CONTEXT_AGAIN_S, FUTURE, FUTURE_AGAIN_S, INCOMPLETE_S, LATER_S, Aside
 from gateway.forward.broker import Accepted, Broker, Outcome, Streak
 from gateway.forward.feeds import Feeds
 from gateway.forward.updates import Sent, Update
@@ -136,6 +136,8 @@ class Taken:
                 self.drop(entity_id, [update])
                 if self.in_turns and entity_id in self.queues:
                     self._again([entity_id])  # another entity tries next: whether it is this one alone shows at once
+            elif outcome.fault is None and entity_id in outcome.absent:
+                self._step_aside(entity_id, outcome.later[entity_id])
             elif outcome.fault is None:
                 self._later(entity_id, outcome.later[entity_id])
         self.judge()
@@ -172,6 +174,11 @@ class Taken:
             return
         for n, update in enumerate(self.queues.pop(entity_id)):
             self.of.aside.put(update, reason, LATER_S[0], offered=n == 0)
+
+    def _step_aside(self, entity_id: str, reason: str) -> None:
+        """It waits for its context: all that waits of it makes room, in order, and has not been tried."""
+        for update in self.queues.pop(entity_id, ()):
+            self.of.aside.put(update, reason, CONTEXT_AGAIN_S)
 
     def _again(self, entity_ids: Iterable[str]) -> None:
         if not self.in_turns:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
-from gateway.forward.broker import Broker, Point, ReadRefused, observed
+from gateway.forward.broker import Broker, ContextMissing, Point, ReadRefused, observed
 from gateway.forward.feeds import Feeds
 from gateway.forward.recording import Recording
 from gateway.forward.settings import ForwardSettings
@@ -101,6 +101,7 @@ class Unseen:
         self.recording = recording
         self.given_up = 0
         self._broker = broker
+        self._contexts = broker.traffic.contexts
         self._clock = clock
         self._settings = settings
         self._done = done
@@ -209,7 +210,7 @@ class Unseen:
         settings, learning = self._settings, self.recording.by_itself is None
         due, soon = [], []
         for of in self._of.values():
-            if not of.items:
+            if not of.items or self._contexts.away(of.feed.context):
                 continue
             new, first = len(of.items) - of.asked, of.items[0]
             since_s = first.since_s if of.asked_s is None else of.asked_s
@@ -237,7 +238,7 @@ class Unseen:
         """An entity whose stretch is to be read: as it is, and again a look after a later point was seen."""
         settings = self._settings
         for of in self._of.values():
-            if not of.items:
+            if not of.items or self._contexts.away(of.feed.context):
                 continue
             if of.read != of.witness and self._up_s - of.witness_s >= settings.look_s and of.suspects():
                 return of
@@ -247,7 +248,8 @@ class Unseen:
         return None
 
     def _doubles_due(self) -> bool:
-        return self.recording.by_itself is False and self._lately is not None and self._up_s >= self._doubles_s
+        lately = None if self._lately is None or self._contexts.away(self._lately.context) else self._lately
+        return self.recording.by_itself is False and lately is not None and self._up_s >= self._doubles_s
 
     # looking
 
@@ -264,6 +266,8 @@ class Unseen:
             if self._doubles_due():
                 await self._look_for_doubles()
             return await self._look_at(_alike(self._look_due()))
+        except ContextMissing:  # of these alone: they are asked for when it is there
+            return []
         except ReadRefused:
             self._next_s = self._up_s + PATIENCE * self._settings.look_s
             return self._expired(list(self._of.values()))

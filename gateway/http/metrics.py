@@ -21,6 +21,7 @@ BROKER_GAUGES = {
     "later": ("held_later", "Pieces (readings of one device for one entity) held for a later try"),
     "dead": ("held_dead", "Pieces that the broker refused for good: dead letters"),
     "refusing": ("refusing_entities", "Entities that the broker refused when they were last offered"),
+    "contexts": ("missing_contexts", "Contexts that the broker cannot fetch"),
     "given_up": ("given_up_readings", "Readings that the broker will not get: dropped by a bound"),
     "month_bytes": ("month_bytes", "Bytes both ways in this calendar month, without TCP and TLS"),
 }

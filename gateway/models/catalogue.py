@@ -132,6 +132,11 @@ class Catalogue:
         both = {part: {**self._index[part], **index[part]} for part in ("types", "terms")}
         return Catalogue(both, self._units, self._core)
 
+    def contexts(self) -> dict[str, dict[str, str]]:
+        """By subject, what its context says: term -> IRI."""
+        of = {str(entry["subject"]): entry["context"] for entry in self._index["types"].values()}
+        return {subject: dict(self._index["terms"].get(context, {})) for subject, context in of.items()}
+
     def knows_context(self, context: str) -> bool:
         """Whether the terms of this context are known offline."""
         return context in self._index["terms"]

@@ -13,6 +13,8 @@ _UNITS = re.compile(r"Units:\s*'([^']*)'")
 _KIND = re.compile(r"^\s*(Property|Relationship|GeoProperty|LanguageProperty)\b", re.IGNORECASE)
 _KINDS = {"relationship": "relationship", "geoproperty": "geo", "languageproperty": "language"}
 _CONTEXT = "https://raw.githubusercontent.com/smart-data-models/{subject}/master/context.jsonld"
+_RAW = re.compile(re.escape(_CONTEXT).replace(re.escape("{subject}"), r"([A-Za-z0-9._-]+)"))
+_PAGES = "https://smart-data-models.github.io/{subject}/context.jsonld"
 _SYNCHRONICITY_CONTEXT = "https://uri.synchronicity-iot.eu/ns/data-models"
 _COMMON = ("id", "type")
 
@@ -48,6 +50,20 @@ def index_folder(folder: Traversable, *, contexts: Mapping[str, str] | None = No
 def context_of(subject: str) -> str:
     """The URL a city's broker resolves the terms of a subject with."""
     return _SYNCHRONICITY_CONTEXT if subject == "synchronicity" else _CONTEXT.format(subject=subject)
+
+
+def served_at(context: str, prefix: str = "") -> str:
+    """Where a broker is told to fetch a context: served as JSON-LD, which raw file hosts do not do and some brokers insist on.
+
+    Args:
+        context: its own address, which is what the catalogue knows it by.
+        prefix: where a city serves those of the published models, each as `SUBJECT/context.jsonld`.
+    """
+    published = _RAW.fullmatch(context)
+    subject = published[1] if published else "synchronicity" if context == _SYNCHRONICITY_CONTEXT else ""
+    if prefix and subject:
+        return f"{prefix.rstrip('/')}/{subject}/context.jsonld"
+    return _PAGES.format(subject=subject) if published else context
 
 
 def index_schema(schema: Mapping[str, Any], folder: Traversable) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from tests.support.broker_parts import CORE_CONTEXT, Behaviour, Json, Refusal, R
 SCALE = 1 / 20
 DATABASE_AWAY = "Connection refused: the database does not answer"
 _VERSIONED = "https://uri.etsi.org/ngsi-ld/v1/ngsi-ld-core-context-v{}.jsonld"
+LINK = '<{}>; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+json"'
+INFO = "/ngsi-ld/v1/info/sourceIdentity"
 _WRITES = ("/entityOperations/", "/temporal/entities")
 
 
@@ -50,6 +52,14 @@ class Profile:
         if self.database_away:  # observed of Scorpio and Orion; of the others unknown
             raise Refusal(500, "Internal error", DATABASE_AWAY, "InternalError")
         return None
+
+    def headers(self, request: Request) -> dict[str, str]:
+        """What stands in the head of every answer that carries a body."""
+        return {}
+
+    def problem(self, refusal: Refusal, request: Request) -> Json:
+        """The report of a request that is refused whole."""
+        return refusal.problem()
 
     def tenant_name(self, name: str) -> str:
         """The tenant that is meant."""
@@ -130,6 +140,7 @@ class Scorpio(_Fetching):
         flush_at: updates of entities that are written without silence; 50,000.
         tenant_s: a tenant's first write takes so long; 4-20 s.
         batch_s: seconds of a batch of so many entities; None: none.
+        named: False: a proxy on the way hides what it could be known by.
         now_s: the clock of silence and cache.
     """
 
@@ -148,11 +159,12 @@ class Scorpio(_Fetching):
         tenant_s: float = 4.0 * SCALE,
         cache_s: float = 0.5,
         batch_s: Callable[[int], float] | None = lambda count: _squared_s(count) * SCALE,
+        named: bool = True,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(cache_s=cache_s, now_s=now_s)
         self.silence_s, self.look_s, self.flush_at, self.tenant_s = silence_s, look_s, flush_at, tenant_s
-        self.batch_s = batch_s
+        self.batch_s, self.named = batch_s, named
         self.half_made: set[str] = set()
         self._making: set[str] = set()
         self._started_s = now_s()
@@ -162,6 +174,17 @@ class Scorpio(_Fetching):
     def behaviour(self) -> Behaviour:
         # bodies up to 10 MiB, no limit of entities enforced; 207 names `id` and `ProblemDetails`
         return Behaviour(spelling="scorpio", max_bytes=10 * 2**20, max_entities=10**9)
+
+    def instead(self, request: Request) -> Reply | None:
+        # 5.0.3 has no sourceIdentity (InfoController.java came later): Vert.x answers for what nobody serves
+        if request.path == INFO and self.named:
+            page = b"<html><body><h1>Resource not found</h1></body></html>"
+            return Reply(404, raw=page, headers={"Content-Type": "text/html; charset=utf-8"})
+        return super().instead(request)
+
+    def headers(self, request: Request) -> dict[str, str]:
+        # GET: `Link` to the core context always, even if the request's Link named another one
+        return {"Link": LINK.format(_VERSIONED.format("1.8"))} if request.method == "GET" and self.named else {}
 
     async def before(self, request: Request, tenants: dict[str, Tenant]) -> None:
         path = request.path.removeprefix("/ngsi-ld/v1")
@@ -257,24 +280,52 @@ class Stellio(_Fetching):
         # codec limit of 256 KiB unless configured; tenants are configured in advance
         return Behaviour(spelling="stellio", max_bytes=256 * 2**10, tenants=self.tenants)
 
+    def instead(self, request: Request) -> Reply | None:
+        # sourceIdentity is not there yet (its issue 1666); its gateway, Spring WebFlux, answers for what it has no route to
+        if request.path == INFO:
+            told = {"timestamp": "2026-11-28T10:00:00.000+00:00", "path": INFO, "status": 404, "error": "Not Found"}
+            return Reply(404, {**told, "requestId": "5f1a3c2e-17"})
+        return super().instead(request)
+
+    def headers(self, request: Request) -> dict[str, str]:
+        # ApiResponses.kt: Link to the context of the answer; TenantWebFilter.kt: the tenant is told back
+        told = {"Link": request.headers.get("link", LINK.format(_VERSIONED.format("1.8")))}
+        tenant = request.headers.get("ngsild-tenant")
+        return {**(told if request.method == "GET" else {}), **({"NGSILD-Tenant": tenant} if tenant else {})}
+
+    def problem(self, refusal: Refusal, request: Request) -> Json:
+        # ExceptionHandler.kt: Spring's ProblemDetail, which names the address that was asked for
+        return {**refusal.problem(), "instance": request.path}
+
 
 class OrionLd(Profile):
     """Orion-LD, older write path. Without TRoE there is no history; with it, queries go to another port.
 
     Args:
         troe: it records, where this API does not show it.
+        info: it is of September 2024 or later.
     """
 
     name = "orion-ld"
     records = False
 
-    def __init__(self, *, troe: bool = False) -> None:
+    def __init__(self, *, troe: bool = False, info: bool = True) -> None:
         super().__init__()
-        self.troe = troe
+        self.troe, self.info = troe, info
 
     def behaviour(self) -> Behaviour:
         # 1 MiB a request; 207 with empty errors when new and old entities are mixed
         return Behaviour(spelling="orion-ld-207", max_bytes=2**20, temporal=False, records=self.troe)
+
+    def instead(self, request: Request) -> Reply | None:
+        # orionldGetVersion.cpp; orionldGetInfo.cpp is of September 2024
+        version = {"Orion-LD version": "1.8.0", "based on orion": "1.15.0-next", "branch": ""}
+        if request.path == "/ngsi-ld/ex/v1/version":
+            return Reply(200, version)
+        if request.path == INFO and self.info:
+            who = {"id": "urn:ngsi-ld:cs:000001", "type": "ContextSourceIdentity", "contextSourceAlias": "orionld"}
+            return Reply(200, {**who, "contextSourceUptime": "PT00H00M01S", "contextSourceExtras": version})
+        return super().instead(request)
 
     def tenant_name(self, name: str) -> str:
         return name.lower()
@@ -295,8 +346,10 @@ class Orion(Profile):
 
     def instead(self, request: Request) -> Reply | None:
         # the reason is in `description`; `Fiware-Correlator` on every answer
-        told = {"error": "BadRequest", "description": "Service not found"}
-        return Reply(400, told, {"Fiware-Correlator": "3c1c1b1e-0000-11f0-9d0c-000000000001"})
+        correlator = {"Fiware-Correlator": "3c1c1b1e-0000-11f0-9d0c-000000000001"}
+        if request.path == "/version":
+            return Reply(200, {"orion": {"version": "4.7.0-next", "uptime": "0 d, 0 h, 0 m, 3 s"}}, correlator)
+        return Reply(400, {"error": "BadRequest", "description": "Service not found"}, correlator)
 
 
 PROFILES: dict[str, type[Profile]] = {kind.name: kind for kind in (Profile, Scorpio, Stellio, OrionLd, Orion)}

@@ -233,7 +233,7 @@ class StrictBroker:
             self.refusals.append(str(refusal))
             if refusal.status in (411, 415):
                 return Reply(refusal.status)
-            return Reply(refusal.status, refusal.problem())
+            return Reply(refusal.status, self.profile.problem(refusal, request))
         finally:
             self._read.set()
 
@@ -600,7 +600,7 @@ class StrictBroker:
         payload = reply.raw if reply.raw is not None else b"" if reply.body is None else json.dumps(reply.body).encode()
         if fault == "truncated":
             return await self._truncate(http, payload or b'{"success": ["urn')
-        headers_out = dict(reply.headers)
+        headers_out = {**(self.profile.headers(request) if payload else {}), **reply.headers}
         if reply.body is not None:
             headers_out.setdefault("Content-Type", "application/json")
         return web.Response(status=reply.status, body=payload or None, headers=headers_out)

@@ -222,6 +222,8 @@ function brokerCard(name, broker) {
       fact("never seen in its history", broker.unseen ? `${number(broker.unseen)} points` : "")),
     (broker.refusing ?? []).map((row) => make("div", { class: "refusing" },
       make("p", { class: "small" }, `refuses ${row.entity} of ${row.device}, since `, since(row.since)), why(row))),
+    (broker.contexts ?? []).map((row) => make("div", { class: "refusing" },
+      make("p", { class: "small" }, `cannot fetch ${row.context}, for which ${row.entities} of its entities wait, since `, since(row.since)), why(row))),
     Object.entries(broker.waiting ?? {}).map(([entity, missing]) =>
       make("p", { class: "quiet small" }, `${entity} is sent once ${missing.join(", ")} is known`)));
 }

@@ -79,9 +79,10 @@ def test_what_is_elsewhere_and_there_is_fine(citygate: Command, folder: Path) ->
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[str]:
-    """The address of a strict broker."""
-    process = Process(tmp_path / "broker.out", "-m", "tests.support.strict_broker", "--port", "0")
+def broker(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a strict broker; of a product when the test names one."""
+    more = ["--profile", request.param] if hasattr(request, "param") else []
+    process = Process(tmp_path / "broker.out", "-m", "tests.support.strict_broker", "--port", "0", *more)
     yield f"http://127.0.0.1:{eventually('broker', lambda: process.text().split()[-1:])[0]}"
     process.end()
 
@@ -89,8 +90,59 @@ def broker(tmp_path: Path) -> Iterator[str]:
 def test_a_broker_that_answers_is_told_with_what_it_can_do(citygate: Command, folder: Path, broker: str) -> None:
     code, findings = found(citygate, config(folder, brokers=f"{{milano: {{kind: ngsi-ld, url: '{broker}'}}}}"))
     assert code == 0
-    assert [finding["state"] for finding in findings["milano"]] == ["ok", "ok"]
-    assert "temporal API" in findings["milano"][1]["message"]
+    assert [finding["state"] for finding in findings["milano"]] == ["ok"] * 4
+    _, who, history, contexts = (finding["message"] for finding in findings["milano"])
+    assert who == "a broker that does not tell its name answers as NGSI-LD; entities may be read"
+    assert history == "history: a temporal API; whether it records by itself is found out at work"
+    assert contexts == "fetches 1 context (where they are published)"
+
+
+@pytest.mark.parametrize(
+    ("broker", "more", "who", "history"),
+    [
+        ("scorpio", "", "Scorpio answers as NGSI-LD", "a temporal API; it records by itself, and what it forgot"),
+        ("scorpio", ", tenant: new", "Scorpio answers as NGSI-LD", "shows with the first write, which makes the tenant new"),
+        ("stellio", "", "Stellio answers as NGSI-LD", "a temporal API; it records by itself"),
+        ("stellio", ", history: latest-only", "Stellio answers as NGSI-LD", "latest-only, as history: says"),
+        ("orion-ld", "", "Orion-LD 1.8.0 answers as NGSI-LD", "in-order, as there is no temporal API"),
+    ],
+    indirect=["broker"],
+)  # fmt: skip
+def test_product_version_history_and_contexts_are_named(
+    citygate: Command, folder: Path, broker: str, more: str, who: str, history: str
+) -> None:
+    code, findings = found(citygate, config(folder, brokers=f"{{milano: {{url: '{broker}'{more}}}}}"))
+    messages = [finding["message"] for finding in findings["milano"]]
+    assert code == 0, messages
+    assert messages[1].startswith(who)
+    assert messages[2].startswith(f"history: {history}")
+    assert "1 context (where they are published)" in messages[3]
+
+
+@pytest.mark.parametrize("broker", ["orion"], indirect=True)
+def test_an_ngsiv2_broker_is_named_with_what_to_do(citygate: Command, folder: Path, broker: str) -> None:
+    code, findings = found(citygate, config(folder, brokers=f"{{milano: {{url: '{broker}'}}}}"))
+    [_, finding] = findings["milano"]
+    assert (code, finding["state"]) == (4, "unreachable")
+    assert finding["message"] == "Orion 4.7.0-next speaks NGSIv2, not NGSI-LD: 400 Service not found"
+    assert "NGSI-LD broker" in finding["remedy"]
+
+
+@pytest.mark.parametrize("broker", ["stellio"], indirect=True)
+@pytest.mark.parametrize("of_city", [False, True])
+def test_a_context_that_the_broker_cannot_fetch_is_told_with_its_setting(
+    citygate: Command, folder: Path, broker: str, of_city: bool
+) -> None:
+    raw = "https://raw.githubusercontent.com/milano/contexts/main"  # raw file hosts serve text/plain
+    entry = "use: cities/milano" if of_city else f"contexts: '{raw}/'"
+    if of_city:
+        (folder / "cities").mkdir()
+        (folder / "cities" / "milano.yaml").write_text(f"city: milano\ncontexts: {raw}\n")
+    code, findings = found(citygate, config(folder, brokers=f"{{milano: {{url: '{broker}', {entry}}}}}"))
+    finding = findings["milano"][-1]
+    assert (code, finding["state"]) == (4, "unreachable")
+    assert finding["message"] == f"cannot fetch the context {raw}/dataModel.Device/context.jsonld"
+    assert "contexts:" in finding["remedy"]
 
 
 def test_a_login_that_fails_is_told_apart_and_without_the_secret(citygate: Command, folder: Path, broker: str) -> None:

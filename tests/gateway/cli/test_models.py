@@ -106,3 +106,33 @@ def test_quantities_and_units_are_listed_for_who_writes_a_template(citygate: Com
     assert {"PAL", "A97", "BAR"} <= pressure
     assert citygate("models", "units", "parsec").code == 1
     assert "A97" in citygate("models", "units", "hectopascal").out
+
+
+def test_the_contexts_are_written_as_a_city_has_to_serve_them(citygate: Command, tmp_path: Path) -> None:
+    ended = citygate("models", "contexts", str(tmp_path / "www"), "--json")
+    assert ended.code == 0
+    assert len(ended.json["files"]) >= 18
+    for subject in ("dataModel.Environment", "dataModel.Device", "synchronicity"):
+        assert str(tmp_path / "www" / subject / "context.jsonld") in ended.json["files"]
+    shipped = ROOT / "gateway" / "models" / "schemas" / "dataModel.Environment" / "context.jsonld"
+    published = json.loads(shipped.read_text())["@context"]
+    written = json.loads((tmp_path / "www" / "dataModel.Environment" / "context.jsonld").read_text())["@context"]
+    assert written["no2"] == published["no2"]
+    assert set(written) == {term for term, iri in published.items() if term in written}
+    assert len(written) >= len(published) - 5
+
+
+def test_a_context_of_an_own_model_is_written_too(citygate: Command, tmp_path: Path) -> None:
+    citygate("models", "new", BRIEF, "--into", str(tmp_path / "models"))
+    ended = citygate("models", "contexts", str(tmp_path / "www"), "--into", str(tmp_path / "models"), "--json")
+    assert [file for file in ended.json["files"] if "dataModel" not in file and "synchronicity" not in file] or any(
+        "Bench" in Path(file).read_text() for file in ended.json["files"]
+    )
+
+
+def test_contexts_go_to_one_folder_that_can_be_written(citygate: Command, tmp_path: Path) -> None:
+    assert "takes the folder" in citygate("models", "contexts").err
+    (tmp_path / "file").write_text("")
+    ended = citygate("models", "contexts", str(tmp_path / "file"))
+    assert ended.code != 0
+    assert str(tmp_path / "file") in ended.err

@@ -18,6 +18,7 @@ from gateway.forward.broker import InDoubt, LoginFailed, Outcome
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
 from gateway.forward.transport import OfferTime
 from gateway.harmonise.entity import Attribute
+from gateway.models.refresh import served_at
 from gateway.sdk.errors import BrokerUnavailable
 from tests.gateway.forward.scene import AIR, LOCATION, START, entity_id, measured
 from tests.support.strict_broker import StrictBroker
@@ -276,7 +277,9 @@ async def test_the_request_is_as_the_specification_wants_it() -> None:
     assert "Transfer-Encoding" not in headers
     assert "Content-Encoding" not in headers
     assert headers["NGSILD-Tenant"] == "milano"
-    assert headers["Link"] == f'<{AIR}>; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+json"'
+    assert (
+        headers["Link"] == f'<{served_at(AIR)}>; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+json"'
+    )
     assert [entity["id"] for entity in json.loads(body)] == IDS
 
 

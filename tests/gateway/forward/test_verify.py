@@ -290,7 +290,7 @@ async def test_who_names_itself_is_known(site: Site) -> None:
 
 
 async def test_whether_it_records_is_learned_by_what_is_seen_and_kept(site: Site) -> None:
-    strict = scorpio()
+    strict = scorpio(named=False)
     async with strict.serve() as url:
         async with site.running(url) as health:
             await strict.until(lambda: health.records == "not known yet")
@@ -326,7 +326,7 @@ async def test_one_that_does_not_record_is_found_out_while_it_is_there_and_gets_
 @pytest.mark.parametrize("waits", [True, False])
 async def test_a_no_that_was_wrong_changes_by_itself(site: Site, waits: bool) -> None:
     """A tenant was busy for longer than was waited: what waited shows, or else a doubled point."""
-    strict = scorpio()
+    strict = scorpio(named=False)
     settings = replace(AUTO, learn_s=0.4, unseen_s=60.0 if waits else 0.5, look_within_s=0.3)
     async with strict.serve() as url, site.running(url, settings) as health:
         async with strict.neighbour(every_s=0.05):

@@ -1,0 +1,51 @@
+"""The first write of a tenant makes it, slowly: brokers of one address take turns at that, for of several made at once some stay half-made for ever."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
+
+from gateway.sdk.errors import BrokerUnavailable
+
+PATIENCE_S = 60.0  # Scorpio took 4 to 20 s; while it makes the tenant it is silent
+TURN_WITHIN_S = 120.0  # so long another one may take: its request, with what an answer may trickle
+
+
+class Turns:
+    """Who greets next at one address."""
+
+    def __init__(self, within_s: float = TURN_WITHIN_S) -> None:
+        self._lock = asyncio.Lock()
+        self._within_s = within_s
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Alone at this address; at most for the time of a turn.
+
+        Raises:
+            BrokerUnavailable: another one takes too long, or this one did.
+        """
+        try:
+            async with asyncio.timeout(self._within_s):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise BrokerUnavailable(
+                "another tenant of this broker is being made: it is this one's turn later"
+            ) from None
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+
+class Greetings:
+    """The turns at each address, for all brokers of one box."""
+
+    def __init__(self) -> None:
+        self._turns: dict[tuple[str, int | None], Turns] = {}
+
+    def of(self, url: str) -> Turns:
+        """Those of the host and port of an address."""
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+        return self._turns.setdefault(((parts.hostname or "").lower(), port), Turns())
