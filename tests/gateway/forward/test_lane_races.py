@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.forward.aside import Aside
-from gateway.forward.broker import Accepted, Outcome, ReadRefused, Streak
+from gateway.forward.broker import Accepted, Outcome, ReadRefused, Streak, Traffic
 from gateway.forward.feeds import Feeds
 from gateway.forward.history_lane import InOrderLane
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
@@ -28,6 +28,7 @@ class Unreadable:
     def __init__(self, log: MemoryLog, newer: dict[str, float]) -> None:
         self.log, self.newer = log, newer
         self.sent: list[float] = []
+        self.traffic = Traffic()
 
     async def read_back(self, entities: Sequence[Entity]) -> dict[str, Any]:
         self.log.put("air-1", 100.0, **self.newer)
