@@ -1,6 +1,6 @@
 """What one broker will not take now, set aside so that the cursor moves on: gathered first, so that the card is written seldom."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -20,6 +20,7 @@ LATER_S = (30.0, 120.0, 600.0, 3600.0)  # waits between the tries of a piece; th
 FUTURE_AGAIN_S = 86_400.0  # what lies in the future is looked at again after this at the latest
 INCOMPLETE_S = 60.0  # how often an entity without its mandatory attributes is looked at again
 CONTEXT_AGAIN_S = 1.0  # once its context is there; until then it is left alone
+UNTAKEN = "waits for the current value to be taken"  # as soon as it is, such a piece is looked at again
 TRIES = 30  # about a day; then it is a dead letter
 FUTURE = "its time is ahead of this box's clock"  # such a piece waits for itself: nothing waits behind it
 _FUTURE_BEFORE = "its time lies in the future"  # as an earlier citygate called it, which believed what others claimed
@@ -99,6 +100,7 @@ class Aside:
         self._since_s: float | None = None
         self._tried: dict[int, _Tried] = {}
         self._waiting: set[str] = set()
+        self._taken: set[str] = set()  # entities whose current value was taken after all
         self._on_card: set[tuple[str, int, int]] | None = None
         self._look()
 
@@ -110,6 +112,10 @@ class Aside:
     def waiting(self, entity_id: str) -> bool:
         """Whether older updates of this entity wait for a later try: then newer ones join them."""
         return entity_id in self._waiting
+
+    def taken(self, entity_ids: Set[str]) -> None:
+        """The broker has taken the current values of these: what waited for that waits no longer."""
+        self._taken |= entity_ids & self._waiting
 
     def counts(self) -> tuple[int, int]:
         """Pieces held for later, and as dead letters: those that `buffer held list` shows, no others."""
@@ -278,8 +284,11 @@ class Aside:
         ready += [
             p
             for p in oldest.values()
-            if p.reason == _FUTURE_BEFORE or (p.next_try_at is not None and p.next_try_at <= now)
+            if p.reason == _FUTURE_BEFORE
+            or (p.reason == UNTAKEN and p.entity in self._taken)
+            or (p.next_try_at is not None and p.next_try_at <= now)
         ]
+        self._taken -= {p.entity for p in ready}
         return [
             (p, await self._held.readings(p.id))
             for p in ready

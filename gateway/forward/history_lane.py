@@ -7,7 +7,7 @@ broker with a temporal API (or, by option, for none): what the state lane did no
 
 from collections.abc import Callable, Sequence
 
-from gateway.forward.aside import INCOMPLETE_S
+from gateway.forward.aside import INCOMPLETE_S, UNTAKEN
 from gateway.forward.broker import ContextMissing, Outcome, ReadRefused, observed, waiting
 from gateway.forward.pace import UPDATES_A_REQUEST
 from gateway.forward.recording import Recording
@@ -16,7 +16,6 @@ from gateway.forward.verdicts import LaneCounts, Shared, Taken
 from gateway.forward.verify import Unseen, points_in, without
 from gateway.harmonise.entity import Entity
 
-UNTAKEN = "waits for the current value to be taken"
 LATE = "older than what the broker holds, and it has no temporal API"
 
 

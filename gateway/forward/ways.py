@@ -175,6 +175,7 @@ class Common:
             self.state_due_s = self.pace.next_s("state")  # the rest goes as soon as it may
         streak.note(outcome, "state")
         self.refusals.note("state", outcome)
+        self.aside.taken(outcome.accepted)
         if streak.begun and not streak.one_bad:
             self.state.hurry()  # the verdict is open: no entity is set aside yet
             self.state_due_s += self.settings.linger_s
