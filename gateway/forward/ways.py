@@ -5,7 +5,6 @@ Greeting ──► InOrder ◄──► TwoLanes
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -141,8 +140,9 @@ class Common:
             done, _ = await asyncio.wait({waiting}, timeout=within_s)
         finally:
             waiting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await waiting
+            await asyncio.wait({waiting})  # awaited by itself, its end could not be told from ours
+        if done:
+            waiting.result()
         return bool(done)
 
     async def rest(self) -> None:

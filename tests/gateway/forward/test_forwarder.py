@@ -516,3 +516,37 @@ async def test_a_value_of_the_far_future_at_the_broker_does_not_keep_true_ones_o
             assert health.dead == 0
     assert strict.current(entity_id("air-1"), "no2") == 2
     assert expected <= set(strict.history())
+
+
+class Ending(MemoryLog):
+    """A log whose reader is asked to stop in the very moment that he gives up waiting for it."""
+
+    reader: asyncio.Task[None] | None = None
+
+    async def wait(self, consumer: str, after: int | None = None) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if self.reader is not None:
+                self.reader.cancel()
+
+
+@pytest.mark.parametrize("history", ["in-order", "temporal"])
+async def test_who_is_stopped_while_a_wait_for_the_log_ends_stops(history: str) -> None:
+    strict, log, health = StrictBroker(), Ending(), BrokerHealth()
+    async with strict.serve() as url:
+        forwarder = Forwarder(
+            "city",
+            NgsiLdBroker(NgsiLdSettings(url=url), Way(timeout=SHORT)),
+            tables("air-1"),
+            log=log,
+            health=health,
+            clock=RealClock(),
+            settings=replace(FAST, history=history, records=True),
+        )
+        log.reader = task = asyncio.create_task(forwarder.run())
+        stopped, _ = await asyncio.wait({task}, timeout=3.0)
+        log.reader = None
+        task.cancel()
+        assert stopped
+        assert task.cancelled()
