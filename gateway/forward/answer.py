@@ -125,6 +125,13 @@ class Answer:
         return self.status in (405, 501) and not self.body.strip()
 
     @property
+    def is_fault(self) -> bool:
+        """Whether it is no broker's, or that of one that failed: it may not be the process that it was."""
+        if self.problem is not None and self.problem.kind == "LdContextNotAvailable":
+            return False
+        return self.status >= 500 or not (self.by_broker or self.is_empty_refusal)
+
+    @property
     def reason(self) -> str:
         """Status and what it says; who seems to speak, when it is no context broker."""
         if self.problem is not None:

@@ -102,6 +102,7 @@ class Traffic:
     Attributes:
         sent_bytes, received_bytes: requests and answers with their headers; without TLS, TCP and IP.
         batch: entities a request, as learned; may be set before the first request to what was learned before.
+        faults: requests that no broker answered, or that it failed at: it may have been restarted.
         warning: what status must say although it works, "" for nothing.
     """
 
@@ -110,6 +111,7 @@ class Traffic:
     received_bytes: int = 0
     batch: int = 0
     warning: str = ""
+    faults: int = 0
 
 
 class BatchSize:
@@ -204,6 +206,25 @@ class Broker(Protocol):
         Raises: as `read_back`.
         """
 
+    async def history_newest(
+        self,
+        entities: Sequence[Entity],
+        *,
+        since: datetime | None = None,
+        attributes: Sequence[str] = (),
+        last: int = 1,
+    ) -> Mapping[str, Sequence[tuple[str, datetime]]]:
+        """The newest points of each attribute that the broker's history holds, by entity id; repeats kept.
+
+        Args:
+            entities: all of one type and context.
+            since: older ones are not asked for.
+            attributes: their names; none: all.
+            last: so many of each.
+
+        Raises: as `read_back`.
+        """
+
     async def close(self) -> None:
         """Give connections back."""
 
@@ -217,6 +238,7 @@ class Accepted:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._times: dict[str, dict[str, datetime]] = {}
+        self._first: dict[str, Mapping[str, datetime]] = {}
 
     def knows(self, entity_id: str) -> bool:
         """Whether anything was noted of this entity since it was last doubted."""
@@ -232,8 +254,13 @@ class Accepted:
     def read_back(self, entity_id: str, times: Mapping[str, datetime]) -> dict[str, datetime]:
         """What the broker says that it holds, as far as that is believed: somebody's wrong clock must not keep true values out."""
         held = {name: at for name, at in times.items() if not self._in_future(at)}
+        self._first.setdefault(entity_id, held)
         self.note(entity_id, held)
         return held
+
+    def first(self, entity_id: str) -> Mapping[str, datetime] | None:
+        """What it held when it was first asked in this run: what is newer it had never got as state; None: not asked."""
+        return self._first.get(entity_id)
 
     def doubt(self, entity_id: str) -> None:
         """A request may have been carried out: ask the broker before the next one."""
@@ -242,13 +269,6 @@ class Accepted:
     def holds(self, entity_id: str, key: str, at: datetime) -> bool:
         """Whether the broker's current value of an attribute is exactly of this time."""
         return self._times.get(entity_id, {}).get(key) == at
-
-    def sample(self) -> Point | None:
-        """Any point that is a current value at the broker."""
-        for entity_id, times in self._times.items():
-            for key, at in times.items():
-                return entity_id, key, at
-        return None
 
     def newer(self, entity: Entity) -> Entity | None:
         """The entity without what is not newer than the broker's; None when nothing measured is left."""

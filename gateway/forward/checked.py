@@ -58,6 +58,16 @@ class Checked:
     async def history_back(self, instances: Sequence[Entity]) -> frozenset[Point]:
         return await self._broker.history_back(instances)
 
+    async def history_newest(
+        self,
+        entities: Sequence[Entity],
+        *,
+        since: datetime | None = None,
+        attributes: Sequence[str] = (),
+        last: int = 1,
+    ) -> Mapping[str, Sequence[tuple[str, datetime]]]:
+        return await self._broker.history_newest(entities, since=since, attributes=attributes, last=last)
+
     async def close(self) -> None:
         await self._broker.close()
 

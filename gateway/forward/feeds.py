@@ -35,6 +35,7 @@ class Source(Protocol):
     def first_seq(self) -> int: ...
     async def read(self, consumer: str, *, after: int | None = None, max_readings: int = 2000) -> "Columns | None": ...
     async def settle(self, consumer: str, upto: int) -> None: ...
+    def accepted(self, consumer: str, upto: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,10 @@ class Feeds:
     async def settle(self, upto: int) -> None:
         """All up to there is done with."""
         await self._log.settle(self._consumer, upto)
+
+    def accepted(self, upto: int) -> None:
+        """All up to there was sent, or is done with."""
+        self._log.accepted(self._consumer, upto)
 
     async def pass_over_bad(self) -> bool:
         """Readings without a value concern no city: devices that are all silent leave no backlog. Whether there were any."""

@@ -21,6 +21,7 @@ from gateway.forward.state_lane import StateLane
 from gateway.forward.updates import Sent
 from gateway.forward.usage import Usage
 from gateway.forward.verdicts import Shared
+from gateway.forward.verify import Recording
 from gateway.forward.ways import Common, Greeting, Way
 from gateway.health import BrokerHealth, BrokerState
 from gateway.journal import event
@@ -44,6 +45,13 @@ def _breaker(settings: ForwardSettings, rng: random.Random | None) -> Breaker:
         rng=rng,
     )
     return Breaker(backoff)
+
+
+def recording_of(settings: ForwardSettings) -> Recording:
+    """What is known beforehand of a broker's history."""
+    recording = Recording(settings.records, forgets=settings.records is None)
+    recording.named(settings.product)
+    return recording
 
 
 class Log(Source, Protocol):
@@ -103,7 +111,7 @@ class Forwarder:
             usage=Usage(name, broker.traffic, log, clock),
             past_breaker=_breaker(settings, rng),
             show=self.show,
-            records=settings.records,
+            recording=recording_of(settings),
             ahead=False,
             started_s=clock.monotonic_s(),
         )

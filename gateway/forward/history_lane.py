@@ -6,12 +6,12 @@ broker with a temporal API (or, by option, for none): what the state lane did no
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from gateway.forward.aside import INCOMPLETE_S
-from gateway.forward.broker import Outcome, Point, ReadRefused, observed
-from gateway.forward.updates import Feed, Good, Update, instant, is_measured
+from gateway.forward.broker import Outcome, ReadRefused, observed
+from gateway.forward.updates import UNKNOWN, Feed, Good, Mark, Update, instant, is_measured
 from gateway.forward.verdicts import LaneCounts, Shared, Taken
+from gateway.forward.verify import Recording, Unseen, points_in, without
 from gateway.harmonise.entity import Entity
 
 UPDATES_A_REQUEST = 100  # a live request waits behind one such at most
@@ -112,12 +112,12 @@ class InOrderLane:
         return outcome
 
     def _done(self, batch: Sequence[Update], outcome: Outcome) -> None:
-        of = self._of
+        of, mark = self._of, self._of.sent.mark()
         for update in self._taken.judged(batch, outcome):
             of.accepted.note(update.entity_id, observed(update.entity))
             self._sent_seq[update.entity_id] = update.seq
             for _, time_us, number in update.readings.values() if self._remember else ():
-                of.sent.note(update.entity_id, number, time_us)
+                of.sent.note(update.entity_id, number, time_us, mark)
         for entity_id in outcome.doubtful:
             of.accepted.doubt(entity_id)
 
@@ -158,7 +158,7 @@ class InOrderLane:
     def _held_by_broker(self, update: Update, point: str) -> bool:
         _, time_us, number = update.readings[point]
         at = instant(time_us)
-        return self._of.sent.take(update.entity_id, number, time_us) or any(
+        return self._of.sent.take(update.entity_id, number, time_us) is not None or any(
             self._of.accepted.holds(update.entity_id, key, at) for key in update.feed.keys[point]
         )
 
@@ -171,8 +171,10 @@ class InOrderLane:
             return
         try:
             found = await self._of.broker.read_back(unknown)
-        except ReadRefused:
-            found = {}  # nothing else is to be had: what an earlier run sent is sent again, in order
+        except ReadRefused:  # nothing else is to be had: what an earlier run sent is sent again, in order
+            for entity in unknown:
+                accepted.note(entity.id, {})
+            return
         for entity in unknown:
             accepted.read_back(entity.id, found.get(entity.id, {}))
 
@@ -186,18 +188,29 @@ class PastLane:
 
     Args:
         pending: whether a reading is still the state lane's to send.
-        records: the broker records by itself what the state lane sends.
+        recording: whether the broker records by itself what the state lane sends.
+        unseen: where such a thing waits until the history shows it; None: the broker is trusted to record it.
+        unasked: whether the state lane is still to ask what the broker holds of an entity.
         temporal: False counts instead of sending (`latest-only`).
     """
 
     def __init__(
-        self, shared: Shared, pending: Callable[[Feed, int, int], bool], *, records: bool, temporal: bool = True
+        self,
+        shared: Shared,
+        pending: Callable[[Feed, int, int], bool],
+        *,
+        recording: Recording,
+        unseen: Unseen | None = None,
+        unasked: Callable[[Feed], bool] = lambda feed: False,
+        temporal: bool = True,
     ) -> None:
         self._of = shared
         self._pending = pending
-        self._records = records
+        self._recording = recording
+        self._unseen = unseen
+        self._unasked = unasked
         self._temporal = temporal
-        self._taken = Taken(shared, in_turns=True)
+        self._taken = Taken(shared, in_turns=True, unseen=unseen)
         self._doubtful: set[str] = set()
         self._most: dict[str, int] = {}  # entity -> updates a request, while a bad one among them is searched for
 
@@ -218,7 +231,25 @@ class PastLane:
 
     def hand_over(self, to: Taken) -> None:
         """Another lane goes on with what was read and is not done."""
+        for update in self._unseen.take_all() if self._unseen is not None else ():
+            self._taken.put_last(update)
         to.take_over(self._taken)
+
+    async def look(self) -> bool:
+        """Look, when it is time, at what the history shows of what was accepted; whether it was.
+
+        Raises:
+            BrokerUnavailable: the history could not be read.
+        """
+        if self._unseen is None or not self._unseen.due():
+            return False
+        forgotten = await self._unseen.look()
+        self._taken.put_first(forgotten)
+        entities = {update.entity_id for update in forgotten}
+        self._doubtful |= entities  # it may have come there meanwhile
+        self._taken.sort(entities)
+        await self.settle()
+        return True
 
     @property
     def of_earlier_run(self) -> bool:
@@ -235,7 +266,8 @@ class PastLane:
             return False
         last, complete = taken.position, True
         for seq, updates in stretch.sets:
-            if any(self._waits(update) for update in updates):
+            full = self._unseen is not None and self._unseen.full
+            if full or any(self._waits(update) for update in updates):
                 complete = False  # this set, and all after it, stay in the log for now
                 break
             for update in updates:
@@ -253,11 +285,11 @@ class PastLane:
             if self._waits(update):
                 self._of.aside.put(update, "waits for the current value to be taken", INCOMPLETE_S)
                 continue
-            left = self._unsent(update)
+            sent, left = self._split(update)
             if left:
                 self._taken.put_first([update.part(left)])
                 self._doubtful.add(update.entity_id)
-            else:
+            elif not self._wait_to_see(update, sent):
                 self._of.aside.done(update)
 
     async def send(self) -> Outcome:
@@ -281,49 +313,91 @@ class PastLane:
 
     def _waits(self, update: Update) -> bool:
         feed = update.feed
-        if not self._records or self._of.feeds.complete.lacks(feed):
+        if self._recording.by_itself is False or self._of.feeds.complete.lacks(feed):
             return False
+        if self._is_earlier(update) and self._of.accepted.first(feed.entity_id) is None and self._unasked(feed):
+            return True
         return any(
             self._pending(feed, number, time_us)
             for point, (_, time_us, number) in update.readings.items()
             if feed.keys[point]
         )
 
-    def _unsent(self, update: Update) -> dict[str, Good]:
-        """What the state lane did not send; points that are only sub-attributes go along."""
-        sent, keys, entity_id = self._of.sent, update.feed.keys, update.entity_id
-        left, alone = {}, True
+    def _split(self, update: Update) -> tuple[dict[Mark, dict[str, Good]], dict[str, Good]]:
+        """What the state lane sent, by request, and what it did not; points that are only sub-attributes go along."""
+        keys, entity_id = update.feed.keys, update.entity_id
+        sent: dict[Mark, dict[str, Good]] = {}
+        left: dict[str, Good] = {}
+        along: dict[str, Good] = {}
         for point, good in update.readings.items():
             if not keys[point]:
+                along[point] = good
+                continue
+            mark = self._of.sent.take(entity_id, good[2], good[1])
+            if mark is None or self._recording.by_itself is False:
                 left[point] = good
-            elif not (sent.take(entity_id, good[2], good[1]) and self._records):
-                left[point] = good
-                alone = False
-        return {} if alone else left
+            else:
+                sent.setdefault(mark, {})[point] = good
+        if along:
+            for part in (*sent.values(), left):
+                part.update(along if part else {})
+        return sent, left
 
     def _take(self, update: Update) -> None:
         if not self._taken.ready(update):
             return
-        left = self._unsent(update)
+        sent, left = self._split(update)
+        self._wait_to_see(update, sent)
+        if left and self._unseen is not None and self._recording.verified and self._is_earlier(update):
+            left = self._never_current(update, left)
         if left:
-            update.readings = left
+            update = update if len(left) == len(update.readings) else update.part(left)
             if is_measured(update.past):
                 self._taken.put_last(update)
 
+    def _wait_to_see(self, update: Update, sent: dict[Mark, dict[str, Good]]) -> bool:
+        """What the state lane sent waits until the history shows it, where the broker may forget it; whether it does."""
+        if self._unseen is None or not self._recording.verified:
+            return False
+        if update.held and len(sent) > 1:  # a piece is done with when each of its updates is, once
+            sent = {Mark(max(mark.order for mark in sent), None): update.readings}
+        for mark, part in sent.items():
+            whole = len(part) == len(update.readings)
+            self._unseen.put(update if whole else update.part(part), mark, known=True)
+        return bool(sent)
+
+    def _is_earlier(self, update: Update) -> bool:
+        """Whether it was read in an earlier run: that one may have sent it."""
+        return update.seq < self._of.feeds.first_seq
+
+    def _never_current(self, update: Update, left: dict[str, Good]) -> dict[str, Good]:
+        """Of what an earlier run may have sent, what is newer than the broker's state was then; the rest is to be seen."""
+        first = self._of.accepted.first(update.entity_id)
+        keys = update.feed.keys
+        newer = {
+            point: good
+            for point, good in left.items()
+            if first is not None and all(key not in first or first[key] < instant(good[1]) for key in keys[point])
+        }
+        open_ = {point: good for point, good in left.items() if point not in newer or not keys[point]}
+        if any(keys[point] for point in open_) and self._unseen is not None:
+            whole = len(open_) == len(update.readings)
+            self._unseen.put(update if whole else update.part(open_), UNKNOWN, known=False)
+        return newer if any(keys[point] for point in newer) else {}
+
     async def _unknown(self, entity_id: str, batch: list[Update]) -> list[Update]:
         """The batch without what the broker's history holds: asked when in doubt, and for what an earlier run may have sent."""
-        first_seq = self._of.feeds.first_seq
-        if entity_id not in self._doubtful and batch[-1].seq >= first_seq and batch[0].seq >= first_seq:
+        if entity_id not in self._doubtful and not any(map(self._is_earlier, batch)):
             return batch
         try:
             points = await self._of.broker.history_back([update.past for update in batch])
         except ReadRefused:
             return batch
         self._doubtful.discard(entity_id)
-        known = [update for update in batch if _points(update.past) <= points]
+        known = [update for update in batch if points_in(update.past) <= points]
         self.counts.known += len(known)
         await self._finish(entity_id, known)
-        return [_without(update, points) for update in batch if update not in known]
+        return [without(update, points) for update in batch if update not in known]
 
     async def _done(self, entity_id: str, batch: list[Update], outcome: Outcome) -> None:
         self._doubtful |= outcome.doubtful
@@ -334,6 +408,8 @@ class PastLane:
             self._taken.judge()
         elif self._taken.judged(batch, outcome):
             self._most.pop(entity_id, None)
+            if self._unseen is not None:
+                self._unseen.sent_past(batch[0].feed)
             await self.settle()
 
     async def _finish(self, entity_id: str, batch: Sequence[Update]) -> None:
@@ -343,19 +419,3 @@ class PastLane:
     async def settle(self) -> None:
         """Settle what was read when all of it is done, and what was set aside is on the card."""
         await self._taken.settle()
-
-
-def _points(entity: Entity) -> set[Point]:
-    return {(entity.id, key, at) for key, at in observed(entity).items()}
-
-
-def _without(update: Update, points: frozenset[Point]) -> Update:
-    """The update without the attributes that the history holds at their times."""
-    entity = update.entity
-    kept = {
-        key: attribute
-        for key, attribute in entity.attributes.items()
-        if attribute.observed_at is None or (entity.id, key, attribute.observed_at) not in points
-    }
-    update.entity = replace(entity, attributes=kept)
-    return update

@@ -34,6 +34,7 @@ from gateway.sdk.errors import BrokerUnavailable, FrameError
 
 LINK = '<{}>; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+json"'
 READ_BACK_IDS = 20  # ids in one query: keeps the URL below 2 kB
+LAST_N = 1000  # instances of an attribute in one answer
 _UNREADABLE = frozenset({403, 405, 501})  # to a read: the broker works, we may not, or it cannot
 _EVER = {"timerel": "after", "timeAt": "2000-01-01T00:00:00Z"}
 
@@ -163,15 +164,46 @@ class NgsiLdBroker:
     async def history_back(self, instances: Sequence[Entity]) -> frozenset[Point]:
         """Points held between the oldest and newest of these, asked by type and ids."""
         times = [at for entity in instances for at in observed(entity).values()]
-        window = {"timerel": "between", "timeAt": wire_time(min(times)), "endTimeAt": wire_time(_after(max(times)))}
         found: set[Point] = set()
         for (entity_type, context), ids in _by_type(instances).items():
             for start in range(0, len(ids), READ_BACK_IDS):
                 some = ids[start : start + READ_BACK_IDS]
-                query = {"type": entity_type, "id": ",".join(some), "limit": str(len(some)), "lastN": "1000", **window}
-                for item in await self._found("/temporal/entities", query, context):
-                    found.update((item["id"], key, at) for key, at in points_of(item))
+                found |= await self._between(entity_type, context, some, min(times), max(times))
         return frozenset(found)
+
+    async def _between(
+        self, entity_type: str, context: str, ids: Sequence[str], first: datetime, last: datetime
+    ) -> set[Point]:
+        """Points of a stretch; the newest come first, and more than one answer holds are asked for in parts."""
+        found: set[Point] = set()
+        while True:
+            window = {"timerel": "between", "timeAt": wire_time(first), "endTimeAt": wire_time(_after(last))}
+            query = {"type": entity_type, "id": ",".join(ids), "limit": str(len(ids)), "lastN": str(LAST_N), **window}
+            items = await self._found("/temporal/entities", query, context)
+            cut = [oldest for item in items if (oldest := _cut_at(item)) is not None]
+            ids = [item["id"] for item in items if _cut_at(item) is not None]
+            found.update((item["id"], key, at) for item in items for key, at in points_of(item))
+            if not cut or max(cut) >= last:
+                return found
+            last = max(cut)
+
+    async def history_newest(
+        self,
+        entities: Sequence[Entity],
+        *,
+        since: datetime | None = None,
+        attributes: Sequence[str] = (),
+        last: int = 1,
+    ) -> Mapping[str, Sequence[tuple[str, datetime]]]:
+        """`lastN` of every attribute: the newest come first."""
+        ids = list(dict.fromkeys(entity.id for entity in entities))
+        query = {"type": entities[0].type, "id": ",".join(ids), "limit": str(len(ids)), "lastN": str(last), **_EVER}
+        if since is not None:
+            query["timeAt"] = wire_time(_before(since))
+        if attributes:
+            query["attrs"] = ",".join(attributes)
+        found = await self._found("/temporal/entities", query, entities[0].context)
+        return {item["id"]: list(points_of(item)) for item in found}
 
     async def read_back(self, entities: Sequence[Entity]) -> Mapping[str, Mapping[str, datetime]]:
         """Current `observedAt` of every attribute, by id; asked by type and ids, as `id` alone is no filter."""
@@ -317,6 +349,19 @@ def _evolution(instances: Sequence[Entity]) -> dict[str, Any]:
             if name not in ("id", "type"):
                 whole.setdefault(name, []).extend(attribute if isinstance(attribute, list) else [attribute])
     return whole
+
+
+def _cut_at(item: Mapping[str, Any]) -> datetime | None:
+    """Where an entity's history ends because the answer holds no more of it; None when it is whole."""
+    times: dict[str, list[datetime]] = {}
+    for key, at in points_of(item):
+        times.setdefault(key, []).append(at)
+    return max((min(some) for some in times.values() if len(some) >= LAST_N), default=None)
+
+
+def _before(at: datetime) -> datetime:
+    """Its begin neither."""
+    return at - timedelta(milliseconds=1)
 
 
 def _after(at: datetime) -> datetime:

@@ -15,7 +15,12 @@ class ForwardSettings:
         history: `auto` asks the broker.
         rate_per_s: most readings a second; the past waits for the present.
         records: whether a broker with a temporal API records by itself what becomes current; None = look.
-        records_within_s: how long that takes at most.
+        records_within_s: how long that takes at most, at one that does not forget.
+        product: what the operator says that the broker is, "" for nothing.
+        look_s: the history is looked at for what was accepted at most so often.
+        look_updates, look_within_s: as soon as so many updates of an entity wait, or one for so long.
+        unseen_s, unseen_points: what waits for longer, or is more, waits no longer.
+        learn_s: so long a broker must be there, and show nothing, until it is taken for one that does not record.
         gather_s: what is refused is gathered so long before it is written to the card.
         held_every_s: how often held pieces are looked at.
         probe_again_s: what somebody on the way may have said is asked again after this, then less and less often.
@@ -29,6 +34,13 @@ class ForwardSettings:
     rate_per_s: float = 500.0
     records: bool | None = None
     records_within_s: float = 10.0
+    product: str = ""
+    look_s: float = 5.0
+    look_updates: int = 20
+    look_within_s: float = 3600.0
+    unseen_s: float = 7200.0
+    unseen_points: int = 50_000
+    learn_s: float = 600.0
     gather_s: float = GATHER_S
     held_every_s: float = 1.0
     probe_again_s: float = 10.0
@@ -42,7 +54,7 @@ class ForwardSettings:
 
 def settings_of(config: BrokerConfig) -> ForwardSettings:
     """How to forward to the broker of one entry of the operator's file."""
-    records = True if config.preset in ("scorpio", "stellio") else None
+    product = "" if config.preset == "auto" else config.preset
     return ForwardSettings(
-        linger_s=config.linger_s, history=config.history, rate_per_s=config.rate_per_s, records=records
+        linger_s=config.linger_s, history=config.history, rate_per_s=config.rate_per_s, product=product
     )

@@ -7,7 +7,7 @@ from datetime import datetime
 from gateway.claims import latest_us
 from gateway.forward.broker import Accepted, Broker, Outcome, ReadRefused, observed
 from gateway.forward.feeds import Feeds
-from gateway.forward.updates import Feed, Good, Key, Sent, Update, instant, is_measured
+from gateway.forward.updates import Feed, Good, Key, Mark, Sent, Update, instant, is_measured
 from gateway.harmonise.entity import Entity
 from gateway.sdk.driver import Clock
 
@@ -62,6 +62,11 @@ class StateLane:
         good = self._feeds.newest(series)
         return good is not None and good.time_us == time_us and time_us <= self._latest_us()
 
+    def unasked(self, feed: Feed) -> bool:
+        """Whether the broker is still to be asked what it holds of this entity."""
+        self._look()
+        return feed.key in self._dirty and not self._accepted.knows(feed.entity_id)
+
     def hurry(self) -> None:
         """After an outage nothing waits for its own retry."""
         self._not_before_s.clear()
@@ -81,9 +86,11 @@ class StateLane:
             due = [due[(skip + n) % len(due)] for n in range(min(most, len(due)))]
         await self._read_back(due)
         batch = [update for update in map(self._guarded, due) if update is not None]
+        faults = self._broker.traffic.faults
         outcome = await self._broker.state(_merged(batch)) if batch else Outcome()
+        mark = self._sent.mark(faults if self._broker.traffic.faults == faults else None)
         for update in batch:
-            self._settle(update, outcome)
+            self._settle(update, outcome, mark)
         return outcome
 
     def _arrived(self) -> None:
@@ -135,17 +142,21 @@ class StateLane:
             found = await self._broker.read_back([update.entity for update in unknown])
         except ReadRefused:
             self._unreadable.update(update.entity.id for update in unknown)
-            found = {}
+            for update in unknown:
+                self._accepted.note(update.entity.id, {})
+                self._doubted.pop(update.entity.id, None)
+            return
+        mark = self._sent.mark()
         for update in unknown:
             entity = update.entity
             held = self._accepted.read_back(entity.id, found.get(entity.id, {}))
             for number, time_us in self._doubted.pop(entity.id, ()):
                 keys = update.feed.keys.get(self._feeds.point(number), ())
                 if any(held.get(key) == instant(time_us) for key in keys):
-                    self._sent.note(entity.id, number, time_us)
+                    self._sent.note(entity.id, number, time_us, mark)
             for point, (_, time_us, number) in update.readings.items():
                 if any(key in held and held[key] == _time(entity, key) for key in update.feed.keys[point]):
-                    self._sent.note(entity.id, number, time_us)  # by an earlier run, or by a request in doubt
+                    self._sent.note(entity.id, number, time_us, mark)  # by an earlier run, or by a request in doubt
 
     def _guarded(self, update: Update) -> Update | None:
         """The update without what the broker holds newer; None when nothing is left. What is left out is no longer ours."""
@@ -177,14 +188,14 @@ class StateLane:
             if not dirty:
                 del self._dirty[key]
 
-    def _settle(self, update: Update, outcome: Outcome) -> None:
+    def _settle(self, update: Update, outcome: Outcome, mark: Mark) -> None:
         entity = update.entity
         if entity.id in outcome.accepted:
             self._not_before_s.pop(entity.id, None)
             self._accepted.note(entity.id, observed(entity))
             for point, (_, time_us, number) in update.readings.items():
                 if any(key in entity.attributes for key in update.feed.keys[point]):
-                    self._sent.note(entity.id, number, time_us)
+                    self._sent.note(entity.id, number, time_us, mark)
                 self._clean(update.feed.key, number)
             return
         if entity.id in outcome.doubtful:

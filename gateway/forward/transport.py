@@ -73,6 +73,8 @@ class Transport:
         answer = await self._once(method, self._base + path, query, body, sent)
         if answer.status == 401 and self._way.login.rejected():  # the token was revoked, or ended early
             answer = await self._once(method, self._base + path, query, body, sent)
+        if answer.is_fault:
+            self.traffic.faults += 1
         if answer.status != 401:
             self._way.login.worked()
         if self._offer_time is not None and answer.date is not None and answer.status < 300 and answer.by_broker:
@@ -98,9 +100,11 @@ class Transport:
             ) as response:
                 content = await body_of(response, ANSWER_LIMIT_BYTES)
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError) as error:
+            traffic.faults += 1
             await way.renew()
             raise BrokerUnavailable(_cause(error), remedy=fault_of_dates(error)[1]) from error
         except WIRE_FAULTS as error:
+            traffic.faults += 1
             await way.renew()  # a half-open connection is not used again
             raise (InDoubt if body is not None else BrokerUnavailable)(_cause(error)) from error
         traffic.received_bytes += len(content) + sum(len(k) + len(v) + 4 for k, v in response.raw_headers)

@@ -6,6 +6,7 @@ from collections.abc import Mapping as MappingOf
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import NamedTuple
 
 from gateway.harmonise.entity import Entity
 from gateway.log.segment import wall_time
@@ -105,6 +106,21 @@ def is_measured(entity: Entity) -> bool:
     return any(attribute.observed_at is not None for attribute in entity.attributes.values())
 
 
+class Mark(NamedTuple):
+    """When a broker accepted something as current state.
+
+    Attributes:
+        order: number of the request in this run; 0: of an earlier one, if ever.
+        epoch: faults of the broker before it; None: not known, or there was one meanwhile.
+    """
+
+    order: int
+    epoch: int | None
+
+
+UNKNOWN = Mark(0, None)
+
+
 class Sent:
     """Points that the state lane sent and that the history lane has not passed yet.
 
@@ -115,20 +131,27 @@ class Sent:
     LIMIT = 200_000  # about 10 MB
 
     def __init__(self) -> None:
-        self._times: dict[tuple[str, int], list[int]] = {}
+        self._times: dict[tuple[str, int], tuple[list[int], list[Mark]]] = {}
         self._count = 0
+        self._order = 0
 
     @property
     def full(self) -> bool:
         """The state lane must wait until the history lane has caught up."""
         return self._count >= self.LIMIT
 
-    def note(self, entity_id: str, series: int, time_us: int) -> None:
+    def mark(self, epoch: int | None = None) -> Mark:
+        """A request of current state was answered, or what it is now was read."""
+        self._order += 1
+        return Mark(self._order, epoch)
+
+    def note(self, entity_id: str, series: int, time_us: int, mark: Mark = UNKNOWN) -> None:
         """The broker has it as a current value, or had."""
-        times = self._times.setdefault((entity_id, series), [])
+        times, marks = self._times.setdefault((entity_id, series), ([], []))
         at = bisect_left(times, time_us)
         if at == len(times) or times[at] != time_us:
             times.insert(at, time_us)
+            marks.insert(at, mark)
             self._count += 1
 
     def clear(self) -> None:
@@ -136,16 +159,17 @@ class Sent:
         self._times.clear()
         self._count = 0
 
-    def take(self, entity_id: str, series: int, time_us: int) -> bool:
-        """Whether it was sent; then it is forgotten."""
-        times = self._times.get((entity_id, series))
-        if times is None:
-            return False
+    def take(self, entity_id: str, series: int, time_us: int) -> Mark | None:
+        """When it was sent, and then it is forgotten; None when it was not."""
+        times, marks = self._times.get((entity_id, series), _NONE)
         at = bisect_left(times, time_us)
         if at == len(times) or times[at] != time_us:
-            return False
+            return None
         del times[at]
         self._count -= 1
         if not times:
             del self._times[entity_id, series]
-        return True
+        return marks.pop(at)
+
+
+_NONE: tuple[list[int], list[Mark]] = [], []

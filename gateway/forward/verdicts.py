@@ -9,6 +9,7 @@ from gateway.forward.aside import FUTURE, FUTURE_AGAIN_S, INCOMPLETE_S, LATER_S,
 from gateway.forward.broker import Accepted, Broker, Outcome, Streak
 from gateway.forward.feeds import Feeds
 from gateway.forward.updates import Sent, Update
+from gateway.forward.verify import Unseen
 from gateway.sdk.driver import Clock
 
 
@@ -46,6 +47,7 @@ class Taken:
         queues: by entity id, oldest first.
         position: all up to here was taken; None: as far as the cursor.
         open: refused, and whether the entities or the config are at fault is not known yet.
+        unseen: what was accepted as state and is to be seen in the history; None: nothing is.
     """
 
     of: Shared
@@ -54,6 +56,7 @@ class Taken:
     queues: dict[str, deque[Update]] = field(default_factory=dict)
     position: int | None = None
     open: list[tuple[Update, str]] = field(default_factory=list)
+    unseen: Unseen | None = None
 
     def take_over(self, other: "Taken") -> None:
         """What another lane had taken goes on here, so that it is read but once."""
@@ -176,7 +179,7 @@ class Taken:
         return None
 
     async def settle(self) -> None:
-        """Settle what was taken when all of it is done, and what was set aside is on the card.
+        """Settle what was taken when all of it is done, and what was set aside is on the card; not what is to be seen yet.
 
         Raises:
             LogError: the card refuses; then the cursor stays.
@@ -185,6 +188,10 @@ class Taken:
         if self.queues or self.open:
             return
         await self.of.aside.write()
-        if self.position is not None and self.of.aside.empty:
-            await self.of.feeds.settle(self.position)
+        if self.position is None or not self.of.aside.empty:
+            return
+        self.of.feeds.accepted(self.position)
+        waits = self.unseen and self.unseen.oldest_seq
+        await self.of.feeds.settle(waits - 1 if waits else self.position)
+        if not waits:
             self.position = None

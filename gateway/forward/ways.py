@@ -1,7 +1,7 @@
 """The ways of sending, one object each. A way takes turns until it gives another, which goes on from there.
 
 Greeting ──► InOrder ◄──► TwoLanes
-    └─────► Learning ───────┘
+    └────────────────────────┘
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from typing import Protocol
 
 from gateway.backoff import Breaker
 from gateway.forward.aside import Aside
-from gateway.forward.broker import Broker, LoginFailed, NotOffered, Outcome, Point, Probe, ReadRefused, Streak
+from gateway.forward.broker import Broker, LoginFailed, NotOffered, Outcome, Probe, ReadRefused, Streak
 from gateway.forward.feeds import Feeds
 from gateway.forward.history_lane import LATE, InOrderLane, PastLane
 from gateway.forward.pace import Pace
@@ -23,7 +23,7 @@ from gateway.forward.standing import Standing
 from gateway.forward.state_lane import StateLane
 from gateway.forward.usage import Usage
 from gateway.forward.verdicts import LaneCounts, Shared
-from gateway.harmonise.entity import Attribute, Entity
+from gateway.forward.verify import Recording, Unseen
 from gateway.journal import event
 from gateway.sdk.driver import Clock
 from gateway.sdk.errors import BrokerUnavailable
@@ -71,7 +71,7 @@ class Common:
     """What the ways of sending to one broker have in common.
 
     Attributes:
-        records: whether the broker records by itself what becomes current; None until that is known.
+        recording: whether the broker records by itself what becomes current.
         ahead: an earlier run sent the state ahead of what the log still holds.
         show: brings the shown figures up to date; called before a long wait.
     """
@@ -88,7 +88,7 @@ class Common:
     usage: Usage
     past_breaker: Breaker
     show: Callable[[], None]
-    records: bool | None
+    recording: Recording
     ahead: bool
     started_s: float
     state_due_s: float = 0.0
@@ -203,6 +203,7 @@ class Greeting:
         if wanted == "auto" and probe.temporal is None:
             return await self._greet()
         mode = mode_of(wanted, probe)
+        common.recording.named(probe.product)
         common.probing.later(probe)
         event("history_mode", broker=common.name, mode=mode, readable=probe.readable, product=probe.product)
         return self._in_order() if mode == "in-order" else _two_lanes(common, mode)
@@ -293,11 +294,12 @@ class InOrder:
 
 def _two_lanes(common: Common, mode: Mode) -> "Way":
     """State and history apart, from the cursor on."""
+    of, pending = common.of, common.state.pending
     if mode == "latest-only":
-        return TwoLanes(common, mode, PastLane(common.of, common.state.pending, records=True, temporal=False))
-    if common.records is None:
-        return Learning(common)
-    return TwoLanes(common, mode, PastLane(common.of, common.state.pending, records=common.records))
+        return TwoLanes(common, mode, PastLane(of, pending, recording=Recording(True, forgets=False), temporal=False))
+    unseen = Unseen(of.broker, common.recording, of.clock, common.settings, done=of.aside.done)
+    lane = PastLane(of, pending, recording=common.recording, unseen=unseen, unasked=common.state.unasked)
+    return TwoLanes(common, mode, lane)
 
 
 def _without_history(common: Common, past: PastLane | None) -> InOrder:
@@ -307,50 +309,6 @@ def _without_history(common: Common, past: PastLane | None) -> InOrder:
         lane.take_over(past)
     event("history_mode", broker=common.name, mode="in-order", product="")
     return InOrder(common, lane)
-
-
-class Learning:
-    """Does the broker record by itself what becomes current? Until that shows in its history, the past waits."""
-
-    mode: Mode = "temporal"
-    kept_mode = "temporal"
-    counts = None
-    fault = None
-
-    def __init__(self, common: Common) -> None:
-        self._common = common
-        self._sample: Point | None = None  # by which it is learned
-        self._until_s = 0.0
-
-    async def turn(self) -> "Outcome | Way | None":
-        common = self._common
-        if common.probing.wanted == "in-order":
-            return _without_history(common, None)
-        if common.sweep_is_due() and not common.of.sent.full:
-            return await common.sweep()
-        if self._sample is None:
-            self._sample = common.of.accepted.sample()
-            self._until_s = common.clock.monotonic_s() + 3 * common.settings.records_within_s
-        if self._sample is not None:
-            return await self._look(self._sample)
-        if not await common.feeds.pass_over_bad():  # nothing became current yet
-            await common.rest()
-        return None
-
-    async def _look(self, sample: Point) -> "Way | None":
-        common, within_s = self._common, self._common.settings.records_within_s
-        now_s = common.clock.monotonic_s()
-        entity_id, key, at = sample
-        feed = common.feeds.of_entity(entity_id)
-        attributes = {key: Attribute("property", 0, "", at)}
-        asked = Entity(entity_id, feed.entity_type, feed.context, attributes, feed.device)
-        recorded = sample in await common.broker.history_back([asked])
-        if recorded or now_s >= self._until_s:
-            common.records = recorded
-            event("history_recorded", broker=common.name, by_itself=recorded)
-            return _two_lanes(common, self.mode)
-        await common.clock.sleep(min(within_s / 20, common.settings.linger_s or within_s / 20))
-        return None
 
 
 class TwoLanes:
@@ -378,6 +336,8 @@ class TwoLanes:
             return await common.sweep()
         if self._breaker.wait_s(common.clock.monotonic_s()) > 0:
             await common.rest()
+        elif await self._look():
+            return None
         elif lane.idle and not await common.retry_held(lane):
             await self._read_on()
         elif lane.idle:
@@ -387,6 +347,17 @@ class TwoLanes:
         else:
             return await self._send()
         return None
+
+    async def _look(self) -> bool:
+        """Look at what the history shows, when it is time; whether it was."""
+        try:
+            looked = await self._lane.look()
+        except BrokerUnavailable as fault:
+            self._failed(fault)
+            return True
+        if looked:
+            self._worked()
+        return looked
 
     async def _read_on(self) -> None:
         lane = self._lane
@@ -415,7 +386,9 @@ class TwoLanes:
         """What an earlier run sent as current shows in the broker's history only after a while."""
         common = self._common
         since_s = common.clock.monotonic_s() - common.started_s
-        return self._lane.of_earlier_run and bool(common.records) and since_s < common.settings.records_within_s
+        if common.recording.verified or not common.recording.by_itself:
+            return False
+        return self._lane.of_earlier_run and since_s < common.settings.records_within_s
 
     async def _send(self) -> Outcome | None:
         try:
@@ -426,10 +399,13 @@ class TwoLanes:
         if outcome.fault is not None:
             self._failed(outcome.fault)
             return None
+        self._worked()
+        return outcome
+
+    def _worked(self) -> None:
         if not self._breaker.closed:
             self._breaker.worked()
             self.fault = None
-        return outcome
 
     def _failed(self, fault: BrokerUnavailable) -> None:
         """The past waits by itself: a broker that refuses or fails only there still gets the present at once."""

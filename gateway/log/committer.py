@@ -30,6 +30,7 @@ from gateway.sdk.reading import ReadingSet
 _HOUSEKEEPING_S: Final = 3600.0
 _DRAIN_S: Final = 60.0  # a cursor that moved over stored segments is written within this
 _RETRY_S: Final = 5.0
+_ACCEPTED_S: Final = 3600.0  # what every consumer has sent, and has yet to settle, is written when it is as old
 _SLOWEST_FADES: Final = 0.95  # how much of the slowest commit is remembered from one to the next
 _HEADROOM: Final = 1.5  # a commit may take that much longer than the slowest so far
 
@@ -42,7 +43,15 @@ class Schedule:
     """
 
     def __init__(
-        self, every_s: float, *, now_s: float, head: Head, pending: Pending, lanes: Lanes, condition: Condition
+        self,
+        every_s: float,
+        *,
+        now_s: float,
+        head: Head,
+        pending: Pending,
+        lanes: Lanes,
+        receipts: Receipts,
+        condition: Condition,
     ) -> None:
         self.housekeeping_at_s = now_s + _HOUSEKEEPING_S
         self._every_s = every_s
@@ -50,6 +59,7 @@ class Schedule:
         self._head = head
         self._pending = pending
         self._lanes = lanes
+        self._receipts = receipts
         self._condition = condition
 
     def due(self, now_s: float) -> bool:
@@ -65,11 +75,20 @@ class Schedule:
         )
 
     def sets_due(self, now_s: float) -> bool:
-        """Whether the oldest set that is still owed is of age, or the head is half full."""
-        entries = self._head.entries
+        """Whether the oldest set that somebody needs is of age, or the head is half full."""
+        head, entries, needed_s = self._head, self._head.entries, self._needed_s()
         return bool(entries) and (
-            now_s - entries[0].appended_s >= self._window_s or self._head.size_bytes >= self._head.max_bytes // 2
+            (needed_s is not None and now_s - needed_s >= self._window_s)
+            or now_s - entries[0].appended_s >= max(_ACCEPTED_S, self._window_s)
+            or head.size_bytes >= head.max_bytes // 2
         )
+
+    def _needed_s(self) -> float | None:
+        """When the oldest set came that one consumer has not sent yet, or that a receipt is waited for; None: all may wait."""
+        head, sent_upto = self._head, self._lanes.accepted()
+        first = self._receipts.first_waited_for
+        at = head.after(sent_upto if first is None else min(sent_upto, first - 1))
+        return head.entries[at].appended_s if at < len(head.entries) else None
 
     def housekeeping_due(self, now_s: float) -> bool:
         return now_s >= self.housekeeping_at_s
@@ -80,13 +99,13 @@ class Schedule:
         return self._every_s - min(_HEADROOM * self._slowest_s, self._every_s / 2)
 
     def wait_s(self, now_s: float) -> float:
-        """Until the oldest set in the head comes of age."""
+        """Until the oldest set that somebody needs comes of age; so long at most, as a set may come at once."""
         wait_s = self._window_s or 1.0
-        entries = self._head.entries
+        needed_s = self._needed_s()
         if self._condition.failure:
             wait_s = _RETRY_S
-        elif entries:
-            wait_s -= max(0.0, now_s - entries[0].appended_s)
+        elif needed_s is not None:
+            wait_s -= max(0.0, now_s - needed_s)
         return max(wait_s, 0.001)
 
     def took(self, seconds: float) -> None:
@@ -126,6 +145,7 @@ class Committer:
             head=head,
             pending=pending,
             lanes=lanes,
+            receipts=receipts,
             condition=condition,
         )
         self.look_at_s = 0.0

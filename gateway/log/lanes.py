@@ -48,6 +48,7 @@ class Lane:
 
     Attributes:
         cursor: all up to here is settled.
+        accepted: all up to here was sent, or is settled: a second fault would be needed to lose it.
         empty_upto: nothing is stored between the cursor and here.
         stored: readings owed that are in the file.
         oldest_us: time of the oldest of those, as far as known.
@@ -57,6 +58,7 @@ class Lane:
 
     consumer: Consumer
     cursor: int
+    accepted: int = 0
     empty_upto: int = 0
     stored: int = 0
     oldest_us: int | None = None
@@ -126,6 +128,7 @@ class Lanes:
         """The file is open: the numbers given before have grown."""
         for lane in self._lanes.values():
             lane.cursor = lane.cursor + more if lane.cursor else 0
+            lane.accepted = lane.accepted + more if lane.accepted else 0
             lane.owed = None
 
     async def _join(self, lane: Lane, now: int, *, salvaged: int | None = None) -> None:
@@ -142,7 +145,9 @@ class Lanes:
         self._pending.cursors.add(consumer.name)
         lane.stored, lane.oldest_us = await self._file.job(lambda store: store.owed(cursor))
         self._count_anew(lane)
-        if not lane.stored:
+        if lane.stored:
+            lane.accepted = 0  # what the file has from before is not sent yet
+        else:
             self.cursors[consumer.name] = lane.cursor = max(lane.cursor, sent_upto)
 
     async def _start_of(self, consumer: Consumer, now: int) -> int:
@@ -292,6 +297,20 @@ class Lanes:
                 return
         self._settled_by_all()
 
+    def accept(self, consumer: str, upto: int) -> None:
+        """All up to and including `upto` was sent, and is to be settled when that is sure."""
+        lane = self._lanes[consumer]
+        lane.accepted = max(lane.accepted, min(upto, self._head.next_seq - 1))
+
+    def accepted_upto(self, consumer: str) -> int:
+        """Up to here a consumer has sent, or is done."""
+        lane = self._lanes[consumer]
+        return max(lane.accepted, lane.cursor)
+
+    def accepted(self) -> int:
+        """Up to here every consumer has sent, or is done; without consumers nobody has."""
+        return min((max(lane.accepted, lane.cursor) for lane in self._lanes.values()), default=0)
+
     def settled(self) -> int:
         """Up to here every consumer is done; without consumers nothing is."""
         return min((lane.cursor for lane in self._lanes.values()), default=0)
@@ -307,20 +326,22 @@ class Lanes:
     def backlog(self, consumer: str) -> tuple[int, datetime | None]:
         """Readings owed, and the time of the oldest of them."""
         lane, head = self._lanes[consumer], self._head
+        sent_upto = max(lane.cursor, lane.accepted)
         if lane.owed is not None:
-            lane.owed.entries(head.entries[head.after(lane.cursor) :])
-            lane.owed.settled(lane.cursor)
+            lane.owed.entries(head.entries[head.after(sent_upto) :])
+            lane.owed.settled(sent_upto)
             oldest_us = lane.owed.oldest_us
             return lane.owed.total, None if oldest_us is None else wall_time(oldest_us)
-        entries = head.entries[head.after(max(lane.cursor, head.stored_last)) :]
+        entries = head.entries[head.after(max(sent_upto, head.stored_last)) :]
         in_head = sum(len(entry.readings) for entry in entries)
-        if lane.stored and lane.oldest_us is not None:
-            return lane.stored + in_head, wall_time(lane.oldest_us)
+        stored = 0 if sent_upto >= head.stored_last else lane.stored
+        if stored and lane.oldest_us is not None:
+            return stored + in_head, wall_time(lane.oldest_us)
         if not entries:
-            return lane.stored, None
+            return stored, None
         first = entries[0]
         oldest = wall_time(first.claim.received_us) if first.claim else first.readings[0].observed_at
-        return lane.stored + in_head, oldest
+        return stored + in_head, oldest
 
     def status(self) -> dict[str, dict[str, Any]]:
         """Of each consumer what is owed."""
@@ -340,7 +361,7 @@ class Lanes:
         for lane in self._lanes.values():
             owed = [entry for entry in entries if entry.seq > lane.cursor]
             if lane.owed is not None:
-                lane.owed.settled(lane.cursor)
+                lane.owed.settled(max(lane.cursor, lane.accepted))
                 lane.owed.entries(owed)
             if owed and not lane.stored:
                 lane.oldest_us = microseconds(owed[0].readings[0].observed_at)

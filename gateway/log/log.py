@@ -209,6 +209,14 @@ class Log:
         """All up to and including `upto` is done with: accepted, refused or held."""
         await self._lanes.settle(consumer, upto)
 
+    def accepted(self, consumer: str, upto: int) -> None:
+        """All up to and including `upto` was sent, and is settled when that is sure: it is no backlog, nor in a hurry."""
+        self._lanes.accept(consumer, upto)
+
+    def accepted_upto(self, consumer: str) -> int:
+        """Up to here a consumer has sent, or is done."""
+        return self._lanes.accepted_upto(consumer)
+
     def backlog(self, consumer: str) -> tuple[int, datetime | None]:
         """Readings owed, and the time of the oldest of them."""
         return self._lanes.backlog(consumer)

@@ -81,6 +81,11 @@ class Receipts:
                 future.set_result(None)
         self._waiting = waiting
 
+    @property
+    def first_waited_for(self) -> int | None:
+        """Number of the oldest set whose receipt somebody waits for."""
+        return min((seq for seq, future in self._waiting if not future.done()), default=None)
+
     def give_up(self, first: int, last: int, why: str) -> None:
         """These sets will never be durable."""
         self._given_up.append((first, last, why))

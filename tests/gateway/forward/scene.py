@@ -66,6 +66,7 @@ class MemoryLog:
         self.series: dict[int, Series] = {}
         self.rows: list[tuple[int, int, int, Value | None]] = []
         self.cursor = 0
+        self.sent_upto = 0
         self.held = MemoryHeld()
         self.first_seq = 0
         self._seq = 1 << 32
@@ -123,13 +124,16 @@ class MemoryLog:
         self.cursor = max(self.cursor, upto)
         self._arrival.set()
 
+    def accepted(self, consumer: str, upto: int) -> None:
+        self.sent_upto = max(self.sent_upto, upto)
+
     async def wait(self, consumer: str, after: int | None = None) -> None:
         while await self.read(consumer, after=after, max_readings=1) is None:
             self._arrival.clear()
             await self._arrival.wait()
 
     def backlog(self, consumer: str) -> tuple[int, datetime | None]:
-        owed = [row for row in self.rows if row[0] > self.cursor]
+        owed = [row for row in self.rows if row[0] > max(self.cursor, self.sent_upto)]
         oldest = min((row[2] for row in owed), default=None)
         return len(owed), None if oldest is None else datetime.fromtimestamp(oldest / 1e6, UTC)
 

@@ -237,7 +237,7 @@ def test_a_point_that_was_sent_is_taken_once(order: list[int]) -> None:
     sent = Sent()
     for time_us in (1, 2, 3):
         sent.note("e", 7, time_us)
-    assert [sent.take("e", 7, time_us) for time_us in order] == [True, True, True]
+    assert all(sent.take("e", 7, time_us) for time_us in order)
     assert not sent.take("e", 7, 1)
     assert not sent.take("other", 7, 1)
 
@@ -246,7 +246,8 @@ def test_points_that_were_sent_in_any_order_are_told_from_those_between() -> Non
     sent = Sent()
     for time_us in (2, 6, 4):
         sent.note("e", 7, time_us)
-    assert [sent.take("e", 7, time_us) for time_us in range(1, 8)] == [False, True, False, True, False, True, False]
+    taken = [sent.take("e", 7, time_us) is not None for time_us in range(1, 8)]
+    assert taken == [False, True, False, True, False, True, False]
 
 
 class Three(Sent):
@@ -516,12 +517,9 @@ def test_outcomes_add_up_and_the_first_fault_stands() -> None:
 def test_what_is_known_of_an_entity_until_it_is_doubted() -> None:
     accepted = Accepted(ManualClock(START))
     accepted.doubt("e")  # nothing is known yet
-    assert accepted.sample() is None
     accepted.note("e", {})
     assert accepted.knows("e")
-    assert accepted.sample() is None
     accepted.note("f", {"no2": START})
-    assert accepted.sample() == ("f", "no2", START)
     assert accepted.holds("f", "no2", START)
     assert not accepted.holds("f", "pm25", START)
     assert not accepted.holds("g", "no2", START)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,9 @@ class Open:
 
     async def history_back(self, instances: Sequence[Entity]) -> frozenset[Point]:
         return frozenset()
+
+    async def history_newest(self, entities: Sequence[Entity], **_: Any) -> Mapping[str, list[tuple[str, datetime]]]:
+        return {}
 
     async def close(self) -> None: ...
 

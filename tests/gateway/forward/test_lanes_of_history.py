@@ -12,6 +12,7 @@ from gateway.forward.broker import InDoubt, Outcome, ReadRefused, observed
 from gateway.forward.history_lane import LATE, UPDATES_A_REQUEST, InOrderLane, PastLane
 from gateway.forward.updates import Feed, Update
 from gateway.forward.verdicts import Taken
+from gateway.forward.verify import Recording
 from gateway.log.segment import TimeState
 from gateway.sdk.errors import BrokerUnavailable
 from tests.gateway.forward.scene import START, slot, table
@@ -129,8 +130,8 @@ async def test_in_order_the_state_counts_as_ahead_until_the_tail(scene: Scene, r
     assert lane.ahead
     assert not await lane.fill()
     assert not lane.ahead
-    assert scene.of.sent.take(A, 99, 1) is remember
-    assert scene.of.sent.take(A, series_of(scene, "air-1", "no2"), us(0)) is remember
+    assert (scene.of.sent.take(A, 99, 1) is not None) is remember
+    assert (scene.of.sent.take(A, series_of(scene, "air-1", "no2"), us(0)) is not None) is remember
     scene.of.sent.note(A, 99, 2)
     lane.caught_up()
     assert scene.of.sent.take(A, 99, 2)  # it was not ahead any more
@@ -356,7 +357,7 @@ async def test_in_order_what_only_goes_along_is_neither_late_nor_lost() -> None:
 
 
 async def test_in_order_goes_on_with_what_a_lane_of_the_past_had_read(scene: Scene) -> None:
-    past = PastLane(scene.of, NEVER, records=False)
+    past = PastLane(scene.of, NEVER, recording=Recording(False))
     scene.log.put("air-1", 2, no2=2)
     scene.log.put("air-1", 1, no2=1)
     await past.fill()
@@ -383,8 +384,10 @@ async def test_in_order_settles_what_was_gathered_when_asked(scene: Scene) -> No
 # the past
 
 
-def past(scene: Scene, pending: Callable[[Feed, int, int], bool] = NEVER, **kw: Any) -> PastLane:
-    return PastLane(scene.of, pending, **{"records": True, **kw})
+def past(
+    scene: Scene, pending: Callable[[Feed, int, int], bool] = NEVER, *, records: bool = True, **kw: Any
+) -> PastLane:
+    return PastLane(scene.of, pending, recording=Recording(records), **kw)
 
 
 async def test_the_past_goes_entity_by_entity_without_what_is_static(scene: Scene) -> None:
@@ -466,7 +469,7 @@ async def test_the_past_stops_before_what_is_still_the_state_lanes(scene: Scene)
 async def test_a_set_stays_whole_when_one_of_its_updates_is_the_state_lanes() -> None:
     two = Scene(mappings={"air-1": (table("air-1", "no2"), table("air-1", "pm25", entity="urn:x:2"))})
     for held_up in ("no2", "pm25"):
-        lane = PastLane(two.of, lambda feed, *_, held_up=held_up: held_up in feed.keys, records=True)
+        lane = PastLane(two.of, lambda feed, *_, held_up=held_up: held_up in feed.keys, recording=Recording(True))
         two.log.put("air-1", 0, no2=1, pm25=2)
         assert not await lane.fill()
         assert lane.idle

@@ -29,6 +29,9 @@ FAST = ForwardSettings(
     held_every_s=0.05,
     rate_per_s=1e6,
     records_within_s=0.6,
+    look_s=0.05,
+    learn_s=1.0,
+    unseen_s=1.0,
     retry_first_s=0.05,
     retry_quick_s=0.1,
     retry_cap_s=0.1,
@@ -288,6 +291,7 @@ async def test_a_broker_that_does_not_record_by_itself_is_found_out_while_live_d
             n += 1
             assert n < 200
         await strict.until(lambda: box.settled and strict.current(entity_id("air-0"), "no2") == n - 1)
+        await strict.until(lambda: len(measured_only(strict.temporal_history())) >= len(box.expected))
     assert_exact(strict, box)
 
 

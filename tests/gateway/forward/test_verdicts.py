@@ -35,6 +35,7 @@ class Scripted:
         self.asked: list[list[str]] = []
         self.holds: dict[str, dict[str, datetime]] = {}
         self.points: frozenset[Point] = frozenset()
+        self.newest: dict[str, list[tuple[str, datetime]]] = {}
         self.fault: BrokerUnavailable | None = None  # of reading
         self.probes: list[Probe] = []
 
@@ -76,6 +77,19 @@ class Scripted:
         if self.fault is not None:
             raise self.fault
         return self.points
+
+    async def history_newest(
+        self,
+        entities: Sequence[Entity],
+        *,
+        since: datetime | None = None,
+        attributes: Sequence[str] = (),
+        last: int = 1,
+    ) -> dict[str, list[tuple[str, datetime]]]:
+        self.asked.append([entity.id for entity in entities])
+        if self.fault is not None:
+            raise self.fault
+        return self.newest
 
     async def close(self) -> None:
         pass

@@ -16,7 +16,8 @@ from gateway.forward.refusals import Refusals
 from gateway.forward.settings import ForwardSettings
 from gateway.forward.standing import Standing
 from gateway.forward.usage import Usage
-from gateway.forward.ways import Common, Greeting, InOrder, Learning, TwoLanes
+from gateway.forward.verify import Recording
+from gateway.forward.ways import Common, Greeting, InOrder, TwoLanes
 from gateway.health import BrokerHealth, BrokerState
 from gateway.sdk.errors import BrokerUnavailable
 from tests.gateway.forward.scene import START, entity_id
@@ -48,7 +49,7 @@ class Turns(Sweeps):
             usage=Usage("city", self.broker.traffic, self.log, self.clock),
             past_breaker=Breaker(Backoff(1.0, 1.0, rng=random.Random(1))),
             show=self.show,
-            records=records,
+            recording=Recording(records, forgets=False) if records is not None else Recording(),
             ahead=ahead,
             started_s=self.clock.monotonic_s(),
         )
@@ -80,9 +81,9 @@ async def test_a_greeting_is_no_way_yet() -> None:
     [
         ("auto", TEMPORAL, True, TwoLanes, "temporal"),
         ("auto", TEMPORAL, False, TwoLanes, "temporal"),
-        ("auto", TEMPORAL, None, Learning, "temporal"),
+        ("auto", TEMPORAL, None, TwoLanes, "temporal"),
         ("auto", NONE, None, InOrder, "in-order"),
-        ("temporal", UNKNOWN, None, Learning, "temporal"),
+        ("temporal", UNKNOWN, None, TwoLanes, "temporal"),
         ("in-order", UNKNOWN, None, InOrder, "in-order"),
         ("latest-only", NONE, None, TwoLanes, "latest-only"),
     ],
@@ -319,37 +320,6 @@ async def test_what_an_earlier_run_sent_is_asked_for_when_it_must_show() -> None
     turns.clock.advance(SETTINGS.records_within_s)
     await turns.until_settled(way)
     assert len(turns.broker.asked) == 2
-
-
-@pytest.mark.parametrize("shows", [True, False])
-async def test_whether_the_broker_records_by_itself_is_learned_from_the_first_value(shows: bool) -> None:
-    turns = Turns(records=None)
-    way = await turns.greeted(TEMPORAL)
-    assert (way.kept_mode, way.counts) == ("temporal", None)
-    assert await way.turn() is None  # nothing became current yet
-    turns.log.put("air-1", 5, no2=5)
-    turns.clock.advance(1.0)
-    assert isinstance(await way.turn(), Outcome)
-    for _ in range(3):
-        assert await way.turn() is None
-    if shows:
-        turns.broker.points = frozenset((A, key, START + timedelta(seconds=5)) for key in ("no2", "dateObserved"))
-    else:
-        turns.clock.advance(3 * SETTINGS.records_within_s - 0.5)
-        assert await way.turn() is None
-        turns.clock.advance(0.5)
-    following = await way.turn()
-    assert isinstance(following, TwoLanes)
-    assert turns.common.records is shows
-    await turns.until_settled(following)
-    assert turns.broker.values() == [("state", "air-1", 5)] + [("past", "air-1", 5)] * (not shows)
-
-
-async def test_while_learning_a_history_that_is_gone_is_not_waited_for() -> None:
-    turns = Turns(records=None)
-    way = await turns.greeted(TEMPORAL)
-    turns.common.probing.wanted = "in-order"
-    assert isinstance(await way.turn(), InOrder)
 
 
 async def test_what_nobody_passes_any_more_is_forgotten_when_nothing_is_owed() -> None:

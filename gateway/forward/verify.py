@@ -1,0 +1,487 @@
+"""What was sent as current state and is to stand in the history: it is settled when it is seen there.
+
+Some brokers (Scorpio) keep what they record in memory until their tenant is silent, and lose it with a restart or with their
+database, after they acknowledged it. So an accepted update waits here, in memory, while its readings stay in the log:
+
+- A *witness* is a point of an entity that this run's state lane sent and that the history shows. All that was accepted of
+  that entity before it, with no fault of the broker between, has come there before it.
+- After a fault the whole stretch is read: what is there is seen, and what is not, although a witness accepted later was
+  there a look before, is *forgotten*: it goes by the temporal API.
+- That something is not there proves nothing by itself: on a busy tenant nothing shows for hours.
+"""
+
+from bisect import insort
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Final
+
+from gateway.forward.broker import Broker, Point, ReadRefused, observed
+from gateway.forward.settings import ForwardSettings
+from gateway.forward.updates import Feed, Mark, Update, instant
+from gateway.harmonise.entity import Entity
+from gateway.journal import event
+from gateway.sdk.driver import Clock
+
+PRODUCTS: Final[Mapping[str, bool]] = {"scorpio": True, "stellio": False}  # that record by themselves: may they forget?
+ENTITIES_A_LOOK: Final = 20  # as many as one query takes
+UPDATES_A_STRETCH: Final = 500
+PATIENCE: Final = 12  # a look that shows nothing is followed by a later one, up to so many times later
+DOUBLES_OF: Final = 50  # newest points of an attribute in which a doubled one is looked for
+
+
+@dataclass(slots=True)
+class Recording:
+    """Whether a broker records by itself what becomes current.
+
+    Attributes:
+        by_itself: None while it is not known.
+        why: the product's name, or "seen".
+        forgets: what it accepted may be lost before it is in the history.
+    """
+
+    by_itself: bool | None = None
+    why: str = ""
+    forgets: bool = True
+
+    @property
+    def verified(self) -> bool:
+        """Whether what was sent as state waits until it is seen."""
+        return self.by_itself is None or (self.by_itself and self.forgets)
+
+    @property
+    def shown(self) -> str:
+        """For status."""
+        if self.by_itself is None:
+            return "not known yet"
+        return (f"yes ({self.why})" if self.why else "yes") if self.by_itself else "no"
+
+    def named(self, product: str) -> None:
+        """The broker told who it is, or the operator did."""
+        if product in PRODUCTS:
+            self._set(True, product, forgets=PRODUCTS[product])
+
+    def recall(self, shown: str) -> None:
+        """What an earlier run learned, as it was shown; a product that is known by now is not asked for it."""
+        if self.by_itself is None and shown == "no":
+            self.by_itself = False
+        elif self.by_itself is None and shown.startswith("yes (") and shown.endswith(")"):
+            self.by_itself, self.why = True, shown[5:-1]
+            self.forgets = PRODUCTS.get(self.why, True)
+
+    def seen(self) -> None:
+        """A point that was sent as state alone stands in the history, or one stands there twice."""
+        if not self.by_itself:
+            self._set(True, "seen", forgets=True)
+
+    def not_seen(self) -> None:
+        """Long enough looked for: it holds for what comes from now on, and until the contrary is seen."""
+        self._set(False, "", forgets=True)
+
+    def _set(self, by_itself: bool, why: str, *, forgets: bool) -> None:
+        changed = (self.by_itself, self.why) != (by_itself, why)
+        self.by_itself, self.why, self.forgets = by_itself, why, forgets
+        if changed:
+            event("history_recorded", by_itself=by_itself, why=why)
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """An update that was accepted, or that may have been.
+
+    Attributes:
+        known: it was accepted; else that is not known, and in doubt it is sent again.
+        since_s: on the clock of the broker's presence.
+    """
+
+    update: Update
+    mark: Mark
+    known: bool
+    since_s: float
+
+
+@dataclass(slots=True)
+class _Of:
+    """What waits of one entity, by its number in the log.
+
+    Attributes:
+        witness: the newest point seen that this run sent.
+        witness_s: when it was seen.
+        asked: how many waited after the last look.
+        asked_s: when that was; None: never.
+        read: the witness there was when the stretch was last read.
+        read_s: when that was; None: never.
+    """
+
+    feed: Feed
+    items: list[_Waiting] = field(default_factory=list)
+    witness: Mark | None = None
+    witness_s: float = 0.0
+    asked: int = 0
+    asked_s: float | None = None
+    read: Mark | None = None
+    read_s: float | None = None
+
+    def suspects(self) -> list[_Waiting]:
+        """Those that no later witness of their own epoch can settle."""
+        witness = self.witness
+        return [
+            item
+            for item in self.items
+            if item.mark.epoch is None or (witness is not None and item.mark.order < witness.order)
+        ]
+
+
+class Unseen:
+    """What waits to be seen in the history of one broker.
+
+    Args:
+        done: called with each update that waits no longer and need not be sent.
+
+    Attributes:
+        given_up: points that were settled although they were never seen.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        recording: Recording,
+        clock: Clock,
+        settings: ForwardSettings,
+        *,
+        done: Callable[[Update], None] = lambda update: None,
+    ) -> None:
+        self.recording = recording
+        self.given_up = 0
+        self._broker = broker
+        self._clock = clock
+        self._settings = settings
+        self._done = done
+        self._of: dict[str, _Of] = {}
+        self._points = {True: 0, False: 0}  # known to be accepted, or not
+        self._oldest: int | None = None
+        self._oldest_holds = True
+        self._up_s = 0.0  # the broker was there so long
+        self._looked_at_s = clock.monotonic_s()
+        self._faults = broker.traffic.faults
+        self._next_s = 0.0  # on the clock of presence, like all below
+        self._wait_s = settings.look_s
+        self._learns_since_s: float | None = None
+        self._lately: Feed | None = None  # something of it went by the temporal API
+        self._doubles_s = settings.learn_s
+        self._doubles_wait_s = settings.learn_s
+
+    def __len__(self) -> int:
+        """Points that wait."""
+        return self._points[True] + self._points[False]
+
+    @property
+    def full(self) -> bool:
+        """Too much waits of which nobody knows whether it was accepted: the log is not read on."""
+        return self._points[False] >= self._settings.unseen_points
+
+    @property
+    def oldest_seq(self) -> int | None:
+        """Number of the oldest set in the log that waits; None when none does."""
+        if not self._oldest_holds:
+            heads = (next((i.update.seq for i in of.items if i.update.seq), None) for of in self._of.values())
+            self._oldest = min((seq for seq in heads if seq is not None), default=None)
+            self._oldest_holds = True
+        return self._oldest
+
+    # what comes
+
+    def put(self, update: Update, mark: Mark, *, known: bool) -> None:
+        """It was accepted in that request; or nobody knows whether it ever was."""
+        of = self._of.get(update.entity_id)
+        if of is None:
+            of = self._of[update.entity_id] = _Of(update.feed)
+        if known and of.witness is not None and _covers(of.witness, mark):
+            self._done(update)
+            return
+        insort(of.items, _Waiting(update, mark, known, self._up_s), key=_seq_of)
+        self._points[known] += len(update.readings)
+        seq = update.seq  # 0: it comes from a held piece
+        if seq and self._oldest_holds and (self._oldest is None or seq < self._oldest):
+            self._oldest = seq
+        if known and self._points[True] > self._settings.unseen_points:
+            self._make_room()
+
+    def sent_past(self, feed: Feed) -> None:
+        """Something of it went by the temporal API."""
+        self._lately = feed
+
+    def take_all(self) -> list[Update]:
+        """Nobody looks any more; returns those of which nothing is known."""
+        items = [item for of in self._of.values() for item in of.items]
+        for of in self._of.values():
+            self._drop(of, of.items)
+        for item in items:
+            if item.known:
+                self._done(item.update)
+        return [item.update for item in items if not item.known]
+
+    def updates(self) -> list[Update]:
+        """All that wait."""
+        return [item.update for of in self._of.values() for item in of.items]
+
+    # when
+
+    def due(self) -> bool:
+        """Whether it is time for a look at the history. Time counts only while the broker is there."""
+        now_s, faults = self._clock.monotonic_s(), self._broker.traffic.faults
+        if faults == self._faults:
+            self._up_s += now_s - self._looked_at_s
+        else:  # soon
+            self._wait_s = self._settings.look_s
+            self._next_s = min(self._next_s, self._up_s + self._wait_s)
+        self._looked_at_s, self._faults = now_s, faults
+        if self._up_s < self._next_s:
+            return False
+        if self._stretch_due() is None and not self._look_due() and not self._doubles_due():
+            self._next_s = self._up_s + self._settings.look_s
+            return False
+        return True
+
+    def _look_due(self) -> list[_Of]:
+        """Entities to be asked for their newest point, those not asked for longest first; none when none is urgent."""
+        settings, learning = self._settings, self.recording.by_itself is None
+        due, soon = [], []
+        for of in self._of.values():
+            if not of.items:
+                continue
+            new, first = len(of.items) - of.asked, of.items[0]
+            since_s = first.since_s if of.asked_s is None else of.asked_s
+            if (
+                new >= settings.look_updates
+                or self._up_s - since_s >= settings.look_within_s
+                or self._up_s - first.since_s >= settings.unseen_s
+                or (learning and of.items[-1].mark.epoch is not None)
+                or self._suspicious(of)
+            ):
+                due.append(of)
+            elif 2 * new >= settings.look_updates:
+                soon.append(of)
+        due.sort(key=lambda of: -1.0 if of.asked_s is None else of.asked_s)
+        return [*due, *soon] if due else []
+
+    def _suspicious(self, of: _Of) -> bool:
+        """A fault lies between what was accepted, and the history may show by now what came after it."""
+        last = of.items[-1].mark
+        if last.epoch is None or (of.witness is not None and of.witness.order >= last.order):
+            return False
+        return any(item.mark.epoch != last.epoch for item in of.items)
+
+    def _stretch_due(self) -> _Of | None:
+        """An entity whose stretch is to be read: as it is, and again a look after a later point was seen."""
+        settings = self._settings
+        for of in self._of.values():
+            if not of.items:
+                continue
+            if of.read != of.witness and self._up_s - of.witness_s >= settings.look_s and of.suspects():
+                return of
+            since_s = None if of.read_s is None else self._up_s - of.read_s
+            if of.items[0].mark.epoch is None and (since_s is None or since_s >= settings.look_within_s):
+                return of
+        return None
+
+    def _doubles_due(self) -> bool:
+        return self.recording.by_itself is False and self._lately is not None and self._up_s >= self._doubles_s
+
+    # looking
+
+    async def look(self) -> list[Update]:
+        """One request; returns what is to be sent by the temporal API.
+
+        Raises:
+            BrokerUnavailable: the history could not be read.
+        """
+        of = self._stretch_due()
+        try:
+            if of is not None:
+                return await self._read_stretch(of)
+            if self._doubles_due():
+                await self._look_for_doubles()
+            return await self._look_at(_alike(self._look_due()))
+        except ReadRefused:
+            self._next_s = self._up_s + PATIENCE * self._settings.look_s
+            return self._expired(list(self._of.values()))
+
+    async def _look_at(self, some: Sequence[_Of]) -> list[Update]:
+        if not some:
+            return []
+        seen = await self._ask(some)
+        self._wait_s = self._settings.look_s if seen else min(2 * self._wait_s, PATIENCE * self._settings.look_s)
+        more = seen and bool(self._look_due())
+        self._next_s = self._up_s if more else self._up_s + self._wait_s
+        self._learn()
+        return self._expired(some)
+
+    async def _ask(self, some: Sequence[_Of]) -> bool:
+        """Ask for the newest point of some entities; whether anything new was seen."""
+        oldest_us = min(time_us for of in some for item in of.items for _, time_us, _ in item.update.readings.values())
+        names = {_name_of(item.update) for of in some for item in (of.items[0], of.items[-1])}
+        found = await self._broker.history_newest(
+            [_asked(of.feed) for of in some], since=instant(oldest_us), attributes=sorted(names)
+        )
+        seen = False
+        for of in some:
+            seen = self._saw(of, found.get(of.feed.entity_id, ())) or seen
+            of.asked, of.asked_s = len(of.items), self._up_s
+        return seen
+
+    def _saw(self, of: _Of, points: Iterable[tuple[str, datetime]]) -> bool:
+        """The history shows these of an entity; whether one is a new witness."""
+        shown = set(points)
+        best = of.witness
+        for item in of.items:
+            if item.mark.epoch is not None and (best is None or item.mark.order > best.order) and _shows(item, shown):
+                best = item.mark
+        if best is None or best is of.witness:
+            return False
+        self.recording.seen()
+        of.witness, of.witness_s = best, self._up_s
+        self._settle(of, [item for item in of.items if _covers(best, item.mark)])
+        return True
+
+    async def _read_stretch(self, of: _Of) -> list[Update]:
+        witness, suspects = of.witness, of.suspects()
+        some = suspects[:UPDATES_A_STRETCH]
+        wanted = [points_in(item.update.past) for item in some]
+        asked = [item.update.past for item, points in zip(some, wanted, strict=True) if points]
+        found = await self._broker.history_back(asked) if asked else frozenset[Point]()
+        seen = [item for item, points in zip(some, wanted, strict=True) if points <= found]
+        forgotten = [
+            item
+            for item, points in zip(some, wanted, strict=True)
+            if witness is not None and item.mark.order < witness.order and not points <= found
+        ]
+        self._settle(of, seen)
+        self._drop(of, forgotten)
+        if len(some) == len(suspects) or not (seen or forgotten):
+            of.read, of.read_s = witness, self._up_s
+        if forgotten:
+            event("history_forgotten", entity=of.feed.entity_id, updates=len(forgotten))
+        self._learn()
+        return [without(item.update, found) for item in forgotten] + self._expired([of])
+
+    async def _look_for_doubles(self) -> None:
+        """It was taken for one that does not record: if it does, each point stands there twice."""
+        if self._lately is None:
+            return
+        feed, self._lately = self._lately, None
+        self._doubles_wait_s = min(2 * self._doubles_wait_s, self._settings.look_within_s)
+        self._doubles_s = self._up_s + self._doubles_wait_s
+        points = (await self._broker.history_newest([_asked(feed)], last=DOUBLES_OF)).get(feed.entity_id, ())
+        if len(set(points)) < len(points):
+            self.recording.seen()
+
+    def _learn(self) -> None:
+        """So long the broker was there, and nothing showed that was sent as state."""
+        if self.recording.by_itself is not None:
+            self._learns_since_s = None
+        elif not any(item.mark.epoch is not None for of in self._of.values() for item in of.items[-1:]):
+            self._learns_since_s = None  # nothing to learn by
+        elif self._learns_since_s is None:
+            self._learns_since_s = self._up_s
+        elif self._up_s - self._learns_since_s >= self._settings.learn_s:
+            self.recording.not_seen()
+
+    def _expired(self, some: Iterable[_Of]) -> list[Update]:
+        """What waited too long: known to be accepted it is given up, unless the broker does not record; else it is sent."""
+        again, limit_s = list[Update](), self._up_s - self._settings.unseen_s
+        for of in some:
+            kept = self.recording.by_itself is not False
+            old = [item for item in of.items if item.since_s <= limit_s]
+            sent = [item for item in old if not (item.known and kept)]
+            self._give_up(of, [item for item in old if item.known and kept])
+            self._drop(of, sent)
+            again += [item.update for item in sent]
+        return again
+
+    # what goes
+
+    def _make_room(self) -> None:
+        """The oldest go, a fiftieth at once."""
+        known = [(item.update.seq, of, item) for of in self._of.values() for item in of.items if item.known]
+        known.sort(key=lambda one: one[0])
+        points, gone = 0, dict[int, tuple[_Of, list[_Waiting]]]()
+        for _, of, item in known:
+            if points > self._settings.unseen_points // 50:
+                break
+            gone.setdefault(id(of), (of, []))[1].append(item)
+            points += len(item.update.readings)
+        for of, items in gone.values():
+            self._give_up(of, items)
+
+    def _give_up(self, of: _Of, items: Sequence[_Waiting]) -> None:
+        self.given_up += sum(len(item.update.readings) for item in items)
+        self._settle(of, items)
+
+    def _settle(self, of: _Of, items: Sequence[_Waiting]) -> None:
+        self._drop(of, items)
+        for item in items:
+            self._done(item.update)
+
+    def _drop(self, of: _Of, items: Sequence[_Waiting]) -> None:
+        if not items:
+            return
+        for item in items:
+            self._points[item.known] -= len(item.update.readings)
+        gone = {id(item) for item in items}
+        of.items = [item for item in of.items if id(item) not in gone]
+        of.asked = min(of.asked, len(of.items))
+        self._oldest_holds = False
+
+
+def _seq_of(item: _Waiting) -> int:
+    return item.update.seq
+
+
+def points_in(entity: Entity) -> set[Point]:
+    """The measured points of an entity."""
+    return {(entity.id, key, at) for key, at in observed(entity).items()}
+
+
+def without(update: Update, points: frozenset[Point]) -> Update:
+    """The update without the attributes that the history holds at their times."""
+    entity = update.entity
+    kept = {
+        key: attribute
+        for key, attribute in entity.attributes.items()
+        if attribute.observed_at is None or (entity.id, key, attribute.observed_at) not in points
+    }
+    update.entity = replace(entity, attributes=kept)
+    return update
+
+
+def _covers(witness: Mark, mark: Mark) -> bool:
+    """Whether a witness proves what was accepted then: before it, and no fault between."""
+    return mark.epoch is not None and mark.epoch == witness.epoch and mark.order <= witness.order
+
+
+def _shows(item: _Waiting, shown: set[tuple[str, datetime]]) -> bool:
+    keys = item.update.feed.keys
+    return any(
+        (key, instant(time_us)) in shown
+        for point, (_, time_us, _) in item.update.readings.items()
+        for key in keys[point]
+    )
+
+
+def _name_of(update: Update) -> str:
+    """An attribute that an update has, as it is called on the wire."""
+    keys = (key for point in update.readings for key in update.feed.keys[point])
+    return next(keys, "").partition(" ")[0]
+
+
+def _asked(feed: Feed) -> Entity:
+    return Entity(feed.entity_id, feed.entity_type, feed.context, {}, feed.device)
+
+
+def _alike(due: Sequence[_Of]) -> list[_Of]:
+    """Those of the first one's kind, which one query can ask for."""
+    kind = [
+        of for of in due if (of.feed.entity_type, of.feed.context) == (due[0].feed.entity_type, due[0].feed.context)
+    ]
+    return kind[:ENTITIES_A_LOOK]
