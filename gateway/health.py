@@ -146,6 +146,8 @@ class BrokerHealth:
         batch: entities a request, as learned.
         late: updates not sent because the broker holds newer and has no temporal API (dead letters).
         skipped: updates not sent because `latest-only` is chosen.
+        records: whether it records by itself what becomes current: "yes (WHY)" | "no" | "not known yet"; "" without a history.
+        unseen: points that it accepted and that were never seen in its history.
         waiting: entities not sent yet, with the mandatory attributes that are still unknown.
         refusing: entities that it refused when last offered: `{entity, device, reason, since, remedy}`.
         given_up: readings that it will not get: dropped by a bound, from the log or from what is held.
@@ -173,6 +175,8 @@ class BrokerHealth:
     batch: int = 0
     late: int = 0
     skipped: int = 0
+    records: str = ""
+    unseen: int = 0
     waiting: dict[str, list[str]] = field(default_factory=dict)
     refusing: list[dict[str, Any]] = field(default_factory=list)
     given_up: int = 0

@@ -154,13 +154,15 @@ def _device(name: str, device: Mapping[str, Any], now: datetime | None, *, value
 
 def _broker(name: str, broker: Mapping[str, Any], now: datetime | None) -> Iterator[str]:
     parts = [_why(broker) or broker.get("state", ""), broker.get("history", "")]
+    if broker.get("records"):
+        parts.append(f"records: {printable(broker['records'])}")
     backlog = broker.get("backlog") or 0
     if backlog:
         parts.append(f"{backlog} readings owed, oldest {age(time_of(broker.get('oldest_unsent_at')), now)}")
     if broker.get("next_try_at"):
         next_try, at = time_of(broker["next_try_at"]), now
         parts.append(f"next try in {duration(max((next_try - at).total_seconds(), 0))}" if next_try and at else "")
-    parts += [f"{broker[key]} {key}" for key in ("later", "dead", "late", "skipped") if broker.get(key)]
+    parts += [f"{broker[key]} {key}" for key in ("later", "dead", "late", "skipped", "unseen") if broker.get(key)]
     if broker.get("given_up"):
         parts.append(f"{counted(broker['given_up'], 'reading')} given up")
     shown = "  ".join(part for part in parts if part)

@@ -14,6 +14,7 @@ from gateway.forward.broker import Accepted, Broker, Outcome, Streak
 from gateway.forward.feeds import Feeds, Source
 from gateway.forward.pace import Pace
 from gateway.forward.probing import Probing
+from gateway.forward.recording import Recording
 from gateway.forward.refusals import Refusals
 from gateway.forward.settings import ForwardSettings
 from gateway.forward.standing import Standing
@@ -21,7 +22,6 @@ from gateway.forward.state_lane import StateLane
 from gateway.forward.updates import Sent
 from gateway.forward.usage import Usage
 from gateway.forward.verdicts import Shared
-from gateway.forward.verify import Recording
 from gateway.forward.ways import Common, Greeting, Way
 from gateway.health import BrokerHealth, BrokerState
 from gateway.journal import event
@@ -82,6 +82,7 @@ class Forwarder:
     ) -> None:
         settings = settings or ForwardSettings()
         feeds = Feeds(name, log, mappings, max_readings=settings.max_readings)
+        recording = recording_of(settings)
         self.name = name
         self._broker = broker
         self._log = log
@@ -108,10 +109,10 @@ class Forwarder:
             probing=Probing(broker, clock, settings),
             standing=Standing(name, health, clock),
             refusals=Refusals(name, clock, feeds.devices),
-            usage=Usage(name, broker.traffic, log, clock),
+            usage=Usage(name, broker.traffic, log, clock, recording),
             past_breaker=_breaker(settings, rng),
             show=self.show,
-            recording=recording_of(settings),
+            recording=recording,
             ahead=False,
             started_s=clock.monotonic_s(),
         )
@@ -156,6 +157,7 @@ class Forwarder:
         probing, mode = self._common.probing, self._way.mode
         if mode is not None and probing.due and self._breaker.closed:
             await probing.again(mode)
+            self._common.recording.named(probing.product)
             return None
         return await self._way.turn()
 
@@ -224,4 +226,5 @@ class Forwarder:
         health.waiting = dict(of.feeds.complete.missing)
         counts = self._way.counts
         if counts is not None:
-            health.late, health.skipped = counts.late, counts.skipped
+            health.late, health.skipped, health.unseen = counts.late, counts.skipped, counts.unseen
+        health.records = common.recording.shown if self._way.mode == "temporal" else ""

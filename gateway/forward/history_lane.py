@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 
 from gateway.forward.aside import INCOMPLETE_S
 from gateway.forward.broker import Outcome, ReadRefused, observed
+from gateway.forward.recording import Recording
 from gateway.forward.updates import UNKNOWN, Feed, Good, Mark, Update, instant, is_measured
 from gateway.forward.verdicts import LaneCounts, Shared, Taken
-from gateway.forward.verify import Recording, Unseen, points_in, without
+from gateway.forward.verify import Unseen, points_in, without
 from gateway.harmonise.entity import Entity
 
 UPDATES_A_REQUEST = 100  # a live request waits behind one such at most
@@ -244,6 +245,7 @@ class PastLane:
         if self._unseen is None or not self._unseen.due():
             return False
         forgotten = await self._unseen.look()
+        self.counts.unseen = self._unseen.given_up
         self._taken.put_first(forgotten)
         entities = {update.entity_id for update in forgotten}
         self._doubtful |= entities  # it may have come there meanwhile

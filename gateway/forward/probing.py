@@ -25,6 +25,7 @@ class Probing:
 
     Attributes:
         wanted: another mode than the one in use, which is to be taken up between two stretches of the log.
+        product: as the broker named itself when it was last asked.
     """
 
     def __init__(self, broker: Broker, clock: Clock, settings: ForwardSettings) -> None:
@@ -32,6 +33,7 @@ class Probing:
         self._clock = clock
         self._settings = settings
         self.wanted: Mode | None = None
+        self.product = ""
         self._at_s: float | None = None  # when it is asked again
         self._asked_s = 0.0
         self._wait_s = settings.probe_again_s
@@ -44,6 +46,7 @@ class Probing:
 
     def later(self, probe: Probe | None) -> None:
         """A broker's own word stands until the next outage; anything else is asked for again."""
+        self.product = self.product if probe is None else probe.product
         if self._settings.history != "auto" or (probe is not None and probe.sure):
             self._at_s, self._wait_s = None, self._settings.probe_again_s
             return

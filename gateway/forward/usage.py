@@ -1,9 +1,10 @@
-"""What outlives a restart of one broker's forwarder: bytes of this month, the batch size learned, the way history is sent."""
+"""What outlives a restart of one broker's forwarder: bytes of this month, what was learned of it, the way history is sent."""
 
 from collections.abc import Mapping
 from typing import Protocol
 
 from gateway.forward.broker import Traffic
+from gateway.forward.recording import Recording
 from gateway.sdk.driver import Clock
 from gateway.sdk.reading import ReadingSet
 
@@ -20,11 +21,15 @@ class Kept(Protocol):
 class Usage:
     """Counts the bytes of a broker by month, and keeps what was learned of it."""
 
-    def __init__(self, name: str, traffic: Traffic, log: Kept, clock: Clock) -> None:
+    def __init__(
+        self, name: str, traffic: Traffic, log: Kept, clock: Clock, recording: Recording | None = None
+    ) -> None:
         self._place = f"broker {name}"  # in the log; no device is called so, names have no space
         self._traffic = traffic
         self._log = log
         self._clock = clock
+        self._recording = recording or Recording()
+        self._records = ""
         self._month = "", 0
         self._counted_bytes = 0
         self._noted: dict[str, bytes] = {}
@@ -32,8 +37,9 @@ class Usage:
 
     @property
     def due(self) -> bool:
-        """Whether it was not noted for long."""
-        return self._clock.monotonic_s() >= self._due_s
+        """Whether it was not noted for long, or something was learned that is not learned soon again."""
+        learned = self._recording.by_itself is not None and self._recording.shown != self._records
+        return learned or self._clock.monotonic_s() >= self._due_s
 
     def recall(self) -> str:
         """Take up what an earlier run noted; returns its way of sending, "" when none was."""
@@ -43,6 +49,8 @@ class Usage:
         batch = kept.get("batch", "")
         self._traffic.batch = int(batch) if batch.isdigit() else 0
         self._counted_bytes = 0
+        self._records = kept.get("records", "")
+        self._recording.recall(self._records)
         return kept.get("mode", "")
 
     async def note(self, mode: str) -> None:
@@ -56,6 +64,9 @@ class Usage:
         state = {"month": f"{self._month[0]} {count}".encode(), "batch": str(self._traffic.batch).encode()}
         if mode:
             state["mode"] = mode.encode()
+        if self._recording.by_itself is not None:
+            self._records = self._recording.shown
+            state["records"] = self._records.encode()
         if state != self._noted:
             await self._log.append(ReadingSet(self._place, (), state))
             self._noted = state

@@ -3,13 +3,13 @@
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from gateway.claims import latest_us
 from gateway.forward.aside import FUTURE, FUTURE_AGAIN_S, INCOMPLETE_S, LATER_S, Aside
 from gateway.forward.broker import Accepted, Broker, Outcome, Streak
 from gateway.forward.feeds import Feeds
 from gateway.forward.updates import Sent, Update
-from gateway.forward.verify import Unseen
 from gateway.sdk.driver import Clock
 
 
@@ -22,6 +22,7 @@ class LaneCounts:
     known: int = 0  # not sent: the broker held it already
     late: int = 0  # not sent: the broker holds newer, and has no temporal API
     skipped: int = 0  # not sent: latest-only
+    unseen: int = 0  # points that were accepted and never seen in the history
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,13 @@ class Shared:
     accepted: Accepted
     sent: Sent
     streak: Streak
+
+
+class Unseen(Protocol):
+    """What was accepted and is not settled yet."""
+
+    @property
+    def oldest_seq(self) -> int | None: ...
 
 
 @dataclass(slots=True)

@@ -17,13 +17,14 @@ from gateway.forward.feeds import Feeds
 from gateway.forward.history_lane import LATE, InOrderLane, PastLane
 from gateway.forward.pace import Pace
 from gateway.forward.probing import Mode, Probing, mode_of
+from gateway.forward.recording import Recording
 from gateway.forward.refusals import Refusals
 from gateway.forward.settings import ForwardSettings
 from gateway.forward.standing import Standing
 from gateway.forward.state_lane import StateLane
 from gateway.forward.usage import Usage
 from gateway.forward.verdicts import LaneCounts, Shared
-from gateway.forward.verify import Recording, Unseen
+from gateway.forward.verify import Unseen
 from gateway.journal import event
 from gateway.sdk.driver import Clock
 from gateway.sdk.errors import BrokerUnavailable
@@ -203,8 +204,8 @@ class Greeting:
         if wanted == "auto" and probe.temporal is None:
             return await self._greet()
         mode = mode_of(wanted, probe)
-        common.recording.named(probe.product)
         common.probing.later(probe)
+        common.recording.named(common.probing.product)
         event("history_mode", broker=common.name, mode=mode, readable=probe.readable, product=probe.product)
         return self._in_order() if mode == "in-order" else _two_lanes(common, mode)
 

@@ -36,6 +36,7 @@ BROKER_COUNTERS = {
     "received_bytes": "Bytes received",
     "late": "Updates not sent because the broker holds newer ones and has no temporal API",
     "skipped": "Updates not sent because latest-only is chosen",
+    "unseen": "Points accepted that were never seen in the broker's history",
 }
 
 

@@ -95,6 +95,8 @@ def status(**changes: Any) -> dict[str, Any]:
         "batch": 25,
         "late": 0,
         "skipped": 0,
+        "records": "",
+        "unseen": 0,
         "waiting": {},
     }
     gateway = {

@@ -10,9 +10,9 @@ import pytest
 from gateway.forward.aside import INCOMPLETE_S
 from gateway.forward.broker import InDoubt, Outcome, ReadRefused, observed
 from gateway.forward.history_lane import LATE, UPDATES_A_REQUEST, InOrderLane, PastLane
+from gateway.forward.recording import Recording
 from gateway.forward.updates import Feed, Update
 from gateway.forward.verdicts import Taken
-from gateway.forward.verify import Recording
 from gateway.log.segment import TimeState
 from gateway.sdk.errors import BrokerUnavailable
 from tests.gateway.forward.scene import START, slot, table

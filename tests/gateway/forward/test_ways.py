@@ -12,11 +12,11 @@ from gateway.forward.broker import LoginFailed, NotOffered, Outcome, Probe, Read
 from gateway.forward.history_lane import LATE
 from gateway.forward.pace import Pace
 from gateway.forward.probing import Probing
+from gateway.forward.recording import Recording
 from gateway.forward.refusals import Refusals
 from gateway.forward.settings import ForwardSettings
 from gateway.forward.standing import Standing
 from gateway.forward.usage import Usage
-from gateway.forward.verify import Recording
 from gateway.forward.ways import Common, Greeting, InOrder, TwoLanes
 from gateway.health import BrokerHealth, BrokerState
 from gateway.sdk.errors import BrokerUnavailable
