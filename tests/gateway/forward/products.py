@@ -7,8 +7,8 @@ import asyncio
 import contextlib
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,10 @@ YOUNG_S = 2 * COMMIT_EVERY_S  # what was younger at a kill may be gone; generous
 ROUND_S = 0.04  # the sensors' own pace
 SEEN_S = 30.0  # at most; less when nothing happens any more
 STILL_S = 4.0
+LOOKS_S = 1.0  # a box has looked at what it sent
 HOURS_S = 3 * 3600.0  # longer than anything is waited for
-# times of a forwarder, so that minutes pass in parts of a second; those that it does not know are left out
-SCALED = {
+# times of a forwarder, so that minutes pass in parts of a second
+SCALED: dict[str, Any] = {
     "linger_s": 0.05,
     "records_within_s": 0.7,
     "gather_s": 0.05,
@@ -44,7 +45,12 @@ SCALED = {
     "retry_quick_s": 0.2,
     "retry_cap_s": 0.2,
     "probe_again_s": 0.2,
+    "look_s": 0.2,
+    "look_updates": 8,
+    "look_within_s": 20.0,
+    "learn_s": 30.0,
 }
+OWN_TIMES = {"no record": {"learn_s": 1.0, "unseen_s": 3.0}}  # it is learned within the scene
 
 
 class Ticks:
@@ -86,6 +92,8 @@ def profile_of(product: str, tenant: str, ticks: Ticks) -> Profile:
             profile = Scorpio(silence_s=SILENCE_S, look_s=LOOK_S, tenant_s=0.1, batch_s=None, now_s=ticks)
         case "stellio":
             profile = Stellio(tenants=[tenant] if tenant else [])
+        case "no record":
+            profile = Profile()
         case _:
             profile = PROFILES[product]()
     profile.contexts.serve(AIR)
@@ -124,7 +132,7 @@ class Box:
         """Whether nothing is owed."""
         return self.log is not None and self.log.backlog("city")[0] == 0
 
-    async def start(self, url: str, tenant: str, preset: str) -> None:
+    async def start(self, url: str, tenant: str, preset: str, times: Mapping[str, Any]) -> None:
         """As the daemon makes it, with scaled times."""
         folder = self._folder / str(self._runs)
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +148,7 @@ class Box:
             log=self.log,
             health=self.health,
             clock=self.clock,
-            settings=scaled(settings_of(config)),
+            settings=scaled(settings_of(config), times),
         )
         self._task = asyncio.create_task(forwarder.run(), name="box")
 
@@ -183,10 +191,9 @@ class Box:
                 self.newest[entity_id(device), name] = value
 
 
-def scaled(settings: ForwardSettings) -> ForwardSettings:
+def scaled(settings: ForwardSettings, times: Mapping[str, Any]) -> ForwardSettings:
     """What the operator's file says, in the time of the city."""
-    known = {one.name for one in fields(ForwardSettings)}
-    return replace(settings, **{name: value for name, value in SCALED.items() if name in known})
+    return replace(settings, **{**SCALED, **times})
 
 
 def _copied(here: Path, there: Path) -> bool:
@@ -212,11 +219,13 @@ class City:
     tenant: str = ""
     preset: str = "auto"
     busy: bool = False  # somebody else writes to the tenant, all the time
+    times: Mapping[str, Any] = field(default_factory=dict)
+    double_fault: bool = False  # what the broker forgot may be missing
     _neighbour: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
     async def start(self, boxes: Iterable[Box]) -> None:
         for box in boxes:
-            await box.start(self.url, self.tenant, self.preset)
+            await box.start(self.url, self.tenant, self.preset, self.times)
 
     async def live(self, rounds: int) -> None:
         """Devices serve and others write, as ever."""
@@ -258,21 +267,15 @@ class City:
 
     # what came of it
 
-    def faults(self, *, excused: Callable[[Point], bool] = lambda _: False) -> str:
+    def faults(self) -> str:
         """What is missing, doubled, invented or older than it was; "" when all is well."""
         must = {point for box in self.boxes for point in box.must}
         may = {point for box in self.boxes for point in box.may}
-        kept = Counter(
-            {
-                (e, name, moment(at), v): n
-                for (e, name, at, v), n in self.strict.points(self.tenant).items()
-                if _ours(name, at)
-            }
-        )
+        kept = Counter(_point(key) for key in self._history() if _ours(key[1], key[2]))
         forgotten = self.forgotten()
-        missing = {point for point in must - kept.keys() if not (point in forgotten and excused(point))}
+        missing = must - kept.keys()
         told = {
-            "missing and forgotten by the broker": missing & forgotten,
+            "missing and forgotten by the broker": set() if self.double_fault else missing & forgotten,
             "missing, not forgotten": missing - forgotten,
             "doubled": {point for point, count in kept.items() if count > 1},
             "invented": kept.keys() - must - may,
@@ -287,6 +290,10 @@ class City:
         lines = [f"{len(points)} {what}: {_some(points)}" for what, points in told.items() if points]
         counted = f"of {len(must)} points the broker forgot {len(must & forgotten)}"
         return "\n".join([*lines, counted, *self._around()] if lines else [])
+
+    def _history(self) -> Iterable[tuple[str, str, str | None, Any]]:
+        """What the history holds; of a broker that offers none, what its current state was."""
+        return (self.strict.temporal_history if self.strict.behaviour.temporal else self.strict.history)(self.tenant)
 
     def forgotten(self) -> set[Point]:
         """What the broker acknowledged and lost."""
@@ -330,9 +337,10 @@ async def city(
     strict = StrictBroker(profile=profile_of(product, tenant, ticks))
     if product == "stellio":
         strict.behaviour.records_after_s = 0.1  # another service writes it
+    strict.behaviour.records = strict.behaviour.records and product != "no record"
     async with strict.serve() as url:
         made = [Box(name, folder / name, ticks) for name in ("air", "sea")[:boxes]]
-        of = City(strict, ticks, made, url, tenant, preset, busy)
+        of = City(strict, ticks, made, url, tenant, preset, busy, OWN_TIMES.get(product, {}))
         try:
             await of.start(made)
             yield of

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway.forward.products import HOURS_S, ROUND_S, YOUNG_S, City, Ticks, city
+from tests.gateway.forward.products import HOURS_S, LOOKS_S, ROUND_S, YOUNG_S, City, Ticks, city
 
 PRODUCTS = ("scorpio", "stellio", "orion-ld", "plain")
 SCENES = ("one box", "two boxes", "busy tenant")
@@ -85,6 +85,24 @@ async def all_of_them(at: City) -> None:
     await restart(at)
 
 
+async def unmet_restart(at: City) -> None:
+    """No request meets it: nobody can notice, and what is forgotten is lost."""
+    at.double_fault = True
+    await at.live(6)
+    await at.strict.restart()
+    await at.live(6)
+
+
+async def kill_and_restart(at: City) -> None:
+    """What the broker acknowledged is on nobody's card, and then it forgets it."""
+    at.double_fault = True
+    await at.live(WINDOW)
+    await at.boxes[0].kill()
+    await at.strict.restart()
+    await at.start(at.boxes[:1])
+    await at.live(6)
+
+
 FAULTS: dict[str, Callable[[City], Awaitable[None]]] = {
     "restart": restart,
     "database away": database,
@@ -92,7 +110,11 @@ FAULTS: dict[str, Callable[[City], Awaitable[None]]] = {
     "kill": kill,
     "all": all_of_them,
 }
-FORGETS = ("restart", "database away", "all")
+DOUBLE = {
+    "restart unmet": unmet_restart,
+    "kill and restart": kill_and_restart,
+}  # something may be lost, nothing doubled
+FORGETS = ("restart", "database away", "all", *DOUBLE)
 
 
 @dataclass(frozen=True)
@@ -110,7 +132,9 @@ class Cell:
 
 CELLS = [Cell(product, scene, fault) for product in PRODUCTS for scene in SCENES for fault in FAULTS]
 CELLS += [Cell("scorpio", scene, fault, "scorpio") for scene in SCENES for fault in FAULTS]
+CELLS += [Cell("scorpio", scene, fault) for scene in SCENES for fault in DOUBLE]
 CELLS += [Cell("stellio", "one box", fault, "stellio") for fault in FAULTS]
+CELLS += [Cell("no record", scene, fault) for scene in SCENES[:2] for fault in FAULTS]
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +178,7 @@ async def play(cell: Cell, at: City) -> str:
     await at.live(8)
     if not at.busy:
         await at.quiet()
-    await FAULTS[cell.fault](at)
+    await {**FAULTS, **DOUBLE}[cell.fault](at)
     if faults := await at.seen():
         return faults
     if cell.product == "scorpio" and cell.fault in FORGETS and not at.forgotten():
@@ -164,6 +188,7 @@ async def play(cell: Cell, at: City) -> str:
 
 async def later(at: City) -> str:
     """Hours pass, every box starts once more: what was in the history once stays so."""
+    await at.ticks.passed(LOOKS_S)
     for box in at.boxes:
         box.clock.leap(HOURS_S)
     await at.live(2)
