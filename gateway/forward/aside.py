@@ -93,6 +93,7 @@ class Aside:
         self._since_s: float | None = None
         self._tried: dict[int, _Tried] = {}
         self._waiting: set[str] = set()
+        self._on_card: set[tuple[str, int, int]] | None = None
         self._look()
 
     @property
@@ -151,6 +152,23 @@ class Aside:
             piece.offered = piece.offered or offered
             piece.dead = piece.dead or wait_s is None
             piece.wait_s = max(piece.wait_s, wait_s or 0.0)
+
+    async def recall(self) -> None:
+        """Learn which points are held since an earlier run: the log may be read again from before them.
+
+        Raises:
+            LogError: they cannot be read.
+        """
+        if self._on_card is None:
+            found = set()
+            for piece in self._held.pieces(self._broker):
+                columns = await self._held.readings(piece.id)
+                found |= {(piece.entity, *point) for point in zip(columns.series, columns.time_us, strict=True)}
+            self._on_card = found
+
+    def holds(self, entity_id: str, series: int, time_us: int) -> bool:
+        """Whether a point was held when this was last learned."""
+        return self._on_card is not None and (entity_id, series, time_us) in self._on_card
 
     async def again(self, reason: str) -> None:
         """What became a dead letter for this reason is tried again: it holds no longer."""

@@ -33,9 +33,12 @@ class Source(Protocol):
     def last_values(self) -> Values: ...
     @property
     def first_seq(self) -> int: ...
+    @property
+    def given(self) -> int: ...
     async def read(self, consumer: str, *, after: int | None = None, max_readings: int = 2000) -> "Columns | None": ...
     async def settle(self, consumer: str, upto: int) -> None: ...
     def accepted(self, consumer: str, upto: int) -> None: ...
+    def accepted_upto(self, consumer: str) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,8 @@ class Feeds:
         self._consumer = consumer
         self._log = log
         self._max_readings = max_readings
+        self._given = log.given  # before this forwarder began: another one, of before a reload, may have sent them
+        self._sent = log.accepted_upto(consumer) - log.first_seq
         self._of_device = {device: tuple(map(_feed, of)) for device, of in mappings.items()}
         self._feeds = {feed.key: feed for of in self._of_device.values() for feed in of}
         self._takers: dict[int, tuple[Feed, ...]] = {}
@@ -79,8 +84,22 @@ class Feeds:
 
     @property
     def first_seq(self) -> int:
-        """Sets below it are of an earlier run of this box."""
+        """Sets below it are of an earlier run, of this box or of its forwarder."""
+        return self._log.first_seq + (self._given + 1 if self._given else 0)
+
+    @property
+    def numbers_from(self) -> int:
+        """Numbers from here on are of this run of the box; they grow when the log's file is opened late."""
         return self._log.first_seq
+
+    def was_sent(self, seq: int) -> bool:
+        """Whether an earlier forwarder of this run had sent all of a set, or was done with it."""
+        return 0 <= seq - self._log.first_seq <= self._sent
+
+    def renumbered(self) -> None:
+        """The log's file was opened late: series may be called otherwise, too."""
+        self._takers.clear()
+        self.complete.renumbered()
 
     @property
     def devices(self) -> dict[str, str]:
@@ -134,6 +153,13 @@ class Feeds:
             return False
         await self.settle(columns.last)
         return True
+
+    def renumber(self, update: Update, first: int, more: int) -> None:
+        """Numbers from there on have grown: that of its set, and of its series."""
+        if update.seq >= max(first, 1):
+            update.seq += more
+        numbers = self.complete.points(update.feed.device)
+        update.readings = {p: (value, us, numbers.get(p, n)) for p, (value, us, n) in update.readings.items()}
 
     def updates(self, feed: Feed, columns: "Columns") -> list[Update]:
         """What readings that were held change in one entity."""
@@ -207,6 +233,10 @@ class Complete:
             for number, of in series.items():
                 self._by_device.setdefault(of.device, {})[of.point] = number
         return self._by_device.get(device, {})
+
+    def renumbered(self) -> None:
+        """Series may have other numbers."""
+        self._seen = 0
 
     def lacks(self, feed: Feed) -> bool:
         """Whether a mandatory attribute is still unknown; `missing` tells which."""

@@ -212,6 +212,9 @@ class PastLane:
         self._unasked = unasked
         self._temporal = temporal
         self._taken = Taken(shared, in_turns=True, unseen=unseen)
+        self._numbers_from = shared.feeds.numbers_from
+        self._read_upto = 0
+        self._passed = 0  # of this run all up to here was read before its numbers grew
         self._doubtful: set[str] = set()
         self._most: dict[str, int] = {}  # entity -> updates a request, while a bad one among them is searched for
 
@@ -263,11 +266,17 @@ class PastLane:
     async def fill(self) -> bool:
         """Read the next stretch, as far as it is not the state lane's; False when there is none."""
         taken = self._taken
+        self._renumber()
         stretch = await self._of.feeds.read(taken.position)
         if stretch is None:
             return False
+        if self._unseen is not None and (taken.position or 0) < self._of.feeds.first_seq:
+            await self._of.aside.recall()
         last, complete = taken.position, True
         for seq, updates in stretch.sets:
+            if self._numbers_from <= seq <= self._passed:
+                last = seq
+                continue
             full = self._unseen is not None and self._unseen.full
             if full or any(self._waits(update) for update in updates):
                 complete = False  # this set, and all after it, stay in the log for now
@@ -278,8 +287,24 @@ class PastLane:
         if not complete and last == taken.position:
             return False
         taken.position = stretch.last if complete else last
+        self._read_upto = taken.position or 0
         await taken.settle()
         return True
+
+    def _renumber(self) -> None:
+        """The log's file was opened late: what this run has read is not read again, what an earlier one left is read first."""
+        first, feeds, taken = self._numbers_from, self._of.feeds, self._taken
+        more = feeds.numbers_from - first
+        if not more:
+            return
+        self._numbers_from += more
+        feeds.renumbered()
+        taken.renumber(first, more)
+        if self._unseen is not None:
+            self._unseen.renumber(feeds, first, more)
+        if self._read_upto >= first:
+            self._read_upto += more
+            self._passed, taken.position = self._read_upto, None
 
     async def put_first(self, held: Sequence[Update]) -> None:
         """Held updates whose time has come; what the state lane has sent meanwhile is done, what it will send waits on."""
@@ -317,7 +342,12 @@ class PastLane:
         feed = update.feed
         if self._recording.by_itself is False or self._of.feeds.complete.lacks(feed):
             return False
-        if self._is_earlier(update) and self._of.accepted.first(feed.entity_id) is None and self._unasked(feed):
+        if (
+            update.seq
+            and self._is_earlier(update)
+            and self._of.accepted.first(feed.entity_id) is None
+            and self._unasked(feed)
+        ):
             return True
         return any(
             self._pending(feed, number, time_us)
@@ -349,6 +379,8 @@ class PastLane:
         if not self._taken.ready(update):
             return
         sent, left = self._split(update)
+        if self._is_earlier(update):
+            left = {p: g for p, g in left.items() if not self._of.aside.holds(update.entity_id, g[2], g[1])}
         self._wait_to_see(update, sent)
         if left and self._unseen is not None and self._recording.verified and self._is_earlier(update):
             left = self._never_current(update, left)
@@ -374,6 +406,9 @@ class PastLane:
 
     def _never_current(self, update: Update, left: dict[str, Good]) -> dict[str, Good]:
         """Of what an earlier run may have sent, what is newer than the broker's state was then; the rest is to be seen."""
+        if self._unseen is not None and self._of.feeds.was_sent(update.seq):
+            self._unseen.put(update.part(left), UNKNOWN, known=True)
+            return {}
         first = self._of.accepted.first(update.entity_id)
         keys = update.feed.keys
         newer = {

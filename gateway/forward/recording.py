@@ -7,6 +7,7 @@ from typing import Final
 from gateway.journal import event
 
 PRODUCTS: Final[Mapping[str, bool]] = {"scorpio": True, "stellio": False}  # that record by themselves: may they forget?
+OTHERS: Final = frozenset({"orion-ld", "orion"})  # of whom it is not known
 
 
 @dataclass(slots=True)
@@ -39,7 +40,7 @@ class Recording:
         """The broker told who it is, or the operator did."""
         if product in PRODUCTS:
             self._set(True, product, forgets=PRODUCTS[product])
-        elif product and self.why in PRODUCTS:  # it was replaced
+        elif product in OTHERS and self.why in PRODUCTS:  # it was replaced
             self._set(None, "", forgets=True)
 
     def recall(self, shown: str) -> None:

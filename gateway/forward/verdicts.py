@@ -71,6 +71,11 @@ class Taken:
         self.queues, self.open, self.position = other.queues, other.open, other.position
         self.sort(self.queues)
 
+    def renumber(self, first: int, more: int) -> None:
+        """The numbers from there on have grown."""
+        for update in [*(u for queue in self.queues.values() for u in queue), *(u for u, _ in self.open)]:
+            self.of.feeds.renumber(update, first, more)
+
     def ready(self, update: Update) -> bool:
         """Whether an update of the log can be sent; else it is set aside."""
         why = self._must_wait(update)

@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Final
 
 from gateway.forward.broker import Broker, Point, ReadRefused, observed
+from gateway.forward.feeds import Feeds
 from gateway.forward.recording import Recording
 from gateway.forward.settings import ForwardSettings
 from gateway.forward.updates import Feed, Mark, Update, instant
@@ -111,7 +112,8 @@ class Unseen:
         self._faults = broker.traffic.faults
         self._next_s = 0.0  # on the clock of presence, like all below
         self._wait_s = settings.look_s
-        self._learns_since_s: float | None = None
+        self._asked_s: float | None = None  # when a look was answered
+        self._learned_s = 0.0
         self._lately: Feed | None = None  # something of it went by the temporal API
         self._doubles_s = settings.learn_s
         self._doubles_wait_s = settings.learn_s
@@ -166,9 +168,13 @@ class Unseen:
                 self._done(item.update)
         return [item.update for item in items if not item.known]
 
-    def updates(self) -> list[Update]:
-        """All that wait."""
-        return [item.update for of in self._of.values() for item in of.items]
+    def renumber(self, feeds: Feeds, first: int, more: int) -> None:
+        """The log's numbers from there on have grown."""
+        for of in self._of.values():
+            for item in of.items:
+                feeds.renumber(item.update, first, more)
+            of.items.sort(key=_seq_of)
+        self._oldest_holds = False
 
     # when
 
@@ -307,7 +313,6 @@ class Unseen:
             of.read, of.read_s = witness, self._up_s
         if forgotten:
             event("history_forgotten", entity=of.feed.entity_id, updates=len(forgotten))
-        self._learn()
         return [without(item.update, found) for item in forgotten] + self._expired([of])
 
     async def _look_for_doubles(self) -> None:
@@ -322,15 +327,16 @@ class Unseen:
             self.recording.seen()
 
     def _learn(self) -> None:
-        """So long the broker was there, and nothing showed that was sent as state."""
-        if self.recording.by_itself is not None:
-            self._learns_since_s = None
-        elif not any(item.mark.epoch is not None for of in self._of.values() for item in of.items[-1:]):
-            self._learns_since_s = None  # nothing to learn by
-        elif self._learns_since_s is None:
-            self._learns_since_s = self._up_s
-        elif self._up_s - self._learns_since_s >= self._settings.learn_s:
-            self.recording.not_seen()
+        """A look was answered. So long the broker was there, looked at, and showed nothing that was sent as state."""
+        asked_s, self._asked_s = self._asked_s, self._up_s
+        if self.recording.by_itself is not None or not any(
+            item.mark.epoch is not None for of in self._of.values() for item in of.items[-1:]
+        ):
+            self._asked_s, self._learned_s = None, 0.0  # nothing to learn, or nothing to learn by
+        elif asked_s is not None:
+            self._learned_s += min(self._up_s - asked_s, PATIENCE * self._settings.look_s)
+            if self._learned_s >= self._settings.learn_s:
+                self.recording.not_seen()
 
     def _expired(self, some: Iterable[_Of]) -> list[Update]:
         """What waited too long: known to be accepted it is given up, unless the broker does not record; else it is sent."""

@@ -85,7 +85,7 @@ class Schedule:
 
     def _needed_s(self) -> float | None:
         """When the oldest set came that one consumer has not sent yet, or that a receipt is waited for; None: all may wait."""
-        head, sent_upto = self._head, self._lanes.accepted()
+        head, sent_upto = self._head, self._lanes.accepted() if self._every_s else 0  # else nothing waits
         first = self._receipts.first_waited_for
         at = head.after(sent_upto if first is None else min(sent_upto, first - 1))
         return head.entries[at].appended_s if at < len(head.entries) else None

@@ -278,6 +278,11 @@ class Log:
         return self._head.first_seq
 
     @property
+    def given(self) -> int:
+        """How many numbers were given in this run."""
+        return self._head.next_seq - 1 - self._head.first_seq
+
+    @property
     def gaps(self) -> Sequence[Gap]:
         """What was given up, oldest first; the newest thousand."""
         return self._condition.gaps

@@ -67,6 +67,7 @@ class MemoryLog:
         self.rows: list[tuple[int, int, int, Value | None]] = []
         self.cursor = 0
         self.sent_upto = 0
+        self.given = 0
         self.held = MemoryHeld()
         self.first_seq = 0
         self._seq = 1 << 32
@@ -123,6 +124,9 @@ class MemoryLog:
     async def settle(self, consumer: str, upto: int) -> None:
         self.cursor = max(self.cursor, upto)
         self._arrival.set()
+
+    def accepted_upto(self, consumer: str) -> int:
+        return max(self.cursor, self.sent_upto)
 
     def accepted(self, consumer: str, upto: int) -> None:
         self.sent_upto = max(self.sent_upto, upto)

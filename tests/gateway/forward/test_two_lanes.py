@@ -58,7 +58,24 @@ class Box:
         self, url: str, settings: ForwardSettings = FAST, *, mappings: Any = None, login: Login | None = None
     ) -> AsyncIterator[BrokerHealth]:
         """The box from its start to its stop."""
+        async with self.open(), self.forwarding(url, settings, mappings=mappings, login=login) as health:
+            yield health
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[Log]:
+        """Its log."""
         self.log = await Log.open(self.settings, clock=self.clock, consumers=[Consumer("city")])
+        try:
+            yield self.log
+        finally:
+            await self.log.close()
+
+    @contextlib.asynccontextmanager
+    async def forwarding(
+        self, url: str, settings: ForwardSettings = FAST, *, mappings: Any = None, login: Login | None = None
+    ) -> AsyncIterator[BrokerHealth]:
+        """A forwarder on the open log; a reload ends one and begins another."""
+        assert self.log is not None
         health = BrokerHealth()
         broker = NgsiLdBroker(NgsiLdSettings(url=url), Way(timeout=SHORT, login=login))
         forwarder = Forwarder(
@@ -77,7 +94,6 @@ class Box:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-            await self.log.close()
 
     async def killed(self, folder: Path) -> "Box":
         """The box as a kill at this moment leaves it: what is owed is on the card, what is settled from now on is not."""

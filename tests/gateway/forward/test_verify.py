@@ -5,6 +5,7 @@ The broker is the imitation of Scorpio, whose times pass in real time; boxes hav
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from gateway.forward.settings import ForwardSettings
 from gateway.health import BrokerHealth
+from gateway.log.log import Log
 from tests.gateway.forward.scene import entity_id, measured_only, tables
 from tests.gateway.forward.test_two_lanes import FAST, Box
 from tests.support.broker_judge import Verdict
@@ -54,8 +56,12 @@ class Site:
 
     async def done(self) -> bool:
         """All that was put is settled."""
+        return await self.log.read("city") is None
+
+    @property
+    def log(self) -> Log:
         assert self.box.log is not None
-        return await self.box.log.read("city") is None
+        return self.box.log
 
     async def all_done(self, within_s: float = 8.0) -> None:
         async with asyncio.timeout(within_s):
@@ -162,3 +168,196 @@ async def test_a_box_that_is_killed_repeats_nothing_and_loses_nothing(site: Site
             await after.all_done()
     assert judged(strict, after).clean
     assert measured_only(strict.temporal_history())
+
+
+def temporal(strict: StrictBroker) -> list[Any]:
+    """What came by the temporal API."""
+    return [value.key for value in strict.stored if value.via == "temporal"]
+
+
+async def test_a_reload_repeats_nothing_and_loses_nothing(site: Site) -> None:
+    strict = scorpio()
+    async with strict.serve() as url, site.box.open(), strict.neighbour(every_s=0.05) as _:
+        tables_of = tables(*site.devices)
+        async with site.box.forwarding(url, AUTO, mappings=tables_of) as health:
+            await strict.until(lambda: health.history == "temporal")
+            await site.live(10)
+            await strict.until(lambda: site.box.settled)
+        await strict.stop()  # what waits has been forgotten when the next one begins
+        await strict.start()
+        async with site.box.forwarding(url, AUTO, mappings=tables_of):
+            await site.live(10)
+            await strict.until(lambda: site.box.settled and strict.current(entity_id("air-0"), "pm25") == 20)
+            before = len(temporal(strict))
+            await asyncio.sleep(5 * LOOK_S)
+            assert len(temporal(strict)) == before
+    async with strict.serve() as url, site.running(url):
+        await site.live(3)
+        await site.all_done()
+    assert strict.forgotten
+    assert judged(strict, site).clean
+
+
+async def test_what_is_held_already_is_not_held_twice_by_the_next_run(site: Site) -> None:
+    strict = scorpio()
+    async with strict.serve() as url:
+        async with site.running(url) as health, strict.neighbour(every_s=0.05):
+            strict.behaviour.refuse = "air-1$"
+            await site.live(3)
+            await strict.until(lambda: health.dead > 0 and site.box.settled)
+            held = sum(piece.readings for piece in site.log.held.pieces("city"))
+        async with site.running(url) as health:
+            await site.live(3)
+            await site.all_done()
+            await strict.until(lambda: site.box.settled)
+            assert sum(piece.readings for piece in site.log.held.pieces("city")) == 2 * held
+
+
+async def test_a_backlog_of_an_earlier_run_does_not_wait_for_a_busy_tenant(site: Site) -> None:
+    strict = scorpio()
+    async with strict.serve() as url, strict.neighbour(every_s=0.05):
+        async with site.running(url) as health:
+            await strict.until(lambda: health.history == "temporal")
+            await site.live(3)
+            await strict.until(lambda: site.box.settled)
+            strict.behaviour.fault = "503"
+            await site.live(40)
+            await strict.until(lambda: health.state == "down")
+        strict.behaviour.fault = ""
+        async with site.running(url) as health:
+            await strict.until(lambda: site.box.settled and health.state == "ok", timeout_s=4.0)
+            await strict.until(lambda: len({key[2] for key in temporal(strict)}) >= 39)
+            assert not await site.done()
+    await asyncio.sleep(SILENCE_S + 2 * LOOK_S)
+    assert judged(strict, site).clean
+
+
+async def test_what_is_known_to_be_accepted_and_never_seen_is_given_up_and_counted(site: Site) -> None:
+    strict = scorpio(silence_s=600.0)
+    preset = replace(AUTO, product="scorpio", unseen_s=0.5)
+    async with strict.serve() as url, site.running(url, preset) as health:
+        await strict.until(lambda: health.history == "temporal")
+        await site.live(1)
+        await site.all_done()
+        await strict.until(lambda: health.unseen == 6)
+    assert temporal(strict) == []
+
+
+async def test_too_much_that_waits_is_given_up_from_its_oldest_on(site: Site) -> None:
+    strict = scorpio(silence_s=600.0)
+    preset = replace(AUTO, product="scorpio", unseen_points=12)
+    async with strict.serve() as url, site.running(url, preset) as health:
+        await strict.until(lambda: health.history == "temporal")
+        for n in range(1, 6):
+            await site.live(1)
+            await strict.until(lambda n=n: strict.current(entity_id("air-2"), "pm25") == n and site.box.settled)
+        await strict.until(lambda: health.unseen == 18)
+        columns = await site.log.read("city")
+        assert columns is not None
+        assert set(columns.value) == {4, 4.25, 5, 5.25}
+    assert temporal(strict) == []
+
+
+async def test_what_nobody_knows_to_be_accepted_is_sent_when_it_waited_too_long(site: Site, tmp_path: Path) -> None:
+    strict = scorpio()
+    async with strict.serve() as url:
+        async with site.running(url) as health:
+            await strict.until(lambda: health.history == "temporal")
+            await site.live(5)
+            await strict.until(lambda: site.box.settled)
+            left = await site.box.killed(tmp_path / "left")
+        await strict.stop()
+        await strict.start()
+        after = Site(tmp_path / "none", *site.devices)
+        after.box = left
+        async with after.running(url, replace(AUTO, unseen_s=0.5)) as health:  # no device tells anything any more
+            await after.all_done()
+    missing = judged(strict, after).missing
+    assert {key[2] for key in missing} <= {
+        f"2026-06-01T12:00:0{n}Z" for n in (5,)
+    }  # the state of now: known, and unseen
+    assert not judged(strict, after).doubled
+    assert health.unseen == sum(missing.values())
+
+
+# whether it records
+
+
+async def test_who_names_itself_is_known(site: Site) -> None:
+    strict = scorpio()
+    async with strict.serve() as url, site.running(url, replace(AUTO, product="scorpio")) as health:
+        await strict.until(lambda: health.records == "yes (scorpio)")
+
+
+async def test_whether_it_records_is_learned_by_what_is_seen_and_kept(site: Site) -> None:
+    strict = scorpio()
+    async with strict.serve() as url:
+        async with site.running(url) as health:
+            await strict.until(lambda: health.records == "not known yet")
+            await site.live(5)
+            await strict.until(lambda: health.records == "yes (seen)")
+        async with site.running(url) as health:
+            await strict.until(lambda: health.records == "yes (seen)")
+    assert judged(strict, site).clean
+
+
+async def test_one_that_does_not_record_is_found_out_while_it_is_there_and_gets_all_in_the_end(site: Site) -> None:
+    strict = StrictBroker()
+    strict.behaviour.records = False
+    learning = replace(AUTO, learn_s=0.6, unseen_s=1.5)
+    async with strict.serve() as url:
+        async with site.running(url, learning) as health:
+            await strict.until(lambda: health.records == "not known yet")
+            await site.live(3)
+            strict.behaviour.fault = "503"
+            await asyncio.sleep(1.0)  # does not count
+            assert health.records == "not known yet"
+            strict.behaviour.fault = ""
+            await strict.until(lambda: health.records == "no")
+            await site.live(3)
+            await site.all_done()
+        async with site.running(url, replace(learning, learn_s=60.0)) as health:
+            await site.live(1)
+            await strict.until(lambda: health.records == "no")
+            await site.all_done()
+    assert Counter(measured_only(strict.temporal_history())) == Counter(site.box.expected)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_a_no_that_was_wrong_changes_by_itself(site: Site, waits: bool) -> None:
+    """A tenant was busy for longer than was waited: what waited shows, or else a doubled point."""
+    strict = scorpio()
+    settings = replace(AUTO, learn_s=0.4, unseen_s=60.0 if waits else 0.5, look_within_s=0.3)
+    async with strict.serve() as url, site.running(url, settings) as health:
+        async with strict.neighbour(every_s=0.05):
+            await site.live(3)
+            await strict.until(lambda: health.records == "no")
+            if not waits:
+                await site.all_done()
+                await site.live(2)
+                await site.all_done()
+        async with asyncio.timeout(8):
+            while health.records != "yes (seen)":
+                await site.live(1, pause_s=SILENCE_S + 2 * LOOK_S)
+    assert not judged(strict, site).missing
+
+
+async def test_when_the_logs_file_is_found_late_nothing_is_sent_again(site: Site) -> None:
+    strict = scorpio()
+    folder = site.box.settings.path.parent
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.write_text("no folder")
+    async with strict.serve() as url, site.running(url) as health, strict.neighbour(every_s=0.05):
+        await strict.until(lambda: health.history == "temporal")
+        await site.live(10)
+        await strict.until(lambda: site.box.settled)
+        assert site.log.status()["state"] != "ok"
+        folder.unlink()
+        folder.mkdir()
+        site.box.clock.leap(6.0)
+        await site.live(3)
+        await strict.until(lambda: site.log.first_seq > 0)
+        await site.live(3)
+        await strict.until(lambda: site.box.settled and strict.current(entity_id("air-0"), "pm25") == 16)
+    await asyncio.sleep(SILENCE_S + 2 * LOOK_S)
+    assert judged(strict, site).clean

@@ -68,6 +68,94 @@ async def test_the_age_that_counts_is_that_of_the_oldest_set_somebody_is_owed(tm
     await box.log.close()
 
 
+async def accept(log: Log, *names: str) -> None:
+    """These have sent all there is."""
+    for name in names:
+        after = None
+        while (columns := await log.read(name, after=after)) is not None:
+            after = columns.last
+            log.accepted(name, columns.last)
+
+
+async def test_what_everybody_has_sent_is_in_no_hurry_until_the_hour_is_over(tmp_path: Path) -> None:
+    box = await Box.open(tmp_path, CITY, OTHER)
+    assert await box.commits(0) == 0
+    await accept(box.log, "milano", "porto")
+    assert [box.log.backlog(name) for name in ("milano", "porto")] == [(0, None)] * 2
+    for after_s in (1000, 1000, 1000, 590):
+        assert await box.commits(after_s) == 0
+        await accept(box.log, "milano", "porto")
+    assert box.log.status()["head_readings"] == 5 * len(a_set(0).readings)
+    assert await box.commits(10) == 1
+    assert box.log.status()["head_readings"] == 0
+    await box.log.close()
+
+
+async def test_what_one_has_not_sent_yet_is_written_when_it_is_of_age_and_the_rest_with_it(tmp_path: Path) -> None:
+    box = await Box.open(tmp_path, CITY, OTHER)
+    assert await box.commits(0) == 0
+    await accept(box.log, "milano")
+    assert await box.commits(9.9) == 0
+    assert await box.commits(0.1) == 1
+    await accept(box.log, "milano", "porto")
+    assert await box.commits(0) == 0
+    await accept(box.log, "milano", "porto")
+    assert await box.commits(10) == 0  # this one is the first that nobody has sent
+    assert await box.commits(9.9) == 0
+    assert await box.commits(0.1) == 1
+    assert box.log.status()["head_readings"] == 0
+    await box.log.close()
+
+
+async def test_a_receipt_that_is_waited_for_does_not_wait_for_the_hour(tmp_path: Path) -> None:
+    box = await Box.open(tmp_path, CITY)
+    receipt = await box.log.append(a_set(90))
+    await accept(box.log, "milano")
+    assert await box.commits(10) == 0
+    await accept(box.log, "milano")
+    durable = asyncio.ensure_future(receipt.durable)
+    assert await box.commits(10) == 1
+    await durable
+    receipt = await box.log.append(a_set(91))
+    await accept(box.log, "milano")
+    asyncio.ensure_future(receipt.durable).cancel()
+    await asyncio.sleep(0)
+    assert await box.commits(10) == 0  # nobody waits any more
+    await box.log.close()
+
+
+async def test_half_of_memory_is_enough_of_what_is_only_sent(tmp_path: Path) -> None:
+    box = await Box.open(tmp_path, CITY, head_bytes=10_000)
+    for _ in range(9):
+        assert await box.commits(0) == 0
+        await accept(box.log, "milano")
+    assert await box.commits(0) == 1
+    await box.log.close()
+
+
+async def test_where_each_set_is_written_what_is_sent_is_too(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY, commit_every_s=0.0)
+    for n in range(3):
+        appending = asyncio.create_task(log.append(a_set(n)))
+        await asyncio.sleep(0)
+        await accept(log, "milano")
+        async with asyncio.timeout(5):
+            await appending
+    assert log.status()["head_readings"] == 0
+    await log.close()
+
+
+async def test_who_comes_anew_has_sent_nothing(tmp_path: Path) -> None:
+    box = await Box.open(tmp_path, CITY)
+    assert await box.commits(0) == 0
+    await accept(box.log, "milano")
+    await box.log.set_consumers([CITY, OTHER])
+    await at_rest(box.log)
+    assert box.log.accepted_upto("milano") == box.log.first_seq + 1
+    assert await box.commits(10) == 1
+    await box.log.close()
+
+
 async def test_at_half_of_memory_a_commit_begins_early(tmp_path: Path) -> None:
     box = await Box.open(tmp_path, CITY, head_bytes=10_000)
     counts = [await box.commits(0) for _ in range(22)]
