@@ -666,6 +666,7 @@ class StrictBroker:
             {
                 "stored": [asdict(value) for value in self.stored],
                 "forgotten": [asdict(value) for value in self.forgotten],
+                "history": {name: self.temporal_history(name) for name in self.tenants},
                 "backwards": [[asdict(value), before] for value, before in self.backwards],
                 "refusals": self.refusals,
                 "requests": self.requests,
