@@ -105,6 +105,7 @@ class Box:
 
     Attributes:
         must: points that the history has to hold. may: younger than `commit_every` at a kill.
+        killed: of runs that were killed: what the broker forgets of it may be nowhere.
         newest: of each entity and attribute.
     """
 
@@ -112,6 +113,7 @@ class Box:
         self.devices = tuple(f"{name}-{n}" for n in range(devices))
         self.must: set[Point] = set()
         self.may: set[Point] = set()
+        self.killed: set[Point] = set()
         self.newest: dict[tuple[str, str], Any] = {}
         self.health = BrokerHealth()
         self.clock = LeapClock()
@@ -169,6 +171,7 @@ class Box:
         here, there = (self._folder / str(self._runs + more) for more in (0, 1))
         self.may |= {point for at_s, point in self._served if self._ticks.s - at_s < YOUNG_S}
         self.must -= self.may
+        self.killed |= self.must & {point for _, point in self._served}
         while not _copied(here, there):  # noqa: ASYNC110 - a commit was at work: a moment later
             await asyncio.sleep(TICK_S)
         await self.stop()  # what this still does is no longer of any use
@@ -272,10 +275,11 @@ class City:
         must = {point for box in self.boxes for point in box.must}
         may = {point for box in self.boxes for point in box.may}
         kept = Counter(_point(key) for key in self._history() if _ours(key[1], key[2]))
+        killed = {point for box in self.boxes for point in box.killed}
         forgotten = self.forgotten()
         missing = must - kept.keys()
         told = {
-            "missing and forgotten by the broker": set() if self.double_fault else missing & forgotten,
+            "missing and forgotten by the broker": set() if self.double_fault else missing & forgotten - killed,
             "missing, not forgotten": missing - forgotten,
             "doubled": {point for point, count in kept.items() if count > 1},
             "invented": kept.keys() - must - may,
