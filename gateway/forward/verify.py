@@ -23,6 +23,7 @@ from gateway.forward.settings import ForwardSettings
 from gateway.forward.updates import Feed, Mark, Update, instant
 from gateway.harmonise.entity import Entity
 from gateway.journal import event
+from gateway.log.segment import microseconds
 from gateway.sdk.driver import Clock
 
 ENTITIES_A_LOOK: Final = 20  # as many as one query takes
@@ -146,7 +147,11 @@ class Unseen:
         if known and of.witness is not None and _covers(of.witness, mark):
             self._done(update)
             return
-        insort(of.items, _Waiting(update, mark, known, self._up_s), key=_seq_of)
+        item = _Waiting(update, mark, known, self._up_s)
+        if not of.items or update.seq >= of.items[-1].update.seq:
+            of.items.append(item)
+        else:
+            insort(of.items, item, key=_seq_of)
         self._points[known] += len(update.readings)
         seq = update.seq  # 0: it comes from a held piece
         if seq and self._oldest_holds and (self._oldest is None or seq < self._oldest):
@@ -283,12 +288,9 @@ class Unseen:
 
     def _saw(self, of: _Of, points: Iterable[tuple[str, datetime]]) -> bool:
         """The history shows these of an entity; whether one is a new witness."""
-        shown = set(points)
-        best = of.witness
-        for item in of.items:
-            if item.mark.epoch is not None and (best is None or item.mark.order > best.order) and _shows(item, shown):
-                best = item.mark
-        if best is None or best is of.witness:
+        shown = {(key, microseconds(at)) for key, at in points}
+        best = next((i.mark for i in reversed(of.items) if i.mark.epoch is not None and _shows(i, shown)), None)
+        if best is None or (of.witness is not None and best.order <= of.witness.order):
             return False
         self.recording.seen()
         of.witness, of.witness_s = best, self._up_s
@@ -411,13 +413,13 @@ def _covers(witness: Mark, mark: Mark) -> bool:
     return mark.epoch is not None and mark.epoch == witness.epoch and mark.order <= witness.order
 
 
-def _shows(item: _Waiting, shown: set[tuple[str, datetime]]) -> bool:
+def _shows(item: _Waiting, shown: set[tuple[str, int]]) -> bool:
     keys = item.update.feed.keys
-    return any(
-        (key, instant(time_us)) in shown
-        for point, (_, time_us, _) in item.update.readings.items()
-        for key in keys[point]
-    )
+    for point, (_, time_us, _) in item.update.readings.items():
+        for key in keys[point]:
+            if (key, time_us) in shown:
+                return True
+    return False
 
 
 def _name_of(update: Update) -> str:

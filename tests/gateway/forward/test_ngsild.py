@@ -398,3 +398,55 @@ async def test_slow_is_not_down() -> None:
         outcome = await asyncio.wait_for(broker.state(ENTITIES), 5.0)
         await broker.close()
     assert outcome.accepted == set(IDS)
+
+
+# what a history holds
+
+
+async def test_a_stretch_with_more_than_one_answer_holds_is_asked_in_parts() -> None:
+    strict = StrictBroker()
+    async with strict.serve() as url:
+        broker = NgsiLdBroker(NgsiLdSettings(url))
+        first, last = [measured("air-0", n, no2=n) for n in (0, 2499)]
+        for start in range(0, 2500, 500):
+            await broker.history([measured("air-0", n, no2=n) for n in range(start, start + 500)])
+            await broker.history([measured("air-1", n, no2=n) for n in range(start, start + 5)])
+        asked = len(strict.requests)
+        found = await broker.history_back([first, last, measured("air-1", 4, no2=4)])
+        assert len(strict.requests) - asked == 3
+        assert {at for entity, _, at in found if entity == first.id} == {
+            START + timedelta(seconds=n) for n in range(2500)
+        }
+        assert sum(entity != first.id for entity, _, at in found) == 25
+        await broker.close()
+
+
+async def test_a_thousand_of_one_moment_end_the_question() -> None:
+    strict = StrictBroker()
+    async with strict.serve() as url:
+        broker = NgsiLdBroker(NgsiLdSettings(url))
+        for _ in range(4):
+            await broker.history([measured("air-0", 1, no2=n) for n in range(300)])
+        async with asyncio.timeout(5):
+            found = await broker.history_back([measured("air-0", n, no2=n) for n in (0, 1)])
+        assert found == {(entity_id("air-0"), "no2", START + timedelta(seconds=1))}
+        await broker.close()
+
+
+async def test_the_newest_points_of_some_entities() -> None:
+    strict = StrictBroker()
+    async with strict.serve() as url:
+        broker = NgsiLdBroker(NgsiLdSettings(url))
+        for n in range(5):
+            await broker.history([measured("air-0", n, no2=n, pm25=n)])
+            await broker.history([measured("air-1", n, no2=n)] * 2)
+        both = [measured(f"air-{n}", 0) for n in (0, 1, 2)]
+        at = [START + timedelta(seconds=n) for n in range(5)]
+        a, b = entity_id("air-0"), entity_id("air-1")
+        assert await broker.history_newest(both) == {a: [("no2", at[4]), ("pm25", at[4])], b: [("no2", at[4])]}
+        assert await broker.history_newest(both, attributes=["pm25"]) == {a: [("pm25", at[4])]}
+        assert await broker.history_newest(both, since=at[4] + timedelta(seconds=1)) == {}
+        assert set(await broker.history_newest(both, since=at[4])) == {a, b}  # that one, too
+        doubled = await broker.history_newest(both[1:2], last=3)
+        assert doubled == {b: [("no2", at[4]), ("no2", at[4]), ("no2", at[3])]}
+        await broker.close()
