@@ -268,7 +268,8 @@ class Unseen:
             return []
         seen = await self._ask(some)
         self._wait_s = self._settings.look_s if seen else min(2 * self._wait_s, PATIENCE * self._settings.look_s)
-        more = seen and bool(self._look_due())
+        asked = {id(of) for of in some}
+        more = seen and any(id(of) not in asked for of in self._look_due())
         self._next_s = self._up_s if more else self._up_s + self._wait_s
         self._learn()
         return self._expired(some)
