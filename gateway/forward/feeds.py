@@ -101,6 +101,11 @@ class Feeds:
         self._takers.clear()
         self.complete.renumbered()
 
+    def number_now(self, series: int) -> int:
+        """What a series is called by now."""
+        of = self._log.series[series]
+        return self.complete.points(of.device).get(of.point, series)
+
     @property
     def devices(self) -> dict[str, str]:
         """The devices of each entity, by its id."""

@@ -299,6 +299,7 @@ class PastLane:
             return
         self._numbers_from += more
         feeds.renumbered()
+        self._of.sent.renumber(feeds.number_now)
         taken.renumber(first, more)
         if self._unseen is not None:
             self._unseen.renumber(feeds, first, more)

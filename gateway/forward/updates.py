@@ -154,6 +154,13 @@ class Sent:
             marks.insert(at, mark)
             self._count += 1
 
+    def renumber(self, now: Callable[[int], int]) -> None:
+        """Series may have other numbers: `now` gives a series' own."""
+        before, self._times, self._count = self._times, {}, 0
+        for (entity_id, series), (times, marks) in before.items():
+            for time_us, mark in zip(times, marks, strict=True):
+                self.note(entity_id, now(series), time_us, mark)
+
     def clear(self) -> None:
         """The log was read past all of them."""
         self._times.clear()
