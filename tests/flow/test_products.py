@@ -1,6 +1,7 @@
 """A broker that keeps its history in memory for a while, and a daemon that is killed: each value is in the history once."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,9 +52,13 @@ def wrong(stage: Stage) -> str:
     )
 
 
+def _right(stage: Stage) -> bool:
+    return not wrong(stage)
+
+
 def test_a_daemon_that_is_killed_before_scorpio_wrote_its_history_doubles_and_loses_nothing(tmp_path: Path) -> None:
     for stage in played(tmp_path, KILLS):
-        eventually("the history is written", lambda stage=stage: not wrong(stage), within_s=5.0)
+        eventually("the history is written", partial(_right, stage), within_s=5.0)
         assert judge(stage).served > 100
         assert stage.held()["backwards"] == []
 
@@ -61,6 +66,6 @@ def test_a_daemon_that_is_killed_before_scorpio_wrote_its_history_doubles_and_lo
 @pytest.mark.slow
 def test_what_scorpio_forgets_a_daemon_sends_again_even_after_a_kill(tmp_path: Path) -> None:
     for stage in played(tmp_path, ALL):
-        eventually("the history is whole", lambda stage=stage: not wrong(stage))
+        eventually("the history is whole", partial(_right, stage))
         assert stage.held()["forgotten"]
         assert stage.held()["backwards"] == []

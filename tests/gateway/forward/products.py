@@ -18,6 +18,7 @@ from gateway.forward.ngsild import broker_of
 from gateway.forward.settings import ForwardSettings, settings_of
 from gateway.health import BrokerHealth
 from gateway.log.log import Consumer, Log, LogSettings
+from gateway.log.store import Connection, connect_file
 from gateway.sdk.reading import Reading, ReadingSet
 from tests.gateway.forward.scene import AIR, LeapClock, entity_id, tables
 from tests.support.broker_profiles import PROFILES, Profile, Scorpio, Stellio
@@ -118,9 +119,11 @@ class Box:
         self.health = BrokerHealth()
         self.clock = LeapClock()
         self.log: Log | None = None
+        self.card_away = False  # when it starts
         self._folder = folder
         self._ticks = ticks
         self._task: asyncio.Task[None] | None = None
+        self._config: tuple[BrokerConfig, Mapping[str, Any]]
         self._served: list[tuple[float, Point]] = []  # in this run, with when
         self._count = 0
         self._runs = 0
@@ -137,12 +140,21 @@ class Box:
     async def start(self, url: str, tenant: str, preset: str, times: Mapping[str, Any]) -> None:
         """As the daemon makes it, with scaled times."""
         folder = self._folder / str(self._runs)
-        folder.mkdir(parents=True, exist_ok=True)
         settings = LogSettings(folder / "buffer.db", commit_every_s=COMMIT_EVERY_S)
-        self.log = await Log.open(settings, clock=self.clock, consumers=[Consumer("city")])
-        self.health = BrokerHealth()
+        self.log = await Log.open(settings, clock=self.clock, consumers=[Consumer("city")], connect=self._connect)
         said = {"url": url, "preset": preset, "timeout": "5 s", **({"tenant": tenant} if tenant else {})}
-        config = BrokerConfig.model_validate(said)
+        self._config = BrokerConfig.model_validate(said), times
+        self._forward()
+
+    def _connect(self, path: Path) -> Connection:
+        if self.card_away:
+            raise OSError(5, "Input/output error")
+        return connect_file(path)
+
+    def _forward(self) -> None:
+        assert self.log is not None
+        config, times = self._config
+        self.health = BrokerHealth()
         forwarder = Forwarder(
             "city",
             broker_of(config),
@@ -154,17 +166,25 @@ class Box:
         )
         self._task = asyncio.create_task(forwarder.run(), name="box")
 
+    async def reload(self) -> None:
+        """The forwarder is made anew, on the same log."""
+        await self._end()
+        self._forward()
+
     async def stop(self) -> None:
         """A clean stop."""
+        if self.log is not None:
+            await self._end()
+            await self.log.close()
+            self.log = None
+            self._served.clear()
+
+    async def _end(self) -> None:
         task, self._task = self._task, None
-        if task is None:
-            return
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        assert self.log is not None
-        await self.log.close()
-        self._served.clear()
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
 
     async def kill(self) -> None:
         """kill -9: what the card holds at this moment is what the next run finds."""

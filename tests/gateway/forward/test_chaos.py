@@ -160,11 +160,10 @@ class ProductPlay:
         self.told.append(f"seed {self.seed}: {product}, preset {preset}, {boxes} boxes, busy: {busy}")
         tenant = "milano" if boxes == 2 else ""
         async with city(folder, product, ticks=ticks, boxes=boxes, busy=busy, tenant=tenant, preset=preset) as at:
-            steps = [self._net, self._net, self._stop, self._kill, at.quiet, self._forget, self._mend]
             for _ in range(12):
                 await at.live(rng.randrange(1, 7))
-                step = rng.choice(steps)
-                await (step() if step == at.quiet else step(at, rng))  # type: ignore[call-arg]
+                step = rng.choice((self._net, self._net, self._stop, self._kill, self._quiet, self._forget, self._mend))
+                await step(at, rng)
             await self._mend(at, rng)
             await at.live(6)
             faults = await at.seen()
@@ -193,18 +192,20 @@ class ProductPlay:
     async def _forget(self, at: City, rng: random.Random) -> None:
         """The broker ends, or its database does; each box that runs meets it."""
         self.told.append(restart := rng.choice(("restart", "database")))
-        await (at.strict.stop() if restart == "restart" else self._away(at))
+        if restart == "restart":
+            await at.strict.stop()
+        at.strict.database_away(restart == "database")
         async with asyncio.timeout(60.0):
             while any(box.running and box.health.state == "ok" for box in at.boxes):
                 await at.live(1)
         await at.live(rng.randrange(16))
-        await (at.strict.start() if restart == "restart" else self._back(at))
-
-    async def _away(self, at: City) -> None:
-        at.strict.database_away()
-
-    async def _back(self, at: City) -> None:
         at.strict.database_back()
+        if restart == "restart":
+            await at.strict.start()
+
+    async def _quiet(self, at: City, rng: random.Random) -> None:
+        self.told.append("silence")
+        await at.quiet()
 
 
 async def play_products(folder: Path, seeds: range) -> None:

@@ -103,6 +103,46 @@ async def kill_and_restart(at: City) -> None:
     await at.live(6)
 
 
+async def reloads(at: City) -> None:
+    """The forwarder is made anew, with what was accepted and is not seen yet, in health and in an outage."""
+    await at.live(6)
+    await at.boxes[0].reload()
+    await at.live(6)
+    await restart(at)
+    await at.boxes[0].reload()
+    await at.live(4)
+    await cut(at)
+    await at.live(4)
+    await at.boxes[0].reload()
+    await at.live(4)
+    at.strict.behaviour.fault = ""
+    await at.live(6)
+
+
+async def late_card(at: City) -> None:
+    """The card is not there when the box starts: the numbers of its sets grow when it comes."""
+    box = at.boxes[0]
+    await at.live(4)
+    await box.stop()
+    box.card_away = True
+    await at.start([box])
+    await at.live(8)
+    box.card_away = False
+    assert box.log is not None
+    await box.log.commit()
+    await at.live(4)
+    await restart(at)
+
+
+async def hours(at: City) -> None:
+    """Nothing shows for longer than anything is waited for."""
+    await restart(at)
+    for box in at.boxes:
+        box.clock.leap(HOURS_S)
+    await at.live(12)
+    await at.ticks.passed(LOOKS_S)
+
+
 FAULTS: dict[str, Callable[[City], Awaitable[None]]] = {
     "restart": restart,
     "database away": database,
@@ -114,7 +154,9 @@ DOUBLE = {
     "restart unmet": unmet_restart,
     "kill and restart": kill_and_restart,
 }  # something may be lost, nothing doubled
-FORGETS = ("restart", "database away", "all", *DOUBLE)
+OURS = {"reload": reloads, "late card": late_card}
+HOURS = {"hours": hours}
+FORGETS = ("restart", "database away", "all", *DOUBLE, *OURS, *HOURS)
 
 
 @dataclass(frozen=True)
@@ -133,6 +175,8 @@ class Cell:
 CELLS = [Cell(product, scene, fault) for product in PRODUCTS for scene in SCENES for fault in FAULTS]
 CELLS += [Cell("scorpio", scene, fault, "scorpio") for scene in SCENES for fault in FAULTS]
 CELLS += [Cell("scorpio", scene, fault) for scene in SCENES for fault in DOUBLE]
+CELLS += [Cell(product, scene, fault) for product in PRODUCTS[::3] for scene in SCENES for fault in OURS]
+CELLS += [Cell("scorpio", scene, "hours", "scorpio") for scene in SCENES]
 CELLS += [Cell("stellio", "one box", fault, "stellio") for fault in FAULTS]
 CELLS += [Cell("no record", scene, fault) for scene in SCENES[:2] for fault in FAULTS]
 
@@ -178,7 +222,7 @@ async def play(cell: Cell, at: City) -> str:
     await at.live(8)
     if not at.busy:
         await at.quiet()
-    await {**FAULTS, **DOUBLE}[cell.fault](at)
+    await {**FAULTS, **DOUBLE, **OURS, **HOURS}[cell.fault](at)
     if faults := await at.seen():
         return faults
     if cell.product == "scorpio" and cell.fault in FORGETS and not at.forgotten():
