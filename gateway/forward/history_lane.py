@@ -377,11 +377,16 @@ class PastLane:
         return sent, left
 
     def _take(self, update: Update) -> None:
+        if self._is_earlier(update):  # what that run set aside is on the card
+            of, entity_id = self._of.aside, update.entity_id
+            owed = {p: g for p, g in update.readings.items() if not of.holds(entity_id, g[2], g[1])}
+            if len(owed) < len(update.readings):
+                if not any(update.feed.keys[point] for point in owed):
+                    return
+                update = update.part(owed)
         if not self._taken.ready(update):
             return
         sent, left = self._split(update)
-        if self._is_earlier(update):
-            left = {p: g for p, g in left.items() if not self._of.aside.holds(update.entity_id, g[2], g[1])}
         self._wait_to_see(update, sent)
         if left and self._unseen is not None and self._recording.verified and self._is_earlier(update):
             left = self._never_current(update, left)

@@ -28,6 +28,7 @@ class StateLane:
         self._sent = sent
         self._clock = clock
         self._mark = 0
+        self._numbers_from = feeds.numbers_from
         self._dirty: dict[Key, set[int]] = {}  # series whose newest value the broker still lacks
         self._feed: dict[Key, Feed] = {}
         self._ahead: dict[tuple[Key, int], int] = {}  # time of a newest value that lies in the future
@@ -44,11 +45,22 @@ class StateLane:
 
     def _look(self) -> None:
         """Take over what changed since the last look."""
+        if self._numbers_from != self._feeds.numbers_from:
+            self._renumber()
         self._mark, new = self._feeds.since(self._mark)
         for number in new:
             for feed in self._feeds.takers(number):
                 self._feed[feed.key] = feed
                 self._dirty.setdefault(feed.key, set()).add(number)
+
+    def _renumber(self) -> None:
+        """The log's file was opened late: series are called otherwise."""
+        self._numbers_from = self._feeds.numbers_from
+        self._feeds.renumbered()
+        now = self._feeds.number_now
+        self._dirty = {key: set(map(now, numbers)) for key, numbers in self._dirty.items()}
+        self._ahead = {(key, now(number)): time_us for (key, number), time_us in self._ahead.items()}
+        self._doubted = {of: {(now(number), us) for number, us in some} for of, some in self._doubted.items()}
 
     def pending(self, feed: Feed, series: int, time_us: int) -> bool:
         """Whether this very reading is still the state lane's to send, or to ask about: the history lane waits for it."""

@@ -204,7 +204,7 @@ class Taken:
         if self.position is None or not self.of.aside.empty:
             return
         self.of.feeds.accepted(self.position)
-        waits = self.unseen and self.unseen.oldest_seq
+        waits = None if self.unseen is None else self.unseen.oldest_seq
         await self.of.feeds.settle(waits - 1 if waits else self.position)
         if not waits:
             self.position = None

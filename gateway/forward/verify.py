@@ -301,9 +301,9 @@ class Unseen:
     async def _read_stretch(self, of: _Of) -> list[Update]:
         witness, suspects = of.witness, of.suspects()
         some = suspects[:UPDATES_A_STRETCH]
-        wanted = [points_in(item.update.past) for item in some]
-        asked = [item.update.past for item, points in zip(some, wanted, strict=True) if points]
-        found = await self._broker.history_back(asked) if asked else frozenset[Point]()
+        asked = [item.update.part(item.update.readings).past for item in some]  # of a part: what waits stays small
+        wanted = [points_in(entity) for entity in asked]
+        found = await self._broker.history_back(asked) if any(wanted) else frozenset[Point]()
         seen = [item for item, points in zip(some, wanted, strict=True) if points <= found]
         forgotten = [
             item

@@ -9,13 +9,16 @@ import pytest
 
 from gateway.forward.aside import INCOMPLETE_S
 from gateway.forward.broker import InDoubt, Outcome, ReadRefused, observed
+from gateway.forward.feeds import Feeds
 from gateway.forward.history_lane import LATE, UPDATES_A_REQUEST, InOrderLane, PastLane
 from gateway.forward.recording import Recording
-from gateway.forward.updates import Feed, Update
+from gateway.forward.settings import ForwardSettings
+from gateway.forward.updates import Feed, Mark, Update
 from gateway.forward.verdicts import Taken
+from gateway.forward.verify import Unseen
 from gateway.log.segment import TimeState
 from gateway.sdk.errors import BrokerUnavailable
-from tests.gateway.forward.scene import START, slot, table
+from tests.gateway.forward.scene import START, slot, table, tables
 from tests.gateway.forward.test_verdicts import AIR, A, B, C, Scene, accepted, later, refused, waiting
 
 NEVER: Callable[[Feed, int, int], bool] = lambda *_: False  # noqa: E731  # nothing is the state lane's
@@ -387,7 +390,7 @@ async def test_in_order_settles_what_was_gathered_when_asked(scene: Scene) -> No
 def past(
     scene: Scene, pending: Callable[[Feed, int, int], bool] = NEVER, *, records: bool = True, **kw: Any
 ) -> PastLane:
-    return PastLane(scene.of, pending, recording=Recording(records), **kw)
+    return PastLane(scene.of, pending, **{"recording": Recording(records), **kw})
 
 
 async def test_the_past_goes_entity_by_entity_without_what_is_static(scene: Scene) -> None:
@@ -618,20 +621,15 @@ async def test_only_what_an_earlier_run_may_have_sent_is_asked_about(scene: Scen
 
 
 async def test_what_is_asked_about_and_held_is_known_each_time(scene: Scene) -> None:
+    scene.log.first_seq = (1 << 32) + 100  # all of this is of an earlier run
     lane = past(scene)
-    scene.log.put("air-1", 0, no2=0)
-    scene.log.first_seq = scene.log.rows[-1][0]
-    await lane.fill()
-    await lane.send()
-    assert scene.broker.asked == []  # the first of this run
     for n in (1, 2):
         scene.log.put("air-1", n, no2=n)
-        scene.log.first_seq = scene.log.rows[-1][0] + 1
         scene.broker.points = frozenset({(A, "no2", START + timedelta(seconds=n))})
         await lane.fill()
         await lane.send()
         assert lane.counts.known == n
-    assert len(scene.broker.sent) == 1
+    assert scene.broker.sent == []
 
 
 async def test_a_verdict_that_the_state_lane_settled_is_drawn_while_another_is_searched(scene: Scene) -> None:
@@ -712,3 +710,143 @@ async def test_the_past_settles_what_was_gathered_when_asked(scene: Scene) -> No
 def test_times_of_what_is_past(scene: Scene) -> None:
     update: Update = scene.update("air-1", 3, no2=1)
     assert observed(update.past) == {"no2": START + timedelta(seconds=3)}
+
+
+# the past of a broker that may forget
+
+
+def seeing(scene: Scene, **settings: Any) -> tuple[PastLane, Unseen]:
+    recording = Recording(True, "scorpio")
+    chosen = replace(ForwardSettings(), **settings)
+    unseen = Unseen(scene.broker, recording, scene.clock, chosen, done=scene.of.aside.done)
+    return past(scene, recording=recording, unseen=unseen), unseen
+
+
+def past_of(scene: Scene) -> list[object]:
+    return [value for way, _, value in scene.broker.values() if way == "past"]
+
+
+async def test_the_log_is_read_on_and_settled_up_to_what_waits(scene: Scene) -> None:
+    lane, unseen = seeing(scene)
+    seqs = []
+    for n in range(4):
+        scene.log.put("air-1", n, no2=n)
+        seqs.append(scene.log.rows[-1][0])
+    number = series_of(scene, "air-1", "no2")
+    for n in (1, 3):
+        scene.of.sent.note(A, number, us(n), Mark(n, 0))
+    await through(lane)
+    assert past_of(scene) == [0, 2]
+    assert (len(unseen), scene.log.cursor, scene.log.backlog("city")[0]) == (2, seqs[0], 0)
+    assert lane.position == seqs[3]
+    assert not await lane.fill()
+    scene.broker.newest = {A: [("no2", START + timedelta(seconds=1))]}
+    scene.clock.advance(3600.0)
+    assert await lane.look()
+    assert scene.log.cursor == seqs[2]
+    scene.broker.newest = {A: [("no2", START + timedelta(seconds=3))]}
+    scene.clock.advance(3600.0)
+    assert await lane.look()
+    assert scene.log.settled
+    assert lane.position is None
+    assert past_of(scene) == [0, 2]
+    assert not await lane.look()
+
+
+async def test_a_set_that_went_in_two_requests_waits_for_both(scene: Scene) -> None:
+    lane, unseen = seeing(scene)
+    scene.log.put("air-1", 0, no2=1, pm25=2)
+    for point, order in (("no2", 1), ("pm25", 2)):
+        scene.of.sent.note(A, series_of(scene, "air-1", point), us(0), Mark(order, 0))
+    await through(lane)
+    scene.broker.newest = {A: [("no2", START)]}
+    scene.clock.advance(3600.0)
+    assert await lane.look()
+    assert (len(unseen), scene.log.settled) == (1, False)
+
+
+async def test_what_was_forgotten_is_asked_about_once_more_and_goes_by_the_temporal_api(scene: Scene) -> None:
+    lane, _ = seeing(scene)
+    for n in range(3):
+        scene.log.put("air-1", n, no2=n)
+        scene.of.sent.note(A, series_of(scene, "air-1", "no2"), us(n), Mark(n + 1, int(n > 1)))
+    await through(lane)
+    scene.broker.newest = {A: [("no2", START + timedelta(seconds=2))]}
+    for seconds in (10.0, 10.0):
+        scene.clock.advance(seconds)
+        assert await lane.look()
+    scene.broker.points = frozenset({(A, "no2", START)})  # it came there meanwhile
+    asked = len(scene.broker.asked)
+    await through_waiting(lane)
+    assert len(scene.broker.asked) == asked + 1
+    assert past_of(scene) == [1]
+    assert scene.log.settled
+
+
+async def test_of_an_earlier_run_goes_what_is_newer_than_the_broker_was_and_the_rest_waits(scene: Scene) -> None:
+    lane, unseen = seeing(scene)
+    for n in range(4):
+        scene.log.put("air-1", n, no2=n, pm25=n)
+    scene.log.first_seq = scene.log.rows[-1][0] + 1
+    scene.of.accepted.read_back(A, {"no2": START + timedelta(seconds=1)})
+    scene.of.accepted.read_back(A, {"no2": START + timedelta(seconds=3)})  # by this run
+    await through(lane)
+    assert past_of(scene) == [2, 3]
+    assert sorted(value for _, _, value in scene.broker.values("pm25")) == [0, 1, 2, 3]
+    assert (len(unseen), scene.log.settled) == (2, False)
+
+
+async def test_of_an_earlier_run_nothing_goes_before_the_broker_was_asked(scene: Scene) -> None:
+    _, unseen = seeing(scene)
+    unasked = [True]
+    lane = past(scene, recording=unseen.recording, unseen=unseen, unasked=lambda feed: unasked[0])
+    scene.log.put("air-1", 0, no2=0)
+    scene.log.first_seq = scene.log.rows[-1][0] + 1
+    assert not await lane.fill()
+    unasked[0] = False  # who cannot be asked: nobody knows
+    assert await lane.fill()
+    assert (lane.idle, len(unseen)) == (True, 1)
+
+
+async def test_what_a_forwarder_before_had_sent_waits_as_accepted(scene: Scene) -> None:
+    scene.log.put("air-1", 0, no2=0)
+    scene.log.first_seq, scene.log.given = scene.log.rows[0][0] - 1, 1
+    scene.log.accepted("city", scene.log.rows[0][0])
+    of = replace(scene.of, feeds=Feeds("city", scene.log, tables(*AIR)))
+    recording = Recording(True, "scorpio")
+    unseen = Unseen(scene.broker, recording, scene.clock, ForwardSettings(unseen_s=10.0))
+    lane = PastLane(of, NEVER, recording=recording, unseen=unseen)
+    scene.of.accepted.read_back(A, {})
+    scene.log.put("air-1", 1, no2=1)
+    await lane.fill()
+    await through_waiting(lane)
+    assert (past_of(scene), len(unseen)) == ([1], 1)
+    for _ in range(3):
+        scene.clock.advance(10.0)
+        await lane.look()
+    assert (unseen.given_up, past_of(scene)) == (1, [1])
+
+
+async def test_too_much_of_which_nobody_knows_stops_the_reading(scene: Scene) -> None:
+    lane, unseen = seeing(scene, unseen_points=3)
+    for n in range(6):
+        scene.log.put("air-1", n, no2=n)
+    scene.log.first_seq = scene.log.rows[-1][0] + 1
+    assert await lane.fill()
+    assert len(unseen) == 3
+    assert lane.position == scene.log.rows[2][0]
+    assert not await lane.fill()
+
+
+async def test_a_piece_that_went_as_state_meanwhile_is_held_until_it_is_seen(scene: Scene) -> None:
+    lane, unseen = seeing(scene)
+    piece = await scene.piece(scene.update("air-1", 0, no2=1, pm25=2))
+    scene.log.rows.clear()
+    for point, order in (("no2", 1), ("pm25", 2)):
+        scene.of.sent.note(A, series_of(scene, "air-1", point), us(0), Mark(order, 0))
+    await lane.put_first([piece])
+    assert (lane.idle, len(unseen), len(scene.log.held.pieces())) == (True, 2, 1)
+    scene.broker.points = frozenset({(A, "no2", START), (A, "pm25", START)})
+    scene.clock.advance(10.0)
+    assert await lane.look()
+    assert scene.log.held.pieces() == []

@@ -56,6 +56,39 @@ async def test_the_time_is_taken_from_who_the_dialect_says_is_the_broker(documen
 
 
 @pytest.mark.parametrize(
+    ("status", "body", "faults"),
+    [
+        (200, b'{"mine": "Taken"}', 0),
+        (404, b'{"mine": "NotThere"}', 0),
+        (405, b"", 0),
+        (500, b'{"mine": "InternalError"}', 1),
+        (503, b"", 1),
+        (503, b'{"mine": "LdContextNotAvailable"}', 0),
+        (502, b"<html>", 1),
+        (404, b"<html>no such service here", 1),
+    ],
+)
+async def test_a_broker_that_may_be_another_process_by_now_is_a_fault_counted(
+    status: int, body: bytes, faults: int
+) -> None:
+    _, transport = await asked(Raw(http(status, body)))
+    assert transport.traffic.faults == faults
+
+
+async def test_who_does_not_answer_is_a_fault_counted() -> None:
+    raw = Raw(b"")
+    async with raw.serve() as url:
+        transport = Transport(url, Way(), read=read)
+        with pytest.raises(BrokerUnavailable):
+            await transport.request("GET", "/entities")
+    assert transport.traffic.faults == 1
+    with pytest.raises(BrokerUnavailable):  # nobody listens any more
+        await transport.request("GET", "/entities")
+    assert transport.traffic.faults == 2
+    await transport.close()
+
+
+@pytest.mark.parametrize(
     ("status", "body", "wrote", "kind"),
     [
         (401, b"", True, LoginFailed),

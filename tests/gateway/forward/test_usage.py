@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from gateway.forward.broker import Traffic
+from gateway.forward.recording import Recording
 from gateway.forward.usage import Usage
 from gateway.sdk.errors import LogError
 from gateway.sdk.reading import ReadingSet
@@ -136,3 +137,27 @@ async def test_it_is_noted_when_it_changed_and_due_every_hour(log: Log, clock: M
     with pytest.raises(LogError):
         await run.usage.note("in-order")
     assert not run.usage.due
+
+
+async def test_what_was_learned_of_its_history_is_noted_at_once_and_taken_up(log: Log, clock: ManualClock) -> None:
+    recording = Recording()
+    usage = Usage("city", Traffic(), log, clock, recording)
+    usage.recall()
+    await usage.note("temporal")
+    assert "records" not in log.kept["broker city"]
+    recording.seen()
+    assert usage.due
+    await usage.note("temporal")
+    assert not usage.due
+    assert log.kept["broker city"]["records"] == b"yes (seen)"
+    again = Recording()
+    following = Usage("city", Traffic(), log, clock, again)
+    following.recall()
+    assert again.shown == "yes (seen)"
+    assert not following.due
+    log.refuses = True
+    again.not_seen()
+    assert following.due
+    with pytest.raises(LogError):
+        await following.note("temporal")
+    assert not following.due  # a log that refuses is not asked all the time
