@@ -237,6 +237,17 @@ async def test_one_query_asks_for_entities_of_one_kind_and_so_many() -> None:
     assert waits.waiting() == 0
 
 
+async def test_who_was_not_asked_for_longest_is_asked_next() -> None:
+    devices = [f"d-{n}" for n in range(ENTITIES_A_LOOK + 5)]
+    waits = Waits(*devices, recording=Recording())
+    for device in devices:
+        waits.put(0, 1, device=device)
+    await waits.after(5.0)
+    await waits.after(10.0)
+    first, second = waits.broker.asked
+    assert {entity_id(device) for device in devices} == {*first, *second}
+
+
 async def test_what_waited_too_long_is_given_up_or_sent() -> None:
     waits = Waits()
     waits.put(0, 1)
