@@ -227,4 +227,5 @@ class Forwarder:
         counts = self._way.counts
         if counts is not None:
             health.late, health.skipped, health.unseen = counts.late, counts.skipped, counts.unseen
+            health.backlog += counts.unknown  # read, but nobody knows yet whether the city has it
         health.records = common.recording.shown if self._way.mode == "temporal" else ""

@@ -231,6 +231,8 @@ class PastLane:
     @property
     def counts(self) -> LaneCounts:
         """What was done since the start."""
+        if self._unseen is not None:
+            self._taken.counts.unknown = self._unseen.unknown
         return self._taken.counts
 
     def hand_over(self, to: Taken) -> None:

@@ -23,6 +23,7 @@ class LaneCounts:
     late: int = 0  # not sent: the broker holds newer, and has no temporal API
     skipped: int = 0  # not sent: latest-only
     unseen: int = 0  # points that were accepted and never seen in the history
+    unknown: int = 0  # points of an earlier run that wait, as it may have sent them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

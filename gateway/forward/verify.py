@@ -124,9 +124,14 @@ class Unseen:
         return self._points[True] + self._points[False]
 
     @property
+    def unknown(self) -> int:
+        """Points that wait of which nobody knows whether they were ever accepted."""
+        return self._points[False]
+
+    @property
     def full(self) -> bool:
-        """Too much waits of which nobody knows whether it was accepted: the log is not read on."""
-        return self._points[False] >= self._settings.unseen_points
+        """Too much of that waits: the log is not read on."""
+        return self.unknown >= self._settings.unseen_points
 
     @property
     def oldest_seq(self) -> int | None:

@@ -135,7 +135,8 @@ async def late_card(at: City) -> None:
 
 
 async def hours(at: City) -> None:
-    """Nothing shows for longer than anything is waited for."""
+    """Nothing shows for longer than anything is waited for: what was forgotten meanwhile is given up."""
+    at.double_fault = True
     await restart(at)
     for box in at.boxes:
         box.clock.leap(HOURS_S)

@@ -224,9 +224,29 @@ async def test_a_restart_in_a_backlog_repeats_nothing(box: Box, product: str) ->
                 await live(box, 30 * n, 30 * n + 30, pause_s=0.005)
                 if n == 0:
                     await strict.until(lambda: health.state == "down")
-        async with box.running(url):
-            await strict.until(lambda: box.settled)
+        async with box.running(url) as health:
+            await strict.until(lambda: health.history == "temporal" and box.settled and health.backlog == 0)
     await recorded(strict, box)
+    assert_exact(strict, box)
+
+
+async def test_what_an_earlier_run_may_have_sent_is_shown_as_backlog_until_that_is_known(box: Box) -> None:
+    strict = broker_like("scorpio")
+    patient = replace(FAST, learn_s=600.0, unseen_s=7200.0)
+    async with strict.serve() as url:
+        async with strict.neighbour(every_s=0.01):  # nothing shows
+            async with box.running(url, patient):
+                await live(box, 0, 3)
+                await strict.until(lambda: box.settled)
+            sent = len(strict.history())
+            async with box.running(url, patient) as health:
+                await strict.until(lambda: box.settled and health.backlog > 0)
+                assert 0 < health.backlog <= len(box.expected)
+                assert len(strict.history()) == sent
+        async with box.running(url, patient) as health:
+            await live(box, 3, 4)
+            await strict.until(lambda: health.history == "temporal" and box.settled and health.backlog == 0)
+        await recorded(strict, box)
     assert_exact(strict, box)
 
 
