@@ -321,7 +321,7 @@ class Unseen:
             of.read, of.read_s = witness, self._up_s
         if forgotten:
             event("history_forgotten", entity=of.feed.entity_id, updates=len(forgotten))
-        return [without(item.update, found) for item in forgotten] + self._expired([of])
+        return [without(item.update, found) for item in forgotten]
 
     async def _look_for_doubles(self) -> None:
         """It was taken for one that does not record: if it does, each point stands there twice."""

@@ -20,7 +20,7 @@ from gateway.forward.broker import (
     observed,
     unavailable,
 )
-from gateway.forward.updates import Sent
+from gateway.forward.updates import Mark, Sent
 from gateway.harmonise.entity import Attribute, Entity
 from gateway.sdk.errors import BrokerUnavailable
 from gateway.sdk.testing import ManualClock
@@ -235,9 +235,9 @@ def test_half_full_batches_teach_nothing() -> None:
 @pytest.mark.parametrize("order", [[1, 2, 3], [3, 1, 2]])
 def test_a_point_that_was_sent_is_taken_once(order: list[int]) -> None:
     sent = Sent()
-    for time_us in (1, 2, 3):
-        sent.note("e", 7, time_us)
-    assert all(sent.take("e", 7, time_us) for time_us in order)
+    for time_us in (2, 3, 1):
+        sent.note("e", 7, time_us, Mark(time_us, 0))
+    assert [sent.take("e", 7, time_us) for time_us in order] == [Mark(time_us, 0) for time_us in order]
     assert not sent.take("e", 7, 1)
     assert not sent.take("other", 7, 1)
 

@@ -1,5 +1,6 @@
 """The state lane, sweep by sweep: what is due, what goes, what is asked about, and what it leaves to the history."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -9,6 +10,7 @@ from gateway.claims import AHEAD
 from gateway.forward.broker import InDoubt, Outcome, ReadRefused
 from gateway.forward.state_lane import ENTITY_RETRY_S, StateLane
 from gateway.forward.updates import Feed
+from gateway.harmonise.entity import Entity
 from gateway.sdk.errors import BrokerUnavailable
 from tests.gateway.forward.scene import START, entity_id, slot, table
 from tests.gateway.forward.test_verdicts import AIR, A, B, Scene, accepted, later, refused
@@ -76,6 +78,29 @@ async def test_what_changed_goes_once_and_is_remembered_for_the_history(scene: S
     assert taken == [True, True, True, False]
     assert scene.of.accepted.holds(A, "no2", START + timedelta(seconds=2))
     assert scene.of.accepted.holds(A, "pm25", START)
+
+
+async def test_when_something_was_sent_is_known_by_its_request_and_the_faults_before_it(scene: Sweeps) -> None:
+    lane, traffic = scene.lane(), scene.broker.traffic
+    answer = scene.broker.state
+
+    async def with_a_fault_between(entities: Sequence[Entity]) -> Outcome:
+        traffic.faults += 1
+        return await answer(entities)
+
+    for n in range(4):
+        scene.broker.state = with_a_fault_between if n == 2 else answer  # type: ignore[method-assign]
+        scene.log.put("air-1", n, no2=n, pm25=n)
+        assert lane.changed()
+        await lane.send()
+        traffic.faults += n == 0
+    marks = [scene.of.sent.take(A, scene.series_of("air-1"), us(n)) for n in range(4)]
+    same = [scene.of.sent.take(A, scene.series_of("air-1", "pm25"), us(n)) for n in range(4)]
+    assert marks == same
+    assert [mark and mark.epoch for mark in marks] == [0, 1, None, 2]
+    orders = [mark.order for mark in marks if mark is not None]
+    assert orders == sorted(set(orders))
+    assert orders[0] > 0
 
 
 async def test_two_entities_go_in_one_request_or_in_turn(scene: Sweeps) -> None:

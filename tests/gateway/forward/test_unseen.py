@@ -138,6 +138,22 @@ async def test_a_fault_between_is_no_bridge_and_the_stretch_is_read_a_look_after
     assert len(waits.broker.asked) == asked
 
 
+async def test_what_is_read_a_moment_after_the_witness_is_no_verdict() -> None:
+    """A history is written row by row: what was accepted before may come a moment after it."""
+    devices = [f"d-{n}" for n in range(ENTITIES_A_LOOK + 1)]
+    waits = Waits(*devices)
+    for device in devices:
+        waits.put(0, 1, epoch=0, device=device)
+        waits.put(1, 2, epoch=1, device=device)
+        waits.shows(1, device)
+    await waits.after(100.0)
+    assert await waits.after(0.01) == []  # the rest are asked at once
+    assert [len(asked) for asked in waits.broker.asked] == [ENTITIES_A_LOOK, 1]
+    assert await waits.after(4.9) == []
+    assert len(waits.broker.asked) == 2
+    assert await waits.after(0.1) == [0.0]
+
+
 async def test_what_is_not_there_without_a_later_witness_waits() -> None:
     waits = Waits()
     waits.put(0, 1, epoch=None)
@@ -243,7 +259,9 @@ async def test_who_was_not_asked_for_longest_is_asked_next() -> None:
     for device in devices:
         waits.put(0, 1, device=device)
     await waits.after(5.0)
-    await waits.after(10.0)
+    await waits.after(9.9)  # nothing showed: the others have time
+    assert len(waits.broker.asked) == 1
+    await waits.after(0.1)
     first, second = waits.broker.asked
     assert {entity_id(device) for device in devices} == {*first, *second}
 
@@ -257,6 +275,21 @@ async def test_what_waited_too_long_is_given_up_or_sent() -> None:
     sent = [await waits.after(15.0) for _ in range(4)]
     assert [one for some in sent for one in some] == [1.0]
     assert (len(waits.done), waits.unseen.given_up, waits.waiting()) == (1, 1, 0)
+
+
+async def test_what_is_gone_is_counted_by_its_points_and_does_not_delay_the_next_look() -> None:
+    waits = Waits()
+    for n in range(4):
+        waits.unseen.put(waits.update("air-1", n, no2=n, pm25=n), Mark(n + 1, 0), known=True)
+    await waits.after(5.0)
+    await waits.after(7200.0)
+    await waits.after(60.0)
+    assert (waits.waiting(), waits.unseen.given_up) == (0, 8)
+    for n in range(4, 8):
+        waits.put(n, n + 1)
+    asked = len(waits.broker.asked)
+    await waits.after(60.0)
+    assert len(waits.broker.asked) == asked + 1
 
 
 async def test_of_one_that_does_not_record_what_waited_too_long_is_sent() -> None:
@@ -326,9 +359,15 @@ async def test_what_was_sent_as_state_alone_and_shows_says_yes() -> None:
     waits.broker.points = frozenset((B, "no2", START) for _ in "1")
     await waits.after(5.0)
     assert waits.recording.by_itself is None  # an earlier run may have sent it by the temporal API
+    waits.unseen.put(waits.update("air-2", 1), UNKNOWN, known=False)
+    waits.put(2, 1, device="air-2")
+    waits.shows(1, "air-2")
+    await waits.after(60.0)
+    await waits.after(60.0)
+    assert waits.recording.by_itself is None
     waits.put(0, 1)
     waits.shows(0)
-    await waits.after(10.0)
+    await waits.after(60.0)
     assert (waits.recording.shown, waits.recording.verified) == ("yes (seen)", True)
 
 
@@ -379,6 +418,13 @@ async def test_several_times_are_no_doubled_point() -> None:
     assert waits.recording.shown == "no"
     await waits.after(3600.0)
     assert waits.broker.asked == [[A]]  # nothing has gone since
+    waits.unseen.sent_past(feed)
+    await waits.after(5.0)
+    waits.unseen.sent_past(feed)
+    await waits.after(2390.0)
+    assert waits.broker.asked == [[A]] * 2  # less and less often
+    await waits.after(15.0)
+    assert waits.broker.asked == [[A]] * 3
 
 
 def test_what_a_product_is_known_for_and_what_is_kept_of_it() -> None:
