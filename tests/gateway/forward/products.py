@@ -33,7 +33,7 @@ COMMIT_EVERY_S = 0.4
 YOUNG_S = 2 * COMMIT_EVERY_S  # what was younger at a kill may be gone; generous, as the card is shared
 ROUND_S = 0.04  # the sensors' own pace
 SEEN_S = 30.0  # at most; less when nothing happens any more
-STILL_S = 4.0
+STILL_S = 8.0
 LOOKS_S = 1.0  # a box has looked at what it sent
 HOURS_S = 3 * 3600.0  # longer than anything is waited for
 # times of a forwarder, so that minutes pass in parts of a second
