@@ -305,7 +305,7 @@ class PastLane:
         taken.renumber(first, more)
         if self._unseen is not None:
             self._unseen.renumber(feeds, first, more)
-        if self._read_upto >= first:
+        if self._read_upto >= max(first, 1):
             self._read_upto += more
             self._passed, taken.position = self._read_upto, None
 

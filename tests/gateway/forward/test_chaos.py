@@ -68,7 +68,7 @@ class Play:
                     if turn == RUNS - 1:
                         behaviour.fault = ""
                         async with asyncio.timeout(30.0):
-                            while log.backlog("city")[0]:  # noqa: ASYNC110 - of another task, without an event
+                            while await log.read("city") is not None:  # noqa: ASYNC110 - of another task, without an event
                                 await asyncio.sleep(0.05)
             wanted = len(self.expected)
             with contextlib.suppress(TimeoutError):

@@ -793,7 +793,20 @@ async def test_of_an_earlier_run_goes_what_is_newer_than_the_broker_was_and_the_
     await through(lane)
     assert past_of(scene) == [2, 3]
     assert sorted(value for _, _, value in scene.broker.values("pm25")) == [0, 1, 2, 3]
-    assert (len(unseen), scene.log.settled) == (2, False)
+    assert (len(unseen), lane.counts.unknown, scene.log.settled) == (2, 2, False)
+
+
+async def test_what_nobody_knows_to_be_sent_goes_on_in_order_when_the_history_is_gone(scene: Scene) -> None:
+    lane, unseen = seeing(scene)
+    scene.log.put("air-1", 0, no2=0)
+    scene.log.first_seq = scene.log.rows[-1][0] + 1
+    scene.log.put("air-1", 1, no2=1)
+    scene.of.sent.note(A, series_of(scene, "air-1", "no2"), us(1), Mark(1, 0))
+    assert await lane.fill()
+    assert (lane.idle, len(unseen)) == (True, 2)
+    in_order = InOrderLane(scene.of)
+    in_order.take_over(lane)
+    assert (in_order.waiting_readings, len(unseen)) == (1, 0)
 
 
 async def test_of_an_earlier_run_nothing_goes_before_the_broker_was_asked(scene: Scene) -> None:

@@ -355,6 +355,7 @@ async def test_where_nobody_may_read_only_what_is_of_this_run_becomes_current(sc
     assert not lane.changed()
     assert not scene.pending(lane, "air-1", 0)
     assert not scene.pending(lane, "air-2", 0)
+    assert scene.of.accepted.first(A) is None  # nobody knows what it held
     assert not scene.of.sent.take(A, scene.series_of("air-1"), us(0))
     scene.log.put("air-2", 1, no2=6)
     lane.changed()
