@@ -489,6 +489,7 @@ class StrictBroker:
         self.profile.check_context(context or document.get("@context"))
         self._rule(document)
         place = self._tenant(tenant, write=True)
+        self.profile.wrote(tenant)
         new = document["id"] not in place.temporal
         for name, attribute in document.items():
             if name in _NOT_ATTRIBUTES:

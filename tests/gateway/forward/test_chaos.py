@@ -221,7 +221,7 @@ async def play_products(folder: Path, seeds: range) -> None:
 
 
 async def test_whatever_happens_at_a_product_each_value_is_in_its_history_once(tmp_path: Path) -> None:
-    await play_products(tmp_path, range(12))
+    await play_products(tmp_path, range(8))
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from tests.gateway.forward.products import HOURS_S, LOOKS_S, ROUND_S, YOUNG_S, C
 
 PRODUCTS = ("scorpio", "stellio", "orion-ld", "plain")
 SCENES = ("one box", "two boxes", "busy tenant")
-ABREAST = 24
+ABREAST = 40
 CELL_S = 120.0  # for one cell, others running beside it
 WINDOW = round(YOUNG_S / ROUND_S) + 2  # so many rounds, and what was before them is on the card or with the broker
 
