@@ -37,7 +37,7 @@ class Source(Protocol):
     def given(self) -> int: ...
     async def read(self, consumer: str, *, after: int | None = None, max_readings: int = 2000) -> "Columns | None": ...
     async def settle(self, consumer: str, upto: int) -> None: ...
-    def accepted(self, consumer: str, upto: int) -> None: ...
+    def accepted(self, consumer: str, upto: int, sure: int | None = None) -> None: ...
     def accepted_upto(self, consumer: str) -> int: ...
 
 
@@ -145,9 +145,9 @@ class Feeds:
         """All up to there is done with."""
         await self._log.settle(self._consumer, upto)
 
-    def accepted(self, upto: int) -> None:
+    def accepted(self, upto: int, sure: int) -> None:
         """All up to there was sent, or is done with."""
-        self._log.accepted(self._consumer, upto)
+        self._log.accepted(self._consumer, upto, sure)
 
     async def pass_over_bad(self) -> bool:
         """Readings without a value concern no city: devices that are all silent leave no backlog. Whether there were any."""

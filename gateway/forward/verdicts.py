@@ -44,6 +44,8 @@ class Unseen(Protocol):
 
     @property
     def oldest_seq(self) -> int | None: ...
+    @property
+    def sure(self) -> bool: ...
 
 
 @dataclass(slots=True)
@@ -211,8 +213,10 @@ class Taken:
         await self.of.aside.write()
         if self.position is None or not self.of.aside.empty:
             return
-        self.of.feeds.accepted(self.position)
         waits = None if self.unseen is None else self.unseen.oldest_seq
+        self.of.feeds.accepted(
+            self.position, waits - 1 if waits and self.unseen and not self.unseen.sure else self.position
+        )
         await self.of.feeds.settle(waits - 1 if waits else self.position)
         if not waits:
             self.position = None

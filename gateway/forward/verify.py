@@ -130,6 +130,11 @@ class Unseen:
         return self._points[False]
 
     @property
+    def sure(self) -> bool:
+        """Whether all that waits was accepted, at a broker that writes it into its history by itself."""
+        return bool(self.recording.by_itself) and not self.unknown
+
+    @property
     def full(self) -> bool:
         """Too much of that waits: the log is not read on."""
         return self.unknown >= self._settings.unseen_points

@@ -48,7 +48,8 @@ class Lane:
 
     Attributes:
         cursor: all up to here is settled.
-        accepted: all up to here was sent, or is settled: a second fault would be needed to lose it.
+        accepted: all up to here was sent, or is settled.
+        sure: all up to here the city has: a second fault would be needed to lose it.
         empty_upto: nothing is stored between the cursor and here.
         stored: readings owed that are in the file.
         oldest_us: time of the oldest of those, as far as known.
@@ -59,6 +60,7 @@ class Lane:
     consumer: Consumer
     cursor: int
     accepted: int = 0
+    sure: int = 0
     empty_upto: int = 0
     stored: int = 0
     oldest_us: int | None = None
@@ -129,6 +131,7 @@ class Lanes:
         for lane in self._lanes.values():
             lane.cursor = lane.cursor + more if lane.cursor else 0
             lane.accepted = lane.accepted + more if lane.accepted else 0
+            lane.sure = lane.sure + more if lane.sure else 0
             lane.owed = None
 
     async def _join(self, lane: Lane, now: int, *, salvaged: int | None = None) -> None:
@@ -146,7 +149,7 @@ class Lanes:
         lane.stored, lane.oldest_us = await self._file.job(lambda store: store.owed(cursor))
         self._count_anew(lane)
         if lane.stored:
-            lane.accepted = 0  # what the file has from before is not sent yet
+            lane.accepted = lane.sure = 0  # what the file has from before is not sent yet
         else:
             self.cursors[consumer.name] = lane.cursor = max(lane.cursor, sent_upto)
 
@@ -297,10 +300,11 @@ class Lanes:
                 return
         self._settled_by_all()
 
-    def accept(self, consumer: str, upto: int) -> None:
+    def accept(self, consumer: str, upto: int, sure: int) -> None:
         """All up to and including `upto` was sent, and is to be settled when that is sure."""
         lane = self._lanes[consumer]
         lane.accepted = max(lane.accepted, min(upto, self._head.next_seq - 1))
+        lane.sure = max(lane.sure, min(sure, lane.accepted))
 
     def accepted_upto(self, consumer: str) -> int:
         """Up to here a consumer has sent, or is done."""
@@ -308,8 +312,8 @@ class Lanes:
         return max(lane.accepted, lane.cursor)
 
     def accepted(self) -> int:
-        """Up to here every consumer has sent, or is done; without consumers nobody has."""
-        return min((max(lane.accepted, lane.cursor) for lane in self._lanes.values()), default=0)
+        """Up to here every city has it, or its consumer is done; without consumers nobody has."""
+        return min((max(lane.sure, lane.cursor) for lane in self._lanes.values()), default=0)
 
     def settled(self) -> int:
         """Up to here every consumer is done; without consumers nothing is."""

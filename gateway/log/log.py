@@ -209,9 +209,13 @@ class Log:
         """All up to and including `upto` is done with: accepted, refused or held."""
         await self._lanes.settle(consumer, upto)
 
-    def accepted(self, consumer: str, upto: int) -> None:
-        """All up to and including `upto` was sent, and is settled when that is sure: it is no backlog, nor in a hurry."""
-        self._lanes.accept(consumer, upto)
+    def accepted(self, consumer: str, upto: int, sure: int | None = None) -> None:
+        """All up to and including `upto` was sent, and is settled when that is sure: it is no backlog.
+
+        Args:
+            sure: up to here no kill loses it, so that it is in no hurry either; None: all of it.
+        """
+        self._lanes.accept(consumer, upto, upto if sure is None else sure)
 
     def accepted_upto(self, consumer: str) -> int:
         """Up to here a consumer has sent, or is done."""

@@ -81,6 +81,9 @@ class Profile:
         """Whether what one entity's update adds to the history is kept back for now."""
         return False
 
+    def wrote(self, tenant: str) -> None:
+        """Somebody wrote to the tenant by the temporal API."""
+
     def look(self) -> tuple[list[Row], list[Row]]:
         """What is to be written now of what was kept back, and what is lost."""
         return [], []
@@ -223,6 +226,10 @@ class Scorpio(_Fetching):
             buffer.last_s = self.now_s()  # of any writer: another one keeps all of the tenant invisible
             buffer.rows.extend(rows)
         return True
+
+    def wrote(self, tenant: str) -> None:
+        if tenant in self._buffers:
+            self._buffers[tenant].last_s = self.now_s()  # no silence: "any write to that tenant"
 
     def look(self) -> tuple[list[Row], list[Row]]:
         written: list[Row] = []

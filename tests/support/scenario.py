@@ -52,6 +52,7 @@ class Stage:
     scenario: Scenario
     broker_url: str = ""
     in_flight_s: float = IN_FLIGHT_S  # what was served so shortly before a kill may be lost
+    broker: tuple[str, ...] = ()  # arguments of the strict broker: which product it imitates
     waits: bool = True  # after a start until every device is heard; before, those that speak unasked speak to nobody
     deaf: list[tuple[float, float]] = field(default_factory=list)  # no daemon listened from, to; unix seconds
     _daemon: Process | None = None
@@ -94,7 +95,7 @@ class Stage:
         return str(self.box.folder / name) if kind == "serial" else str(free_port())
 
     def _start_broker(self) -> None:
-        broker = self.box.start("broker", "-m", "tests.support.strict_broker", "--port", "0")
+        broker = self.box.start("broker", "-m", "tests.support.strict_broker", "--port", "0", *self.broker)
         port = eventually("the broker prints its port", lambda: broker.text().strip())
         self.broker_url = f"http://127.0.0.1:{port}"
 
@@ -105,6 +106,12 @@ class Stage:
                 self._behave(fault="reset")
             case "broker", "back":
                 self._behave(fault="")
+            case "broker", "restart":
+                self._control("restart", down_s=1.0)
+            case "broker", "database":
+                self._control("database", away=True)
+            case "broker", "database back":
+                self._control("database", away=False)
             case "daemon", "kill":
                 assert self._daemon is not None
                 self.deaf.append((time.time() - self.in_flight_s, 0.0))
@@ -129,9 +136,12 @@ class Stage:
             time.sleep(0.12)
 
     def _behave(self, **behaviour: Any) -> None:
-        body = json.dumps(behaviour).encode()
+        self._control("behave", **behaviour)
+
+    def _control(self, verb: str, **told: Any) -> None:
+        body = json.dumps(told).encode()
         request = urllib.request.Request(
-            f"{self.broker_url}/_strict/behave", body, {"Content-Type": "application/json"}
+            f"{self.broker_url}/_strict/{verb}", body, {"Content-Type": "application/json"}
         )
         urllib.request.urlopen(request, timeout=5).close()
 
@@ -155,8 +165,9 @@ class Verdict:
     served: int
 
 
-def judge(stage: Stage) -> Verdict:
-    """Compare value by value; a value is named by (device, attribute or member, value)."""
+def judge(stage: Stage, stored: Counter[Key] | None = None) -> Verdict:
+    """Compare value by value with all that was ever stored, or with what is said; a value is named by (device, attribute or
+    member, value)."""
     attributes = _attributes(stage.scenario)
     served: dict[Key, float] = {}
     for record in stage.box.served():
@@ -166,16 +177,27 @@ def judge(stage: Stage) -> Verdict:
                 served[device, attributes[device][point], _round(value)] = datetime.fromisoformat(
                     record["at"]
                 ).timestamp()
-    stored = Counter(
-        (value["entity"].rpartition(":")[2], name, _round(number))
-        for value in stage.held()["stored"]
-        for name, number in _numbers(value["attribute"], value["value"])
-    )
+    if stored is None:
+        stored = Counter(
+            (value["entity"].rpartition(":")[2], name, _round(number))
+            for value in stage.held()["stored"]
+            for name, number in _numbers(value["attribute"], value["value"])
+        )
     return Verdict(
         lost=tuple(sorted((t, key) for key, t in served.items() if key not in stored)),
         invented=tuple(sorted(key for key in stored if key not in served)),
         repeated=sum(count - 1 for count in stored.values()),
         served=len(served),
+    )
+
+
+def recorded(stage: Stage) -> Counter[Key]:
+    """How often each value stands in the history, as the temporal API serves it."""
+    return Counter(
+        (entity.rpartition(":")[2], name, _round(number))
+        for points in stage.held()["history"].values()
+        for entity, attribute, _, value in points
+        for name, number in _numbers(attribute, value)
     )
 
 

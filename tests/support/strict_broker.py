@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import json
 import re
+import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -76,11 +77,17 @@ class _Door:
     port: int
     ssl: Any
     site: web.TCPSite | None = None
+    held: socket.socket | None = None
 
     async def open(self) -> None:
-        self.site = web.TCPSite(self.runner, "127.0.0.1", self.port, ssl_context=self.ssl)
+        if self.held is None:  # bound and deaf: while it is stopped nobody else gets the port
+            self.held = socket.socket()
+            self.held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            self.held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.held.bind(("127.0.0.1", self.port))
+            self.port = self.held.getsockname()[1]
+        self.site = web.TCPSite(self.runner, "127.0.0.1", self.port, ssl_context=self.ssl, reuse_port=True)
         await self.site.start()
-        self.port = self.runner.addresses[0][1]
 
     async def close(self, spare: asyncio.BaseTransport | None) -> None:
         """Nobody listens any more, and what is connected is cut."""
@@ -482,6 +489,7 @@ class StrictBroker:
         self.profile.check_context(context or document.get("@context"))
         self._rule(document)
         place = self._tenant(tenant, write=True)
+        self.profile.wrote(tenant)
         new = document["id"] not in place.temporal
         for name, attribute in document.items():
             if name in _NOT_ATTRIBUTES:
@@ -571,6 +579,8 @@ class StrictBroker:
             yield f"{'https' if ssl else 'http'}://127.0.0.1:{door.port}"
         finally:
             self._doors.remove(door)
+            if door.held is not None:
+                door.held.close()
             self._closing.set()
             await runner.cleanup()
             self._closing.clear()
@@ -657,6 +667,7 @@ class StrictBroker:
             {
                 "stored": [asdict(value) for value in self.stored],
                 "forgotten": [asdict(value) for value in self.forgotten],
+                "history": {name: self.temporal_history(name) for name in self.tenants},
                 "backwards": [[asdict(value), before] for value, before in self.backwards],
                 "refusals": self.refusals,
                 "requests": self.requests,

@@ -128,7 +128,7 @@ class MemoryLog:
     def accepted_upto(self, consumer: str) -> int:
         return max(self.cursor, self.sent_upto)
 
-    def accepted(self, consumer: str, upto: int) -> None:
+    def accepted(self, consumer: str, upto: int, sure: int | None = None) -> None:
         self.sent_upto = max(self.sent_upto, upto)
 
     async def wait(self, consumer: str, after: int | None = None) -> None:

@@ -1,6 +1,6 @@
 """Faults, restarts and live data in random order, both ways of sending: what is served is in the history once, whatever happens.
 
-A failing seed fails again by itself: `-k` with its number. `slow` plays two hundred more.
+Each seed plays the same again, as far as time allows. `slow` plays hundreds more.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from gateway.forward.settings import ForwardSettings
 from gateway.health import BrokerHealth
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.reading import Reading, ReadingSet
+from tests.gateway.forward.products import City, Ticks, city
 from tests.gateway.forward.scene import START, RealClock, entity_id, measured_only, tables, wire
 from tests.support.strict_broker import StrictBroker
 
@@ -135,3 +136,95 @@ async def test_whatever_happens_each_value_is_in_the_history_once(tmp_path: Path
 @pytest.mark.timeout(900)
 async def test_whatever_happens_two_hundred_times(tmp_path: Path) -> None:
     await play_all(tmp_path, range(100, 300))
+
+
+# at products that forget, with boxes that are killed
+
+
+@dataclass
+class ProductPlay:
+    """One random play at one product, for one or two boxes on a tenant, others writing beside them or not.
+
+    A fault that no request meets cannot be noticed: what the broker forgets is always met by every box that runs. What a
+    box sent before it was killed, and the broker forgot, is lost to two faults.
+    """
+
+    seed: int
+    told: list[str] = field(default_factory=list)
+
+    async def run(self, folder: Path, ticks: Ticks) -> str:
+        rng = random.Random(self.seed)
+        product = rng.choice(("scorpio", "scorpio", "stellio", "plain", "orion-ld", "no record"))
+        boxes, busy = rng.choice((1, 2)), rng.random() < 0.4
+        preset = product if product in ("scorpio", "stellio") and rng.random() < 0.3 else "auto"
+        self.told.append(f"seed {self.seed}: {product}, preset {preset}, {boxes} boxes, busy: {busy}")
+        tenant = "milano" if boxes == 2 else ""
+        async with city(folder, product, ticks=ticks, boxes=boxes, busy=busy, tenant=tenant, preset=preset) as at:
+            for _ in range(12):
+                await at.live(rng.randrange(1, 7))
+                step = rng.choice((self._net, self._net, self._stop, self._kill, self._quiet, self._forget, self._mend))
+                await step(at, rng)
+            await self._mend(at, rng)
+            await at.live(6)
+            faults = await at.seen()
+            return faults and "\n".join([*self.told, faults])
+
+    async def _net(self, at: City, rng: random.Random) -> None:
+        at.strict.behaviour.fault, at.strict.behaviour.path = rng.choice(FAULTS[:5]), rng.choice(PATHS)
+        self.told.append(f"fault {at.strict.behaviour.fault!r} {at.strict.behaviour.path}")
+
+    async def _mend(self, at: City, rng: random.Random) -> None:
+        at.strict.behaviour.fault = ""
+        await at.start(box for box in at.boxes if not box.running)
+        self.told.append("all is well")
+
+    async def _stop(self, at: City, rng: random.Random) -> None:
+        box = rng.choice(at.boxes)
+        self.told.append(f"{box.devices[0]} is {'stopped' if box.running else 'started'}")
+        await (box.stop() if box.running else at.start([box]))
+
+    async def _kill(self, at: City, rng: random.Random) -> None:
+        box = rng.choice(at.boxes)
+        if box.running:
+            self.told.append(f"{box.devices[0]} is killed")
+            await box.kill()
+
+    async def _forget(self, at: City, rng: random.Random) -> None:
+        """The broker ends, or its database does; each box that runs meets it."""
+        self.told.append(restart := rng.choice(("restart", "database")))
+        if restart == "restart":
+            await at.strict.stop()
+        at.strict.database_away(restart == "database")
+        async with asyncio.timeout(60.0):
+            while any(box.running and box.health.state == "ok" for box in at.boxes):
+                await at.live(1)
+        await at.live(rng.randrange(16))
+        at.strict.database_back()
+        if restart == "restart":
+            await at.strict.start()
+
+    async def _quiet(self, at: City, rng: random.Random) -> None:
+        self.told.append("silence")
+        await at.quiet()
+
+
+async def play_products(folder: Path, seeds: range) -> None:
+    abreast, ticks = asyncio.Semaphore(24), Ticks()
+
+    async def one(seed: int) -> str:
+        async with abreast:
+            return await ProductPlay(seed).run(folder / str(seed), ticks)
+
+    async with ticks.run():
+        for faults in await asyncio.gather(*(one(seed) for seed in seeds)):
+            assert faults == ""
+
+
+async def test_whatever_happens_at_a_product_each_value_is_in_its_history_once(tmp_path: Path) -> None:
+    await play_products(tmp_path, range(8))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+async def test_whatever_happens_at_a_product_five_hundred_times(tmp_path: Path) -> None:
+    await play_products(tmp_path, range(1000, 1500))

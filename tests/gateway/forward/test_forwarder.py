@@ -337,7 +337,7 @@ async def test_the_rate_is_kept() -> None:
         for n in range(100):
             log.put("air-1", n, no2=n)
         await strict.until(lambda: log.settled)
-    assert time.monotonic() - started_s > 0.8  # an update of two points counts as two; the first second is free
+    assert time.monotonic() - started_s > 0.45  # a hundred readings, of which what was saved up goes at once
 
 
 async def test_waiting_for_a_value_or_its_time_is_no_try_and_the_first_failure_no_dead_letter() -> None:

@@ -131,6 +131,18 @@ async def test_another_writer_keeps_all_of_the_tenant_out_of_scorpios_history() 
         assert strict.points() == {point(1): 1}
 
 
+async def test_a_write_by_the_temporal_api_is_no_silence_to_scorpio_either() -> None:
+    clock = Hand()
+    async with serving(scorpio(clock, look_s=0.1)) as (strict, url):
+        await upsert(url, at(1))
+        for second in (2, 3, 4):
+            clock.s += 0.9
+            assert (await send(url, "POST", TEMPORAL, JSON, LINK, body=dumps(at(second))))[0] in (201, 204)
+            assert point(1) not in strict.points()
+        clock.s += 1.2
+        assert strict.points() == {point(second): 1 for second in (1, 2, 3, 4)}
+
+
 async def test_a_writer_of_another_tenant_does_not_matter_to_scorpio() -> None:
     clock = Hand()
     async with serving(scorpio(clock)) as (strict, url), strict.neighbour(every_s=0.001, tenant="other"):

@@ -24,7 +24,7 @@ SCENES = {
     "a static attribute that makes it fail": (STATIC, 500),
     "a static attribute by conflict": (STATIC, 409),
     "the entity": ('air-1"', 400),
-    "one attribute as state": ('air-1".*"pm25".*"location"', 400),
+    "one attribute as state": ('air-1".*"location".*"pm25"', 400),
 }
 
 

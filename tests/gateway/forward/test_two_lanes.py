@@ -20,7 +20,8 @@ from gateway.forward.settings import ForwardSettings
 from gateway.health import BrokerHealth
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.reading import Reading, ReadingSet, Reason, no_values
-from tests.gateway.forward.scene import START, LeapClock, RealClock, entity_id, measured_only, tables, wire
+from tests.gateway.forward.scene import AIR, START, LeapClock, RealClock, entity_id, measured_only, tables, wire
+from tests.support.broker_profiles import Scorpio
 from tests.support.strict_broker import StrictBroker
 
 FAST = ForwardSettings(
@@ -130,8 +131,24 @@ def assert_exact(strict: StrictBroker, box: Box) -> None:
     assert strict.refusals == []
 
 
-async def test_live_data_is_one_request_and_no_point_goes_twice(box: Box) -> None:
-    strict = StrictBroker()
+AT = pytest.mark.parametrize("product", ["plain", "stellio", "scorpio"])
+
+
+def broker_like(product: str) -> StrictBroker:
+    """The product, for which every context can be had."""
+    strict = StrictBroker(profile=Scorpio(batch_s=None) if product == "scorpio" else product)
+    strict.profile.contexts.serve(AIR)
+    return strict
+
+
+async def recorded(strict: StrictBroker, box: Box) -> None:
+    """What was sent shows in the history, late at some."""
+    await strict.until(lambda: len(measured_only(strict.temporal_history())) >= len(box.expected))
+
+
+@AT
+async def test_live_data_is_one_request_and_no_point_goes_twice(box: Box, product: str) -> None:
+    strict = broker_like(product)
     async with strict.serve() as url, box.running(url) as health:
         for n in range(10):
             for device in DEVICES:
@@ -139,16 +156,19 @@ async def test_live_data_is_one_request_and_no_point_goes_twice(box: Box) -> Non
             await strict.until(lambda: box.settled)
         assert health.history == "temporal"
         assert health.state == "ok"
+    await recorded(strict, box)
     assert_exact(strict, box)
     assert not [path for _, method, path, _ in strict.requests if method == "POST" and "temporal" in path]
 
 
-async def test_older_values_of_one_linger_go_to_the_history(box: Box) -> None:
-    strict = StrictBroker()
+@AT
+async def test_older_values_of_one_linger_go_to_the_history(box: Box, product: str) -> None:
+    strict = broker_like(product)
     async with strict.serve() as url, box.running(url):
         for n in range(40):
             await box.put("air-0", n, no2=n)
         await strict.until(lambda: box.settled)
+    await recorded(strict, box)
     assert_exact(strict, box)
     assert strict.current(entity_id("air-0"), "no2") == 39
 
@@ -178,8 +198,9 @@ async def test_an_outage_with_live_data_on_a_broker_that_records_by_itself_or_no
     assert_exact(strict, box)
 
 
-async def test_after_an_outage_the_present_comes_before_the_past(box: Box) -> None:
-    strict = StrictBroker()
+@AT
+async def test_after_an_outage_the_present_comes_before_the_past(box: Box, product: str) -> None:
+    strict = broker_like(product)
     strict.behaviour.fault = "503"
     async with strict.serve() as url, box.running(url, replace(FAST, records=True)) as health:
         await live(box, 0, 50, pause_s=0)
@@ -188,11 +209,13 @@ async def test_after_an_outage_the_present_comes_before_the_past(box: Box) -> No
         await strict.until(lambda: box.settled)
     first = next(value for value in strict.stored if value.attribute == "no2")
     assert (first.via, first.observed_at) == ("state", wire(49))
+    await recorded(strict, box)
     assert_exact(strict, box)
 
 
-async def test_a_restart_in_a_backlog_repeats_nothing(box: Box) -> None:
-    strict = StrictBroker()
+@AT
+async def test_a_restart_in_a_backlog_repeats_nothing(box: Box, product: str) -> None:
+    strict = broker_like(product)
     strict.behaviour.records_after_s = 0.15
     async with strict.serve() as url:
         for n in range(4):
@@ -203,13 +226,34 @@ async def test_a_restart_in_a_backlog_repeats_nothing(box: Box) -> None:
                     await strict.until(lambda: health.state == "down")
         async with box.running(url) as health:
             await strict.until(lambda: health.history == "temporal" and box.settled and health.backlog == 0)
-        await strict.until(lambda: len(measured_only(strict.temporal_history())) >= len(box.expected))
+    await recorded(strict, box)
     assert_exact(strict, box)
 
 
-async def test_state_is_not_overwritten_by_an_earlier_run(box: Box) -> None:
+async def test_what_an_earlier_run_may_have_sent_is_shown_as_backlog_until_that_is_known(box: Box) -> None:
+    strict = broker_like("scorpio")
+    patient = replace(FAST, learn_s=600.0, unseen_s=7200.0)
+    async with strict.serve() as url:
+        async with strict.neighbour(every_s=0.01):  # nothing shows
+            async with box.running(url, patient):
+                await live(box, 0, 3)
+                await strict.until(lambda: box.settled)
+            sent = len(strict.history())
+            async with box.running(url, patient) as health:
+                await strict.until(lambda: box.settled and health.backlog > 0)
+                assert 0 < health.backlog <= len(box.expected)
+                assert len(strict.history()) == sent
+        async with box.running(url, patient) as health:
+            await live(box, 3, 4)
+            await strict.until(lambda: health.history == "temporal" and box.settled and health.backlog == 0)
+        await recorded(strict, box)
+    assert_exact(strict, box)
+
+
+@AT
+async def test_state_is_not_overwritten_by_an_earlier_run(box: Box, product: str) -> None:
     """The broker got newer values meanwhile (another way of the same box); what is older goes to the history alone."""
-    strict = StrictBroker()
+    strict = broker_like(product)
     async with strict.serve() as url:
         async with box.running(url):
             await box.put("air-0", 100, no2=1.0)
@@ -218,6 +262,7 @@ async def test_state_is_not_overwritten_by_an_earlier_run(box: Box) -> None:
             await box.put("air-0", 50, no2=0.5)
             await strict.until(lambda: box.settled)
     assert strict.current(entity_id("air-0"), "no2") == 1.0
+    await recorded(strict, box)
     assert_exact(strict, box)
 
 

@@ -413,3 +413,15 @@ async def test_a_card_that_works_again_is_noticed_by_the_timer_though_nothing_co
     await until(lambda: box.log.status()["state"] == "ok")  # after 5 s
     assert box.log.status()["head_readings"] == 0
     await box.log.close()
+
+
+async def test_what_was_sent_and_may_be_nowhere_else_is_due_as_before(tmp_path: Path) -> None:
+    box = await Box.open(tmp_path, CITY)
+    for upto, commits in ((0, 1), (None, 0)):  # nothing of it is sure, all of it is
+        assert await box.commits(0) == 0
+        columns = await box.log.read("milano")
+        assert columns is not None
+        box.log.accepted("milano", columns.last, upto)
+        assert box.log.backlog("milano")[0] == 0
+        assert await box.commits(10.0, "milano") == commits
+    await box.log.close()
