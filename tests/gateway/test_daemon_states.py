@@ -12,7 +12,7 @@ from gateway.driver_run import SharedLoop
 from gateway.sdk.driver import Context
 from gateway.sdk.errors import LinkError
 from gateway.sdk.reading import Reason
-from tests.gateway.daemon_scene import InProcess, box
+from tests.gateway.daemon_scene import box
 from tests.gateway.test_daemon import entity, seen, sent
 from tests.support.strict_broker import StrictBroker
 
