@@ -73,9 +73,9 @@ class Scene:
 async def test_a_status_had_before_is_a_repeat_also_after_a_restart_and_is_as_durable_as_the_first() -> None:
     scene = Scene()
     assert await scene.receiver.take_status("d", status(1, NOON)) is not None
+    later = scene.restarted()
     again = await scene.receiver.take_status("d", status(1, NOON))
     assert again is not None, "to be acknowledged when the first one is durable"
-    later = scene.restarted()
     assert await later.receiver.take_status("d", status(1, NOON)) is not None
     assert await later.receiver.take_status("d", status(2, NOON)) is not None
 
