@@ -141,6 +141,15 @@ async def test_a_new_session_begins_its_own_count_and_the_old_one_does_not_come_
     assert again.values("count") == [101], "of the one before nobody knows"
 
 
+async def test_sent_again_is_only_what_neither_counter_nor_time_has_gone_on_in() -> None:
+    scene = Scene()
+    await scene.take(uplink(10))
+    await scene.take(uplink(11, at_s=5), redelivered=True)
+    await scene.take(uplink(3, at_s=12), redelivered=True)
+    await scene.take(uplink(2, at_s=11), redelivered=True)
+    assert scene.values("count") == [10, 11, 3]
+
+
 async def test_of_two_that_the_broker_had_kept_the_newer_is_taken_and_neither_twice() -> None:
     scene = Scene()
     await scene.take(uplink(5), retained=True)
