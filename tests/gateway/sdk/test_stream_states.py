@@ -1,5 +1,6 @@
 """One stream after something has happened to it: filled, emptied, closed, heard, stood still, opened anew."""
 
+import array
 import asyncio
 import contextlib
 import socket
@@ -13,6 +14,7 @@ from gateway.sdk.errors import CitygateError, PortClosed
 from gateway.sdk.streams import MAX_PENDING_BYTES, ON_TIME_S, ByteStream, Tap, open_tcp
 
 WITHIN_S = 20.0
+MUCH = 16 * MAX_PENDING_BYTES  # more than the kernel's buffers take
 
 
 @contextlib.asynccontextmanager
@@ -27,11 +29,11 @@ async def connected(open_stream: Any = open_tcp) -> AsyncIterator[tuple[ByteStre
 
 async def read(stream: ByteStream, count: int) -> bytes:
     """So many bytes, in as many reads as it takes."""
-    data = b""
+    data = bytearray()
     async with asyncio.timeout(WITHIN_S):
         while len(data) < count:
             data += await stream.read()
-    return data
+    return bytes(data)
 
 
 async def settled() -> None:
@@ -41,11 +43,11 @@ async def settled() -> None:
 
 
 def numbered(count: int) -> bytes:
-    return b"".join(n.to_bytes(4, "big") for n in range(count // 4))
+    return array.array("I", range(count // 4)).tobytes()
 
 
 async def test_more_than_anybody_reads_waits_in_the_kernel_and_comes_whole_and_in_order() -> None:
-    sent = numbered(3 * MAX_PENDING_BYTES)
+    sent = numbered(MUCH)
     async with connected() as (stream, peer):
         sending = asyncio.create_task(asyncio.to_thread(peer.sendall, sent))
         await asyncio.sleep(0.3)  # nobody reads meanwhile
@@ -122,7 +124,7 @@ async def test_a_limit_that_has_passed_ends_no_later_read() -> None:
 
 
 async def test_more_than_the_kernel_takes_is_written_whole_and_in_order() -> None:
-    sent = numbered(5 * MAX_PENDING_BYTES)
+    sent = numbered(MUCH)
 
     def received(peer: socket.socket) -> bytes:
         data = bytearray()
