@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from drivers.modbus.diagnosis import FADE_AFTER, Evidence
 from drivers.modbus.driver import DRIVER
 from gateway.sdk.errors import LinkError, PortClosed
 from gateway.sdk.streams import ByteStream
@@ -116,3 +117,21 @@ async def test_a_unit_that_answers_late_is_told_with_the_timeout_it_needs() -> N
         "its answer comes later than its timeout",
         "set timeout: 900 ms for this device (now 300 ms)",
     )
+
+
+def test_all_that_was_seen_fades_alike_so_that_a_line_put_right_is_believed() -> None:
+    seen = Evidence()
+    seen.junk_bytes, seen.echoes, seen.other_framing = 100, 8, 6
+    seen.twice[1] = 4
+    for _ in range(FADE_AFTER - 1):
+        seen.note(1, "answered")
+    assert (seen.answered, seen.junk_bytes, seen.echoes) == (FADE_AFTER - 1, 100, 8)
+    seen.note(1, "answered")
+    assert (seen.answered, seen.by_unit[1, "answered"]) == (FADE_AFTER // 2, FADE_AFTER // 2)
+    assert (seen.junk_bytes, seen.echoes, seen.other_framing, seen.twice[1]) == (50, 4, 3, 2)
+
+    for _ in range(4 * FADE_AFTER):
+        seen.note(2, "silent")
+        seen.note(3, "damaged")
+    assert max(seen.silent, seen.damaged) < 2 * FADE_AFTER
+    assert (seen.echoes, seen.other_framing, seen.twice[1]) == (0, 0, 0), "of long ago"

@@ -313,3 +313,16 @@ async def test_a_cut_is_tried_merged_at_the_next_poll_when_the_device_was_busy_a
     assert {how for _, how in merged} == {"refused", "busy", "read"}
     assert next(at for at, how in merged if how == "read") < 17
     assert set(bench.reasons("one")[:-1]) == {Reason.NONE}
+
+
+async def test_a_register_that_stays_silent_is_asked_for_ever_more_seldom_and_the_others_go_on() -> None:
+    points = template(a={"address": 0}, b={"address": 500})
+    bench = Bench(
+        link({"one": {"template": points, "unit_id": 1, "every": "1 s"}}, timeout="300 ms"),
+        lambda request: [] if request.address == 0 else served(request),
+    )
+    await bench.run_for(200)
+
+    asked = sum(request.address == 0 for request in bench.asked)
+    assert 3 <= asked <= 12, "after 10, 20, 40, 80 s"
+    assert len([one for one in bench.sets("one") if one == {"b": 600}]) > 150
