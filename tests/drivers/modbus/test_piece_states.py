@@ -118,7 +118,7 @@ def test_pauses_double_while_a_cut_proves_right_and_are_short_again_after_a_calm
     its = pieces()
     [root] = its.leaves
     its.settle(its.part(root, 0.0), [], 0.0)
-    now_s, pauses = 0.0, []
+    now_s, pauses = 0.0, list[float]()
     while len(pauses) < 11:
         now_s = root.again_s
         pauses.append(root.pause_s)
