@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import gc
 import math
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -178,6 +180,19 @@ async def test_what_a_run_took_and_did_not_answer_is_answered_when_it_ends(run: 
         with pytest.raises(LinkError, match=f"link l was ended before it answered; {what_now}"):
             await request.reply
     assert not left.reply.done(), "it waits for the next run"
+
+
+async def test_what_was_answered_is_not_held_on_to(run: DriverRun) -> None:
+    queue = RequestQueue()
+    replies = []
+    for _ in range(5):
+        queue.put(Request("read", "d"))
+        request = await run.requests(queue).get()
+        request.reply.set_result(Exchange(b"", b"", ()))
+        replies.append(weakref.ref(request.reply))
+    del request
+    gc.collect()
+    assert [reply() is None for reply in replies] == [True, True, True, True, False], "all but the newest"
 
 
 async def test_a_run_that_ends_twice_closes_what_it_opened_once(run: DriverRun, taken: Taken) -> None:
