@@ -451,6 +451,7 @@ async def test_times_that_are_wrong_or_cannot_be_read_are_counted_one_by_one(tmp
     async with Box(tmp_path, clock) as box:
         for sets in range(1, 4):
             wrong = [Reading(point, 1.0, clock.now() + timedelta(hours=1)) for point in ("t", "t")]
-            unreadable: Any = [replace(reading, observed_at="noon") for reading in wrong]
+            noon: Any = "noon"
+            unreadable = [replace(reading, observed_at=noon) for reading in wrong]
             await box.link.emit(ReadingSet("d", (*wrong, *unreadable)))
             assert (box.device.counters["wrong_times"], box.device.counters["unreadable_times"]) == (2 * sets, 2 * sets)
