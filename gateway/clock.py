@@ -350,7 +350,12 @@ def synchronised() -> bool:
         state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(timex))
     except (AttributeError, OSError):
         return False
-    return state not in (-1, _TIME_ERROR) and not timex.status & _STA_UNSYNC and timex.maxerror < _MAX_ERROR_US
+    return disciplined(state, timex.status, timex.maxerror)
+
+
+def disciplined(state: int, status: int, max_error_us: int) -> bool:
+    """What the kernel says of its clock (adjtimex(2): return value, `status`, `maxerror`): whether somebody keeps it."""
+    return state not in (-1, _TIME_ERROR) and not status & _STA_UNSYNC and max_error_us < _MAX_ERROR_US
 
 
 def rtc_s() -> int | None:

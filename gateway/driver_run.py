@@ -69,6 +69,7 @@ class DriverRun:
         self._over = False
         self._emits = 0
         self._open: set[AbstractAsyncContextManager[ByteStream]] = set()
+        self._taken: list[Request] = []  # and not answered; bounded by who waits for an answer
         self._tasks: WeakSet[asyncio.Task[Any]] = WeakSet()
         self._closing: set[asyncio.Task[Any]] = set()
 
@@ -121,8 +122,12 @@ class DriverRun:
         return opened
 
     def requests(self, queue: RequestQueue) -> Requests:
-        """The same queue; a run that is over takes nothing out of it."""
-        return _OfRun(queue, lambda: self._over)
+        """The same queue; a run that is over takes nothing out of it, and what it took is answered when it ends."""
+        return _OfRun(queue, lambda: self._over, self._takes)
+
+    def _takes(self, request: Request) -> None:
+        self._taken = [its for its in self._taken if not its.reply.done()]
+        self._taken.append(request)
 
     def end(self) -> None:
         """From now on it is heard no more; its streams are closed and its tasks cancelled."""
@@ -137,14 +142,16 @@ class DriverRun:
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
         self._open = set()
+        for request in self._taken:
+            refuse(request, self._name)
+        self._taken = []
 
 
 class _OfRun:
     """The link's queue as one run sees it."""
 
-    def __init__(self, queue: RequestQueue, over: Callable[[], bool]) -> None:
-        self._queue = queue
-        self._over = over
+    def __init__(self, queue: RequestQueue, over: Callable[[], bool], takes: Callable[[Request], None]) -> None:
+        self._queue, self._over, self._takes = queue, over, takes
 
     async def get(self) -> Request:
         request = await self._queue.get()
@@ -154,10 +161,21 @@ class _OfRun:
             except Busy as error:
                 request.reply.set_exception(error)
             raise LinkError("this run of the driver is over; requests go to the next one")
+        self._takes(request)
         return request
 
     def get_nowait(self) -> Request | None:
-        return None if self._over() else self._queue.get_nowait()
+        request = None if self._over() else self._queue.get_nowait()
+        if request is not None:
+            self._takes(request)
+        return request
+
+
+def refuse(request: Request, service: str) -> None:
+    """Nobody comes to it any more: who waits for the answer is told at once."""
+    what_now = "ask again" if request.kind == "read" else "whether it was written is not known: read the point"
+    if not request.reply.done():
+        request.reply.set_exception(LinkError(f"{service} was ended before it answered; {what_now}"))
 
 
 async def _closed(held: AbstractAsyncContextManager[ByteStream]) -> None:

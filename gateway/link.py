@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from gateway.claims import BACK, FOREVER, Reception, TimeGate
-from gateway.driver_run import MAX_THREADS, DriverRun, RequestQueue
+from gateway.driver_run import MAX_THREADS, DriverRun, RequestQueue, refuse
 from gateway.gate import added, is_sound, mended, offered
 from gateway.health import DeviceHealth, Health, LinkHealth
 from gateway.intake import Intake, rules_of
@@ -92,7 +92,9 @@ class LinkService:
         await self._run.drive(self._driver.run(self._config, self._context()))
 
     def close(self) -> None:
-        """The link is gone: its threads end, when they are idle."""
+        """The link is gone: its threads end, when they are idle; nobody comes to the requests that wait."""
+        while (request := self.requests.get_nowait()) is not None:
+            refuse(request, self.name)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def cut_off(self) -> None:

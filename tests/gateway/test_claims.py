@@ -5,7 +5,7 @@ A real link, a real log, a manual clock that is worth what the test says. The or
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import Any
@@ -444,3 +444,14 @@ async def test_wrong_times_after_an_hour_of_right_ones_are_an_event_again(
             assert capsys.readouterr().out.count("wrong_times") == 1, hour
             clock.advance(WRONG_TIME_SHOWN_S)
             await box.emit(2.0, clock.now())
+
+
+async def test_times_that_are_wrong_or_cannot_be_read_are_counted_one_by_one(tmp_path: Path) -> None:
+    clock = BootClock("b1", NOON, source=Source.KERNEL)
+    async with Box(tmp_path, clock) as box:
+        for sets in range(1, 4):
+            wrong = [Reading(point, 1.0, clock.now() + timedelta(hours=1)) for point in ("t", "t")]
+            noon: Any = "noon"
+            unreadable = [replace(reading, observed_at=noon) for reading in wrong]
+            await box.link.emit(ReadingSet("d", (*wrong, *unreadable)))
+            assert (box.device.counters["wrong_times"], box.device.counters["unreadable_times"]) == (2 * sets, 2 * sets)

@@ -1,14 +1,18 @@
 """The box's clock: who is believed, what `now` is while nobody is, and that it never runs before the floor."""
 
+import ctypes
+import struct
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.clock import BUILT_AT, Box, BoxClock, Source, SystemClock, synchronised, this_box
+from gateway import clock as clocks
+from gateway.clock import BUILT_AT, Box, BoxClock, Source, SystemClock, disciplined, rtc_s, synchronised, this_box
 
 TODAY = BUILT_AT + timedelta(days=100)
 S = 10**9
@@ -500,3 +504,174 @@ def test_one_that_contradicts_itself_takes_no_word_from_the_others_however_many_
     assert not clock.offer(TODAY + timedelta(days=2), 0.1, Source.RADIO, "link 3")
     box.advance(10)
     assert clock.offer(box.wall + timedelta(seconds=1000), 0.1, Source.RADIO, "link 0")
+
+
+def test_a_source_that_is_forgotten_for_too_many_others_begins_its_proof_anew() -> None:
+    box = FakeBox()
+    clock = box.clock()
+    assert not clock.offer(TODAY + timedelta(days=9), 0.1, Source.RADIO, "link 0")
+    for n in range(16):
+        assert not clock.offer(TODAY + timedelta(seconds=1000 * (n + 1)), 0.1, Source.RADIO, f"other {n}")
+    box.advance(20)
+    assert not clock.offer(box.wall + timedelta(days=9), 0.1, Source.RADIO, "link 0"), "its first word is gone"
+    box.advance(20)
+    assert clock.offer(box.wall + timedelta(days=9), 0.1, Source.RADIO, "link 0")
+
+
+def test_the_numbers_of_sources_are_those_in_the_files_of_earlier_versions() -> None:
+    assert [source.name for source in sorted(Source)] == [
+        "NONE",
+        "FLOOR",
+        "RTC",
+        "BROKER",
+        "RADIO",
+        "GNSS",
+        "KERNEL",
+        "SYSTEM",
+    ]
+    assert [int(source) for source in sorted(Source)] == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("apart", "who", "words"),
+    [
+        (timedelta(seconds=-90), "", "radio says {} UTC, 90 s before ours"),
+        (timedelta(days=2), "link roof", "link roof says {} UTC, 2 days after ours"),
+        (timedelta(days=2) - timedelta(seconds=1), "", "radio says {} UTC, 172799 s after ours"),
+        (timedelta(days=-40), "", "radio says {} UTC, 40 days before ours"),
+    ],
+)
+def test_who_is_not_believed_yet_is_told_with_what_he_says_and_how_far_that_is(
+    apart: timedelta, who: str, words: str
+) -> None:
+    clock, words = FakeBox().clock(), words.format(f"{TODAY + apart:%Y-%m-%d %H:%M:%S}")
+    assert clock.status()["doubt"] == ""
+    assert clock.status()["remedy"].startswith("connect a time source")
+    assert not clock.offer(TODAY + apart, 0.1, Source.RADIO, who)
+    assert clock.status()["doubt"] == words
+    assert clock.status()["remedy"].startswith(
+        f"{words}: once it goes on to say so, or another agrees, it is believed; "
+    )
+    assert clock.offer(TODAY, 0.1, Source.RADIO)
+    assert (clock.status()["doubt"], clock.status()["remedy"]) == ("", ""), "it is over when somebody agrees with us"
+
+
+LATEST = BUILT_AT + timedelta(days=20 * 365)
+
+
+@pytest.mark.parametrize(
+    ("utc", "uncertainty_s", "can_be"),
+    [
+        (BUILT_AT, 0.1, True),
+        (BUILT_AT - timedelta(seconds=1), 0.1, False),
+        (LATEST, 0.1, True),
+        (LATEST + timedelta(seconds=1), 0.1, False),
+        (TODAY, 0.0, True),
+        (TODAY, 5.0, True),
+        (TODAY, 5.1, False),
+        (TODAY, -0.1, False),
+        (TODAY.replace(tzinfo=None), 0.1, False),  # of no zone
+    ],
+)
+def test_a_time_that_cannot_be_is_told_as_that_until_somebody_is_believed(
+    utc: datetime, uncertainty_s: float, can_be: bool
+) -> None:
+    words = f"gnss offers a time that cannot be: {utc}"
+    box = FakeBox()
+    clock = box.clock()
+    clock.offer(utc, uncertainty_s, Source.GNSS)
+    assert (clock.status()["doubt"] == words) is not can_be
+    assert clock.offer(TODAY, 0.1, Source.GNSS)
+    clock.offer(utc, uncertainty_s, Source.GNSS)
+    assert "cannot be" not in clock.status()["doubt"], "it has a better one now"
+
+    told = box.clock("system")
+    told.offer(utc, uncertainty_s, Source.GNSS)
+    assert told.status()["doubt"] == "", "the system's word is taken"
+
+
+def test_a_rank_that_tells_no_time_leaves_no_doubt() -> None:
+    clock = FakeBox().clock()
+    for source in (Source.NONE, Source.FLOOR, Source.KERNEL, Source.SYSTEM):
+        assert not clock.offer(TODAY + timedelta(days=1), 0.1, source)
+        assert clock.status()["doubt"] == ""
+
+
+def test_the_earliest_moment_goes_on_with_time_also_when_the_same_floor_is_found_again() -> None:
+    box = FakeBox()
+    clock = box.clock()
+    floor = TODAY + timedelta(microseconds=1500)
+    clock.raise_floor(floor)
+    box.advance(100)
+    for again in (floor, BUILT_AT):
+        clock.raise_floor(again)
+        assert clock.earliest == TODAY + timedelta(seconds=100, microseconds=1000), "in whole milliseconds"
+
+
+def test_status_says_how_far_the_systems_clock_is_off_and_whether_that_is_confirmed() -> None:
+    box = FakeBox()
+    clock = box.clock()
+    assert clock.trust.since == TODAY
+    assert (clock.status()["state"], clock.status()["correction_s"]) == ("unconfirmed", 0.0)
+    assert told(clock, box, 100.5, Source.GNSS)
+    assert (clock.status()["state"], clock.status()["correction_s"]) == ("ok", 100.5)
+    assert told(clock, box, -99.75, Source.GNSS, times=5)
+    assert clock.status()["correction_s"] == -99.75
+
+
+async def test_the_clock_waits_and_counts_in_seconds() -> None:
+    clock = SystemClock("system")
+    begun_s = clock.monotonic_s()
+    await clock.sleep(0.05)
+    assert 0.04 < clock.monotonic_s() - begun_s < 20
+    assert clock.monotonic_s() == pytest.approx(float(Path("/proc/uptime").read_text().split()[0]), abs=5)
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "max_error_us", "kept"),
+    [
+        (0, 0x2001, 999_999, True),
+        (4, 0x2001, 0, True),  # a leap second has just been
+        (5, 0x2001, 0, False),  # TIME_ERROR
+        (-1, 0x2001, 0, False),  # no such call, or not permitted
+        (0, 0x2041, 0, False),  # STA_UNSYNC
+        (0, 0x0040, 0, False),
+        (0, 0x2001, 1_000_000, False),  # nobody has corrected it for long
+    ],
+)
+def test_a_kernel_clock_is_kept_when_it_says_so_in_each_of_three_ways(
+    state: int, status: int, max_error_us: int, kept: bool
+) -> None:
+    assert disciplined(state, status, max_error_us) is kept
+
+
+def test_what_timesyncd_has_noted_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clocks, "_TIMESYNCD", tmp_path / "synchronized")
+    without = synchronised()
+    assert without is kept_by_adjtimex()
+    (tmp_path / "synchronized").touch()
+    assert synchronised() is True
+
+
+def kept_by_adjtimex() -> bool:
+    """The same question, asked with the field offsets of adjtimex(2) on 64 bits instead of a structure."""
+    buffer = ctypes.create_string_buffer(512)
+    state = ctypes.CDLL(None).adjtimex(buffer)
+    [max_error_us] = struct.unpack_from("=q", buffer, 24)
+    [status] = struct.unpack_from("=i", buffer, 40)
+    return disciplined(state, status, max_error_us)
+
+
+@pytest.mark.parametrize(
+    ("hctosys", "since_epoch", "told_s"),
+    [("1\n", "1800000000\n", 1_800_000_000), ("0\n", "1800000000\n", None), ("1\n", "x", None), ("1\n", "", None)],
+)
+def test_a_hardware_clock_is_asked_that_set_the_systems(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hctosys: str, since_epoch: str, told_s: int | None
+) -> None:
+    monkeypatch.setattr(clocks, "_RTC", tmp_path)
+    assert rtc_s() is None
+    (tmp_path / "hctosys").write_text(hctosys)
+    (tmp_path / "since_epoch").write_text(since_epoch)
+    assert rtc_s() == told_s
+    assert this_box().rtc_s() == told_s

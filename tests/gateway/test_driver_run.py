@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import gc
 import math
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from gateway.driver_run import EMITS_A_TURN, MAX_REQUESTS, DriverRun, RequestQueue, SharedLoop, owned_task
-from gateway.sdk.driver import Receipt, Request
+from gateway.sdk.driver import Exchange, Receipt, Request
 from gateway.sdk.errors import Busy, LinkError
 from gateway.sdk.reading import ReadingSet
 from gateway.sdk.testing import ManualClock
@@ -157,6 +159,40 @@ async def test_a_request_that_a_run_took_too_late_goes_back_into_a_full_queue() 
         await waits
     assert [new.requests(queue).get_nowait() for _ in requests] == [*requests[1:], requests[0]]
     assert not requests[0].reply.done()
+
+
+async def test_what_a_run_took_and_did_not_answer_is_answered_when_it_ends(run: DriverRun) -> None:
+    queue = RequestQueue()
+    answered, read, write = Request("read", "d"), Request("read", "d"), Request("write", "d", "p", 1)
+    for request in (answered, read, write):
+        queue.put(request)
+    requests = run.requests(queue)
+    assert [await requests.get(), requests.get_nowait(), requests.get_nowait()] == [answered, read, write]
+    exchange = Exchange(b"", b"", ())
+    answered.reply.set_result(exchange)
+    left = Request("read", "d")
+    queue.put(left)
+    run.end()
+    run.end()
+
+    assert answered.reply.result() is exchange
+    for request, what_now in ((read, "ask again"), (write, "whether it was written is not known")):
+        with pytest.raises(LinkError, match=f"link l was ended before it answered; {what_now}"):
+            await request.reply
+    assert not left.reply.done(), "it waits for the next run"
+
+
+async def test_what_was_answered_is_not_held_on_to(run: DriverRun) -> None:
+    queue = RequestQueue()
+    replies = []
+    for _ in range(5):
+        queue.put(Request("read", "d"))
+        request = await run.requests(queue).get()
+        request.reply.set_result(Exchange(b"", b"", ()))
+        replies.append(weakref.ref(request.reply))
+    del request
+    gc.collect()
+    assert [reply() is None for reply in replies] == [True, True, True, True, False], "all but the newest"
 
 
 async def test_a_run_that_ends_twice_closes_what_it_opened_once(run: DriverRun, taken: Taken) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.intake import MAX_NAME_CHARACTERS, MAX_UNDECLARED_NAMES, Intake, PointRule
+from gateway.intake import MAX_NAME_CHARACTERS, MAX_UNDECLARED_NAMES, TINY, Intake, PointRule
 from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason, TimeSource, Value
 from gateway.sdk.testing import NOON
 from tests.support import hostile
@@ -242,3 +242,72 @@ def test_whatever_comes_good_readings_are_finite_numbers_in_range(values: list[V
             else:
                 assert kept.value is None
                 assert kept.reason is not Reason.NONE
+
+
+def test_a_name_that_is_counted_goes_on_being_counted_when_no_other_finds_room() -> None:
+    gate = intake()
+    for n in range(2 * MAX_UNDECLARED_NAMES):
+        gate.admit(ReadingSet("d", (reading(1.0, point=f"x{n}"),)))
+    gate.admit(ReadingSet("d", (reading(1.0, point="x0"), reading(1.0, point=f"x{MAX_UNDECLARED_NAMES}"))))
+
+    assert gate.undeclared["x0"] == 2
+    assert f"x{MAX_UNDECLARED_NAMES}" not in gate.undeclared
+
+
+@pytest.mark.parametrize("value", [-5.0, 5.0, -5, 5, TINY, -TINY, 0.0, -0.0])
+@pytest.mark.parametrize("quality", [Quality.GOOD, Quality.UNCERTAIN])
+def test_a_bound_itself_is_plausible(value: float, quality: Quality) -> None:
+    [kept] = logged(intake(low=-5.0, high=5.0), reading(value, quality=quality))
+    assert (kept.value, kept.quality) == (value, quality)
+
+
+@pytest.mark.parametrize("value", [5.0000001, -5.0000001, TINY / 2, -TINY / 2, 6, -6])
+@pytest.mark.parametrize("quality", [Quality.GOOD, Quality.UNCERTAIN])
+def test_beyond_the_bound_is_not(value: float, quality: Quality) -> None:
+    [kept] = logged(intake(low=-5.0, high=5.0), reading(value, quality=quality))
+    assert (kept.value, kept.reason) == (None, Reason.OUT_OF_RANGE)
+
+
+@pytest.mark.parametrize("value", [1.0, 99.0, None])
+@pytest.mark.parametrize("source", [TimeSource.DEVICE, "device", TimeSource.NETWORK, "network"])
+def test_whose_clock_it_was_stays_also_with_a_value_that_is_refused(value: float | None, source: Any) -> None:
+    [kept] = logged(intake(high=5.0), reading(value, time_source=source))
+    assert type(kept.time_source) is TimeSource
+    assert kept.time_source == source
+    assert (kept.value is None) is (value != 1.0)
+
+
+def test_a_fault_without_a_reason_is_told_too_and_once_a_minute() -> None:
+    gate = intake()
+    faults = [reading(None, at_s=at_s, quality=Quality.BAD) for at_s in (0, 10, 70)]
+    assert [bool(logged(gate, fault)) for fault in faults] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("raw", "kept"),
+    [(10, True), (-(2**62), True), ("k", True), (2**63, False), (-(2**63) - 1, False), (1.5, False), (True, False)],
+)
+def test_who_is_counted_is_a_text_or_a_number_that_stands_for_somebody(raw: Any, kept: bool) -> None:
+    gate = intake(kind="text", personal="count", count_every_s=60.0)
+    found = logged(gate, reading(raw))
+    assert [(its.value, its.reason) for its in found] == ([] if kept else [(None, Reason.WRONG_TYPE)])
+    assert [its.value for its in logged(gate, reading("z", at_s=60))] == [1] * kept
+
+
+def test_two_points_count_their_own_people_and_too_many_are_counted_as_the_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.intake.MAX_CROWD", 3)
+    rule = PointRule(kind="text", personal="count", count_every_s=60.0)
+    gate = Intake({"t": rule, "u": rule})
+    for name in "abcde":
+        assert not logged(gate, reading(name), reading("one", point="u"))
+
+    found = logged(gate, reading("z", at_s=60), reading("z", point="u", at_s=60))
+    assert {its.point: its.value for its in found} == {"t": 3, "u": 1}
+
+
+@pytest.mark.parametrize("value", ["here", True, 1e300])
+def test_what_cannot_be_blurred_is_not_let_through(value: Value) -> None:
+    kind = "text" if isinstance(value, str) else "boolean" if isinstance(value, bool) else "number"
+    assert not logged(intake(kind=kind, personal="blur", blur_to=1e-9, high=1e301), reading(value))

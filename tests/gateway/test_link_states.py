@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.health import ALIKE, DeviceHealth, Health, LinkHealth
-from gateway.link import REJECT_EVENT_EVERY_S, LinkService
+from gateway.link import REJECT_EVENT_EVERY_S, SILENT_AFTER_S, LinkService
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.config import Report
 from gateway.sdk.driver import Context
@@ -312,3 +312,15 @@ async def test_a_device_paused_while_its_link_was_down_stays_paused_when_it_is_b
     service._context().up()
 
     assert (device.state, device.reason, device.paused_until) == ("paused", "maintenance", until)
+
+
+async def test_a_driver_that_starts_again_has_all_the_time_of_a_silent_one_before_it(
+    log: Log, clock: ManualClock
+) -> None:
+    service = link(log, clock, idle)
+    clock.advance(10 * SILENT_AFTER_S)
+    running = asyncio.create_task(service.run())
+    await asyncio.sleep(0)
+    assert service.progress_at_s == clock.monotonic_s()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

@@ -1,11 +1,15 @@
 """A plan is everything the daemon needs, checked; two plans compared say what has to be restarted."""
 
+import json
 import time
+from importlib.resources import files
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from gateway.plan import Difference, Plan, difference, make_plan
+from gateway.registry import DriverUnavailable
 from gateway.sdk.errors import ConfigError
 from gateway.sdk.reading import Point
 from tests.support.bench_driver import BenchRegistry
@@ -146,6 +150,7 @@ METER_2 = "      meter-2: {template: acme/meter, unit_id: 2, location: [9.2, 45.
         ("brokers:", "publish: {provider: x}\nbrokers:", (), ("milano", "porto"), (), ()),
         ("brokers:", 'http: {listen: "127.0.0.1:1"}\nbrokers:', (), (), (), ("http",)),
         ("/tmp/buffer.db", "/tmp/other.db", (), (), (), ("buffer",)),
+        ("brokers:", "clock: {trust: system}\nbrokers:", (), (), (), ("clock",)),
         ("driver: bench\n    host", "driver: broken\n    host", ("air",), ("porto",), ("air-1",), ()),
     ],
 )
@@ -165,6 +170,47 @@ def test_only_what_changed_is_to_be_restarted(
 
     assert (found.links, found.brokers, found.devices, found.restart) == (links, brokers, devices, restart)
     assert len(found.said) == len(links) + len(brokers) + len(devices) + len(restart)
+
+
+def test_a_device_that_hangs_on_another_link_now_has_changed(tmp_path: Path) -> None:
+    before = plan_of(tmp_path)
+    moved = BASE.replace(METER_2, "").replace("acme/air}\n", "acme/air}\n" + METER_2)
+
+    found = difference(before, plan_of(tmp_path, moved))
+
+    assert (found.links, found.brokers, found.devices) == (("air", "roof"), (), ("meter-2",))
+
+
+class WithoutBench(BenchRegistry):
+    """A registry whose driver cannot be had, for a reason that changes."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def driver(self, name: str) -> NoReturn:
+        raise DriverUnavailable(self._why, "install it")
+
+
+def test_another_reason_why_a_driver_cannot_be_had_is_a_change(tmp_path: Path) -> None:
+    (tmp_path / "citygate.yaml").write_text(BASE)
+    one, again, other = (
+        make_plan(tmp_path, WithoutBench(why)) for why in ("no module a", "no module a", "no module b")
+    )
+
+    assert difference(one, again).links == ()
+    assert difference(one, other).links == ("air", "roof")
+
+
+def test_models_that_changed_in_the_folder_beside_are_a_change_for_every_broker(tmp_path: Path) -> None:
+    before = plan_of(tmp_path)
+    (tmp_path / "models").mkdir()
+    index = json.loads((files("gateway.models") / "index.json").read_text())
+    own = {"types": {"Own": index["types"]["Anomaly"]}, "terms": {}}
+    (tmp_path / "models" / "index.json").write_text(json.dumps(own))
+
+    found = difference(before, plan_of(tmp_path))
+
+    assert (found.links, found.brokers, found.devices) == ((), ("milano", "porto"), ())
 
 
 def test_a_difference_says_what_is_new_gone_and_changed(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
+from gateway import supervisor
 from gateway.backoff import Backoff
 from gateway.sdk.errors import ConfigError, LinkError
 from gateway.sdk.testing import ManualClock
-from gateway.supervisor import CANCEL_WITHIN_S, INTERRUPT, INTERRUPTED_AFTER_S, Interrupted, LagMonitor, supervise
+from gateway.supervisor import INTERRUPT, Interrupted, LagMonitor, supervise
 from tests.support.box import REPOSITORY
 
 WITHIN_S = 20.0  # a traceback with its locals takes seconds to print on a busy machine
@@ -131,8 +132,9 @@ async def test_a_service_runs_in_a_task_of_its_name() -> None:
 
 def test_the_limits_are_those_that_are_promised() -> None:
     promised = (REPOSITORY / "docs/ARCHITECTURE.md").read_text()
-    assert f"after {CANCEL_WITHIN_S:g} s it is cut off" in promised
-    assert f"after {INTERRUPTED_AFTER_S:g} s it is interrupted" in promised
+    assert f"after {supervisor.CANCEL_WITHIN_S:g} s it is cut off" in promised
+    assert f"after {supervisor.BLOCKED_AFTER_S:g} s the journal names its task" in promised
+    assert f"after {supervisor.INTERRUPTED_AFTER_S:g} s it is interrupted" in promised
 
 
 async def test_a_config_error_stops_the_service_for_good() -> None:
@@ -478,11 +480,50 @@ async def test_who_blocks_is_told_with_the_line_for_how_long_and_that_it_was_int
     assert 0.03 <= late_s < 3
     journal = capsys.readouterr().out
     blocked = next(line for line in journal.split("[info") if "loop_blocked" in line and "link roof" in line)
-    assert f"seconds={round(late_s, 1)}" in blocked
+    assert f"seconds={round(late_s, 1)} " in blocked
     assert "time.sleep(5)" in blocked
     [interrupted] = [line for line in journal.split("[info") if "driver_interrupted" in line]
     assert "task='link roof'" in interrupted
     assert "time.sleep(5)" in interrupted
+    assert [told.count("File ") for told in (blocked, interrupted)] == [3, 3], "the innermost calls, not the loop's"
+    assert "gateway/supervisor.py" not in interrupted, "where it stood, and not who looked"
+
+
+async def test_who_is_not_to_blame_is_not_interrupted_by_a_signal_that_comes_late() -> None:
+    """The one who blocked has gone on meanwhile: another task runs, or none."""
+    called: list[str] = []
+
+    def callback() -> None:
+        signal.raise_signal(INTERRUPT)
+        called.append("callback")
+
+    async def link() -> str:
+        signal.raise_signal(INTERRUPT)
+        return "task"
+
+    async with monitored(interrupted_after_s=60.0):
+        assert await asyncio.create_task(link(), name="link roof") == "task"
+        asyncio.get_running_loop().call_soon(callback)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert called == ["callback"]
+
+
+async def test_a_callback_that_blocks_is_named_as_the_loop_and_the_next_blockage_is_named_too() -> None:
+    named: list[str] = []
+
+    def callback() -> None:
+        time.sleep(0.2)
+
+    async def link() -> None:
+        time.sleep(0.2)  # noqa: ASYNC251 - blocking is the point
+
+    async with monitored(lambda task, seconds: named.append(task), interrupted_after_s=60.0):
+        asyncio.get_running_loop().call_soon(callback)
+        await asyncio.sleep(0.05)
+        await asyncio.create_task(link(), name="link roof")
+    assert "the event loop itself" in named
+    assert "link roof" in named
 
 
 async def test_nothing_is_left_of_the_monitor_when_it_ends() -> None:
@@ -584,6 +625,7 @@ async def test_a_blockage_is_named_once_however_long_it_lasts() -> None:
             named.append(time.monotonic())
 
     monitor = LagMonitor(blocked, blocked_after_s=0.05)
+    assert monitor.longest_s == 0.0
     task = asyncio.create_task(monitor.run())
     await asyncio.sleep(0.1)
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from drivers.lora.concentrator import KNOWN_PER_S, MAX_CONCENTRATORS, MAX_MERGING, STRANGERS_PER_S
+from drivers.lora.concentrator import KNOWN_PER_S, MAX_CONCENTRATORS, MAX_MERGING, MERGE_S, STRANGERS_PER_S
 from drivers.lora.memory import KEYS, SAVED_KEYS, STATE, unpack
 from drivers.lora.simulator import CONCENTRATORS, phy_payload, push_data, rxpk
 from tests.drivers.lora.support import APP, NWK, running
@@ -159,6 +159,21 @@ async def test_more_uplinks_than_can_wait_for_copies_go_in_their_order() -> None
     assert fed.counts()[:9] == numbers[:9]
     assert await fed.delivered() == numbers
     assert fed.recording.total("copies") == 1
+
+
+async def test_copies_that_go_on_coming_put_off_no_uplink() -> None:
+    fed = Fed()
+    fed.packet(uplink(1), FIRST)
+    fed.recording.clock.advance(0.75 * MERGE_S)
+    fed.packet(uplink(1), SECOND)
+    fed.recording.clock.advance(0.25 * MERGE_S)
+    async with running(fed.concentrators.deliver()):
+        for _ in range(20):
+            await asyncio.sleep(0)
+            if fed.counts():
+                break
+    assert fed.counts() == [1]
+    assert fed.recording.clock.monotonic_s() == pytest.approx(1000.0 + MERGE_S)
 
 
 async def test_a_copy_that_is_only_as_good_changes_nothing() -> None:

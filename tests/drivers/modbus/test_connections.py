@@ -269,6 +269,20 @@ async def test_a_connection_is_given_back_after_each_poll() -> None:
     assert driven.sets()[-1] == GOOD
 
 
+async def test_a_connection_is_given_back_after_a_read_beside_the_polls_too() -> None:
+    server = Server()
+    async with server.listening():
+        driven = Driven(server, units=2, every="600 s", keep_open=False)
+        async with driven.running():
+            await driven.until(1)
+            request = Request("read", "u2")
+            driven.recorder.requests.put(request)
+            await asyncio.wait_for(request.reply, 5)
+            async with asyncio.timeout(20):
+                while server.open:  # noqa: ASYNC110 - for a test, no event needed
+                    await asyncio.sleep(0.005)
+
+
 async def test_a_device_that_needs_a_moment_after_the_connect_gets_it() -> None:
     server = Server()
     server.first_after_s = 0.15

@@ -4,13 +4,29 @@ from collections.abc import Callable
 
 import pytest
 
+from drivers.modbus.diagnosis import FADE_AFTER, Evidence
 from drivers.modbus.driver import DRIVER
 from gateway.sdk.errors import LinkError, PortClosed
+from gateway.sdk.streams import ByteStream
 from gateway.sdk.testing import ManualClock, RecordingContext
 from tests.support import modbus_slave as slave
 from tests.support.modbus_config import link, template
 
 Pieces = list[tuple[float, bytes]]
+
+
+class Said(RecordingContext):
+    """Keeps every remark in its order, also those that were taken back."""
+
+    def __init__(self, port: ByteStream, clock: ManualClock) -> None:
+        super().__init__(port, clock)
+        self.said: list[tuple[str, str, str]] = []
+
+    def _note(self, device: str, text: str, remedy: str) -> None:
+        self.said.append((device, text, remedy))
+        super()._note(device, text, remedy)
+
+
 TWO_WORDS = template(a={"address": 0}, b={"address": 1})
 
 
@@ -22,15 +38,19 @@ async def notes_after(
     seconds: float, answer: Callable[[slave.Request], Pieces], **its: object
 ) -> dict[str, tuple[str, str]]:
     """Notes of link ("") and devices u1, u2, u7 on a line that answers like this."""
+    return (await said_in(seconds, answer, **its)).notes
+
+
+async def said_in(seconds: float, answer: Callable[[slave.Request], Pieces], **its: object) -> Said:
     devices = {f"u{n}": {"template": TWO_WORDS, "unit_id": n, "every": "1 s"} for n in (1, 2, 7)}
     config = link(devices, **{"timeout": "300 ms", **its})
     clock = ManualClock()
     wire = slave.MemoryLine(clock, lambda frame: answer(slave.parse_rtu(frame)), lambda: PortClosed("end of the test"))
     wire.closed_at_s = clock.monotonic_s() + seconds
-    recorder = RecordingContext(wire, clock)
+    recorder = Said(wire, clock)
     with pytest.raises(LinkError):
         await DRIVER.run(config, recorder.context)
-    return recorder.notes
+    return recorder
 
 
 async def test_a_healthy_line_has_nothing_to_say() -> None:
@@ -78,9 +98,10 @@ async def test_two_units_with_one_id_are_told_by_their_second_reply() -> None:
         return jam
 
     seen: list[int] = []
-    notes = await notes_after(60, twice)
+    recorder = await said_in(60, twice)
 
-    assert notes["u7"] == ("two units answer as 7", "give one of them another unit id")
+    assert ("u7", "two units answer as 7", "give one of them another unit id") in recorder.said
+    assert "two units" in " ".join(recorder.notes["u7"]), "in the end it may only be damage that is left in sight"
 
 
 async def test_damaged_answers_of_one_unit_are_its_own_trouble() -> None:
@@ -96,3 +117,21 @@ async def test_a_unit_that_answers_late_is_told_with_the_timeout_it_needs() -> N
         "its answer comes later than its timeout",
         "set timeout: 900 ms for this device (now 300 ms)",
     )
+
+
+def test_all_that_was_seen_fades_alike_so_that_a_line_put_right_is_believed() -> None:
+    seen = Evidence()
+    seen.junk_bytes, seen.echoes, seen.other_framing = 100, 8, 6
+    seen.twice[1] = 4
+    for _ in range(FADE_AFTER - 1):
+        seen.note(1, "answered")
+    assert (seen.answered, seen.junk_bytes, seen.echoes) == (FADE_AFTER - 1, 100, 8)
+    seen.note(1, "answered")
+    assert (seen.answered, seen.by_unit[1, "answered"]) == (FADE_AFTER // 2, FADE_AFTER // 2)
+    assert (seen.junk_bytes, seen.echoes, seen.other_framing, seen.twice[1]) == (50, 4, 3, 2)
+
+    for _ in range(4 * FADE_AFTER):
+        seen.note(2, "silent")
+        seen.note(3, "damaged")
+    assert max(seen.silent, seen.damaged) < 2 * FADE_AFTER
+    assert (seen.echoes, seen.other_framing, seen.twice[1]) == (0, 0, 0), "of long ago"

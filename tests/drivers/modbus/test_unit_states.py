@@ -233,3 +233,96 @@ def test_a_unit_never_heard_of_gets_the_full_time_only_now_and_then_once_it_is_p
     patience = Patience(5.0)
 
     assert [patience.timeout_s(n) for n in range(9)] == [5.0, 5.0, 5.0, 0.2, 5.0, 0.2, 0.2, 0.2, 5.0]
+
+
+async def test_a_remark_of_the_same_words_is_said_again_after_it_was_taken_back() -> None:
+    notes: list[tuple[float, str]] = []
+
+    def answer(request: slave.Request) -> list[tuple[float, bytes]]:
+        now_s = bench.clock.monotonic_s() - start_s
+        notes.append((now_s, bench.recorder.notes.get("one", ("", ""))[0]))
+        if 5 <= now_s < 20 or 60 <= now_s < 80:
+            return [(0.02, slave.rtu(1, bytes((request.function | 0x80, 2))))]
+        return served(request)
+
+    single = link({"one": {"template": template(a={"address": 0}), "unit_id": 1, "every": "1 s"}}, timeout="300 ms")
+    bench = Bench(single, answer)
+    start_s = bench.clock.monotonic_s()
+    await bench.run_for(120)
+
+    changes = [words for (_, before), (_, words) in pairwise(notes) if words != before]
+    assert len(changes) == 4
+    assert changes[0] == changes[2] != ""
+    assert changes[1] == changes[3] == ""
+
+
+async def test_registers_that_are_read_between_refused_ones_are_all_found_in_the_first_poll() -> None:
+    def answer(request: slave.Request) -> list[tuple[float, bytes]]:
+        if any(address % 2 for address in range(request.address, request.address + request.count)):
+            return [(0.02, slave.rtu(1, bytes((request.function | 0x80, 2))))]
+        return served(request)
+
+    points = template(**{f"p{n}": {"address": n} for n in range(32)})
+    bench = Bench(link({"one": {"template": points, "unit_id": 1, "every": "60 s"}}, timeout="300 ms"), answer)
+    await bench.run_for(30)
+
+    first = bench.sets("one")[0]
+    assert first == {f"p{n}": 100 + n for n in range(0, 32, 2)}
+
+
+async def test_a_set_of_a_silent_device_has_every_point_however_many_requests_they_take() -> None:
+    points = template(a={"address": 0}, b={"address": 500}, c={"address": 1000})
+    bench = Bench(
+        link({"one": {"template": points, "unit_id": 1, "every": "1 s"}}, timeout="300 ms"), lambda request: []
+    )
+    await bench.run_for(20)
+
+    assert len(bench.recorder.sets) > 2
+    assert {"".join(sorted(reading.point for reading in one.readings)) for one in bench.recorder.sets} == {"abc"}
+
+
+async def test_a_read_that_nobody_waits_for_any_more_is_not_asked() -> None:
+    bench = Bench(link({"one": {"template": PAIR, "unit_id": 1, "every": "60 s"}}), served)
+    gone, waiting = Request("read", "one"), Request("read", "one")
+    for request in (gone, waiting):
+        bench.recorder.requests.put(request)
+    gone.reply.cancel()
+    await bench.run_for(5)
+
+    assert waiting.reply.result().readings
+    assert len(bench.asked) == 2, "the poll and the read"
+
+
+async def test_a_cut_is_tried_merged_at_the_next_poll_when_the_device_was_busy_at_the_try() -> None:
+    merged: list[tuple[float, str]] = []
+
+    def answer(request: slave.Request) -> list[tuple[float, bytes]]:
+        now_s = bench.clock.monotonic_s() - start_s
+        if request.count == 2 and now_s < 15:
+            how = 2 if now_s < 5 else 6
+            merged.append((now_s, "refused" if how == 2 else "busy"))
+            return [(0.02, slave.rtu(1, bytes((request.function | 0x80, how))))]
+        if request.count == 2:
+            merged.append((now_s, "read"))
+        return served(request)
+
+    bench = Bench(one(), answer)
+    start_s = bench.clock.monotonic_s()
+    await bench.run_for(30)
+
+    assert {how for _, how in merged} == {"refused", "busy", "read"}
+    assert next(at for at, how in merged if how == "read") < 17
+    assert set(bench.reasons("one")[:-1]) == {Reason.NONE}
+
+
+async def test_a_register_that_stays_silent_is_asked_for_ever_more_seldom_and_the_others_go_on() -> None:
+    points = template(a={"address": 0}, b={"address": 500})
+    bench = Bench(
+        link({"one": {"template": points, "unit_id": 1, "every": "1 s"}}, timeout="300 ms"),
+        lambda request: [] if request.address == 0 else served(request),
+    )
+    await bench.run_for(200)
+
+    asked = sum(request.address == 0 for request in bench.asked)
+    assert 3 <= asked <= 12, "after 10, 20, 40, 80 s"
+    assert len([one for one in bench.sets("one") if one == {"b": 600}]) > 150

@@ -119,6 +119,25 @@ async def test_only_who_has_asked_nothing_makes_room_and_the_longest_of_them(tmp
             its.close()
 
 
+async def test_of_many_that_come_at_once_each_takes_the_place_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doors, "HEAD_WITHIN_S", 60.0)  # not for that they go
+    async with serving(tmp_path) as (_, path):
+        old = [await asyncio.open_unix_connection(path) for _ in range(servers.MAX_VERBS)]
+        sockets = [socket.socket(socket.AF_UNIX) for _ in range(servers.MAX_VERBS - 1)]
+        for its in sockets:
+            its.connect(str(path))  # the server has had no turn yet
+        new = [await asyncio.open_unix_connection(sock=its) for its in sockets]
+
+        await asyncio.wait_for(asyncio.gather(*(until_closed(reader) for reader, _ in old[:-1])), 10)
+        await health(*old[-1])
+        for reader, writer in new:
+            await health(reader, writer)
+        for _, writer in (*old, *new):
+            writer.close()
+
+
 async def test_the_time_for_a_request_counts_anew_after_each_answer(tmp_path: Path) -> None:
     async with serving(tmp_path) as (port, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -76,6 +76,7 @@ async def test_a_request_that_trickles_is_given_up_too(tmp_path: Path) -> None:
             writer.write(bytes((byte,)))
             await asyncio.sleep(0.05)
 
+        assert closed.done(), "each byte would be a new time"
         assert await closed == b""
         writer.close()
 

@@ -1,6 +1,7 @@
 """Framers find what is there whatever surrounds it, and however the stream is cut."""
 
 import struct
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -92,3 +93,31 @@ def test_a_cursor_unpacks_in_order() -> None:
 def test_checksums_give_their_check_values() -> None:
     assert crc16_modbus(b"123456789") == 0x4B37
     assert sum8(b"\xff\x02") == 1
+
+
+@pytest.mark.parametrize(
+    "piece", [b"no header at all in this ", b"\xaa\xc0" + bytes(7) + b"\xab", b"\xaa\xc0 no tail in"]
+)
+def test_nothing_is_left_of_what_is_done_with_however_long_the_stream(piece: bytes) -> None:
+    framer = FixedFramer(b"\xaa\xc0", 10, b"\xab")
+    tracemalloc.start()
+    try:
+        for _ in range(2000):
+            for _ in framer.feed(piece):
+                pass
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 10_000
+
+
+def test_what_is_given_back_is_noise_but_for_the_frame_in_it() -> None:
+    framer = FixedFramer(b"\xaa", 4)
+    frames = []
+    for found in framer.feed(b"\xaa\xaa12345"):
+        if found == b"\xaa\xaa12":
+            framer.give_back()
+        else:
+            frames.append(found)
+    assert frames == [b"\xaa123"]
+    assert framer.skipped == 3
