@@ -288,7 +288,8 @@ class Lanes:
                 lane.stored, lane.oldest_us = 0, None
             else:
                 self._settled_by_all()
-                await self._count_stored(lane)
+                with contextlib.suppress(LogError):  # shown elsewhere; the count is corrected with the next one
+                    await self._count_stored(lane)
                 return
         self._settled_by_all()
 
@@ -353,21 +354,27 @@ class Lanes:
                 lane.owed.given_up(first, last)
 
     async def recount(self) -> None:
-        """Retention or damage has taken something: count again what the file holds."""
+        """Retention or damage has taken something: count again what the file holds.
+
+        Raises:
+            LogError: the file cannot be read now; it is due again.
+        """
         self.recount_due = False
-        for lane in tuple(self._lanes.values()):
-            cursor = lane.cursor
-            lane.stored, lane.oldest_us = await self._file.job(partial(_owed, after=cursor))
-            if lane.owed is not None:
-                in_head = self._head.count(max(cursor, self._head.stored_last), self._head.next_seq)
-                lane.owed.at_most(lane.stored + in_head)
+        try:
+            for lane in tuple(self._lanes.values()):
+                await self._count_stored(lane)
+                if lane.owed is not None:
+                    in_head = self._head.count(max(lane.cursor, self._head.stored_last), self._head.next_seq)
+                    lane.owed.at_most(lane.stored + in_head)
+        except LogError:
+            self.recount_due = True
+            raise
 
     async def _count_stored(self, lane: Lane) -> None:
         cursor = lane.cursor
-        with contextlib.suppress(LogError):  # shown elsewhere; the count is corrected with the next one
-            stored, oldest_us = await self._file.job(lambda store: store.owed(cursor))
-            if lane.cursor == cursor:
-                lane.stored, lane.oldest_us = stored, oldest_us
+        stored, oldest_us = await self._file.job(partial(_owed, after=cursor))
+        if lane.cursor == cursor:  # else whoever settled meanwhile counts, or has nothing left to count
+            lane.stored, lane.oldest_us = stored, oldest_us
 
     def _count_anew(self, lane: Lane) -> None:
         """Count what a consumer is to be sent: beside the work, for what an earlier run left may be much."""

@@ -17,7 +17,7 @@ from gateway.log.log import Consumer, Log, TimeState
 from gateway.log.store import connect_file
 from gateway.sdk.errors import LogError
 from gateway.sdk.reading import Reading, ReadingSet
-from gateway.sdk.testing import NOON
+from gateway.sdk.testing import NOON, ManualClock
 from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, everything, lose, opened
 
 
@@ -366,6 +366,48 @@ async def test_a_count_that_was_overtaken_by_settling_is_not_used(tmp_path: Path
     await settling
     assert log.backlog("milano") == (0, None)
     assert log.backlog("porto")[0] == 40
+    await log.close()
+
+
+class Aging(Held):
+    """A log of four stored sets, of which the next commit gives two up to age; then what is left is counted."""
+
+    async def opened(self, path: Path) -> Log:
+        clock = ManualClock()
+        log = await opened(path, CITY, OTHER, clock=clock, connect=self.connect, max_age_s=7200.0)
+        for n in range(4):
+            await log.append(a_set(n))
+            await log.commit()
+            clock.advance(1200)
+        clock.advance(4000)
+        return log
+
+
+async def test_a_count_behind_what_was_given_up_is_made_later_when_the_file_cannot_be_read_then(tmp_path: Path) -> None:
+    card = Aging()
+    log = await card.opened(tmp_path)
+    card.hold("SELECT id FROM segment", error=sqlite3.OperationalError("disk I/O error"))
+    await log.commit()
+    assert log.given_up("porto") == 4
+    assert log.status()["state"] == "bad"
+    card.release()
+    await log.commit()
+    for name in ("milano", "porto"):
+        assert log.backlog(name)[0] == 4
+    await log.close()
+
+
+async def test_a_count_behind_what_was_given_up_that_was_overtaken_by_settling_is_not_used(tmp_path: Path) -> None:
+    card = Aging()
+    log = await card.opened(tmp_path)
+    card.hold("SELECT id FROM segment")
+    commit = asyncio.create_task(log.commit())
+    await card.has_reached()
+    await log.settle("milano", log.first_seq + 4)
+    card.release()
+    await commit
+    assert log.backlog("milano") == (0, None)
+    assert log.backlog("porto")[0] == 4
     await log.close()
 
 
