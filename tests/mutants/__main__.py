@@ -230,6 +230,8 @@ class Suite:
     def tests_of(self, mutant: Mutant, first: Counter[str], longest_s: float, spend_s: float) -> dict[str, float]:
         """The tests that run its lines, and what each costs: those that killed its neighbours, then the quick ones.
 
+        Of a test with parameters the first choice comes in the first round, the next in the second.
+
         Args:
             longest_s: what takes longer is left out.
             spend_s: for all of them; the rest is left out.
@@ -248,6 +250,13 @@ class Suite:
             running = {name: cost_s for name, (item, cost_s) in items.items() if mutant.module in item["lines"]}
         short = {name: cost_s for name, cost_s in running.items() if cost_s <= longest_s}
         ordered = sorted(short.items(), key=lambda entry: (-first[entry[0]], entry[1], entry[0]))
+        turns: Counter[str] = Counter()
+        rounds = {}
+        for name, _ in ordered:
+            function = name.partition("[")[0]
+            rounds[name] = turns[function]
+            turns[function] += 1
+        ordered.sort(key=lambda entry: rounds[entry[0]])
         spent_s = itertools.accumulate(cost_s for _, cost_s in ordered)
         return dict(entry for entry, so_far_s in zip(ordered, spent_s, strict=True) if so_far_s <= spend_s)
 

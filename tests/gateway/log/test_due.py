@@ -1,6 +1,7 @@
 """When a commit is due: by the age and size of what is owed, the hour, what settling and drivers left; and never before."""
 
 import asyncio
+import fcntl
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,18 @@ async def test_a_city_that_takes_all_from_memory_costs_one_commit_an_hour(tmp_pa
     await box.log.close()
 
 
+async def test_at_the_start_only_what_waits_is_written_and_the_rest_an_hour_later(tmp_path: Path) -> None:
+    card = Card()
+    card.refuse("DELETE FROM last_value")
+    box = await Box.open(tmp_path, CITY, connect=card.connect)
+    await box.commits(3599, "milano")
+    assert card.failed == 0
+    await box.commits(10, "milano")
+    assert card.failed == 1
+    card.work()
+    await box.log.close()
+
+
 @pytest.mark.parametrize(("after_s", "commits"), [(299.9, 0), (300.0, 1)])
 async def test_a_driver_state_is_written_5_minutes_after_the_first_that_is_not(
     tmp_path: Path, after_s: float, commits: int
@@ -315,13 +328,50 @@ async def test_the_timer_alone_learns_the_time_and_keeps_house(tmp_path: Path) -
 
 
 async def test_a_card_that_works_again_is_noticed_by_the_timer_though_nothing_comes(tmp_path: Path) -> None:
+    """Whether a commit had failed, or a look at the file while there was nothing to write."""
     card = Card()
     box = await Box.open(tmp_path, CITY, connect=card.connect, commit_every_s=0.05)
+    idle = await opened(tmp_path / "idle", CITY, commit_every_s=0.05)
+    await at_rest(idle)
     card.refuse()
     await box.commits(0)
     box.clock.advance(0.06)
-    await until(lambda: box.log.status()["state"] == "bad")
+    lock = tmp_path / "idle/buffer.db.lock"
+    lock.unlink()
+    with lock.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        await until(lambda: "in use by another citygate" in idle.status()["reason"])
+        await until(lambda: box.log.status()["state"] == "bad")
     card.work()
-    await until(lambda: box.log.status()["state"] == "ok")  # after 5 s
+    await until(lambda: box.log.status()["state"] == idle.status()["state"] == "ok")  # after 5 s
     assert box.log.status()["head_readings"] == 0
+    await idle.close()
     await box.log.close()
+
+
+class Asked(ManualClock):
+    """Counts how often somebody asks how much time has passed."""
+
+    times = 0
+
+    def monotonic_s(self) -> float:
+        self.times += 1
+        return super().monotonic_s()
+
+
+@pytest.mark.parametrize(("every_s", "sets"), [(0.0, 0), (10.0, 1), (0.2, 50)])
+async def test_between_two_looks_passes_the_time_in_which_a_set_comes_of_age(
+    tmp_path: Path, every_s: float, sets: int
+) -> None:
+    clock = Asked()
+    log = await opened(tmp_path, CITY, clock=clock, commit_every_s=every_s)
+    for n in range(sets):
+        clock.advance(every_s)  # whoever comes after the time of a look looks, and the next one is set anew
+        await log.append(a_set(n))
+        if sets > 1:
+            await settle(log, "milano")
+    await at_rest(log)
+    before = clock.times
+    await asyncio.sleep(0.25)
+    assert clock.times - before < 20
+    await log.close()

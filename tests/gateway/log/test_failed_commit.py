@@ -784,6 +784,7 @@ async def test_what_settling_and_giving_up_left_without_a_file_is_in_it_when_it_
     await settle(log, "milano", 2)
     lost = log.status()["lost"]
     assert lost == {"memory": 2 * first}
+    assert (log.status()["commits"], log.status()["size_bytes"]) == (0, 0)
     card.open()
     await log.commit()
     for look in (on_card(tmp_path, CITY, OTHER), _again(log)):

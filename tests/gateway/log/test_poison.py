@@ -235,6 +235,27 @@ async def test_a_set_that_cannot_be_written_costs_itself_and_is_counted(tmp_path
     await log.close()
 
 
+async def test_a_name_that_cannot_be_written_is_given_up_again_when_it_comes_again_and_is_in_no_memory(
+    tmp_path: Path,
+) -> None:
+    log = await opened(tmp_path, CITY)
+    await log.append(a_set(0))
+    for turn in range(1, 4):
+        await log.append(ReadingSet("meter-1", POISON["a point of bytes"], {"\ud800": b"1", "fcnt": bytes([turn])}))
+        await log.commit()
+        assert log.status()["lost"] == {"unwritable": turn}
+        assert log.status()["series"] == 2
+        assert log.last_values.device("meter-1").keys() == {"count", "voltage"}
+        assert log.driver_state("meter-1") == {"fcnt": bytes([turn])}
+    await log.append(a_set(1))
+    await log.commit()
+    for _ in range(2):
+        assert await everything(log, "milano") == [0, 1]
+        await log.close()
+        log = await opened(tmp_path, CITY)
+    await log.close()
+
+
 @pytest.mark.parametrize("place", range(3))
 async def test_a_poisoned_set_leaves_memory_wherever_it_stands_and_is_counted_for_whom_it_was_owed(
     tmp_path: Path, place: int

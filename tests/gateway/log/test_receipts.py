@@ -294,3 +294,25 @@ async def test_who_waits_for_room_goes_on_when_the_commit_at_work_fails(tmp_path
     card.work()
     await log.commit()
     await log.close()
+
+
+async def test_who_waits_for_room_goes_on_when_a_commit_that_was_asked_for_fails(tmp_path: Path) -> None:
+    card = Card()
+    log = await resting(tmp_path, CITY, connect=card.connect, head_bytes=5000)
+    card.refuse()
+    for n in range(10):
+        await log.append(a_set(n))
+    await refused(log)
+    card.hold("BEGIN")
+    commit = asyncio.create_task(refused(log))
+    await card.has_reached()
+    appending = asyncio.create_task(log.append(a_set(10)))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not appending.done()
+    card.release()
+    await commit
+    await asyncio.wait_for(appending, 3)  # and not when it is tried again
+    assert log.status()["lost"] == {"memory": 2}
+    card.work()
+    await log.close()
