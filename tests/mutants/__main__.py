@@ -182,9 +182,13 @@ class Checkout:
 
 
 class Suite:
-    """The tests of one line of the table: what each costs and which lines it runs, by file of tests."""
+    """The tests of one line of the table: what each costs and which lines it runs, by file of tests.
 
-    def __init__(self, checkout: Checkout, place: str) -> None:
+    Args:
+        only: files with one of these in their name, not all of them.
+    """
+
+    def __init__(self, checkout: Checkout, place: str, only: Sequence[str] = ()) -> None:
         self._root = checkout.root
         self.place = place
         self.paths = checkout.suites[place]
@@ -197,6 +201,8 @@ class Suite:
         files = [file for path in found for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
         self._helpers = [path for path in files if not path.name.startswith("test_")]
         self.test_files = [str(p.relative_to(self._root)) for p in files if p.name.startswith("test_")]
+        if only:
+            self.test_files = [file for file in self.test_files if any(word in Path(file).name for word in only)]
         self.tests = _digest(*(path.read_text() for path in files))
         self._states = {file: self._state(file) for file in self.test_files}  # now: a run takes long
 
@@ -331,10 +337,12 @@ class Run:
         longest_s: float,
         spend_s: float,
         until_s: float,
+        only: Sequence[str] = (),
     ) -> None:
         self._checkout = checkout
         self._mutants = mutants
-        self._suites = {place: Suite(checkout, place) for place in {checkout.suite_of(m.module) for m in mutants}}
+        places = {checkout.suite_of(mutant.module) for mutant in mutants}
+        self._suites = {place: Suite(checkout, place, only) for place in places}
         self._jobs = jobs
         self._longest_s = longest_s
         self._spend_s = spend_s
@@ -514,6 +522,7 @@ def main(
     parser.add_argument(
         "--spend", type=float, default=600, help="seconds; tests of one mutant, the likeliest come first"
     )
+    parser.add_argument("--tests", default="", help="only files of tests with one of these words in their name")
     parser.add_argument("--list", action="store_true", help="how many there are and what is known of them; tries none")
     parser.add_argument("--show", help="the diff of a survivor, by the seven digits before it")
     parser.add_argument("--fail-under", type=float, default=0, help="percent; the exit code is 1 below")
@@ -539,6 +548,7 @@ def main(
             longest_s=options.longest,
             spend_s=options.spend,
             until_s=until_s,
+            only=[*filter(None, options.tests.split(","))],
         )
         if not options.list:
             try:

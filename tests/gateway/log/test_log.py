@@ -16,7 +16,7 @@ from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.errors import LogError
 from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason
 from gateway.sdk.testing import NOON, ManualClock
-from tests.gateway.log.scene import CITY, OTHER, a_set, everything, opened, settle
+from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, counts_of, everything, opened, settle
 
 
 async def test_a_set_is_read_back_from_the_head_and_from_the_file_alike(tmp_path: Path) -> None:
@@ -116,6 +116,29 @@ async def test_the_oldest_of_what_is_owed_is_told_whether_it_is_in_memory_or_in_
     await log.close()
     log = await opened(tmp_path, CITY, OTHER)
     assert (told(), told("porto")) == ((4, 8), (2, 9))
+    await log.close()
+
+
+@pytest.mark.parametrize("in_file", [0, 5, 8])
+async def test_a_scan_gives_what_is_in_the_file_and_in_memory_whoever_has_it_and_whatever_its_time(
+    tmp_path: Path, in_file: int
+) -> None:
+    clock = BootClock("b1", NOON)  # nobody vouches for it: a broker is not given that
+    log = await opened(tmp_path, CITY, clock=clock, keep_s=3600.0)
+    for n in range(8):
+        await log.append(a_set(n))
+        if n % 2:
+            await log.settle("milano", log.first_seq + n)
+        if n == in_file - 1:
+            await log.commit()
+    assert await log.read("milano") is None
+    for start in range(8):
+        found: list[int] = []
+        after = log.first_seq + start
+        while (columns := await log.scan(after, 3)) is not None:
+            found += counts_of(log, columns)
+            after = columns.last
+        assert found == list(range(start, 8))
     await log.close()
 
 
