@@ -1,6 +1,7 @@
 """After a commit that failed, once or again, written after all or not: what it carried is in the file with the next one, once."""
 
 import asyncio
+import sqlite3
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -692,6 +693,25 @@ async def test_statistics_of_all_hours_in_which_the_card_refused_are_in_the_file
     await log.close()
 
 
+async def test_statistics_of_an_hour_that_is_in_the_file_are_not_written_again(tmp_path: Path) -> None:
+    card, clock = Card(), ManualClock()
+    log = await resting(tmp_path, CITY, clock=clock, connect=card.connect)
+    await log.append(a_set(0))
+    card.refuse("last_value")
+    await refused(log)
+    card.work()
+    await log.commit()
+    found = sqlite3.connect(tmp_path / "buffer.db", isolation_level=None)
+    for _ in range(3):
+        assert len(found.execute("SELECT hour FROM statistic").fetchall()) == 1
+        found.execute("DELETE FROM statistic")
+        clock.advance(3600)
+        await log.append(a_set(0))
+        await log.commit()
+    found.close()
+    await log.close()
+
+
 async def test_housekeeping_that_cannot_be_made_is_told_once_and_loses_no_count(tmp_path: Path) -> None:
     card, clock = Card(), ManualClock()
     log = await resting(tmp_path, CITY, clock=clock, connect=card.connect)
@@ -779,6 +799,8 @@ async def test_what_settling_and_giving_up_left_without_a_file_is_in_it_when_it_
     for n in range(30):
         await asyncio.wait_for(log.append(a_set(n)), 5)
     await log.append(ReadingSet("node", (), {"fcnt": b"1"}))
+    await refused(log)
+    assert "Input/output error" in log.status()["reason"]
     [first, *_] = kept = await everything(log, "milano")
     assert kept == list(range(first, 30))
     await settle(log, "milano", 2)

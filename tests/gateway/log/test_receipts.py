@@ -121,6 +121,18 @@ async def test_of_sets_that_were_given_up_the_receipts_fail_and_of_their_neighbo
     await log.close()
 
 
+async def test_a_piece_that_cannot_be_written_takes_no_receipt_back(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    asked = Asked([await log.append(a_set(0))])
+    await log.commit()
+    for _ in range(2):
+        assert await asked.state() == "D"
+        await log.append(ReadingSet("node", (), {"\ud800": b"1"}))
+        await log.commit()
+        assert "given up" in log.status()["reason"]
+    await log.close()
+
+
 async def test_a_set_without_readings_is_as_durable_as_the_one_before(tmp_path: Path) -> None:
     log = await opened(tmp_path, CITY)
     empty = ReadingSet("node", (), {"fcnt": b"1"})
