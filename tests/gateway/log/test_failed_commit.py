@@ -360,6 +360,7 @@ async def test_what_memory_gives_up_is_counted_for_whom_it_was_owed_and_no_backl
     kept = await everything(log, "milano")
     lost = 3  # nine tenths of memory stay: nine sets, then one more
     assert kept == [0, *range(1 + lost, 14)]
+    assert log.backlog("all")[0] == 2 * len(kept)
     card.work()
     await log.commit()
     async with on_card(tmp_path, CITY, OTHER, Consumer("all", takes=lambda device, point: True)) as found:
