@@ -98,6 +98,10 @@ async def test_the_oldest_of_what_is_owed_is_told_whether_it_is_in_memory_or_in_
     assert (told(), told("porto")) == ((2, 6), (4, 5))
     await log.commit()
     assert (told(), told("porto")) == ((2, 6), (4, 5))
+    columns = await log.read("porto")
+    assert columns is not None
+    assert await log.read("porto", after=columns.seq[0]) is not None  # ahead of its place
+    assert told("porto") == (4, 5)
     for n in (7, 8):
         await log.append(a_set(n))
     assert (told(), told("porto")) == ((6, 6), (8, 5))

@@ -8,6 +8,7 @@ import pytest
 
 from gateway.log.log import Consumer, Log
 from gateway.log.segment import microseconds
+from gateway.sdk.errors import LogError
 from gateway.sdk.reading import Reading, ReadingSet
 from gateway.sdk.testing import NOON, ManualClock
 from tests.gateway.log.scene import CITY, OTHER, a_set, counts_of, everything, on_card, opened, settle
@@ -126,9 +127,31 @@ async def test_a_removed_broker_holds_nothing_back_but_keeps_its_place(tmp_path:
     for _ in range(2):
         await log.commit()
     assert await log.scan(-1) is None
+    with pytest.raises(LogError, match="milano is in the config"):
+        await log.forget("milano")
     assert await log.forget("porto")
     assert not await log.forget("porto")
     assert log.status()["removed_consumers"] == []
+    await log.close()
+
+
+async def test_a_broker_that_begins_where_nothing_is_left_gets_what_comes(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    for n in range(4):
+        await log.append(a_set(n))
+    await log.commit()
+    await settle(log, "milano", 4)
+    await log.commit()
+    await log.set_consumers([CITY, OTHER])
+    for _ in range(2):
+        assert await log.read("porto") is None
+    await log.append(a_set(4))
+    assert await everything(log, "porto") == [4]
+    await log.commit()
+    await log.append(a_set(5))
+    for _ in range(2):
+        assert await everything(log, "porto") == [4, 5]
+    assert log.backlog("porto")[0] == 4
     await log.close()
 
 
