@@ -129,8 +129,8 @@ async def test_before_the_file_is_open_sets_are_read_settled_and_counted_from_th
     log = await opened(tmp_path, CITY, OTHER, clock=clock, connect=card.connect)
     for n in range(3):
         await log.append(a_set(n))
+        await asyncio.wait_for(log.wait("milano"), 5)
     for name in ("milano", "porto"):
-        await asyncio.wait_for(log.wait(name), 5)
         assert await everything(log, name) == [0, 1, 2]
         assert log.backlog(name) == (6, NOON)
     await settle(log, "milano")

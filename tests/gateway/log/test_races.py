@@ -369,6 +369,49 @@ async def test_a_count_that_was_overtaken_by_settling_is_not_used(tmp_path: Path
     await log.close()
 
 
+async def test_of_sets_in_memory_those_whose_time_is_known_are_given_before_one_that_waits_for_its_time(
+    tmp_path: Path,
+) -> None:
+    card, clock = Held(), BootClock("b1", NOON)
+    log = await opened(tmp_path, CITY, clock=clock, connect=card.connect)
+    card.hold("BEGIN")  # what is learned is in use when it is written
+    clock.learn(Source.KERNEL)
+    await log.append(a_set(0))
+    clock.learn(Source.NONE)
+    await log.append(a_set(1))
+    assert await everything(log, "milano") == [0]
+    waiting = asyncio.create_task(log.wait("milano", log.first_seq + 1))
+    await card.has_reached()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    card.release()
+    await asyncio.wait_for(waiting, 5)
+    assert await everything(log, "milano") == [0, 1]
+    await log.close()
+
+
+async def test_who_has_read_all_sleeps_though_it_is_kept_in_memory_for_another(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY, OTHER)
+    for n in range(3):
+        await log.append(a_set(n))
+    await log.settle("milano", log.first_seq + 1)
+    for n, after in ((3, log.first_seq + 3), (4, None)):  # behind what it has read; behind its place
+        waiting = asyncio.create_task(log.wait("milano", after))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        await log.append(a_set(n))
+        await asyncio.wait_for(waiting, 5)
+        await log.settle("milano", log.first_seq + n + 1)
+    newest = log.first_seq + 5
+    with pytest.raises(LogError, match="the newest is"):
+        await log.settle("milano", newest + 1)
+    await log.settle("milano", newest)
+    assert log.backlog("milano") == (0, None)
+    await log.close()
+
+
 class Aging(Held):
     """A log of four stored sets, of which the next commit gives two up to age; then what is left is counted."""
 

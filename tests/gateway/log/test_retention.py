@@ -1,5 +1,6 @@
 """Bounds: the oldest goes first, counted for whom it was owed; what is settled goes when `keep` is over."""
 
+import asyncio
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,12 @@ async def test_a_broker_that_begins_where_nothing_is_left_gets_what_comes(tmp_pa
     await log.set_consumers([CITY, OTHER])
     for _ in range(2):
         assert await log.read("porto") is None
+    waiting = asyncio.create_task(log.wait("porto"))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not waiting.done()
     await log.append(a_set(4))
+    await asyncio.wait_for(waiting, 5)
     assert await everything(log, "porto") == [4]
     await log.commit()
     await log.append(a_set(5))
