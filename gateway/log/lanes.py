@@ -309,8 +309,7 @@ class Lanes:
         """Readings owed, and the time of the oldest of them."""
         lane, head = self._lanes[consumer], self._head
         if lane.owed is not None:
-            lane.owed.entries(head.entries[head.after(lane.cursor) :])
-            lane.owed.settled(lane.cursor)
+            self._count_head(lane.owed, lane.cursor)
             oldest_us = lane.owed.oldest_us
             return lane.owed.total, None if oldest_us is None else wall_time(oldest_us)
         entries = head.entries[head.after(max(lane.cursor, head.stored_last)) :]
@@ -322,6 +321,11 @@ class Lanes:
         first = entries[0]
         oldest = wall_time(first.claim.received_us) if first.claim else first.readings[0].observed_at
         return lane.stored + in_head, oldest
+
+    def _count_head(self, owed: Owed, cursor: int) -> None:
+        """Count what came since, and no more what is settled."""
+        owed.entries(self._head.entries[self._head.after(cursor) :])
+        owed.settled(cursor)
 
     def status(self) -> dict[str, dict[str, Any]]:
         """Of each consumer what is owed."""
@@ -364,6 +368,7 @@ class Lanes:
             for lane in tuple(self._lanes.values()):
                 await self._count_stored(lane)
                 if lane.owed is not None:
+                    self._count_head(lane.owed, lane.cursor)
                     in_head = self._head.count(max(lane.cursor, self._head.stored_last), self._head.next_seq)
                     lane.owed.at_most(lane.stored + in_head)
         except LogError:
@@ -387,15 +392,17 @@ class Lanes:
 
     async def _count(self, lane: Lane, owed: Owed) -> None:
         after, left = lane.cursor, _COUNTED_READINGS
-        with contextlib.suppress(LogError):  # shown elsewhere
-            while after < self._head.stored_last and left > 0:
-                place = max(after, lane.cursor)
+        while after < self._head.stored_last and left > 0:
+            place = max(after, lane.cursor)
+            try:
                 columns = await self._file.job(partial(_stretch, after=place))
-                if columns is None:
-                    break
-                owed.columns(columns)
-                after, left = columns.last, left - len(columns.seq)
-                await asyncio.sleep(_COUNT_PAUSE_S)
+            except LogError:  # shown elsewhere; all readings count, as if it took all
+                return
+            if columns is None:
+                break
+            owed.columns(columns)
+            after, left = columns.last, left - len(columns.seq)
+            await asyncio.sleep(_COUNT_PAUSE_S)
         if left > 0:
             lane.owed = owed
 

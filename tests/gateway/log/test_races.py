@@ -412,17 +412,23 @@ async def test_who_has_read_all_sleeps_though_it_is_kept_in_memory_for_another(t
     await log.close()
 
 
+ALL = Consumer("all", takes=lambda device, point: True)
+
+
 class Aging(Held):
     """A log of four stored sets, of which the next commit gives two up to age; then what is left is counted."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = ManualClock()
+
     async def opened(self, path: Path) -> Log:
-        clock = ManualClock()
-        log = await opened(path, CITY, OTHER, clock=clock, connect=self.connect, max_age_s=7200.0)
+        log = await opened(path, CITY, OTHER, ALL, clock=self.clock, connect=self.connect, max_age_s=7200.0)
         for n in range(4):
             await log.append(a_set(n))
             await log.commit()
-            clock.advance(1200)
-        clock.advance(4000)
+            self.clock.advance(1200)
+        self.clock.advance(4000)
         return log
 
 
@@ -435,8 +441,11 @@ async def test_a_count_behind_what_was_given_up_is_made_later_when_the_file_cann
     assert log.status()["state"] == "bad"
     card.release()
     await log.commit()
-    for name in ("milano", "porto"):
+    for name in ("milano", "porto", "all"):
         assert log.backlog(name)[0] == 4
+    card.clock.advance(601)
+    await log.commit()
+    assert log.status()["state"] == "ok"  # and that is over
     await log.close()
 
 
@@ -447,10 +456,36 @@ async def test_a_count_behind_what_was_given_up_that_was_overtaken_by_settling_i
     commit = asyncio.create_task(log.commit())
     await card.has_reached()
     await log.settle("milano", log.first_seq + 4)
+    await log.append(a_set(4))
     card.release()
     await commit
+    assert [log.backlog(name)[0] for name in ("milano", "porto", "all")] == [2, 6, 6]
+    await log.settle("milano", log.first_seq + 5)
     assert log.backlog("milano") == (0, None)
-    assert log.backlog("porto")[0] == 4
+    await log.close()
+
+
+async def test_what_cannot_be_counted_now_is_shown_with_all_that_is_there_and_settled_all_the_same(
+    tmp_path: Path,
+) -> None:
+    card = Held()
+    log = await opened(tmp_path, CITY, ALL, connect=card.connect)
+    for n in range(4):
+        await log.append(a_set(n))
+        await log.commit()
+    some = Consumer("all", takes=lambda device, point: point == "count")
+    card.hold("SELECT id FROM segment", error=sqlite3.OperationalError("disk I/O error"))
+    await log.set_consumers([CITY, some])
+    await asyncio.gather(*log._lanes.counting)
+    assert log.backlog("all")[0] == 8
+    await log.settle("milano", log.first_seq + 1)
+    card.release()
+    await log.set_consumers([CITY, some])
+    await asyncio.gather(*log._lanes.counting)
+    assert log.backlog("all")[0] == 4
+    assert await everything(log, "milano") == [1, 2, 3]
+    await log.settle("milano", log.first_seq + 2)
+    assert log.backlog("milano")[0] == 4
     await log.close()
 
 
