@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from gateway.clock import Source
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.errors import LogError
-from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason
+from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason, TimeSource
 from gateway.sdk.testing import NOON, ManualClock
 from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, counts_of, everything, opened, settle
 
@@ -120,6 +121,25 @@ async def test_the_oldest_of_what_is_owed_is_told_whether_it_is_in_memory_or_in_
     await log.close()
     log = await opened(tmp_path, CITY, OTHER)
     assert (told(), told("porto")) == ((4, 8), (2, 9))
+    await log.close()
+
+
+async def test_the_oldest_that_is_owed_came_when_it_was_received_and_at_its_true_time_when_that_is_known(
+    tmp_path: Path,
+) -> None:
+    clock = BootClock("b1", NOON, -7200.0)
+    log = await opened(tmp_path, CITY, clock=clock)
+    claimed = Reading("x", 1, NOON - timedelta(days=1), time_source=TimeSource.DEVICE)
+    await log.append(ReadingSet("d", (claimed,)), received_s=clock.monotonic_s())
+    assert log.backlog("milano") == (1, clock.now())
+    await log.append(ReadingSet("d", (Reading("x", 2, clock.now()),)))
+    await log.commit()
+    await log.settle("milano", log.first_seq + 1)
+    clock.learn(Source.KERNEL)
+    await log.append(ReadingSet("d", (Reading("x", 3, clock.now()),)))
+    await log.commit()
+    assert await log.read("milano") is not None
+    assert log.backlog("milano") == (2, NOON)
     await log.close()
 
 
@@ -321,7 +341,8 @@ THRIFTY = textwrap.dedent(
     import asyncio, os, sys
     from pathlib import Path
     from gateway.clock import SystemClock
-    from gateway.log.log import Consumer, Log, LogSettings
+    from gateway.clock import Source
+from gateway.log.log import Consumer, Log, LogSettings
     from gateway.sdk.reading import Reading, ReadingSet
 
     async def main():

@@ -328,3 +328,22 @@ async def test_who_waits_for_room_goes_on_when_a_commit_that_was_asked_for_fails
     assert log.status()["lost"] == {"memory": 2}
     card.work()
     await log.close()
+
+
+async def test_who_waits_for_room_goes_on_when_all_have_settled_what_is_in_memory(tmp_path: Path) -> None:
+    card = Card()
+    log = await resting(tmp_path, CITY, connect=card.connect, head_bytes=5000)
+    card.hold("COMMIT")
+    for n in range(10):
+        await log.append(a_set(n))
+    await card.has_reached()
+    appending = asyncio.create_task(log.append(a_set(10)))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not appending.done()
+    await settle(log, "milano", 2)
+    await asyncio.wait_for(appending, 5)  # though the card is at it
+    card.release()
+    await log.commit()
+    assert await everything(log, "milano") == list(range(2, 11))
+    await log.close()

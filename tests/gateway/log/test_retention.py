@@ -143,7 +143,7 @@ async def test_a_broker_that_begins_where_nothing_is_left_gets_what_comes(tmp_pa
     await log.commit()
     await settle(log, "milano", 4)
     await log.commit()
-    await log.set_consumers([CITY, OTHER])
+    await log.set_consumers([CITY, OTHER, Consumer("one", takes=lambda device, point: point == "count")])
     for _ in range(2):
         assert await log.read("porto") is None
     waiting = asyncio.create_task(log.wait("porto"))
@@ -157,7 +157,7 @@ async def test_a_broker_that_begins_where_nothing_is_left_gets_what_comes(tmp_pa
     await log.append(a_set(5))
     for _ in range(2):
         assert await everything(log, "porto") == [4, 5]
-    assert log.backlog("porto")[0] == 4
+    assert (log.backlog("porto")[0], log.backlog("one")[0]) == (4, 2)
     await log.close()
 
 
