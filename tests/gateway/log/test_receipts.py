@@ -1,6 +1,8 @@
 """Receipts: durable when the set is, never before; of what was given up they fail, also for who asks later."""
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,7 @@ async def test_of_sets_that_were_given_up_the_receipts_fail_and_of_their_neighbo
     dropped = log.status()["lost"]["memory"] // 2
     assert 0 < dropped < 10
     assert await later.state() == "F" * dropped + "." * (14 - dropped)
+    assert "memory is full" in str(later.first[0].exception())
     assert await asked.state() == "DFFD"
     card.work()
     await log.commit()
@@ -169,8 +172,40 @@ async def test_receipts_of_a_log_that_ends_without_its_card_fail_with_what_is_no
     with pytest.raises(LogError):
         await log.close()
     assert (await asked.state(), await never.state()) == ("D", "F")
+    assert "was closed before the set was written" in str(never.first[0].exception())
     with pytest.raises(LogError, match="closed"):
         await log.append(a_set(2))
+
+
+async def test_who_asks_while_the_log_is_closed_is_told_so(tmp_path: Path) -> None:
+    card = Card()
+    log = await resting(tmp_path, CITY, connect=card.connect)
+    receipts = [await log.append(a_set(0))]
+    await log.commit()
+    receipts.append(await log.append(a_set(1)))
+    card.hold("COMMIT")
+    closing = asyncio.create_task(log.close())
+    await card.has_reached()
+    assert await Asked(receipts).state() == "DF"
+    with pytest.raises(LogError, match="was closed before the set was written"):
+        await receipts[1].durable
+    card.release()
+    await closing
+
+
+async def test_who_was_told_is_forgotten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody has to ask what came of it, either."""
+    log = await opened(tmp_path, CITY)
+    receipts = [await log.append(a_set(0)), await log.append(ReadingSet("d", POISON["a list"]))]
+    futures = [asyncio.ensure_future(receipt.durable) for receipt in receipts]
+    there = [weakref.ref(future) for future in futures]
+    await log.commit()
+    assert all(future.done() for future in futures)
+    futures.clear()
+    gc.collect()
+    assert [ref() for ref in there] == [None, None]
+    assert "never retrieved" not in caplog.text
+    await log.close()
 
 
 @pytest.mark.parametrize("settled", [0, 1, 3])
@@ -238,6 +273,11 @@ async def test_with_commit_every_0_only_a_card_that_refuses_lets_go_of_what_is_n
     third = await asyncio.wait_for(log.append(a_set(2)), 5)
     asked = Asked([first, third])
     assert await asked.state() == "D."
+    card.work()
+    await asyncio.wait_for(third.durable, 3)  # who asks for it sets off a commit
+    card.refuse("COMMIT")
+    third = await asyncio.wait_for(log.append(a_set(4)), 5)
+    asked = Asked([first, third])
     card.work()
     fourth = await asyncio.wait_for(log.append(a_set(3)), 5)
     await asyncio.wait_for(asyncio.gather(third.durable, fourth.durable), 5)
