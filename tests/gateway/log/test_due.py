@@ -283,6 +283,24 @@ async def test_more_than_fits_one_deletion_is_pruned_by_commits_that_follow_each
     await log.close()
 
 
+async def test_what_a_commit_that_was_asked_for_leaves_to_prune_goes_with_the_next_look(tmp_path: Path) -> None:
+    box = await Box.open(tmp_path, CITY)
+    log = box.log
+    for n in range(210):
+        box.clock.step(60.0)  # a segment for each clock
+        await log.append(a_set(n))
+    await log.commit()
+    before = log.status()["size_bytes"]
+    while (columns := await log.read("milano")) is not None:
+        await log.settle("milano", columns.last)
+    await log.commit()
+    assert await log.scan(-1) is not None
+    assert await box.commits(10, "milano") == 1
+    assert await log.scan(-1) is None
+    assert 0 < log.status()["size_bytes"] < before
+    await log.close()
+
+
 # By the timer alone
 
 
@@ -340,7 +358,8 @@ async def test_a_card_that_works_again_is_noticed_by_the_timer_though_nothing_co
     lock.unlink()
     with lock.open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        await until(lambda: "in use by another citygate" in idle.status()["reason"])
+        await until(lambda: idle.status()["state"] == "bad")
+        assert "in use by another citygate" in idle.status()["reason"]
         await until(lambda: box.log.status()["state"] == "bad")
     card.work()
     await until(lambda: box.log.status()["state"] == idle.status()["state"] == "ok")  # after 5 s

@@ -327,6 +327,15 @@ async def test_memory_that_is_full_waits_for_the_commit_at_work_though_the_one_b
     await log.close()
 
 
+async def test_sets_that_come_faster_than_a_commit_can_begin_wait_for_it(tmp_path: Path) -> None:
+    log = await resting(tmp_path, CITY, head_bytes=5000)
+    for n in range(50):
+        await log.append(a_set(n))  # nobody else has a turn in between
+    assert log.status()["lost"] == {}
+    assert await everything(log, "milano") == list(range(50))
+    await log.close()
+
+
 async def test_who_waits_for_room_goes_on_when_the_commit_at_work_fails(tmp_path: Path) -> None:
     card = Card()
     log = await resting(tmp_path, CITY, connect=card.connect, head_bytes=5000)
