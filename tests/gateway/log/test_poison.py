@@ -288,7 +288,7 @@ async def test_a_poisoned_set_leaves_memory_wherever_it_stands_and_is_counted_fo
     for _ in range(2):
         await log.commit()
         assert (log.status()["head_readings"], log.status()["head_bytes"]) == (0, 0)
-        assert "cannot be written: 1 sets: " in log.status()["reason"]
+        assert "cannot be written: 1 sets" in log.status()["reason"]
         assert log.status()["lost"] == {"unwritable": 1}
         assert (log.given_up("milano"), log.given_up("porto")) == (int(place == 2), 1)
         assert (log.backlog("milano")[0], log.backlog("porto")[0]) == (2 * (place != 2), 4)
