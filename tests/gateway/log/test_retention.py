@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from gateway.clock import Source
 from gateway.log.log import Consumer, Log
 from gateway.log.segment import microseconds
 from gateway.sdk.errors import LogError
 from gateway.sdk.reading import Reading, ReadingSet
 from gateway.sdk.testing import NOON, ManualClock
-from tests.gateway.log.scene import CITY, OTHER, a_set, counts_of, everything, on_card, opened, settle
+from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, counts_of, everything, on_card, opened, settle
 
 SMALL = 600_000
 
@@ -339,4 +340,44 @@ async def test_gaps_of_one_reason_and_hour_are_one_record_in_the_file(tmp_path: 
             microseconds(NOON + timedelta(seconds=4)),
             microseconds(NOON + timedelta(seconds=2400)),
         )
+    await log.close()
+
+
+async def test_what_goes_by_age_and_what_by_size_in_one_commit_is_counted_apart(tmp_path: Path) -> None:
+    clock = ManualClock()
+    log = await opened(tmp_path, CITY, clock=clock, max_size_bytes=SMALL, max_age_s=7200.0)
+    count = 0
+    for sets, wait_s in ((10, 4000), *[(25, 330)] * 10, (200, 0)):
+        for _ in range(sets):
+            await log.append(bulky(count))
+            count += 1
+        await log.commit()
+        clock.advance(wait_s)
+    kept = await everything(log, "milano")
+    assert 10 < kept[0] < 260
+    async with on_card(tmp_path, CITY, clock=clock, max_size_bytes=SMALL, max_age_s=7200.0) as found:
+        for look in (log, found):
+            assert look.status()["lost"] == {"age": 20, "size": 2 * (kept[0] - 10)}
+            assert look.given_up("milano") == 2 * kept[0]
+    await log.close()
+
+
+async def test_what_went_by_age_is_told_with_its_true_times(tmp_path: Path) -> None:
+    clock = BootClock("b1", NOON, -7200.0)
+    log = await opened(tmp_path, CITY, clock=clock, max_age_s=3600.0)
+    await log.append(ReadingSet("d", (Reading("x", 1, clock.now()),)))
+    clock.advance(10)
+    await log.commit()
+    clock.learn(Source.KERNEL)
+    await log.commit()
+    assert not log.gaps  # it is not known yet how old it is
+    log.before_step()  # looks at the clock
+    for wait_s in (3590, 0.001, 9.998):
+        clock.advance(wait_s)
+        await log.commit()
+        assert not log.gaps  # its age is that of the segment
+    clock.advance(0.002)
+    await log.commit()
+    [gap] = log.gaps
+    assert (gap.from_us, gap.to_us) == (microseconds(NOON), microseconds(NOON + timedelta(seconds=10)))
     await log.close()
