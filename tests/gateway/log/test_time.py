@@ -371,3 +371,21 @@ async def test_each_stretch_of_a_hardware_clock_that_was_set_is_corrected_by_its
     await log.commit()
     assert errors_s(await read_all(log)) == [0.0] * 10
     await log.close()
+
+
+async def test_a_time_that_is_learned_makes_no_reading_good_that_is_of_the_future(tmp_path: Path) -> None:
+    clock = BootClock("b1", NOON, -7200.0)
+    log = await opened(tmp_path, CITY, clock=clock)
+    await log.append(ReadingSet("d", (Reading("x", 1, clock.now() + timedelta(days=1)),)))
+    [number] = log.series
+    clock.learn(Source.KERNEL)
+    log.before_step()  # looks at the clock
+    await log.commit()
+    assert log.boots.confirmed
+    assert log.last_values.good(number) is None
+    clock.advance(86_400)
+    await log.commit()
+    good = log.last_values.good(number)
+    assert good is not None
+    assert good.value == 1
+    await log.close()
