@@ -153,3 +153,24 @@ async def test_before_the_file_is_open_sets_are_read_settled_and_counted_from_th
             assert await everything(log, name) == left
             assert log.backlog(name) == (2 * len(left), NOON + timedelta(seconds=left[0]))
     await log.close()
+
+
+async def test_who_begins_with_what_comes_gets_nothing_older_when_the_file_is_opened_late(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    for n in range(2):
+        await log.append(a_set(n))
+    await log.close()
+    card = Late()
+    first, second = Consumer("first", "now"), Consumer("second", "now")
+    log = await opened(tmp_path, CITY, first, connect=card.connect)
+    for n in range(2, 4):
+        await log.append(a_set(n))
+    await settle(log, "first")
+    await log.set_consumers([CITY, first, second])
+    await at_rest(log)
+    card.open()
+    await log.commit()
+    assert await everything(log, "milano") == [0, 1, 2, 3]
+    assert await everything(log, "first") == [3]
+    assert await everything(log, "second") == [2, 3]
+    await log.close()

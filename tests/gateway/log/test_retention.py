@@ -178,6 +178,19 @@ async def test_a_renamed_broker_goes_on_where_it_was(tmp_path: Path) -> None:
         await log.close()
 
 
+async def test_a_broker_that_has_a_place_takes_none_over(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY, OTHER)
+    for n in range(4):
+        await log.append(a_set(n))
+    await settle(log, "milano", 3)
+    await settle(log, "porto", 1)
+    await log.close()
+    log = await opened(tmp_path, Consumer("porto", was="milano"))
+    assert await everything(log, "porto") == [1, 2, 3]
+    assert log.status()["removed_consumers"] == ["milano"]
+    await log.close()
+
+
 # Segments that are settled in part
 
 
