@@ -259,7 +259,7 @@ async def test_what_was_given_up_is_counted_once_though_the_commit_that_told_it_
     for turn in range(times):  # added to the one before, and to a record of before them all
         await poisoned(log)
         if turn == 1:
-            await log.set_consumers([OTHER])
+            await log.set_consumers([OTHER, Consumer("late")])
             await at_rest(log)
         card.refuse("after COMMIT")
         await refused(log)
@@ -269,14 +269,14 @@ async def test_what_was_given_up_is_counted_once_though_the_commit_that_told_it_
     await refused(log)
     await poisoned(log)
     await refused(log)
-    lost, owed = log.status()["lost"], [log.given_up(name) for name in ("milano", "porto")]
+    lost, owed = log.status()["lost"], [log.given_up(name) for name in ("milano", "porto", "late")]
     assert (lost["unwritable"], owed[1]) == (2 + times, sum(lost.values()))
     card.work()
     await log.commit()
     async with on_card(tmp_path, CITY, OTHER) as found:
         for look in (log, found):
             assert look.status()["lost"] == lost
-            assert [look.given_up(name) for name in ("milano", "porto")] == owed
+            assert [look.given_up(name) for name in ("milano", "porto", "late")] == owed
     await poisoned(log)  # and that is over
     await log.commit()
     async with on_card(tmp_path, CITY, OTHER) as found:

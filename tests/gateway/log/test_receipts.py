@@ -273,6 +273,7 @@ async def test_with_commit_every_0_only_a_card_that_refuses_lets_go_of_what_is_n
     third = await asyncio.wait_for(log.append(a_set(2)), 5)
     asked = Asked([first, third])
     assert await asked.state() == "D."
+    await at_rest(log)
     card.work()
     await asyncio.wait_for(third.durable, 3)  # who asks for it sets off a commit
     card.refuse("COMMIT")
