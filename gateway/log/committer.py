@@ -347,7 +347,7 @@ class Committer:
             self.schedule.housekeeping_at_s = self._clock.monotonic_s() + _HOUSEKEEPING_S
             if not self._condition.unkept:
                 self._points.statistics.saved()
-        await self._stored(entries, done)
+        await self._stored(entries, done, in_doubt=in_doubt)
         self._use_boots(carried)
         self._condition.in_doubt = False
         return True
@@ -382,7 +382,7 @@ class Committer:
             now_us=microseconds(self._clock.now()),
         )
 
-    async def _stored(self, entries: list[Entry], done: Committed) -> None:
+    async def _stored(self, entries: list[Entry], done: Committed, *, in_doubt: bool) -> None:
         if entries:
             last = entries[-1].seq
             self._head.stored_last = self._receipts.durable_upto = last
@@ -392,9 +392,12 @@ class Committer:
             self._lanes.stored(entries)
         if done.gaps:
             self._condition.note_gaps(done.gaps)
-        if done.gaps or self._lanes.recount_due:
+        self._lanes.recount_due |= bool(done.gaps) or in_doubt
+        if self._lanes.recount_due:
             with contextlib.suppress(LogError):
                 await self._lanes.recount()
+                if in_doubt:  # what retention took in a commit that was written though it failed nobody has heard of
+                    self._condition.gaps = [*await self._file.job(Store.gaps), *self._pending.gaps]
         else:
             self._condition.note_kept()
 

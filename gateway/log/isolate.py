@@ -81,7 +81,7 @@ def commit(
             raise
     found.gap = lost(found.entries, batch.now_us, cursors)
     rest = _without(batch, found)
-    return store.commit(rest, retain), found
+    return store.commit(rest, retain, in_doubt=in_doubt), found
 
 
 def unwritable(store: Store, batch: Batch) -> Unwritable | None:

@@ -296,7 +296,8 @@ class Lanes:
                 lane.stored, lane.oldest_us = 0, None
             else:
                 self._settled_by_all()
-                await self._count_stored(lane)
+                with contextlib.suppress(LogError):  # shown elsewhere; the count is corrected with the next one
+                    await self._count_stored(lane)
                 return
         self._settled_by_all()
 
@@ -332,8 +333,7 @@ class Lanes:
         lane, head = self._lanes[consumer], self._head
         sent_upto = max(lane.cursor, lane.accepted)
         if lane.owed is not None:
-            lane.owed.entries(head.entries[head.after(sent_upto) :])
-            lane.owed.settled(sent_upto)
+            self._count_head(lane.owed, sent_upto)
             oldest_us = lane.owed.oldest_us
             return lane.owed.total, None if oldest_us is None else wall_time(oldest_us)
         entries = head.entries[head.after(max(sent_upto, head.stored_last)) :]
@@ -346,6 +346,11 @@ class Lanes:
         first = entries[0]
         oldest = wall_time(first.claim.received_us) if first.claim else first.readings[0].observed_at
         return stored + in_head, oldest
+
+    def _count_head(self, owed: Owed, cursor: int) -> None:
+        """Count what came since, and no more what is settled."""
+        owed.entries(self._head.entries[self._head.after(cursor) :])
+        owed.settled(cursor)
 
     def status(self) -> dict[str, dict[str, Any]]:
         """Of each consumer what is owed."""
@@ -378,21 +383,28 @@ class Lanes:
                 lane.owed.given_up(first, last)
 
     async def recount(self) -> None:
-        """Retention or damage has taken something: count again what the file holds."""
+        """Retention or damage has taken something: count again what the file holds.
+
+        Raises:
+            LogError: the file cannot be read now; it is due again.
+        """
         self.recount_due = False
-        for lane in tuple(self._lanes.values()):
-            cursor = lane.cursor
-            lane.stored, lane.oldest_us = await self._file.job(partial(_owed, after=cursor))
-            if lane.owed is not None:
-                in_head = self._head.count(max(cursor, self._head.stored_last), self._head.next_seq)
-                lane.owed.at_most(lane.stored + in_head)
+        try:
+            for lane in tuple(self._lanes.values()):
+                await self._count_stored(lane)
+                if lane.owed is not None:
+                    self._count_head(lane.owed, lane.cursor)
+                    in_head = self._head.count(max(lane.cursor, self._head.stored_last), self._head.next_seq)
+                    lane.owed.at_most(lane.stored + in_head)
+        except LogError:
+            self.recount_due = True
+            raise
 
     async def _count_stored(self, lane: Lane) -> None:
         cursor = lane.cursor
-        with contextlib.suppress(LogError):  # shown elsewhere; the count is corrected with the next one
-            stored, oldest_us = await self._file.job(lambda store: store.owed(cursor))
-            if lane.cursor == cursor:
-                lane.stored, lane.oldest_us = stored, oldest_us
+        stored, oldest_us = await self._file.job(partial(_owed, after=cursor))
+        if lane.cursor == cursor:  # else whoever settled meanwhile counts, or has nothing left to count
+            lane.stored, lane.oldest_us = stored, oldest_us
 
     def _count_anew(self, lane: Lane) -> None:
         """Count what a consumer is to be sent: beside the work, for what an earlier run left may be much."""
@@ -405,15 +417,17 @@ class Lanes:
 
     async def _count(self, lane: Lane, owed: Owed) -> None:
         after, left = lane.cursor, _COUNTED_READINGS
-        with contextlib.suppress(LogError):  # shown elsewhere
-            while after < self._head.stored_last and left > 0:
-                place = max(after, lane.cursor)
+        while after < self._head.stored_last and left > 0:
+            place = max(after, lane.cursor)
+            try:
                 columns = await self._file.job(partial(_stretch, after=place))
-                if columns is None:
-                    break
-                owed.columns(columns)
-                after, left = columns.last, left - len(columns.seq)
-                await asyncio.sleep(_COUNT_PAUSE_S)
+            except LogError:  # shown elsewhere; all readings count, as if it took all
+                return
+            if columns is None:
+                break
+            owed.columns(columns)
+            after, left = columns.last, left - len(columns.seq)
+            await asyncio.sleep(_COUNT_PAUSE_S)
         if left > 0:
             lane.owed = owed
 

@@ -1,12 +1,13 @@
 """The file: every line of SQL. Lives in the writer thread; docs/log.md describes the tables."""
 
+import contextlib
 import json
 import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+from dataclasses import dataclass, field, replace
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import quote
@@ -216,6 +217,7 @@ class Store:
         self._watched: dict[str, _Identity] = {}
         self._newer_states = 0
         self._state_keys: set[tuple[str, str]] = set()
+        self._tried = _Tried()
         try:
             self._prepare()
         except BaseException:
@@ -443,9 +445,12 @@ class Store:
 
         Args:
             retain: gives up what exceeds size and age so that so many bytes fit, in the same transaction.
-            in_doubt: the commit before failed, and yet some of these sets may be in the file.
+            in_doubt: the commit before failed, and yet some of these sets and gaps may be in the file.
         """
         entries = self.not_yet_stored(batch.entries) if in_doubt else batch.entries
+        if not in_doubt:
+            self._tried = _Tried()
+        self._tried.again(self._newest_gap(), batch.gaps)
         done = Committed(self.total)
         with self.transaction():
             newer_states = self._write(batch, entries, retain, done)
@@ -512,7 +517,7 @@ class Store:
         db.executemany("INSERT OR REPLACE INTO statistic VALUES(?, ?)", batch.statistics.items())
         if batch.statistics:
             db.execute("DELETE FROM statistic WHERE hour < ?", (batch.statistics_from,))
-        self._put_gaps([*batch.gaps, *done.gaps])
+        self._put_gaps([*self._tried.rest(batch.gaps), *done.gaps])
         done.size_bytes = self.used_pages() * PAGE_BYTES
         return newer_states
 
@@ -564,6 +569,21 @@ class Store:
             )
         if gaps:
             self._db.execute("DELETE FROM gap WHERE id <= (SELECT max(id) FROM gap) - ?", (_GAPS_KEPT,))
+
+    def _newest_gap(self) -> tuple[int, int] | None:
+        row: tuple[int, int] | None = self._db.execute(
+            "SELECT id, readings FROM gap ORDER BY id DESC LIMIT 1"
+        ).fetchone()
+        return row
+
+    @contextlib.contextmanager
+    def _of_held(self, gaps: Sequence[Gap]) -> Iterator[None]:
+        """A transaction between the tries of a commit: its gaps show in the newest record, too."""
+        self._tried.again(self._newest_gap(), self._tried.gaps)
+        with self.transaction():
+            yield
+            self._put_gaps(gaps)
+        self._tried.newest = self._newest_gap()
 
     def _widen_gap(self, gap: Gap) -> bool:
         """Add to the newest record when it is of the same reason and hour: a full card must not write itself full of gaps."""
@@ -729,9 +749,8 @@ class Store:
     def put_held(self, row: HeldRow, entries: Sequence[Entry], drop: Sequence[int], gaps: Sequence[Gap] = ()) -> int:
         """Insert a held piece (`id` 0), or update its tries; `drop` others to make room. Returns its id."""
         body = b"".join(encode(group, self.layouts, kind=HELD) for group in _groups(entries))
-        with self.transaction():
+        with self._of_held(gaps):
             self._db.executemany("DELETE FROM held WHERE id = ?", [(number,) for number in drop])
-            self._put_gaps(gaps)
             self._put_records({}, self.layouts.unsaved)
             if row.id:
                 self._db.execute(
@@ -772,9 +791,8 @@ class Store:
         return True
 
     def drop_held(self, numbers: Sequence[int], gaps: Sequence[Gap] = ()) -> None:
-        with self.transaction():
+        with self._of_held(gaps):
             self._db.executemany("DELETE FROM held WHERE id = ?", [(number,) for number in numbers])
-            self._put_gaps(gaps)
 
     def held_readings(self, number: int) -> Columns:
         """The readings of a held piece, times as they were when it was held.
@@ -852,6 +870,36 @@ class Store:
     def close(self) -> None:
         self.closed = True
         self._db.close()
+
+
+@dataclass(slots=True)
+class _Tried:
+    """Gaps of a commit that failed and may be in the file all the same: they are counted once.
+
+    Attributes:
+        newest: id and readings of the newest record before that commit.
+        gaps: what it was to add.
+        counted: what of that is in the file.
+    """
+
+    newest: tuple[int, int] | None = None
+    gaps: Sequence[Gap] = ()
+    counted: Sequence[Gap] = ()
+
+    def again(self, newest: tuple[int, int] | None, gaps: Sequence[Gap]) -> None:
+        """The next try: whether the one before was written shows in the newest record."""
+        if newest != self.newest:
+            self.counted = self.gaps
+        self.newest, self.gaps = newest, gaps
+
+    def rest(self, gaps: Sequence[Gap]) -> Iterator[Gap]:
+        """Without what is counted. They begin with those of the try before; to the last of these some may have been added."""
+        for gap, known in zip_longest(gaps, self.counted[: len(gaps)]):
+            if known is None or known.reason != gap.reason:
+                yield gap
+            elif gap is not known:
+                owed = {name: count - known.owed.get(name, 0) for name, count in gap.owed.items()}
+                yield replace(gap, readings=gap.readings - known.readings, owed=owed)
 
 
 class _Transaction:

@@ -6,6 +6,7 @@ import difflib
 import fcntl
 import fnmatch
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -181,9 +182,13 @@ class Checkout:
 
 
 class Suite:
-    """The tests of one line of the table: what each costs and which lines it runs, by file of tests."""
+    """The tests of one line of the table: what each costs and which lines it runs, by file of tests.
 
-    def __init__(self, checkout: Checkout, place: str) -> None:
+    Args:
+        only: files with one of these in their name, not all of them.
+    """
+
+    def __init__(self, checkout: Checkout, place: str, only: Sequence[str] = ()) -> None:
         self._root = checkout.root
         self.place = place
         self.paths = checkout.suites[place]
@@ -196,6 +201,8 @@ class Suite:
         files = [file for path in found for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
         self._helpers = [path for path in files if not path.name.startswith("test_")]
         self.test_files = [str(p.relative_to(self._root)) for p in files if p.name.startswith("test_")]
+        if only:
+            self.test_files = [file for file in self.test_files if any(word in Path(file).name for word in only)]
         self.tests = _digest(*(path.read_text() for path in files))
         self._states = {file: self._state(file) for file in self.test_files}  # now: a run takes long
 
@@ -226,8 +233,15 @@ class Suite:
         self._files[file] = {"state": self._states[file], "items": items}
         self._known.write_text(json.dumps(self._files))
 
-    def tests_of(self, mutant: Mutant, first: Counter[str], longest_s: float) -> dict[str, float]:
-        """The tests that run its lines, and what each costs: those that killed its neighbours, then the quick ones."""
+    def tests_of(self, mutant: Mutant, first: Counter[str], longest_s: float, spend_s: float) -> dict[str, float]:
+        """The tests that run its lines, and what each costs: those that killed its neighbours, then the quick ones.
+
+        Of a test with parameters the first choice comes in the first round, the next in the second.
+
+        Args:
+            longest_s: what takes longer is left out.
+            spend_s: for all of them; the rest is left out.
+        """
         lines = set(range(mutant.line, mutant.last_line + 1))
         items = {
             name: (item, self._cost_s(file, item))
@@ -241,7 +255,16 @@ class Suite:
         if not running:
             running = {name: cost_s for name, (item, cost_s) in items.items() if mutant.module in item["lines"]}
         short = {name: cost_s for name, cost_s in running.items() if cost_s <= longest_s}
-        return dict(sorted(short.items(), key=lambda entry: (-first[entry[0]], entry[1], entry[0])))
+        ordered = sorted(short.items(), key=lambda entry: (-first[entry[0]], entry[1], entry[0]))
+        turns: Counter[str] = Counter()
+        rounds = {}
+        for name, _ in ordered:
+            function = name.partition("[")[0]
+            rounds[name] = turns[function]
+            turns[function] += 1
+        ordered.sort(key=lambda entry: rounds[entry[0]])
+        spent_s = itertools.accumulate(cost_s for _, cost_s in ordered)
+        return dict(entry for entry, so_far_s in zip(ordered, spent_s, strict=True) if so_far_s <= spend_s)
 
     def _cost_s(self, file: str, item: dict[str, Any]) -> float:
         """A fixture of the whole file is paid by whoever comes first."""
@@ -306,13 +329,23 @@ class Run:
     """Tries mutants, suite by suite, until all are tried or the time is up; all as the checkout was when it began."""
 
     def __init__(
-        self, checkout: Checkout, mutants: Sequence[Mutant], *, jobs: int, longest_s: float, until_s: float
+        self,
+        checkout: Checkout,
+        mutants: Sequence[Mutant],
+        *,
+        jobs: int,
+        longest_s: float,
+        spend_s: float,
+        until_s: float,
+        only: Sequence[str] = (),
     ) -> None:
         self._checkout = checkout
         self._mutants = mutants
-        self._suites = {place: Suite(checkout, place) for place in {checkout.suite_of(m.module) for m in mutants}}
+        places = {checkout.suite_of(mutant.module) for mutant in mutants}
+        self._suites = {place: Suite(checkout, place, only) for place in places}
         self._jobs = jobs
         self._longest_s = longest_s
+        self._spend_s = spend_s
         self._until_s = until_s
         self._done = 0
         self._started_s = time.monotonic()
@@ -348,8 +381,11 @@ class Run:
             for name in suite.failing():
                 self._say(f"left out, fails without a mutant: {name}\n")
         by_key = {mutant.key: mutant for mutant in left}
-        first = Counter(verdict.by for verdict in self._checkout.verdicts.values() if verdict.by)
-        entries = [self._entry(suite, mutant, first) for mutant in left]
+        first: dict[str, Counter[str]] = defaultdict(Counter)
+        for key, verdict in self._checkout.verdicts.items():
+            if verdict.by:
+                first[key.partition(":")[0]][verdict.by] += 1
+        entries = [self._entry(suite, mutant, first[mutant.module]) for mutant in left]
         works = [{"clean": [], "folders": [], "mutants": share} for share in self._shares(entries)]
         for answer in self._served(suite, works, copies):
             mutant = by_key[answer["key"]]
@@ -362,7 +398,7 @@ class Run:
             self._say(f"{mutant.module}:{mutant.line} {verdict.verdict}")
 
     def _entry(self, suite: Suite, mutant: Mutant, first: Counter[str]) -> dict[str, Any]:
-        costs = suite.tests_of(mutant, first, self._longest_s)
+        costs = suite.tests_of(mutant, first, self._longest_s, self._spend_s)
         return {
             "mutant": asdict(mutant),
             "tests": {name: 10 + 4 * cost_s for name, cost_s in costs.items()},
@@ -483,6 +519,10 @@ def main(
     parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--longest", type=float, default=30, help="seconds; tests that take longer are left out")
+    parser.add_argument(
+        "--spend", type=float, default=600, help="seconds; tests of one mutant, the likeliest come first"
+    )
+    parser.add_argument("--tests", default="", help="only files of tests with one of these words in their name")
     parser.add_argument("--list", action="store_true", help="how many there are and what is known of them; tries none")
     parser.add_argument("--show", help="the diff of a survivor, by the seven digits before it")
     parser.add_argument("--fail-under", type=float, default=0, help="percent; the exit code is 1 below")
@@ -501,7 +541,15 @@ def main(
         narrowed = options.functions or not all(map(is_path, options.names))
         seen = set() if narrowed else {mutant.module for mutant in every}
         until_s = time.monotonic() + 60 * options.minutes
-        run = Run(checkout, mutants, jobs=options.jobs, longest_s=options.longest, until_s=until_s)
+        run = Run(
+            checkout,
+            mutants,
+            jobs=options.jobs,
+            longest_s=options.longest,
+            spend_s=options.spend,
+            until_s=until_s,
+            only=[*filter(None, options.tests.split(","))],
+        )
         if not options.list:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,7 @@
 """When a commit is due: by the age and size of what is owed, the hour, what settling and drivers left; and never before."""
 
 import asyncio
+import fcntl
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,18 @@ async def test_a_city_that_takes_all_from_memory_costs_one_commit_an_hour(tmp_pa
     await box.log.close()
 
 
+async def test_at_the_start_only_what_waits_is_written_and_the_rest_an_hour_later(tmp_path: Path) -> None:
+    card = Card()
+    card.refuse("DELETE FROM last_value")
+    box = await Box.open(tmp_path, CITY, connect=card.connect)
+    await box.commits(3599, "milano")
+    assert card.failed == 0
+    await box.commits(10, "milano")
+    assert card.failed == 1
+    card.work()
+    await box.log.close()
+
+
 @pytest.mark.parametrize(("after_s", "commits"), [(299.9, 0), (300.0, 1)])
 async def test_a_driver_state_is_written_5_minutes_after_the_first_that_is_not(
     tmp_path: Path, after_s: float, commits: int
@@ -358,6 +371,24 @@ async def test_more_than_fits_one_deletion_is_pruned_by_commits_that_follow_each
     await log.close()
 
 
+async def test_what_a_commit_that_was_asked_for_leaves_to_prune_goes_with_the_next_look(tmp_path: Path) -> None:
+    box = await Box.open(tmp_path, CITY)
+    log = box.log
+    for n in range(210):
+        box.clock.step(60.0)  # a segment for each clock
+        await log.append(a_set(n))
+    await log.commit()
+    before = log.status()["size_bytes"]
+    while (columns := await log.read("milano")) is not None:
+        await log.settle("milano", columns.last)
+    await log.commit()
+    assert await log.scan(-1) is not None
+    assert await box.commits(10, "milano") == 1
+    assert await log.scan(-1) is None
+    assert 0 < log.status()["size_bytes"] < before
+    await log.close()
+
+
 # By the timer alone
 
 
@@ -403,15 +434,25 @@ async def test_the_timer_alone_learns_the_time_and_keeps_house(tmp_path: Path) -
 
 
 async def test_a_card_that_works_again_is_noticed_by_the_timer_though_nothing_comes(tmp_path: Path) -> None:
+    """Whether a commit had failed, or a look at the file while there was nothing to write."""
     card = Card()
     box = await Box.open(tmp_path, CITY, connect=card.connect, commit_every_s=0.05)
+    idle = await opened(tmp_path / "idle", CITY, commit_every_s=0.05)
+    await at_rest(idle)
     card.refuse()
     await box.commits(0)
     box.clock.advance(0.06)
-    await until(lambda: box.log.status()["state"] == "bad")
+    lock = tmp_path / "idle/buffer.db.lock"
+    lock.unlink()
+    with lock.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        await until(lambda: idle.status()["state"] == "bad")
+        assert "in use by another citygate" in idle.status()["reason"]
+        await until(lambda: box.log.status()["state"] == "bad")
     card.work()
-    await until(lambda: box.log.status()["state"] == "ok")  # after 5 s
+    await until(lambda: box.log.status()["state"] == idle.status()["state"] == "ok")  # after 5 s
     assert box.log.status()["head_readings"] == 0
+    await idle.close()
     await box.log.close()
 
 
@@ -425,3 +466,31 @@ async def test_what_was_sent_and_may_be_nowhere_else_is_due_as_before(tmp_path: 
         assert box.log.backlog("milano")[0] == 0
         assert await box.commits(10.0, "milano") == commits
     await box.log.close()
+
+
+class Asked(ManualClock):
+    """Counts how often somebody asks how much time has passed."""
+
+    times = 0
+
+    def monotonic_s(self) -> float:
+        self.times += 1
+        return super().monotonic_s()
+
+
+@pytest.mark.parametrize(("every_s", "sets"), [(0.0, 0), (10.0, 1), (0.2, 50)])
+async def test_between_two_looks_passes_the_time_in_which_a_set_comes_of_age(
+    tmp_path: Path, every_s: float, sets: int
+) -> None:
+    clock = Asked()
+    log = await opened(tmp_path, CITY, clock=clock, commit_every_s=every_s)
+    for n in range(sets):
+        clock.advance(every_s)  # whoever comes after the time of a look looks, and the next one is set anew
+        await log.append(a_set(n))
+        if sets > 1:
+            await settle(log, "milano")
+    await at_rest(log)
+    before = clock.times
+    await asyncio.sleep(0.25)
+    assert clock.times - before < 20
+    await log.close()

@@ -1,6 +1,7 @@
 """After a commit that failed, once or again, written after all or not: what it carried is in the file with the next one, once."""
 
 import asyncio
+import sqlite3
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -246,6 +247,103 @@ async def test_a_set_settled_by_all_after_a_commit_in_doubt_counts_no_more(tmp_p
     await log.close()
 
 
+@pytest.mark.parametrize("last", ["BEGIN", "after COMMIT"])
+@pytest.mark.parametrize("times", [1, 2, 3])
+async def test_what_was_given_up_is_counted_once_though_the_commit_that_told_it_failed_and_was_written(
+    tmp_path: Path, times: int, last: str
+) -> None:
+    card = Card()
+    log = await resting(tmp_path, CITY, OTHER, connect=card.connect, head_bytes=5000)
+    await poisoned(log)
+    await log.commit()
+    for turn in range(times):  # added to the one before, and to a record of before them all
+        await poisoned(log)
+        if turn == 1:
+            await log.set_consumers([OTHER, Consumer("late")])
+            await at_rest(log)
+        card.refuse("after COMMIT")
+        await refused(log)
+    for n in range(14):  # another reason; not written, or written too
+        await asyncio.wait_for(log.append(a_set(n)), 5)
+    card.refuse(last)
+    await refused(log)
+    await poisoned(log)
+    await refused(log)
+    lost, owed = log.status()["lost"], [log.given_up(name) for name in ("milano", "porto", "late")]
+    assert (lost["unwritable"], owed[1]) == (2 + times, sum(lost.values()))
+    card.work()
+    await log.commit()
+    async with on_card(tmp_path, CITY, OTHER) as found:
+        for look in (log, found):
+            assert look.status()["lost"] == lost
+            assert [look.given_up(name) for name in ("milano", "porto", "late")] == owed
+    await poisoned(log)  # and that is over
+    await log.commit()
+    async with on_card(tmp_path, CITY, OTHER) as found:
+        assert found.status()["lost"] == {**lost, "unwritable": 3 + times}
+    await log.close()
+
+
+@pytest.mark.parametrize("stage", ["BEGIN", "after COMMIT"])
+@pytest.mark.parametrize("counts", [1, 3])
+async def test_what_is_purged_between_two_tries_changes_nothing_of_what_they_count(
+    tmp_path: Path, stage: str, counts: int
+) -> None:
+    """It has its own record in the file, behind that of the first try or before it."""
+    card, clock = Card(), ManualClock()
+    log = await resting(tmp_path, CITY, clock=clock, connect=card.connect)
+    await poisoned(log)
+    await log.commit()
+    await log.append(a_set(0))
+    readings = await log.read("milano")
+    assert readings is not None
+    pieces = [await log.held.hold("milano", "e", "d", readings, reason="no", at=clock.now()) for _ in range(counts)]
+    await poisoned(log)
+    card.refuse(stage)
+    await refused(log)
+    card.work()
+    for piece in pieces:
+        await log.held.purge([piece], clock.now())
+    await poisoned(log)
+    await log.commit()
+    async with on_card(tmp_path, CITY, clock=clock) as found:
+        for look in (log, found):
+            assert look.status()["lost"] == {"unwritable": 3, "purged": 2 * counts}
+            assert look.given_up("milano") == 3
+    await log.close()
+
+
+async def test_what_was_given_up_to_age_in_a_commit_that_was_written_though_it_failed_is_known(tmp_path: Path) -> None:
+    card, clock = Card(), ManualClock()
+    everything_counts = Consumer("all", takes=lambda device, point: True)
+    log = await resting(tmp_path, CITY, everything_counts, clock=clock, connect=card.connect, max_age_s=7200.0)
+    for n in range(4):
+        await log.append(a_set(n))
+        await log.commit()
+        clock.advance(1200)
+    clock.advance(4000)  # two are too old
+    card.refuse("after COMMIT")
+    await refused(log)
+    await poisoned(log)
+    card.work()
+    card.hold("COMMIT")
+    commit = asyncio.create_task(log.commit())
+    await card.has_reached()
+    await poisoned(log)  # for the commit after that
+    card.release()
+    await commit
+    assert log.status()["lost"] == {"age": 4, "unwritable": 2}
+    await log.commit()
+    async with on_card(tmp_path, CITY, clock=clock, max_age_s=7200.0) as found:
+        for look in (log, found):
+            assert await everything(look, "milano") == [2, 3]
+            assert look.backlog("milano")[0] == 4
+            assert look.status()["lost"] == {"age": 4, "unwritable": 2}
+            assert look.given_up("milano") == 6
+    assert log.backlog("all")[0] == 4
+    await log.close()
+
+
 async def test_what_memory_gives_up_is_counted_for_whom_it_was_owed_and_no_backlog(tmp_path: Path) -> None:
     card = Card()
     log = await resting(
@@ -264,6 +362,7 @@ async def test_what_memory_gives_up_is_counted_for_whom_it_was_owed_and_no_backl
     kept = await everything(log, "milano")
     lost = 3  # nine tenths of memory stay: nine sets, then one more
     assert kept == [0, *range(1 + lost, 14)]
+    assert log.backlog("all")[0] == 2 * len(kept)
     card.work()
     await log.commit()
     async with on_card(tmp_path, CITY, OTHER, Consumer("all", takes=lambda device, point: True)) as found:
@@ -524,6 +623,7 @@ async def test_what_a_cancelled_commit_carried_is_in_the_file_once(tmp_path: Pat
     log = await resting(tmp_path, CITY, OTHER, connect=card.connect)
     await log.append(ReadingSet("meter-1", a_set(1).readings, {"fcnt": b"1"}))
     await settle(log, "milano")
+    await poisoned(log)
     card.hold("COMMIT" if written else "BEGIN")
     committing = asyncio.create_task(log.commit())
     await card.has_reached()
@@ -542,8 +642,9 @@ async def test_what_a_cancelled_commit_carried_is_in_the_file_once(tmp_path: Pat
         assert await everything(found, "porto") == [1]
         assert await everything(found, "milano") == []
         assert found.driver_state("meter-1") == {"fcnt": b"1"}
+        assert found.status()["lost"] == log.status()["lost"] == {"unwritable": 1}
     assert (await log.verify(-1))[1] == 2
-    assert log.status()["state"] == "ok"
+    assert "not written" not in log.status()["reason"]
     await log.close()
 
 
@@ -592,6 +693,25 @@ async def test_statistics_of_all_hours_in_which_the_card_refused_are_in_the_file
     await log.commit()
     async with on_card(tmp_path, CITY, clock=clock) as found:
         assert found.statistics.of()["meter-1", "count"].got == 6
+    await log.close()
+
+
+async def test_statistics_of_an_hour_that_is_in_the_file_are_not_written_again(tmp_path: Path) -> None:
+    card, clock = Card(), ManualClock()
+    log = await resting(tmp_path, CITY, clock=clock, connect=card.connect)
+    await log.append(a_set(0))
+    card.refuse("last_value")
+    await refused(log)
+    card.work()
+    await log.commit()
+    found = sqlite3.connect(tmp_path / "buffer.db", isolation_level=None)
+    for _ in range(3):
+        assert len(found.execute("SELECT hour FROM statistic").fetchall()) == 1
+        found.execute("DELETE FROM statistic")
+        clock.advance(3600)
+        await log.append(a_set(0))
+        await log.commit()
+    found.close()
     await log.close()
 
 
@@ -682,11 +802,14 @@ async def test_what_settling_and_giving_up_left_without_a_file_is_in_it_when_it_
     for n in range(30):
         await asyncio.wait_for(log.append(a_set(n)), 5)
     await log.append(ReadingSet("node", (), {"fcnt": b"1"}))
+    await refused(log)
+    assert "Input/output error" in log.status()["reason"]
     [first, *_] = kept = await everything(log, "milano")
     assert kept == list(range(first, 30))
     await settle(log, "milano", 2)
     lost = log.status()["lost"]
     assert lost == {"memory": 2 * first}
+    assert (log.status()["commits"], log.status()["size_bytes"]) == (0, 0)
     card.open()
     await log.commit()
     for look in (on_card(tmp_path, CITY, OTHER), _again(log)):

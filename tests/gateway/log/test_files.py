@@ -696,6 +696,27 @@ async def test_a_lock_that_another_daemon_took_after_somebody_deleted_it_is_told
     await log.close()
 
 
+async def test_a_card_that_comes_back_with_another_daemon_on_it_is_left_to_that(tmp_path: Path) -> None:
+    folder = tmp_path / "card"
+    folder.write_text("")  # there is no folder yet: what lies there is in its way
+    log = await opened(folder, CITY)
+    await log.append(a_set(1))
+    folder.unlink()
+    folder.mkdir()
+    with (folder / "buffer.db.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for _ in range(2):
+            with pytest.raises(LogError, match="in use by another citygate"):
+                await log.commit()
+        assert "in use by another citygate" in log.status()["reason"]
+    await log.commit()
+    for _ in range(2):
+        assert (log.status()["state"], await everything(log, "milano")) == ("ok", [1])
+        await log.close()
+        log = await opened(folder, CITY)
+    await log.close()
+
+
 async def test_a_rescue_that_finds_the_card_full_is_tried_again(tmp_path: Path) -> None:
     log = await opened(tmp_path, CITY)
     await log.append(a_set(1))

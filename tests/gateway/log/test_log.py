@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from gateway.clock import Source
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.errors import LogError
-from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason
+from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason, TimeSource
 from gateway.sdk.testing import NOON, ManualClock
-from tests.gateway.log.scene import CITY, OTHER, a_set, everything, opened, settle
+from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, counts_of, everything, opened, settle
 
 
 async def test_a_set_is_read_back_from_the_head_and_from_the_file_alike(tmp_path: Path) -> None:
@@ -98,6 +99,10 @@ async def test_the_oldest_of_what_is_owed_is_told_whether_it_is_in_memory_or_in_
     assert (told(), told("porto")) == ((2, 6), (4, 5))
     await log.commit()
     assert (told(), told("porto")) == ((2, 6), (4, 5))
+    columns = await log.read("porto")
+    assert columns is not None
+    assert await log.read("porto", after=columns.seq[0]) is not None  # ahead of its place
+    assert told("porto") == (4, 5)
     for n in (7, 8):
         await log.append(a_set(n))
     assert (told(), told("porto")) == ((6, 6), (8, 5))
@@ -116,6 +121,51 @@ async def test_the_oldest_of_what_is_owed_is_told_whether_it_is_in_memory_or_in_
     await log.close()
     log = await opened(tmp_path, CITY, OTHER)
     assert (told(), told("porto")) == ((4, 8), (2, 9))
+    await log.close()
+
+
+async def test_the_oldest_that_is_owed_came_when_it_was_received_and_at_its_true_time_when_that_is_known(
+    tmp_path: Path,
+) -> None:
+    clock = BootClock("b1", NOON, -7200.0)
+    log = await opened(tmp_path, CITY, clock=clock)
+    await log.append(ReadingSet("d", (Reading("x", 0, clock.now()),)))
+    assert log.backlog("milano") == (1, clock.now())
+    await log.settle("milano", log.first_seq + 1)
+    claimed = Reading("x", 1, NOON - timedelta(days=1), time_source=TimeSource.DEVICE)
+    await log.append(ReadingSet("d", (claimed,)), received_s=clock.monotonic_s())
+    assert log.backlog("milano") == (1, clock.now())
+    await log.append(ReadingSet("d", (Reading("x", 2, clock.now()),)))
+    await log.commit()
+    await log.settle("milano", log.first_seq + 2)
+    clock.learn(Source.KERNEL)
+    await log.append(ReadingSet("d", (Reading("x", 3, clock.now()),)))
+    await log.commit()
+    assert await log.read("milano") is not None
+    assert log.backlog("milano") == (2, NOON)
+    await log.close()
+
+
+@pytest.mark.parametrize("in_file", [0, 5, 8])
+async def test_a_scan_gives_what_is_in_the_file_and_in_memory_whoever_has_it_and_whatever_its_time(
+    tmp_path: Path, in_file: int
+) -> None:
+    clock = BootClock("b1", NOON)  # nobody vouches for it: a broker is not given that
+    log = await opened(tmp_path, CITY, clock=clock, keep_s=3600.0)
+    for n in range(8):
+        await log.append(a_set(n))
+        if n % 2:
+            await log.settle("milano", log.first_seq + n)
+        if n == in_file - 1:
+            await log.commit()
+    assert await log.read("milano") is None
+    for start in range(8):
+        found: list[int] = []
+        after = log.first_seq + start
+        while (columns := await log.scan(after, 3)) is not None:
+            found += counts_of(log, columns)
+            after = columns.last
+        assert found == list(range(start, 8))
     await log.close()
 
 
@@ -294,7 +344,8 @@ THRIFTY = textwrap.dedent(
     import asyncio, os, sys
     from pathlib import Path
     from gateway.clock import SystemClock
-    from gateway.log.log import Consumer, Log, LogSettings
+    from gateway.clock import Source
+from gateway.log.log import Consumer, Log, LogSettings
     from gateway.sdk.reading import Reading, ReadingSet
 
     async def main():

@@ -2,13 +2,15 @@
 
 import asyncio
 import sqlite3
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from gateway.log.log import Consumer
+from gateway.sdk.testing import NOON, ManualClock
 from tests.gateway.log.scene import CITY, OTHER, a_set, at_rest, everything, opened, settle
-from tests.gateway.log.test_failed_commit import Card
+from tests.gateway.log.test_failed_commit import Card, Late
 
 
 def spoil(path: Path, *statements: str) -> None:
@@ -119,4 +121,56 @@ async def test_whoever_waits_behind_a_number_from_before_the_file_was_open_sleep
     await waiting
     assert await everything(log, "milano") == [3]
     assert await everything(log, "porto") == [1, 2, 3]
+    await log.close()
+
+
+async def test_before_the_file_is_open_sets_are_read_settled_and_counted_from_the_first_on(tmp_path: Path) -> None:
+    card, clock = Late(), ManualClock()
+    log = await opened(tmp_path, CITY, OTHER, clock=clock, connect=card.connect)
+    for n in range(3):
+        await log.append(a_set(n))
+        await asyncio.wait_for(log.wait("milano"), 5)
+    for name in ("milano", "porto"):
+        assert await everything(log, name) == [0, 1, 2]
+        assert log.backlog(name) == (6, NOON)
+    await settle(log, "milano")
+    clock.advance(20)  # it has been tried again by then
+    await log.append(a_set(3))
+    await log.set_consumers([CITY, OTHER, Consumer("lisboa")])
+    await at_rest(log)
+    assert await everything(log, "milano") == [1, 2, 3]
+    assert log.backlog("milano") == (6, NOON + timedelta(seconds=1))
+    assert await everything(log, "lisboa") == [0, 1, 2, 3]
+    assert log.backlog("lisboa") == (8, NOON)
+    for name, left in (("milano", [3]), ("porto", [2, 3]), ("lisboa", [1, 2, 3])):
+        await settle(log, name, len(await everything(log, name)) - len(left))
+    assert log.status()["head_readings"] == 6
+    for open_ in (False, True):
+        if open_:
+            card.open()
+            await log.commit()
+        for name, left in (("milano", [3]), ("porto", [2, 3]), ("lisboa", [1, 2, 3])):
+            assert await everything(log, name) == left
+            assert log.backlog(name) == (2 * len(left), NOON + timedelta(seconds=left[0]))
+    await log.close()
+
+
+async def test_who_begins_with_what_comes_gets_nothing_older_when_the_file_is_opened_late(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    for n in range(2):
+        await log.append(a_set(n))
+    await log.close()
+    card = Late()
+    first, second = Consumer("first", "now"), Consumer("second", "now")
+    log = await opened(tmp_path, CITY, first, connect=card.connect)
+    for n in range(2, 4):
+        await log.append(a_set(n))
+    await settle(log, "first")
+    await log.set_consumers([CITY, first, second])
+    await at_rest(log)
+    card.open()
+    await log.commit()
+    assert await everything(log, "milano") == [0, 1, 2, 3]
+    assert await everything(log, "first") == [3]
+    assert await everything(log, "second") == [2, 3]
     await log.close()

@@ -93,6 +93,26 @@ async def test_settling_set_by_set_counts_down(tmp_path: Path, commits: bool) ->
     await log.close()
 
 
+async def test_a_consumer_that_is_to_be_sent_something_else_from_now_on_is_owed_that(tmp_path: Path) -> None:
+    log = await opened(tmp_path)
+    await fill(log, 0, 5)
+    await log.commit()
+    await fill(log, 5, 8)
+    for takes, backlog in (
+        (lambda device, point: point == "x", 16),
+        (lambda device, point: device == "b", 8),
+        (None, 48),
+        (CITY.takes, 16),
+    ):
+        city = Consumer("city", takes=takes)
+        await log.set_consumers([ALL, city])
+        await asyncio.gather(*log._lanes.counting)
+        assert (log.backlog("city")[0], log.backlog("all")[0]) == (backlog, 32)
+        await log.set_consumers([ALL, city])  # the same: nothing is counted again
+        assert not log._lanes.counting
+    await log.close()
+
+
 def test_the_count_is_bounded() -> None:
     count = Owed(lambda device, point: True, {1: Series(1, "a", "x")})
     for n in range(1, 3 * MAX_PARTS):

@@ -235,6 +235,47 @@ async def test_a_set_that_cannot_be_written_costs_itself_and_is_counted(tmp_path
     await log.close()
 
 
+async def test_of_a_set_that_is_none_nothing_stays_but_who_sent_it_and_what_is_wrong(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    await log.append(a_set(0))
+    naive = _reading(point="voltage", observed_at=datetime(2026, 6, 1))
+    receipt = await log.append(
+        ReadingSet("meter-1", (_reading(value=7, observed_at=NOON + timedelta(minutes=1)), naive))
+    )
+    assert "a set of meter-1: TypeError: " in log.status()["reason"]
+    with pytest.raises(LogError, match="TypeError: can't compare"):
+        await receipt.durable
+    assert 7 not in [last.value for last in log.last_values.device("meter-1").values()]
+    device: Any = ["x" * 200]
+    await log.append(ReadingSet(device, a_set(1).readings))
+    assert f"a set of {str(device)[:100]}: TypeError: " in log.status()["reason"]
+    assert log.status()["lost"] == {"unwritable": 4}
+    await log.commit()
+    assert await everything(log, "milano") == [0]
+    await log.close()
+
+
+async def test_a_name_that_cannot_be_written_is_given_up_again_when_it_comes_again_and_is_in_no_memory(
+    tmp_path: Path,
+) -> None:
+    log = await opened(tmp_path, CITY)
+    await log.append(a_set(0))
+    for turn in range(1, 4):
+        await log.append(ReadingSet("meter-1", POISON["a point of bytes"], {"\ud800": b"1", "fcnt": bytes([turn])}))
+        await log.commit()
+        assert log.status()["lost"] == {"unwritable": turn}
+        assert log.status()["series"] == 2
+        assert log.last_values.device("meter-1").keys() == {"count", "voltage"}
+        assert log.driver_state("meter-1") == {"fcnt": bytes([turn])}
+    await log.append(a_set(1))
+    await log.commit()
+    for _ in range(2):
+        assert await everything(log, "milano") == [0, 1]
+        await log.close()
+        log = await opened(tmp_path, CITY)
+    await log.close()
+
+
 @pytest.mark.parametrize("place", range(3))
 async def test_a_poisoned_set_leaves_memory_wherever_it_stands_and_is_counted_for_whom_it_was_owed(
     tmp_path: Path, place: int
@@ -247,6 +288,7 @@ async def test_a_poisoned_set_leaves_memory_wherever_it_stands_and_is_counted_fo
     for _ in range(2):
         await log.commit()
         assert (log.status()["head_readings"], log.status()["head_bytes"]) == (0, 0)
+        assert "cannot be written: 1 sets" in log.status()["reason"]
         assert log.status()["lost"] == {"unwritable": 1}
         assert (log.given_up("milano"), log.given_up("porto")) == (int(place == 2), 1)
         assert (log.backlog("milano")[0], log.backlog("porto")[0]) == (2 * (place != 2), 4)

@@ -17,7 +17,7 @@ from gateway.log.log import Consumer, Log, TimeState
 from gateway.log.store import connect_file
 from gateway.sdk.errors import LogError
 from gateway.sdk.reading import Reading, ReadingSet
-from gateway.sdk.testing import NOON
+from gateway.sdk.testing import NOON, ManualClock
 from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, everything, lose, opened
 
 
@@ -366,6 +366,126 @@ async def test_a_count_that_was_overtaken_by_settling_is_not_used(tmp_path: Path
     await settling
     assert log.backlog("milano") == (0, None)
     assert log.backlog("porto")[0] == 40
+    await log.close()
+
+
+async def test_of_sets_in_memory_those_whose_time_is_known_are_given_before_one_that_waits_for_its_time(
+    tmp_path: Path,
+) -> None:
+    card, clock = Held(), BootClock("b1", NOON)
+    log = await opened(tmp_path, CITY, clock=clock, connect=card.connect)
+    card.hold("BEGIN")  # what is learned is in use when it is written
+    clock.learn(Source.KERNEL)
+    await log.append(a_set(0))
+    clock.learn(Source.NONE)
+    await log.append(a_set(1))
+    assert await everything(log, "milano") == [0]
+    waiting = asyncio.create_task(log.wait("milano", log.first_seq + 1))
+    await card.has_reached()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    card.release()
+    await asyncio.wait_for(waiting, 5)
+    assert await everything(log, "milano") == [0, 1]
+    await log.close()
+
+
+async def test_who_has_read_all_sleeps_though_it_is_kept_in_memory_for_another(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY, OTHER)
+    for n in range(3):
+        await log.append(a_set(n))
+    await log.settle("milano", log.first_seq + 1)
+    for n, after in ((3, log.first_seq + 3), (4, None)):  # behind what it has read; behind its place
+        waiting = asyncio.create_task(log.wait("milano", after))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        await log.append(a_set(n))
+        await asyncio.wait_for(waiting, 5)
+        await log.settle("milano", log.first_seq + n + 1)
+    newest = log.first_seq + 5
+    with pytest.raises(LogError, match="the newest is"):
+        await log.settle("milano", newest + 1)
+    await log.settle("milano", newest)
+    assert log.backlog("milano") == (0, None)
+    await log.close()
+
+
+ALL = Consumer("all", takes=lambda device, point: True)
+
+
+class Aging(Held):
+    """A log of four stored sets, of which the next commit gives two up to age; then what is left is counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = ManualClock()
+
+    async def opened(self, path: Path) -> Log:
+        log = await opened(path, CITY, OTHER, ALL, clock=self.clock, connect=self.connect, max_age_s=7200.0)
+        for n in range(4):
+            await log.append(a_set(n))
+            await log.commit()
+            self.clock.advance(1200)
+        self.clock.advance(4000)
+        return log
+
+
+async def test_a_count_behind_what_was_given_up_is_made_later_when_the_file_cannot_be_read_then(tmp_path: Path) -> None:
+    card = Aging()
+    log = await card.opened(tmp_path)
+    card.hold("SELECT id FROM segment", error=sqlite3.OperationalError("disk I/O error"))
+    await log.commit()
+    assert log.given_up("porto") == 4
+    assert log.status()["state"] == "bad"
+    card.release()
+    await log.commit()
+    for name in ("milano", "porto", "all"):
+        assert log.backlog(name)[0] == 4
+    card.clock.advance(601)
+    await log.commit()
+    assert log.status()["state"] == "ok"  # and that is over
+    await log.close()
+
+
+async def test_a_count_behind_what_was_given_up_that_was_overtaken_by_settling_is_not_used(tmp_path: Path) -> None:
+    card = Aging()
+    log = await card.opened(tmp_path)
+    card.hold("SELECT id FROM segment")
+    commit = asyncio.create_task(log.commit())
+    await card.has_reached()
+    await log.settle("milano", log.first_seq + 4)
+    await log.append(a_set(4))
+    card.release()
+    await commit
+    assert [log.backlog(name)[0] for name in ("milano", "porto", "all")] == [2, 6, 6]
+    await log.settle("milano", log.first_seq + 5)
+    assert log.backlog("milano") == (0, None)
+    await log.close()
+
+
+async def test_what_cannot_be_counted_now_is_shown_with_all_that_is_there_and_settled_all_the_same(
+    tmp_path: Path,
+) -> None:
+    card = Held()
+    log = await opened(tmp_path, CITY, ALL, connect=card.connect)
+    for n in range(4):
+        await log.append(a_set(n))
+        await log.commit()
+    some = Consumer("all", takes=lambda device, point: point == "count")
+    card.hold("SELECT id FROM segment", error=sqlite3.OperationalError("disk I/O error"))
+    await log.set_consumers([CITY, some])
+    await asyncio.gather(*log._lanes.counting)
+    assert log.backlog("all")[0] == 8
+    await log.settle("milano", log.first_seq + 1)
+    card.release()
+    await log.set_consumers([CITY, some])
+    await asyncio.gather(*log._lanes.counting)
+    assert log.backlog("all")[0] == 4
+    assert await everything(log, "milano") == [1, 2, 3]
+    await log.settle("milano", log.first_seq + 2)
+    assert log.backlog("milano")[0] == 4
     await log.close()
 
 

@@ -1,6 +1,8 @@
 """Receipts: durable when the set is, never before; of what was given up they fail, also for who asks later."""
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -114,10 +116,23 @@ async def test_of_sets_that_were_given_up_the_receipts_fail_and_of_their_neighbo
     dropped = log.status()["lost"]["memory"] // 2
     assert 0 < dropped < 10
     assert await later.state() == "F" * dropped + "." * (14 - dropped)
+    assert "memory is full" in str(later.first[0].exception())
     assert await asked.state() == "DFFD"
     card.work()
     await log.commit()
     assert await later.state() == "F" * dropped + "D" * (14 - dropped)
+    await log.close()
+
+
+async def test_a_piece_that_cannot_be_written_takes_no_receipt_back(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    asked = Asked([await log.append(a_set(0))])
+    await log.commit()
+    for _ in range(2):
+        assert await asked.state() == "D"
+        await log.append(ReadingSet("node", (), {"\ud800": b"1"}))
+        await log.commit()
+        assert "given up" in log.status()["reason"]
     await log.close()
 
 
@@ -157,8 +172,40 @@ async def test_receipts_of_a_log_that_ends_without_its_card_fail_with_what_is_no
     with pytest.raises(LogError):
         await log.close()
     assert (await asked.state(), await never.state()) == ("D", "F")
+    assert "was closed before the set was written" in str(never.first[0].exception())
     with pytest.raises(LogError, match="closed"):
         await log.append(a_set(2))
+
+
+async def test_who_asks_while_the_log_is_closed_is_told_so(tmp_path: Path) -> None:
+    card = Card()
+    log = await resting(tmp_path, CITY, connect=card.connect)
+    receipts = [await log.append(a_set(0))]
+    await log.commit()
+    receipts.append(await log.append(a_set(1)))
+    card.hold("COMMIT")
+    closing = asyncio.create_task(log.close())
+    await card.has_reached()
+    assert await Asked(receipts).state() == "DF"
+    with pytest.raises(LogError, match="was closed before the set was written"):
+        await receipts[1].durable
+    card.release()
+    await closing
+
+
+async def test_who_was_told_is_forgotten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody has to ask what came of it, either."""
+    log = await opened(tmp_path, CITY)
+    receipts = [await log.append(a_set(0)), await log.append(ReadingSet("d", POISON["a list"]))]
+    futures = [asyncio.ensure_future(receipt.durable) for receipt in receipts]
+    there = [weakref.ref(future) for future in futures]
+    await log.commit()
+    assert all(future.done() for future in futures)
+    futures.clear()
+    gc.collect()
+    assert [ref() for ref in there] == [None, None]
+    assert "never retrieved" not in caplog.text
+    await log.close()
 
 
 @pytest.mark.parametrize("settled", [0, 1, 3])
@@ -226,6 +273,12 @@ async def test_with_commit_every_0_only_a_card_that_refuses_lets_go_of_what_is_n
     third = await asyncio.wait_for(log.append(a_set(2)), 5)
     asked = Asked([first, third])
     assert await asked.state() == "D."
+    await at_rest(log)
+    card.work()
+    await asyncio.wait_for(third.durable, 3)  # who asks for it sets off a commit
+    card.refuse("COMMIT")
+    third = await asyncio.wait_for(log.append(a_set(4)), 5)
+    asked = Asked([first, third])
     card.work()
     fourth = await asyncio.wait_for(log.append(a_set(3)), 5)
     await asyncio.wait_for(asyncio.gather(third.durable, fourth.durable), 5)
@@ -275,6 +328,15 @@ async def test_memory_that_is_full_waits_for_the_commit_at_work_though_the_one_b
     await log.close()
 
 
+async def test_sets_that_come_faster_than_a_commit_can_begin_wait_for_it(tmp_path: Path) -> None:
+    log = await resting(tmp_path, CITY, head_bytes=5000)
+    for n in range(50):
+        await log.append(a_set(n))  # nobody else has a turn in between
+    assert log.status()["lost"] == {}
+    assert await everything(log, "milano") == list(range(50))
+    await log.close()
+
+
 async def test_who_waits_for_room_goes_on_when_the_commit_at_work_fails(tmp_path: Path) -> None:
     card = Card()
     log = await resting(tmp_path, CITY, connect=card.connect, head_bytes=5000)
@@ -293,4 +355,45 @@ async def test_who_waits_for_room_goes_on_when_the_commit_at_work_fails(tmp_path
     assert await everything(log, "milano") == list(range(1, 11))
     card.work()
     await log.commit()
+    await log.close()
+
+
+async def test_who_waits_for_room_goes_on_when_a_commit_that_was_asked_for_fails(tmp_path: Path) -> None:
+    card = Card()
+    log = await resting(tmp_path, CITY, connect=card.connect, head_bytes=5000)
+    card.refuse()
+    for n in range(10):
+        await log.append(a_set(n))
+    await refused(log)
+    card.hold("BEGIN")
+    commit = asyncio.create_task(refused(log))
+    await card.has_reached()
+    appending = asyncio.create_task(log.append(a_set(10)))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not appending.done()
+    card.release()
+    await commit
+    await asyncio.wait_for(appending, 3)  # and not when it is tried again
+    assert log.status()["lost"] == {"memory": 2}
+    card.work()
+    await log.close()
+
+
+async def test_who_waits_for_room_goes_on_when_all_have_settled_what_is_in_memory(tmp_path: Path) -> None:
+    card = Card()
+    log = await resting(tmp_path, CITY, connect=card.connect, head_bytes=5000)
+    card.hold("COMMIT")
+    for n in range(10):
+        await log.append(a_set(n))
+    await card.has_reached()
+    appending = asyncio.create_task(log.append(a_set(10)))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not appending.done()
+    await settle(log, "milano", 2)
+    await asyncio.wait_for(appending, 5)  # though the card is at it
+    card.release()
+    await log.commit()
+    assert await everything(log, "milano") == list(range(2, 11))
     await log.close()

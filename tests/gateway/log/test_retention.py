@@ -1,16 +1,19 @@
 """Bounds: the oldest goes first, counted for whom it was owed; what is settled goes when `keep` is over."""
 
+import asyncio
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.clock import Source
 from gateway.log.log import Consumer, Log
 from gateway.log.segment import microseconds
+from gateway.sdk.errors import LogError
 from gateway.sdk.reading import Reading, ReadingSet
 from gateway.sdk.testing import NOON, ManualClock
-from tests.gateway.log.scene import CITY, OTHER, a_set, counts_of, everything, on_card, opened, settle
+from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, counts_of, everything, on_card, opened, settle
 
 SMALL = 600_000
 
@@ -126,9 +129,36 @@ async def test_a_removed_broker_holds_nothing_back_but_keeps_its_place(tmp_path:
     for _ in range(2):
         await log.commit()
     assert await log.scan(-1) is None
+    with pytest.raises(LogError, match="milano is in the config"):
+        await log.forget("milano")
     assert await log.forget("porto")
     assert not await log.forget("porto")
     assert log.status()["removed_consumers"] == []
+    await log.close()
+
+
+async def test_a_broker_that_begins_where_nothing_is_left_gets_what_comes(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    for n in range(4):
+        await log.append(a_set(n))
+    await log.commit()
+    await settle(log, "milano", 4)
+    await log.commit()
+    await log.set_consumers([CITY, OTHER, Consumer("one", takes=lambda device, point: point == "count")])
+    for _ in range(2):
+        assert await log.read("porto") is None
+    waiting = asyncio.create_task(log.wait("porto"))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    await log.append(a_set(4))
+    await asyncio.wait_for(waiting, 5)
+    assert await everything(log, "porto") == [4]
+    await log.commit()
+    await log.append(a_set(5))
+    for _ in range(2):
+        assert await everything(log, "porto") == [4, 5]
+    assert (log.backlog("porto")[0], log.backlog("one")[0]) == (4, 2)
     await log.close()
 
 
@@ -146,6 +176,19 @@ async def test_a_renamed_broker_goes_on_where_it_was(tmp_path: Path) -> None:
         assert await everything(log, "milan") == [2, 3]
         assert log.status()["removed_consumers"] == []
         await log.close()
+
+
+async def test_a_broker_that_has_a_place_takes_none_over(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY, OTHER)
+    for n in range(4):
+        await log.append(a_set(n))
+    await settle(log, "milano", 3)
+    await settle(log, "porto", 1)
+    await log.close()
+    log = await opened(tmp_path, Consumer("porto", was="milano"))
+    assert await everything(log, "porto") == [1, 2, 3]
+    assert log.status()["removed_consumers"] == ["milano"]
+    await log.close()
 
 
 # Segments that are settled in part
@@ -205,7 +248,7 @@ async def test_the_gap_of_segments_settled_in_part_counts_what_each_consumer_was
     await settle(log, "porto", porto)
     await log.commit()
     assert not log.gaps  # not older than that
-    clock.advance(1)
+    clock.advance(0.001)
     await log.commit()
     owed = {"milano": 2 * max(0, 8 - milano), "porto": 2 * max(0, 8 - porto)}
     lost = max(owed.values())
@@ -310,4 +353,44 @@ async def test_gaps_of_one_reason_and_hour_are_one_record_in_the_file(tmp_path: 
             microseconds(NOON + timedelta(seconds=4)),
             microseconds(NOON + timedelta(seconds=2400)),
         )
+    await log.close()
+
+
+async def test_what_goes_by_age_and_what_by_size_in_one_commit_is_counted_apart(tmp_path: Path) -> None:
+    clock = ManualClock()
+    log = await opened(tmp_path, CITY, clock=clock, max_size_bytes=SMALL, max_age_s=7200.0)
+    count = 0
+    for sets, wait_s in ((10, 4000), *[(25, 330)] * 10, (200, 0)):
+        for _ in range(sets):
+            await log.append(bulky(count))
+            count += 1
+        await log.commit()
+        clock.advance(wait_s)
+    kept = await everything(log, "milano")
+    assert 10 < kept[0] < 260
+    async with on_card(tmp_path, CITY, clock=clock, max_size_bytes=SMALL, max_age_s=7200.0) as found:
+        for look in (log, found):
+            assert look.status()["lost"] == {"age": 20, "size": 2 * (kept[0] - 10)}
+            assert look.given_up("milano") == 2 * kept[0]
+    await log.close()
+
+
+async def test_what_went_by_age_is_told_with_its_true_times(tmp_path: Path) -> None:
+    clock = BootClock("b1", NOON, -7200.0)
+    log = await opened(tmp_path, CITY, clock=clock, max_age_s=3600.0)
+    await log.append(ReadingSet("d", (Reading("x", 1, clock.now()),)))
+    clock.advance(10)
+    await log.commit()
+    clock.learn(Source.KERNEL)
+    await log.commit()
+    assert not log.gaps  # it is not known yet how old it is
+    log.before_step()  # looks at the clock
+    for wait_s in (3590, 0.001, 9.998):
+        clock.advance(wait_s)
+        await log.commit()
+        assert not log.gaps  # its age is that of the segment
+    clock.advance(0.002)
+    await log.commit()
+    [gap] = log.gaps
+    assert (gap.from_us, gap.to_us) == (microseconds(NOON), microseconds(NOON + timedelta(seconds=10)))
     await log.close()

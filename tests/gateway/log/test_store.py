@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.log.boots import Boot, Boots
+from gateway.log.retention import Retention
 from gateway.log.segment import Entry, Stamp, microseconds
 from gateway.log.store import PAGE_BYTES, Batch, Gap, Store
 from gateway.sdk.reading import Reading
@@ -195,6 +196,28 @@ def test_what_a_damaged_segment_held_is_known_from_its_neighbours(store: Store) 
     store.delete_upto(2)
     assert [(last, readings) for last, readings, _ in store.oldest(2)] == [(4, 0), (6, 6)]
     assert store.progress(6) == (6, 14)
+
+
+def test_a_damaged_segment_behind_those_that_are_too_old_goes_with_them_and_is_counted(store: Store) -> None:
+    for n in range(1, 6):
+        store.commit(Batch(entries=[a_set(n, n)], now_us=n * HOUR_US))
+    spoil(store, 3)
+    store.now_us = lambda: 10 * HOUR_US
+    retain = Retention(max_age_s=7.5 * 3600, keep_s=0.0, cursors={"a": 0, "b": 1, "c": 3})  # older than the third
+    [gap] = store.commit(Batch(settled=0), retain).gaps
+    assert (gap.reason, gap.readings, gap.owed["b"], gap.owed["c"]) == ("age", 6, gap.owed["a"] - 1, 0)
+    assert (gap.from_us, gap.to_us) == (microseconds(NOON) + 10_000_000, 2 * HOUR_US)
+    assert [last for last, _, _ in store.oldest(9)] == [4, 5]
+
+
+def test_a_damaged_segment_that_everybody_has_is_kept_no_longer_than_the_one_before(store: Store) -> None:
+    for n in range(1, 4):
+        store.commit(Batch(entries=[a_set(n)], now_us=n * HOUR_US))
+    spoil(store, 2)
+    store.now_us = lambda: 10 * HOUR_US
+    retain = Retention(max_age_s=1e9, keep_s=7.5 * 3600, cursors={"a": 3})
+    assert store.commit(Batch(settled=3), retain).gaps == []
+    assert [last for last, _, _ in store.oldest(9)] == [3]
 
 
 # Gaps

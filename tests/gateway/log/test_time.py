@@ -371,3 +371,37 @@ async def test_each_stretch_of_a_hardware_clock_that_was_set_is_corrected_by_its
     await log.commit()
     assert errors_s(await read_all(log)) == [0.0] * 10
     await log.close()
+
+
+async def test_a_time_that_is_learned_makes_no_reading_good_that_is_of_the_future(tmp_path: Path) -> None:
+    clock = BootClock("b1", NOON, -7200.0)
+    log = await opened(tmp_path, CITY, clock=clock)
+    await log.append(ReadingSet("d", (Reading("x", 1, clock.now() + timedelta(days=1)),)))
+    [number] = log.series
+    clock.learn(Source.KERNEL)
+    log.before_step()  # looks at the clock
+    await log.commit()
+    assert log.boots.confirmed
+    assert log.last_values.good(number) is None
+    clock.advance(86_400)
+    await log.commit()
+    good = log.last_values.good(number)
+    assert good is not None
+    assert good.value == 1
+    await log.close()
+
+
+async def test_a_clock_that_is_only_not_before_its_floor_vouches_for_no_time(tmp_path: Path) -> None:
+    clock = BootClock("b1", NOON, -7200.0, Source.FLOOR)
+    log = await opened(tmp_path, CITY, clock=clock)
+    await log.append(ReadingSet("d", (Reading("x", 1, clock.now()),)))
+    assert await log.read("milano") is None
+    await log.commit()
+    assert await log.read("milano") is None
+    clock.learn(Source.KERNEL)
+    log.before_step()  # looks at the clock
+    await log.commit()
+    columns = await log.read("milano")
+    assert columns is not None
+    assert columns.time_us == [microseconds(NOON)]
+    await log.close()
