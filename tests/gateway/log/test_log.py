@@ -344,8 +344,7 @@ THRIFTY = textwrap.dedent(
     import asyncio, os, sys
     from pathlib import Path
     from gateway.clock import SystemClock
-    from gateway.clock import Source
-from gateway.log.log import Consumer, Log, LogSettings
+    from gateway.log.log import Consumer, Log, LogSettings
     from gateway.sdk.reading import Reading, ReadingSet
 
     async def main():
