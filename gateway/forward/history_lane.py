@@ -353,6 +353,8 @@ class PastLane:
             batch = await self._unknown(entity_id, batch)
             if not batch:
                 return Outcome()
+            if self._unseen is not None:
+                self._unseen.goes_past(batch)
             outcome = await self._of.broker.history([update.past for update in batch])
         except ContextMissing as missing:
             outcome = waiting([batch[0].past], str(missing))
@@ -478,8 +480,6 @@ class PastLane:
             self._taken.judge()
         elif self._taken.judged(batch, outcome):
             self._most.pop(entity_id, None)
-            if self._unseen is not None:
-                self._unseen.sent_past(batch[0].feed)
             await self.settle()
 
     async def _finish(self, entity_id: str, batch: Sequence[Update]) -> None:

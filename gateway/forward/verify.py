@@ -11,6 +11,7 @@ database, after they acknowledged it. So an accepted update waits here, in memor
 """
 
 from bisect import insort
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -30,6 +31,7 @@ ENTITIES_A_LOOK: Final = 20  # as many as one query takes
 UPDATES_A_STRETCH: Final = 500
 PATIENCE: Final = 12  # a look that shows nothing is followed by a later one, up to so many times later
 DOUBLES_OF: Final = 50  # newest points of an attribute in which a doubled one is looked for
+WENT: Final = 1000  # points of one entity of which is known how often they were sent
 
 
 @dataclass(slots=True, eq=False)
@@ -39,12 +41,14 @@ class _Waiting:
     Attributes:
         known: it was accepted; else that is not known, and in doubt it is sent again.
         since_s: on the clock of the broker's presence.
+        alone: it went as state alone: that the history shows it tells that the broker recorded it.
     """
 
     update: Update
     mark: Mark
     known: bool
     since_s: float
+    alone: bool = True
 
 
 @dataclass(slots=True)
@@ -116,7 +120,9 @@ class Unseen:
         self._wait_s = settings.look_s
         self._asked_s: float | None = None  # when a look was answered
         self._learned_s = 0.0
-        self._lately: Feed | None = None  # something of it went by the temporal API
+        self._watched: Feed | None = None  # doubled points of it are looked for
+        self._went = Counter[tuple[str, int]]()  # how often each point of it went by the temporal API
+        self._went_lately = False  # any of them since the last look
         self._doubles_s = settings.learn_s
         self._doubles_wait_s = settings.learn_s
 
@@ -170,9 +176,26 @@ class Unseen:
         if known and self._points[True] > self._settings.unseen_points:
             self._make_room()
 
-    def sent_past(self, feed: Feed) -> None:
-        """Something of it went by the temporal API."""
-        self._lately = feed
+    def goes_past(self, updates: Sequence[Update]) -> None:
+        """These, of one entity, go by the temporal API: a device may have told several values for one time."""
+        points = [point for update in updates for point in _points_of(update)]
+        if self.recording.by_itself is False:
+            self._note_went(updates[0].feed, points)
+        of, times = self._of.get(updates[0].entity_id), {time_us for _, time_us in points}
+        if of is None or max(times) < min((item.update.newest_us for item in of.items), default=0):
+            return  # of a backlog
+        shown = set(points)
+        for item in of.items:
+            item.alone = item.alone and not _shows(item, shown)
+
+    def _note_went(self, feed: Feed, points: Iterable[tuple[str, int]]) -> None:
+        if self._watched is None or (not self._went_lately and self._up_s >= self._doubles_s):
+            self._watched, self._went = feed, Counter()
+        if self._watched.key == feed.key:
+            self._went_lately = True
+            self._went.update(points)
+            while len(self._went) > WENT:
+                del self._went[next(iter(self._went))]
 
     def take_all(self) -> list[Update]:
         """Nobody looks any more; returns those of which nothing is known."""
@@ -253,8 +276,13 @@ class Unseen:
         return None
 
     def _doubles_due(self) -> bool:
-        lately = None if self._lately is None or self._contexts.away(self._lately.context) else self._lately
-        return self.recording.by_itself is False and lately is not None and self._up_s >= self._doubles_s
+        feed = self._watched if self._went_lately else None
+        return (
+            self.recording.by_itself is False
+            and feed is not None
+            and not self._contexts.away(feed.context)
+            and self._up_s >= self._doubles_s
+        )
 
     # looking
 
@@ -304,7 +332,9 @@ class Unseen:
     def _saw(self, of: _Of, points: Iterable[tuple[str, datetime]]) -> bool:
         """The history shows these of an entity; whether one is a new witness."""
         shown = {(key, microseconds(at)) for key, at in points}
-        best = next((i.mark for i in reversed(of.items) if i.mark.epoch is not None and _shows(i, shown)), None)
+        best = next(
+            (i.mark for i in reversed(of.items) if i.alone and i.mark.epoch is not None and _shows(i, shown)), None
+        )
         if best is None or (of.witness is not None and best.order <= of.witness.order):
             return False
         self.recording.seen()
@@ -334,13 +364,15 @@ class Unseen:
 
     async def _look_for_doubles(self) -> None:
         """It was taken for one that does not record: if it does, each point stands there twice."""
-        if self._lately is None:
+        feed, went = self._watched, self._went
+        if feed is None:
             return
-        feed, self._lately = self._lately, None
+        self._went_lately = False
         self._doubles_wait_s = min(2 * self._doubles_wait_s, self._settings.look_within_s)
         self._doubles_s = self._up_s + self._doubles_wait_s
         points = (await self._broker.history_newest([_asked(feed)], last=DOUBLES_OF)).get(feed.entity_id, ())
-        if len(set(points)) < len(points):
+        counted = Counter((key, microseconds(at)) for key, at in points)
+        if any(count > went.get(point, count) for point, count in counted.items()):
             self.recording.seen()
 
     def _learn(self) -> None:
@@ -428,13 +460,14 @@ def _covers(witness: Mark, mark: Mark) -> bool:
     return mark.epoch is not None and mark.epoch == witness.epoch and mark.order <= witness.order
 
 
+def _points_of(update: Update) -> Iterable[tuple[str, int]]:
+    """Attribute and time of what an update says."""
+    keys = update.feed.keys
+    return ((key, time_us) for point, (_, time_us, _) in update.readings.items() for key in keys[point])
+
+
 def _shows(item: _Waiting, shown: set[tuple[str, int]]) -> bool:
-    keys = item.update.feed.keys
-    for point, (_, time_us, _) in item.update.readings.items():
-        for key in keys[point]:
-            if (key, time_us) in shown:
-                return True
-    return False
+    return any(point in shown for point in _points_of(item.update))
 
 
 def _name_of(update: Update) -> str:

@@ -394,11 +394,9 @@ async def test_a_no_ends_when_what_waited_shows_or_a_point_stands_there_twice() 
     for doubled in (True, False):
         waits = Waits(recording=Recording(False))
         waits.put(0, 1)
-        feed = waits.of.feeds.of(A, "air-1")
-        assert feed is not None
         waits.broker.newest = {A: [("no2", START + timedelta(seconds=9))] * 2 if doubled else [("no2", START)]}
         if doubled:
-            waits.unseen.sent_past(feed)
+            waits.unseen.goes_past([waits.update("air-1", 9, no2=9)])
             await waits.after(590.0)
             assert waits.recording.shown == "no"
             await waits.after(15.0)
@@ -409,22 +407,58 @@ async def test_a_no_ends_when_what_waited_shows_or_a_point_stands_there_twice() 
 
 async def test_several_times_are_no_doubled_point() -> None:
     waits = Waits(recording=Recording(False))
-    feed = waits.of.feeds.of(A, "air-1")
-    assert feed is not None
+    went = [waits.update("air-1", 0, no2=1, pm25=1), waits.update("air-1", 1, no2=1)]
     waits.broker.newest = {A: [("no2", START), ("pm25", START), ("no2", START + timedelta(seconds=1))]}
-    waits.unseen.sent_past(feed)
+    waits.unseen.goes_past(went)
     await waits.after(605.0)
     assert waits.broker.asked == [[A]]
     assert waits.recording.shown == "no"
     await waits.after(3600.0)
     assert waits.broker.asked == [[A]]  # nothing has gone since
-    waits.unseen.sent_past(feed)
+    waits.unseen.goes_past(went)
     await waits.after(5.0)
-    waits.unseen.sent_past(feed)
+    waits.unseen.goes_past(went)
     await waits.after(2390.0)
     assert waits.broker.asked == [[A]] * 2  # less and less often
     await waits.after(15.0)
     assert waits.broker.asked == [[A]] * 3
+
+
+async def test_what_we_sent_twice_ourselves_is_no_doubled_point() -> None:
+    waits = Waits(recording=Recording(False))
+    point = ("no2", START)
+    waits.unseen.goes_past([waits.update("air-1", 0, no2=1), waits.update("air-1", 0, no2=2)])  # a device's own
+    waits.broker.newest = {A: [point] * 2}
+    await waits.after(605.0)
+    waits.unseen.goes_past([waits.update("air-1", 0, no2=3)])  # a request in doubt, or a device that repeats itself
+    waits.broker.newest = {A: [point] * 3}
+    await waits.after(1205.0)
+    assert (waits.broker.asked, waits.recording.shown) == ([[A]] * 2, "no")
+    waits.unseen.goes_past([waits.update("air-2", 0, no2=3)])  # the other one is silent
+    await waits.after(2405.0)
+    waits.unseen.goes_past([waits.update("air-2", 1, no2=3)])
+    waits.broker.newest = {B: [("no2", START + timedelta(seconds=1))] * 2}
+    await waits.after(5.0)
+    assert (waits.broker.asked[-1], waits.recording.shown) == ([B], "yes (seen)")
+
+
+async def test_what_went_by_the_temporal_api_too_tells_nothing_and_is_no_witness() -> None:
+    for recording in (Recording(), Recording(True, "scorpio")):
+        waits = Waits(recording=recording)
+        for n in range(4):
+            waits.put(n, n + 1)
+        waits.unseen.goes_past([waits.update("air-1", 3, no2=99)])  # another value of that time
+        waits.shows(3)
+        assert await waits.after(5.0) == []
+        assert (waits.waiting(), waits.recording is recording, recording.why) == (
+            4,
+            True,
+            "scorpio" * bool(recording.by_itself),
+        )
+        waits.shows(2)
+        waits.put(8, 9)
+        await waits.after(3600.0)
+        assert waits.waiting() == 2
 
 
 def test_what_a_product_is_known_for_and_what_is_kept_of_it() -> None:

@@ -323,6 +323,24 @@ async def test_one_that_does_not_record_is_found_out_while_it_is_there_and_gets_
     assert Counter(measured_only(strict.temporal_history())) == Counter(site.box.expected)
 
 
+async def test_two_values_for_one_time_do_not_look_as_if_the_broker_recorded(site: Site) -> None:
+    """One of them went by the temporal API, and shows."""
+    strict = StrictBroker()
+    strict.behaviour.records = False
+    async with strict.serve() as url, site.running(url, replace(AUTO, learn_s=0.5, unseen_s=0.6)) as health:
+        for value in (1.5, 2.5):
+            await site.box.put("air-0", 1.0, no2=value)
+        await strict.until(lambda: len(strict.temporal_history()) == 1)
+        await asyncio.sleep(4 * LOOK_S)
+        async with asyncio.timeout(8):
+            while health.records != "no":
+                assert health.records in ("", "not known yet")
+                site.n += 1
+                await site.live(1)
+        await site.all_done()
+    assert {point[3] for point in judged(strict, site).missing} <= {1.5, 2.5}  # the history is asked by times
+
+
 @pytest.mark.parametrize("waits", [True, False])
 async def test_a_no_that_was_wrong_changes_by_itself(site: Site, waits: bool) -> None:
     """A tenant was busy for longer than was waited: what waited shows, or else a doubled point."""
