@@ -125,6 +125,7 @@ class Forwarder:
             refusals=Refusals(name, clock, feeds.devices),
             usage=Usage(name, broker.traffic, log, clock, recording),
             past_breaker=_breaker(settings, rng),
+            look_breaker=_breaker(settings, rng),
             show=self.show,
             recording=recording,
             ahead=False,
@@ -232,7 +233,8 @@ class Forwarder:
         self._breaker.worked()
         if self._way.fault is not None:
             common.standing.fails(self._way.fault, of="history: ")
-            common.standing.try_in(common.past_breaker.wait_s(self._clock.monotonic_s()))
+            breakers, now_s = (common.past_breaker, common.look_breaker), self._clock.monotonic_s()
+            common.standing.try_in(max(breaker.wait_s(now_s) for breaker in breakers))
         else:
             common.standing.works("; ".join(filter(None, (self._broker.traffic.warning, common.pace.warning))))
 

@@ -89,6 +89,7 @@ class Common:
     refusals: Refusals
     usage: Usage
     past_breaker: Breaker
+    look_breaker: Breaker
     show: Callable[[], None]
     recording: Recording
     ahead: bool
@@ -337,16 +338,22 @@ class TwoLanes:
     def __init__(self, common: Common, mode: Mode, lane: PastLane) -> None:
         self.mode = mode
         self.kept_mode = mode
-        self.fault: BrokerUnavailable | None = None
         self._common = common
         self._lane = lane
-        self._breaker = common.past_breaker
-        self._breaker.worked()
+        self._breaker, self._looks = common.past_breaker, common.look_breaker
+        self._faults: dict[Breaker, BrokerUnavailable] = {}
+        for breaker in (self._breaker, self._looks):
+            breaker.worked()
         self._stuck = False  # the history lane waits for the state lane
 
     @property
     def counts(self) -> LaneCounts:
         return self._lane.counts
+
+    @property
+    def fault(self) -> BrokerUnavailable | None:
+        """Why the past cannot be sent, or else not be looked at."""
+        return self._faults.get(self._breaker) or self._faults.get(self._looks)
 
     async def turn(self) -> "Outcome | Way | None":
         common, lane = self._common, self._lane
@@ -371,14 +378,16 @@ class TwoLanes:
         return None
 
     async def _look(self) -> bool:
-        """Look at what the history shows, when it is time; whether it was."""
+        """Look at what the history shows, when it is time; whether it was. What cannot be read keeps nothing from being sent."""
+        if self._looks.wait_s(self._common.clock.monotonic_s()) > 0:
+            return False
         try:
             looked = await self._lane.look()
         except BrokerUnavailable as fault:
-            self._failed(fault)
+            self._failed(fault, self._looks)
             return True
         if looked:
-            self._worked()
+            self._worked(self._looks)
         return looked
 
     async def _read_on(self) -> None:
@@ -424,21 +433,20 @@ class TwoLanes:
         common.pace.answered(common.clock.monotonic_s() - asked_s)
         common.sent_past(outcome)
         if outcome.fault is not None:
-            self._failed(outcome.fault)
+            self._failed(outcome.fault, self._breaker)
             return None
-        self._worked()
+        self._worked(self._breaker)
         return outcome
 
-    def _worked(self) -> None:
-        if not self._breaker.closed:
-            self._breaker.worked()
-            self.fault = None
+    def _worked(self, breaker: Breaker) -> None:
+        breaker.worked()
+        self._faults.pop(breaker, None)
 
-    def _failed(self, fault: BrokerUnavailable) -> None:
+    def _failed(self, fault: BrokerUnavailable, breaker: Breaker) -> None:
         """The past waits by itself: a broker that refuses or fails only there still gets the present at once."""
         common = self._common
-        wait_s = self._breaker.failed(common.clock.monotonic_s(), fault.retry_after_s)
-        self.fault = fault
+        wait_s = breaker.failed(common.clock.monotonic_s(), fault.retry_after_s)
+        self._faults[breaker] = fault
         common.standing.fails(fault, of="history: ")
         if isinstance(fault, NotOffered):
             common.probing.soon()

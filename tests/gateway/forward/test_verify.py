@@ -16,9 +16,10 @@ import pytest
 from gateway.forward.settings import ForwardSettings
 from gateway.health import BrokerHealth
 from gateway.log.log import Log
-from tests.gateway.forward.scene import entity_id, measured_only, tables
+from tests.gateway.forward.scene import entity_id, measured_only, tables, wire
 from tests.gateway.forward.test_two_lanes import FAST, Box
 from tests.support.broker_judge import Verdict
+from tests.support.broker_parts import Refusal, Reply, Request
 from tests.support.broker_profiles import Scorpio
 from tests.support.strict_broker import StrictBroker
 
@@ -321,6 +322,39 @@ async def test_one_that_does_not_record_is_found_out_while_it_is_there_and_gets_
             await strict.until(lambda: health.records == "no")
             await site.all_done()
     assert Counter(measured_only(strict.temporal_history())) == Counter(site.box.expected)
+
+
+class Unreadable(StrictBroker):
+    """Its history can be written, but for now not read."""
+
+    unreadable = False
+
+    def answer(self, request: Request) -> Reply:
+        if self.unreadable and request.method == "GET" and "/temporal/" in request.path:
+            return Reply(503, Refusal(503, "too much to do", kind="InternalError").problem())
+        return super().answer(request)
+
+
+async def test_a_history_that_cannot_be_read_for_a_while_keeps_nothing_from_being_sent(site: Site) -> None:
+    strict = Unreadable(profile=Scorpio(silence_s=SILENCE_S, look_s=LOOK_S, tenant_s=0.01, batch_s=None))
+    async with strict.serve() as url, site.running(url) as health:
+        await site.live(2)
+        await site.all_done()
+        strict.unreadable = True
+        await site.live(10)
+        await strict.until(lambda: health.reason.startswith("history: "))
+        await site.live(2)
+        await site.box.put("air-0", 0.5, no2=0.5)  # late: for the history alone
+        await strict.until(lambda: (entity_id("air-0"), "no2", wire(0.5), 0.5) in strict.temporal_history())
+        await strict.until(lambda: site.box.settled and strict.current(entity_id("air-0"), "pm25") == site.n)
+        assert health.reason.startswith("history: ")
+        assert not await site.done()
+        strict.unreadable = False
+        await site.all_done()
+        await site.live(1)
+        await strict.until(lambda: health.state == "ok")
+        await site.all_done()
+    assert judged(strict, site).clean
 
 
 async def test_two_values_for_one_time_do_not_look_as_if_the_broker_recorded(site: Site) -> None:

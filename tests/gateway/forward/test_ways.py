@@ -48,6 +48,7 @@ class Turns(Sweeps):
             refusals=Refusals("city", self.clock, of.feeds.devices),
             usage=Usage("city", self.broker.traffic, self.log, self.clock),
             past_breaker=Breaker(Backoff(1.0, 1.0, rng=random.Random(1))),
+            look_breaker=Breaker(Backoff(1.0, 1.0, rng=random.Random(1))),
             show=self.show,
             recording=Recording(records, forgets=False) if records is not None else Recording(),
             ahead=ahead,
