@@ -64,7 +64,8 @@ class InOrderLane:
         if stretch is None or stretch.last is None:
             return False
         # those of which the model allows nothing are left out; a fault in the walk leaves the stretch unread
-        read = [update for _, updates in stretch.sets for update in updates if is_measured(update.entity)]
+        sent = self._of.feeds.was_sent  # before a reload, by lanes that waited to see it in a history
+        read = [u for seq, updates in stretch.sets if not sent(seq) for u in updates if is_measured(u.entity)]
         taken.position = stretch.last
         ready = [update for update in read if taken.ready(update)]
         for update in ready:

@@ -219,6 +219,8 @@ class Greeting:
         common.probing.later(probe)
         common.recording.named(common.probing.product)
         event("history_mode", broker=common.name, mode=mode, readable=probe.readable, product=probe.product)
+        if mode == "temporal":
+            await common.aside.again(LATE)  # of an earlier run, which found no history
         return self._in_order() if mode == "in-order" else _two_lanes(common, mode)
 
     async def _greet(self) -> Outcome | None:

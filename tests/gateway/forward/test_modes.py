@@ -15,6 +15,7 @@ from gateway.health import BrokerHealth
 from tests.gateway.forward.raw import as_json, http, problem
 from tests.gateway.forward.scene import entity_id, measured_only, wire
 from tests.gateway.forward.test_two_lanes import FAST, Box, assert_exact, live
+from tests.support.broker_profiles import Scorpio
 from tests.support.strict_broker import StrictBroker
 
 QUICK = replace(FAST, probe_again_s=0.1, unsure_s=0.3, held_every_s=0.02, records=True)
@@ -153,6 +154,38 @@ async def test_a_history_that_is_gone_after_an_outage_and_comes_back(box: Box, o
         await arrived(strict, box)
         await strict.until(lambda: health.dead == 0)
     assert_exact(strict, box)
+
+
+async def test_what_was_late_where_no_history_was_goes_to_the_one_that_the_next_run_finds(box: Box) -> None:
+    strict = StrictBroker()
+    gone = as_json(404, problem("ResourceNotFound", 404))
+    async with ingress(strict) as (front, url):
+        front.answer = lambda what: gone if "/temporal/" in what else None
+        async with box.running(url, QUICK) as health:
+            await live(box, 0, 10)
+            await strict.until(lambda: box.settled)
+            await box.put("air-0", 0.5, no2=0.5)
+            await strict.until(lambda: health.dead == 1)
+        front.answer = lambda _: None
+        async with box.running(url, QUICK) as health:
+            await arrived(strict, box)
+            await strict.until(lambda: health.history == "temporal" and health.dead == health.later == 0)
+    assert_exact(strict, box)
+
+
+async def test_what_was_sent_before_a_reload_is_not_late_when_the_operator_wants_it_in_order(box: Box) -> None:
+    """It was not seen in the history yet, so the log has it still."""
+    strict = StrictBroker(profile=Scorpio(batch_s=None))
+    async with strict.serve() as url, strict.neighbour(every_s=0.01), box.open():
+        async with box.forwarding(url, QUICK):
+            await live(box, 0, 10)
+            await strict.until(lambda: box.settled)
+        async with box.forwarding(url, replace(QUICK, history="in-order")) as health:
+            await live(box, 10, 15)
+            await strict.until(lambda: health.history == "in-order" and box.settled)
+            assert (health.late, health.dead) == (0, 0)
+    assert {point[3] for point in strict.history() if point in box.expected} >= set(range(10, 15))
+    assert strict.backwards == []
 
 
 async def test_a_history_that_the_broker_itself_no_longer_knows_is_asked_for_without_any_outage(box: Box) -> None:
