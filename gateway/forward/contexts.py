@@ -17,6 +17,9 @@ REMEDY = (
 )
 
 
+_TOLD = "asked for, as another one is missing"
+
+
 @dataclass(slots=True)
 class _Missing:
     """One that was missed.
@@ -48,6 +51,7 @@ class Contexts:
     backoff: Callable[[], Backoff] = lambda: Backoff(0.5, 60.0, quick_cap_s=5.0, quick_for_s=300.0)
     now_s: Callable[[], float] = time.monotonic
     _missing: dict[str, _Missing] = field(default_factory=dict)
+    _one_serves: bool = True  # something was carried out since a context was first missed
 
     def address(self, context: str) -> str:
         """Where the broker is told to find it."""
@@ -68,12 +72,14 @@ class Contexts:
         missing = self._missing.get(context)
         if missing is None:
             missing = self._missing[context] = _Missing(reason, self.now_s(), self.backoff())
+            self._one_serves = False
             event("context_missing", context=self.address(context), reason=reason)
         missing.reason, missing.half = reason, False
         missing.next_s = self.now_s() + missing.backoff.next_s()
 
     def found(self, context: str) -> None:
         """It served."""
+        self._one_serves = True
         if self._missing.pop(context, None) is not None:
             event("context_found", context=self.address(context))
 
@@ -92,9 +98,21 @@ class Contexts:
                 self.found(context)
             elif served is False:
                 self.missed(context, missing.reason)
+                await self._ask_others(self.ask)
             missing.half = served is None
             again = again or served is not False
         return again
+
+    async def _ask_others(self, ask: Callable[[str], Awaitable[bool | None]]) -> None:
+        """Of a context that is seldom sent with, only this tells whether any is to be had at all."""
+        for context in self.used:
+            if self._one_serves:
+                return
+            if context not in self._missing:
+                if await ask(context) is False:
+                    self.missed(context, _TOLD)
+                else:
+                    self._one_serves = True
 
     def fault(self) -> BrokerUnavailable:
         """Why nothing can be sent."""

@@ -160,8 +160,11 @@ class Forwarder:
             self.show()
         try:
             await self._ask_time()
-            if await self._broker.traffic.contexts.look():
+            contexts = self._broker.traffic.contexts
+            if await contexts.look():
                 self._common.state.hurry()
+            if contexts.all_away:  # the log keeps what comes, nothing is set aside
+                raise contexts.fault()
             came = await self._step()
             if came is not None and not isinstance(came, Outcome):
                 await self._go_on(came)

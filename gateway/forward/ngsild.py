@@ -437,10 +437,11 @@ def _encode(entities: Sequence[Entity]) -> tuple[list[Encoded], Outcome]:
 
 
 def _by_type(entities: Sequence[Entity]) -> dict[tuple[str, str], list[str]]:
-    groups: dict[tuple[str, str], list[str]] = {}
+    """Ids by type and context, each once, of however many updates."""
+    groups: dict[tuple[str, str], dict[str, None]] = {}
     for entity in entities:
-        groups.setdefault((entity.type, entity.context), []).append(entity.id)
-    return groups
+        groups.setdefault((entity.type, entity.context), {})[entity.id] = None
+    return {key: list(ids) for key, ids in groups.items()}
 
 
 def _all_done(answer: Answer, ids: Sequence[str]) -> bool:

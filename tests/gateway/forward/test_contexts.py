@@ -65,7 +65,10 @@ PRODUCTS: dict[str, Callable[[], Profile]] = {
 class City:
     """A broker, a box, and what its devices measured."""
 
-    def __init__(self, profile: Profile, settings: ForwardSettings = FAST) -> None:
+    def __init__(self, profile: Profile, settings: ForwardSettings = FAST, silent: str = "") -> None:
+        self.mappings = mappings()
+        if silent:  # a device that says nothing meanwhile, with a context of its own
+            self.mappings |= {"box": tuple(replace(table, context=silent) for table in tables("box")["box"])}
         self.strict, self.log, self.settings = StrictBroker(profile=profile), MemoryLog(), settings
         self.contexts = profile.contexts
         self.health = BrokerHealth()
@@ -78,7 +81,7 @@ class City:
             forwarder = Forwarder(
                 "city",
                 broker,
-                mappings(),
+                self.mappings,
                 log=self.log,
                 health=self.health,
                 clock=RealClock(),
@@ -185,6 +188,30 @@ async def test_without_any_context_the_broker_is_as_if_it_were_away(product: str
         await city.strict.until(lambda: city.there(*AIRS) and city.health.state == "ok")
         city.contexts.serve(WEATHER_AT)
         await city.strict.until(city.whole)
+    assert city.strict.backwards == []
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+async def test_a_context_that_is_seldom_used_does_not_hide_that_none_is_there(product: str) -> None:
+    device = AIR.replace("Environment", "Device")
+    city = City(PRODUCTS[product](), silent=device)
+    city.contexts.offline = True
+    for address in (AIR_AT, WEATHER_AT, served_at(device)):
+        city.contexts.away(address)
+    async with city.running():
+        city.put(0, *AIRS, *MASTS)
+        await city.strict.until(lambda: city.health.state == "down" and len(city.health.contexts) == 3)
+        held = len(city.log.held.table)
+        for at_s in range(1, 5):
+            city.put(at_s, *AIRS, *MASTS)
+            await asyncio.sleep(0.05)
+        assert len(city.log.held.table) == held
+        for address in (AIR_AT, WEATHER_AT):
+            city.contexts.serve(address)
+        city.contexts.offline = False
+        await city.strict.until(city.whole)
+        city.contexts.serve(served_at(device))
+        await city.strict.until(lambda: city.health.contexts == [] and city.health.state == "ok")
     assert city.strict.backwards == []
 
 
@@ -392,7 +419,7 @@ async def test_a_broker_without_the_core_context_is_told_as_such() -> None:
 )
 async def test_one_read_tells_whether_it_is_there_again(answer: bytes, again: bool, away: bool) -> None:
     raw = Raw(as_json(503, MISSING))
-    async with raw.serve() as url, broker_at(url) as broker:
+    async with raw.serve() as url, broker_at(url, AIR) as broker:
         contexts = broker.traffic.contexts
         contexts.now_s = (clock := ManualClock()).monotonic_s
         await broker.state(ENTITIES)
@@ -455,6 +482,8 @@ async def test_waits_grow_and_the_beginning_is_kept_until_it_serves() -> None:
     contexts = known(clock)
 
     async def ask(context: str) -> bool | None:
+        if context == WEATHER:
+            return True
         asked.append(clock.monotonic_s() - began_s)
         return served
 
@@ -482,6 +511,35 @@ async def test_waits_grow_and_the_beginning_is_kept_until_it_serves() -> None:
     assert contexts.rows(clock.now()) == []
     contexts.missed(AIR, "anew")
     assert contexts.rows(clock.now())[0]["since"][:19] > since[:19]
+
+
+async def test_others_are_asked_for_until_one_serves_and_anew_when_another_goes() -> None:
+    clock, asked = ManualClock(), list[str]()
+    there = {"c", "d"}
+    contexts = Contexts(used=dict.fromkeys("abcd", 1), now_s=clock.monotonic_s)
+
+    async def ask(context: str) -> bool | None:
+        asked.append(context)
+        return context in there
+
+    async def looks(count: int) -> list[str]:
+        asked.clear()
+        for _ in range(count):
+            clock.advance(61)
+            await contexts.look()
+        return asked
+
+    contexts.ask = ask
+    assert await looks(3) == []
+    contexts.missed("a", "")
+    assert await looks(3) == ["a", "b", "c", "a", "b", "a", "b"]  # those that serve are left alone
+    assert not contexts.all_away
+    there -= {"c", "d"}
+    contexts.missed("c", "")
+    assert sorted(set(await looks(1))) == ["a", "b", "c", "d"]
+    assert contexts.all_away
+    contexts.found("d")
+    assert await looks(1) == ["a", "b", "c"]
 
 
 def test_all_away_are_those_in_use() -> None:

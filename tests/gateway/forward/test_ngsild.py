@@ -320,6 +320,19 @@ async def test_history_goes_as_arrays_of_instances_without_touching_the_present(
     assert strict.current(IDS[0], "no2") == 5
 
 
+async def test_a_stretch_of_one_entity_is_read_once_however_many_updates_it_has() -> None:
+    strict = StrictBroker()
+    sent = [measured("air-0", n, no2=n) for n in range(50)]
+    async with strict.serve() as url:
+        broker = NgsiLdBroker(NgsiLdSettings(url))
+        await broker.history(sent)
+        asked = len(strict.requests)
+        assert len(await broker.history_back(sent)) == len(sent)
+        assert (await broker.read_back(sent)).keys() == set()
+        await broker.close()
+    assert len(strict.requests) - asked == 2
+
+
 async def test_a_broker_is_found_by_ipv6_too() -> None:
     async def answer(request: web.Request) -> web.Response:
         return web.Response(status=204)
