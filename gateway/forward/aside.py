@@ -185,8 +185,9 @@ class Aside:
     async def again(self, reason: str) -> None:
         """What became a dead letter for this reason is tried again: it holds no longer."""
         pieces = [p.id for p in self._held.pieces(self._broker) if p.next_try_at is None and p.reason == reason]
-        await self._held.requeue(pieces, self._clock.now())
-        self._look()
+        if pieces:  # without a card there are none
+            await self._held.requeue(pieces, self._clock.now())
+            self._look()
 
     async def write(self, *, at_once: bool = False) -> None:
         """Write the verdicts on what was tried again, and what is gathered when it is time.
