@@ -100,6 +100,7 @@ class Aside:
         self._since_s: float | None = None
         self._tried: dict[int, _Tried] = {}
         self._waiting: set[str] = set()
+        self._resting: set[int] = set()  # pieces that are sent and are to be seen yet: nothing waits behind them
         self._taken: set[str] = set()  # entities whose current value was taken after all
         self._on_card: set[tuple[str, int, int]] | None = None
         self._look()
@@ -112,6 +113,11 @@ class Aside:
     def waiting(self, entity_id: str) -> bool:
         """Whether older updates of this entity wait for a later try: then newer ones join them."""
         return entity_id in self._waiting
+
+    def rests(self, update: Update) -> None:
+        """It was sent and is to be seen in the history: until then its piece stays, but nothing waits behind it."""
+        self._resting.add(update.held)
+        self._look()
 
     def taken(self, entity_ids: Set[str]) -> None:
         """The broker has taken the current values of these: what waited for that waits no longer."""
@@ -220,6 +226,7 @@ class Aside:
                     number, reason=piece.reason, at=now, next_try_at=next_try_at, offered=piece.offered
                 )
             del self._tried[number]
+            self._resting.discard(number)
         self._look()
 
     async def _flush(self) -> None:
@@ -243,7 +250,9 @@ class Aside:
 
     def _look(self) -> None:
         pieces = self._held.pieces(self._broker)
-        later = {p.entity for p in pieces if p.next_try_at is not None and p.reason != FUTURE}
+        later = {
+            p.entity for p in pieces if p.next_try_at is not None and p.reason != FUTURE and p.id not in self._resting
+        }
         self._waiting = later | {entity for entity, _, dead, future in self._gathered if not dead and not future}
 
     async def retry(self, feeds: Feeds) -> list[Update]:
@@ -276,7 +285,7 @@ class Aside:
         oldest: dict[str, HeldPiece] = {}
         ready = []
         for piece in self._held.pieces(self._broker):
-            if piece.next_try_at is None:
+            if piece.next_try_at is None or piece.id in self._resting:
                 continue
             if piece.reason != FUTURE:
                 oldest.setdefault(piece.entity, piece)

@@ -328,7 +328,9 @@ class PastLane:
             if left:
                 self._taken.put_first([update.part(left)])
                 self._doubtful.add(update.entity_id)
-            elif not self._wait_to_see(update, sent):
+            elif self._wait_to_see(update, sent):
+                self._of.aside.rests(update)
+            else:
                 self._of.aside.done(update)
 
     async def send(self, fits: Fits | None = None) -> Outcome:

@@ -247,6 +247,7 @@ class Unseen:
                 or self._up_s - since_s >= settings.look_within_s
                 or self._up_s - first.since_s >= settings.unseen_s
                 or (learning and of.items[-1].mark.epoch is not None)
+                or not first.update.seq  # its piece stays on the card until it is seen
                 or self._suspicious(of)
             ):
                 due.append(of)
