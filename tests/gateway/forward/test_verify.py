@@ -205,7 +205,7 @@ async def test_what_is_held_already_is_not_held_twice_by_the_next_run(site: Site
         async with site.running(url) as health, strict.neighbour(every_s=0.05):
             strict.behaviour.refuse = "air-1$"
             await site.live(3)
-            await strict.until(lambda: health.dead > 0 and site.box.settled)
+            await strict.until(lambda: health.dead + health.later > 0 and site.box.settled)
             held = sum(piece.readings for piece in site.log.held.pieces("city"))
         async with site.running(url) as health:
             await site.live(3)
