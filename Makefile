@@ -23,7 +23,7 @@ demo: setup
 	@$(BIN)/citygate demo $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -q -n 4 --dist loadfile $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

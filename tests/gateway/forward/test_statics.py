@@ -528,7 +528,7 @@ async def test_after_an_outage_all_go_again(box: Box, settings: Any) -> None:
         await value(box, strict, "air-1", 1)
         strict.behaviour.fault = "503"
         await box.put("air-1", 2, no2=2)
-        await strict.until(lambda: health.state == "down")
+        await strict.until(lambda: health.state == "down" and not health.reason.startswith("history"))
         for device in ("air-0", "air-1"):
             del strict.tenants[""].entities[entity_id(device)]["location"]
         strict.behaviour.fault = ""
