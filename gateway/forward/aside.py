@@ -184,6 +184,11 @@ class Aside:
                 found |= {(piece.entity, *point) for point in zip(columns.series, columns.time_us, strict=True)}
             self._on_card = found
 
+    @property
+    def has_points(self) -> bool:
+        """Whether any point was held when this was last learned."""
+        return bool(self._on_card)
+
     def holds(self, entity_id: str, series: int, time_us: int) -> bool:
         """Whether a point was held when this was last learned."""
         return self._on_card is not None and (entity_id, series, time_us) in self._on_card

@@ -406,7 +406,7 @@ class PastLane:
         return sent, left
 
     def _take(self, update: Update) -> None:
-        if self._is_earlier(update):  # what that run set aside is on the card
+        if self._of.aside.has_points and self._is_earlier(update):  # what that run set aside is on the card
             of, entity_id = self._of.aside, update.entity_id
             owed = {p: g for p, g in update.readings.items() if not of.holds(entity_id, g[2], g[1])}
             if len(owed) < len(update.readings):
