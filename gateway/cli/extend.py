@@ -191,7 +191,7 @@ def _page(driver: Driver[Any], template: Template) -> list[str]:
     lines = [f"{template.name}: {template.vendor} {template.model}, driver {driver.name}", template.description]
     lines += ["", f"points (entity type {template.entity.type or 'none'}):", *table(rows, indent="  ")]
     for title, texts in (
-        ("needs", template.requirements),
+        ("needs", (*template.needs.values(), *template.requirements)),
         ("beware", tuple(caveat.text for caveat in template.caveats)),
         ("sample frames", tuple(sample.name for sample in template.samples)),
         ("sources", template.sources),

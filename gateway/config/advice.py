@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -80,6 +81,8 @@ def _link(link: LoadedLink, claims: Sequence[Claim]) -> Iterator[Problem]:
         yield Problem("unstable-port", ("links", link.name, "port"), message, remedy, "warning")
     for name, device in link.config.devices.items():
         yield from _points(device, ("links", link.name, "devices", name))
+        yield from _needs(device, ("links", link.name, "devices", name))
+        yield from _expired(device, ("links", link.name, "devices", name))
     yield from _shared_addresses(link.name, link.config, {claim.path for claim in claims if claim.within})
 
 
@@ -161,6 +164,20 @@ def _stable_name(port: str) -> str:
     return str(same[0]) if same else f"a path in {_BY_ID}"
 
 
+def _needs(device: DeviceConfig, path: PathOf) -> Iterator[Problem]:
+    """What the template cannot know and its entity depends on."""
+    if device.entity is not None and device.entity.model_fields_set & {"type", "attributes"}:
+        return
+    given = device.model_dump(by_alias=True, exclude_unset=True, exclude={"template"})
+    for key, remedy in device.template.needs.items():
+        found: Any = given
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if found is None:
+            message = f"{device.template.name} needs {key} for its {device.template.entity.type}"
+            yield Problem("missing-need", path, message, remedy, at="key")
+
+
 def _points(device: DeviceConfig, path: PathOf) -> Iterator[Problem]:
     known = device.template.points
     for part, names in (("calibrate", device.calibrate), ("report", device.report)):
@@ -169,6 +186,15 @@ def _points(device: DeviceConfig, path: PathOf) -> Iterator[Problem]:
                 remedy = did_you_mean(name, known) or f"points: {', '.join(known)}"
                 message = f"{device.template.name} has no point {name}"
                 yield Problem("unknown-point", (*path, part, name), message, remedy, at="key")
+
+
+def _expired(device: DeviceConfig, path: PathOf) -> Iterator[Problem]:
+    today = datetime.now(UTC).date()
+    for point, its in device.calibrate.items():
+        if its.valid_until is not None and its.valid_until < today:
+            message = f"the calibration of {point}{f' by {its.by}' if its.by else ''} ran out; its gain is still used"
+            where = (*path, "calibrate", point, "valid_until")
+            yield Problem("calibration-expired", where, message, "calibrate it again, or take valid_until out", "warning")
 
 
 def _load(link: LoadedLink) -> Iterator[Problem]:

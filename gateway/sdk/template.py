@@ -169,6 +169,11 @@ class Template(TemplateModel):
         "without it a device's time may be at most 1 day old when it comes",
     )
     requirements: tuple[str, ...] = ()
+    needs: dict[str, str] = Field(
+        default={},
+        description="keys of the device without which the entity would say nothing or something wrong, each with what to "
+        "write; `calibrate.counter.gain`. Not asked for when the device has an `entity` of its own",
+    )
     caveats: tuple[Caveat, ...] = ()
     samples: tuple[Sample, ...] = ()
     sources: tuple[str, ...] = Field(
