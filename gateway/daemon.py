@@ -31,7 +31,7 @@ from gateway.harmonise.entity import Entity, harmonise
 from gateway.health import BrokerHealth, BrokerState, Health, LinkHealth, notify, set_state, watchdog_every_s
 from gateway.hidden import keep_secret
 from gateway.http.outcome import UnknownName
-from gateway.http.preview import Good, entities, remarks, sample_values
+from gateway.http.preview import Good, previewed, sample_values
 from gateway.http.server import Server
 from gateway.http.shapes import exchange_row, reading_rows, socket_path, utc
 from gateway.http.view import Verb
@@ -481,12 +481,7 @@ class Daemon:
             source = f"sample frames of template {plan.template.name}"
         tables = {name: (its.config.kind, its.mappings.get(device, ())) for name, its in self.plan.brokers.items()}
         tables = tables or {"read API": ("ngsi-ld", self.plan.read_api.get(device, ()))}
-        validator = Validator(self.plan.models)
-        return {
-            "source": source,
-            "remarks": [remark for _, its in tables.values() for remark in remarks(its, good, validator)],
-            "brokers": {name: entities(its, good, kind=kind) for name, (kind, its) in tables.items()},
-        }
+        return previewed(source, good, tables, Validator(self.plan.models))
 
 
 class Chore:

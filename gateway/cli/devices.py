@@ -267,6 +267,8 @@ def preview(given: argparse.Namespace) -> int:
     complain(f"from the {found['source']}; nothing is sent")
     for remark in found.get("remarks", ()):
         complain(f"! {remark}")
+    for blank in found.get("blanks", ()):
+        complain(f"  {blank}")
     if given.json:
         say_json(found["brokers"])
     else:
@@ -276,7 +278,7 @@ def preview(given: argparse.Namespace) -> int:
 
 def _preview_here(config: Path, name: str) -> dict[str, Any]:
     """As the daemon's own, from the template's sample."""
-    from gateway.http.preview import entities, remarks, sample_values
+    from gateway.http.preview import previewed, sample_values
     from gateway.models.validator import Validator
 
     plan = box.make_plan(config, with_secrets=False)
@@ -286,8 +288,4 @@ def _preview_here(config: Path, name: str) -> dict[str, Any]:
     good = sample_values(driver, device.template, now=datetime.now(UTC))
     tables = {broker: (its.config.kind, its.mappings.get(name, ())) for broker, its in plan.brokers.items()}
     tables = tables or {"read API": ("ngsi-ld", plan.read_api.get(name, ()))}
-    return {
-        "source": f"sample frames of template {device.template.name}",
-        "remarks": [remark for _, its in tables.values() for remark in remarks(its, good, Validator(plan.models))],
-        "brokers": {broker: entities(its, good, kind=kind) for broker, (kind, its) in tables.items()},
-    }
+    return previewed(f"sample frames of template {device.template.name}", good, tables, Validator(plan.models))

@@ -194,7 +194,9 @@ def _expired(device: DeviceConfig, path: PathOf) -> Iterator[Problem]:
         if its.valid_until is not None and its.valid_until < today:
             message = f"the calibration of {point}{f' by {its.by}' if its.by else ''} ran out; its gain is still used"
             where = (*path, "calibrate", point, "valid_until")
-            yield Problem("calibration-expired", where, message, "calibrate it again, or take valid_until out", "warning")
+            yield Problem(
+                "calibration-expired", where, message, "calibrate it again, or take valid_until out", "warning"
+            )
 
 
 def _load(link: LoadedLink) -> Iterator[Problem]:

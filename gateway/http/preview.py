@@ -18,6 +18,24 @@ Good = Mapping[str, tuple[Value, int]]
 """Point -> (value, time in UTC microseconds) of good readings."""
 
 
+def previewed(
+    source: str, good: Good, tables: Mapping[str, tuple[str, Iterable[Table]]], validator: Validator
+) -> dict[str, Any]:
+    """The answer to `preview`: where the values are from, what the models have against it, what is left out, the entities.
+
+    Args:
+        tables: of the device, by broker, with the broker's kind.
+    """
+    of = {broker: (kind, list(its)) for broker, (kind, its) in tables.items()}
+    every = [table for _, its in of.values() for table in its]
+    return {
+        "source": source,
+        "remarks": remarks(every, good, validator),
+        "blanks": blanks(every, good),
+        "brokers": {broker: entities(its, good, kind=kind) for broker, (kind, its) in of.items()},
+    }
+
+
 def entities(tables: Iterable[Table], good: Good, *, kind: str = "ngsi-ld") -> list[dict[str, Any]]:
     """The entities of these values as a broker of this kind gets them."""
     write = ngsi_v2 if kind == "ngsi-v2" else ngsi_ld
@@ -41,6 +59,18 @@ def remarks(tables: Iterable[Table], good: Good, validator: Validator | None = N
             faults = validator.faults(key_values(entity), entity.context, whole=not missing)
             found += [f"{table.entity_id}: held, not valid as {entity.type}: {fault}" for fault in faults]
     return list(dict.fromkeys(found))
+
+
+def blanks(tables: Iterable[Table], good: Good) -> list[str]:
+    """Attributes that are mapped and not shown, each with the point that has no good value here."""
+    left = [
+        f"{table.entity_id}: without {slot.key}: no good value of {point} here"
+        for table in tables
+        for point, slots in table.slots.items()
+        for slot in slots
+        if point not in good
+    ]
+    return list(dict.fromkeys(left))
 
 
 def sample_values(driver: Driver[Any], template: Template, *, now: datetime) -> dict[str, tuple[Value, int]]:

@@ -201,12 +201,14 @@ def write_model(brief: Brief, folder: Path, brief_text: str, models: Catalogue |
     """Write the model below `folder`; the changelog keeps its earlier versions.
 
     Raises:
-        ValueError: the brief breaks a rule, or another type of the subject has a term with another meaning.
+        ValueError: the brief breaks a rule, another type of the subject has a term with another meaning, or the type would
+            change under a version that is there already.
     """
     context_file = folder / brief.subject / "context.jsonld"
     context = json.loads(read_text(context_file))["@context"] if context_file.exists() else {}
     written = []
     texts = model_files(brief, models, context=context)
+    _refuse_change(brief, folder / brief.subject / brief.type / "schema.json", texts)
     texts[f"{brief.subject}/{brief.type}/model.yaml"] = brief_text
     for name, text in texts.items():
         file = folder / name
@@ -216,6 +218,18 @@ def write_model(brief: Brief, folder: Path, brief_text: str, models: Catalogue |
         file.write_text(text, encoding="utf-8")
         written.append(file)
     return written
+
+
+def _refuse_change(brief: Brief, schema: Path, texts: Mapping[str, str]) -> None:
+    """Others may rely on what a version says: another schema is another version."""
+    new = texts[f"{brief.subject}/{brief.type}/schema.json"]
+    if not schema.exists() or json.loads(old := read_text(schema)) == json.loads(new):
+        return
+    if json.loads(old).get("$schemaVersion") == brief.version:
+        raise ValueError(
+            f"{brief.type} {brief.version} is there already and says something else; give the brief a higher `version:` "
+            "and say in `changes:` what changed"
+        )
 
 
 def _with_history(new: str, old: str, brief: Brief) -> str:

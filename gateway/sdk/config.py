@@ -158,8 +158,12 @@ class Calibration(ConfigModel):
     valid_from: date | None = Field(
         None, description="day of the calibration (UTC); readings from before are sent as `previous` says, else raw"
     )
-    valid_until: date | None = Field(None, description="last day it is certified for; after it `check` warns, the gain is used on")
-    by: str = Field("", description="who calibrated, or the number of the certificate; named in the warning when it ran out")
+    valid_until: date | None = Field(
+        None, description="last day it is certified for; after it `check` warns, the gain is used on"
+    )
+    by: str = Field(
+        "", description="who calibrated, or the number of the certificate; named in the warning when it ran out"
+    )
     previous: tuple["Calibration", ...] = Field(
         (), description="earlier calibrations with their valid_from, for readings that are still to be sent"
     )

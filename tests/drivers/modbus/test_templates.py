@@ -165,3 +165,30 @@ def test_a_device_fault_takes_the_values_with_it() -> None:
     status, co2 = DRIVER.decode(shipped("senseair/s8"), reply, {"request": "fe0400000004e5c6"})
 
     assert (status.value, co2.value, co2.quality) == (32, None, Quality.BAD)
+
+
+_BY_PHASE = {
+    "voltage": "phaseVoltage",
+    "current": "current",
+    "power_factor": "powerFactor",
+    "active_power": "activePower",
+    "reactive_power": "reactivePower",
+    "apparent_power": "apparentPower",
+    "energy_import": "activeEnergyImport",
+    "energy_export": "activeEnergyExport",
+    "reactive_energy_import": "reactiveEnergyImport",
+    "reactive_energy_export": "reactiveEnergyExport",
+    "thd_voltage": "thdVoltage",
+}
+
+
+@each_template
+def test_what_a_meter_measures_by_phase_is_mapped_by_phase(name: str) -> None:
+    template = shipped(name)
+    if template.entity.type != "ACMeasurement":  # one phase, or none
+        pytest.skip("no meter")
+    mapped = {source.point: key for key, source in template.entity.attributes.items() if source}
+    by_phase = {point: _BY_PHASE.get(point[:-3]) for point in template.points if point[-3:-1] == "_l"}
+    assert {point: f"{attribute}.{point[-2:].upper()}" for point, attribute in by_phase.items() if attribute} == {
+        point: mapped.get(point) for point, attribute in by_phase.items() if attribute
+    }

@@ -1,6 +1,6 @@
 """`preview` says what the schema has against an entity before anything is sent."""
 
-from gateway.http.preview import entities, remarks
+from gateway.http.preview import blanks, entities, remarks
 from gateway.models.catalogue import catalogue
 from gateway.models.validator import Validator
 from tests.support.ngsi import compiled, device
@@ -26,3 +26,10 @@ def test_what_the_model_does_not_allow_and_what_is_missing_is_said() -> None:
     assert "relativeHumidity" in remark
     [remark] = remarks(tables, {}, Validator(catalogue()))
     assert "not sent before dateObserved is known" in remark
+
+
+def test_an_attribute_that_is_left_out_is_named_with_the_point_it_waits_for() -> None:
+    tables, _ = compiled(STATION)
+    assert blanks(tables, {"t": (21.5, NOON_US), "rh": (43.0, NOON_US)}) == []
+    [left] = blanks(tables, {"t": (21.5, NOON_US)})
+    assert left.endswith(": without relativeHumidity: no good value of rh here")

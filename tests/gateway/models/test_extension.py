@@ -42,6 +42,19 @@ def test_every_file_of_a_contribution_is_there_and_the_check_is_content(tmp_path
     assert check_models(models) == []
 
 
+def test_a_type_does_not_change_under_the_same_version(tmp_path: Path) -> None:
+    models = written(tmp_path)
+    before = {file: file.read_bytes() for file in models.rglob("*") if file.is_file()}
+    written(tmp_path)  # the same again says the same
+    attributes = yaml.safe_load(SAMPLE.read_text())["attributes"]
+    fewer = dict(list(attributes.items())[:-1])
+    with pytest.raises(ValueError, match=r"0\.0\.1 is there already .* higher `version:`"):
+        written(tmp_path, attributes=fewer)
+    assert {file: file.read_bytes() for file in models.rglob("*") if file.is_file()} == before
+    written(tmp_path, attributes=fewer, version="0.0.2", changes="One fewer.")
+    assert json.loads((models / HOME / "schema.json").read_text())["$schemaVersion"] == "0.0.2"
+
+
 def test_the_schema_is_sound_and_its_examples_are_valid(tmp_path: Path) -> None:
     home = written(tmp_path) / HOME
     schema = json.loads((home / "schema.json").read_text())
