@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Set
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import version
@@ -16,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from gateway.backoff import Backoff
+from gateway.changes import changes, waiting
 from gateway.clock import Source, SystemClock
 from gateway.config.explain import as_json
+from gateway.config.last_good import LastGood
 from gateway.driver_run import SharedLoop, owned_task
 from gateway.forward.broker import Broker
 from gateway.forward.checked import SAMPLE_OF, Checked
@@ -40,18 +43,20 @@ from gateway.link import LinkService
 from gateway.log import console
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.models.validator import Validator
-from gateway.plan import BrokerPlan, DevicePlan, LinkPlan, Plan, difference, make_plan
+from gateway.plan import BrokerPlan, DevicePlan, Difference, LinkPlan, Plan, difference
 from gateway.registry import Registry
-from gateway.sdk.errors import CitygateError, ConfigError
+from gateway.sdk.errors import CitygateError, ConfigError, LogError
 from gateway.sdk.quantities import units
 from gateway.sdk.reading import Quality, ReadingSet
 from gateway.sdk.values import told
+from gateway.standing import Standing
 from gateway.supervisor import Interrupted, LagMonitor, Service, supervise
 
 STOP_WITHIN_S = 5.0
 LEAVE_WITHIN_S = 1.0  # everything is committed by then
 TELL_FIRST_S = 60.0  # after the start there is little to tell
 HOUSEKEEPING_S = 2.0
+COUNT_WITHIN_S, COUNT_AT_ONCE = 3.0, 5000  # readings owed, for who asks what a change concerns
 WRITER_STUCK_S = 60.0  # a card may take long; longer than this systemd may restart us
 LINK_RETRY_FIRST_S, LINK_RETRY_CAP_S = 1.0, 60.0
 LINK_RETRY_QUICK_S, LINK_RETRY_QUICK_FOR_S = 5.0, 300.0  # an outage is noticed to be over soon, while it is young
@@ -62,17 +67,29 @@ class Daemon:
 
     Args:
         path: the operator's file or its folder.
+        last_good: file that keeps the last config that worked; None keeps none.
+        fall_back: start with that one when the operator's file is wrong.
 
     Raises:
         ConfigError: from the constructor, with every problem; nothing was touched.
     """
 
-    def __init__(self, path: Path, *, registry: Registry | None = None, clock: SystemClock | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        registry: Registry | None = None,
+        clock: SystemClock | None = None,
+        last_good: Path | None = None,
+        fall_back: bool = False,
+    ) -> None:
         self._path = path
-        self._registry = registry or Registry()
-        self.plan: Plan = make_plan(path, self._registry)
+        kept = LastGood(last_good) if last_good is not None else None
+        self._standing = Standing(path, registry or Registry(), kept, lambda: datetime.now(UTC))
+        self.plan: Plan = self._standing.start(fall_back=fall_back)
         keep_secret(self.plan.secrets)
         self._clock = clock or SystemClock(trust=self.plan.config.clock.trust)
+        self._standing.now = self._clock.now
         self._health = Health(self._clock)
         self._links: dict[str, LinkService] = {}
         self._forwarders: dict[str, Forwarder] = {}
@@ -111,17 +128,20 @@ class Daemon:
                 self._start("reload", Chore("reload", self._reload_when_asked))
                 self._start("housekeeping", Chore("housekeeping", self._housekeep))
                 self._start("devices", Chore("devices", self._tell_of_devices))
+                self._start("last-good", Chore("last-good", self._standing.keep))
                 for link in self.plan.links.values():
                     self._start_link(link)
                 for broker in self.plan.brokers.values():
                     self._start_broker(broker)
                 event("started", gateway=config.gateway.id, links=len(self.plan.links), brokers=len(self.plan.brokers))
                 notify("READY=1")
+                self._standing.good()
                 await self._stop.wait()
                 notify("STOPPING=1")
                 await self._stop_all()
         finally:
             await self._log.close()
+            self._standing.close()
             event("stopped")
 
     def stop(self) -> None:
@@ -161,7 +181,7 @@ class Daemon:
     def _start_link(self, plan: LinkPlan) -> None:
         record = self._health.link(plan.name, plan.driver_name)
         record.driver = plan.driver_name
-        if plan.driver is None or plan.config is None:
+        if plan.driver is None or plan.config is None or plan.fault:
             self._health.set_state(record, plan.name, "off", plan.fault, plan.remedy)
             record.devices.clear()
             return
@@ -177,6 +197,9 @@ class Daemon:
     def _start_broker(self, plan: BrokerPlan) -> None:
         record = self._health.broker(plan.name, plan.config.kind)
         record.kind = plan.config.kind
+        if plan.fault:
+            set_state(record, plan.name, BrokerState.OFF, plan.fault, plan.remedy, at=self._clock.now())
+            return
         set_state(record, plan.name, BrokerState.STARTING, at=self._clock.now())
 
         async def forward() -> None:
@@ -223,7 +246,7 @@ class Daemon:
             if self._health.log.get("writer_busy_s", 0) < WRITER_STUCK_S:
                 notify("WATCHDOG=1")
             self._look_at_brokers()
-            bad = self._health.bad()
+            bad = [*self._standing.reasons(), *self._health.bad()]
             notify(f"STATUS={told(bad[0]) if bad else 'all is well'}")
             await asyncio.sleep(every_s)
 
@@ -261,21 +284,24 @@ class Daemon:
             notify(f"RELOADING=1\nMONOTONIC_USEC={int(time.clock_gettime(time.CLOCK_MONOTONIC) * 1e6)}")
             try:
                 await self.reload()
-            except ConfigError as error:
-                for problem in error.problems:
-                    where = f"{problem.file}:{problem.line}:{problem.column}"
-                    event("config_problem", where=where, reason=problem.message, remedy=problem.remedy)
+            except ConfigError:
+                pass  # told and shown
             finally:
                 notify("READY=1")
 
-    async def reload(self) -> dict[str, Any]:
+    async def reload(self, *, dry_run: bool = False) -> dict[str, Any]:
         """Validate, then restart only what changed. See `GatewayView.reload`."""
         async with self._reload_lock:
             try:
-                new = await asyncio.to_thread(make_plan, self._path, self._registry)
-            except ConfigError:
-                event("reload_refused")
+                new = await asyncio.to_thread(self._standing.read, self.plan)
+            except Exception as error:
+                if not dry_run:
+                    event("reload_refused")
+                    self._standing.refused(error)
                 raise
+            if dry_run:
+                return await self._shown(new)
+            shown = await self._shown(new)
             keep_secret(self.plan.secrets | new.secrets)  # what goes is still said until it is gone
             change = difference(self.plan, new)
             links = sorted({*change.links, *self._given_up()})
@@ -289,7 +315,9 @@ class Daemon:
             await self._log.set_consumers([_consumer(b) for b in new.brokers.values()])
             if self._stop.is_set():  # what is started now, nobody would end
                 raise CitygateError("the daemon is being stopped")
-            self.plan = new  # from here to the end in one go: who asks meanwhile sees the old plan or the new one
+            old, self.plan = self.plan, new  # from here in one go: who asks meanwhile sees the old plan or the new one
+            self._standing.at_work(new)
+            self._standing.taken()
             for name in self._health.links.keys() - new.links.keys():
                 del self._health.links[name]
             for name in self._health.brokers.keys() - new.brokers.keys():
@@ -300,12 +328,37 @@ class Daemon:
             for name in change.brokers:
                 if name in new.brokers:
                     self._start_broker(new.brokers[name])
-            event("reloaded", links=links, brokers=list(change.brokers), restart=list(change.restart))
-            return {
-                "changed": list(change.said),
-                "restarted": [*links, *change.brokers],
-                "warnings": [as_json(problem) for problem in new.warnings],
-            }
+            if old.config.publish.devices_s != new.config.publish.devices_s:
+                await self._end("devices")
+                self._start("devices", Chore("devices", self._tell_of_devices))
+            event("reloaded", links=links, brokers=list(change.brokers), changed=shown["changed"])
+            return {**shown, "restarted": [*links, *change.brokers]}
+
+    async def _shown(self, new: Plan) -> dict[str, Any]:
+        """What a new plan changes, in words; see `GatewayView.reload`."""
+        found = difference(self.plan, new)
+        waits = [row.path for row in waiting(self._standing.opened or self.plan.config, new.config, new.secrets)]
+        rows = changes(self.plan, new, found, set(waits))
+        links = sorted({*found.links, *self._given_up()})
+        return {
+            "changed": [row.text for row in rows],
+            "changes": [dataclasses.asdict(row) for row in rows],
+            "restarts": {"links": links, "brokers": list(found.brokers)},
+            "restarted": [],
+            "waiting": waits,
+            "owed": await self._owed(found),
+            "warnings": [as_json(problem) for problem in new.warnings],
+        }
+
+    async def _owed(self, found: Difference) -> dict[str, Any]:
+        """How many readings a change concerns: those that brokers are still to get, and of devices which."""
+        brokers = {name: self._log.backlog(name)[0] for name in self.plan.brokers}
+        devices, whole = await owed_of(self._log, self.plan, set(found.devices))
+        return {
+            "brokers": {name: brokers[name] for name in found.brokers if brokers.get(name)},
+            "devices": devices,
+            "all_counted": whole,
+        }
 
     def _given_up(self) -> Iterable[str]:
         """Links at which a restart did not help: what was wrong may have been put right outside of the file."""
@@ -340,7 +393,7 @@ class Daemon:
     def ready(self) -> tuple[str, ...]:
         """Why the box does not do all of its work now."""
         self._look_at_brokers()
-        reasons = self._health.bad()
+        reasons = [*self._standing.reasons(), *self._health.bad()]
         for part, its in (("log", self._log.status()), ("clock", self._clock.status())):
             if its["state"] != "ok":
                 since = f" since {utc(its['since'])}" if its.get("since") else ""
@@ -369,6 +422,7 @@ class Daemon:
             "brokers": {
                 name: {**_plain(record), "url": self.plan.brokers[name].config.url} for name, record in self._brokers()
             },
+            "config": self._standing.status(),
             "log": _texts(self._log.status()),
             "clock": _texts(self._clock.status()),
         }
@@ -454,6 +508,9 @@ class Daemon:
             with contextlib.suppress(KeyError):  # in the middle of a reload
                 forwarder.show()
             self._health.brokers[name].given_up = self._log.given_up(name)
+        for name, record in self._health.brokers.items():
+            if record.state == BrokerState.OFF:  # nobody looks after it, and it is owed all the same
+                record.backlog, record.oldest_unsent_at = self._log.backlog(name)
 
     async def once(self) -> dict[str, Any]:
         """See `GatewayView.once`. Sending goes on by itself; who asks watches the backlog."""
@@ -531,8 +588,41 @@ def _time(time_us: int) -> datetime:
     return datetime.fromtimestamp(time_us // 1_000_000, UTC) + timedelta(microseconds=time_us % 1_000_000)
 
 
+async def owed_of(log: Log, plan: Plan, devices: Set[str]) -> tuple[dict[str, dict[str, int]], bool]:
+    """Device -> broker -> good readings that it is still to get; and whether all were counted in the time there is."""
+    upto = {name: log.accepted_upto(name) for name in plan.brokers}
+    takes = {name: _taken(broker) for name, broker in plan.brokers.items()}
+    counts: Counter[tuple[str, str]] = Counter()
+    until_s, place = time.monotonic() + COUNT_WITHIN_S, min(upto.values(), default=0)
+    whole = not (devices and upto)
+    while not whole and time.monotonic() < until_s:
+        try:
+            columns = await log.scan(place, COUNT_AT_ONCE)
+        except LogError:
+            break  # shown elsewhere
+        if columns is None:
+            whole = True
+            continue
+        place = columns.last
+        for seq, number, quality in zip(columns.seq, columns.series, columns.quality, strict=True):
+            of = log.series.get(number)
+            if of is not None and quality is Quality.GOOD and of.device in devices:
+                for name, settled in upto.items():
+                    if seq > settled and of.point in takes[name].get(of.device, ()):
+                        counts[of.device, name] += 1
+    found: dict[str, dict[str, int]] = {}
+    for (device, broker), count in counts.items():
+        found.setdefault(device, {})[broker] = count
+    return found, whole
+
+
+def _taken(broker: BrokerPlan) -> dict[str, set[str]]:
+    """Device -> points that a broker gets."""
+    return {device: {point for its in mappings for point in its.slots} for device, mappings in broker.mappings.items()}
+
+
 def _consumer(broker: BrokerPlan) -> Consumer:
-    taken = {device: {point for its in mappings for point in its.slots} for device, mappings in broker.mappings.items()}
+    taken = _taken(broker)
 
     def takes(device: str, point: str) -> bool:
         return point in taken.get(device, ())
@@ -552,15 +642,18 @@ def _log_settings(plan: Plan) -> LogSettings:
     )
 
 
-def serve(path: Path) -> None:
+def serve(path: Path, *, last_good: Path | None = None, fall_back: bool = False) -> None:
     """Run the daemon of this config until it is told to stop; then nothing that a driver left behind can hold it.
+
+    Args:
+        last_good, fall_back: see `Daemon`.
 
     Raises:
         ConfigError: with every problem; nothing was touched.
         LogError: the log cannot be used, or another daemon holds it.
         CitygateError: something in this process has ended it that had no right to; a new start helps.
     """
-    daemon = Daemon(path)
+    daemon = Daemon(path, last_good=last_good, fall_back=fall_back)
     with asyncio.Runner(loop_factory=SharedLoop) as runner:
         loop = runner.get_loop()
         loop.set_task_factory(owned_task)

@@ -127,6 +127,7 @@ class BrokerState(StrEnum):
     DOWN = "down"
     LOGIN = "login"  # it does not accept our login
     CONFIG_FAULT = "config_fault"  # it refuses every entity
+    OFF = "off"  # its secret is missing; not tried before the next reload
 
 
 WELL = frozenset({BrokerState.OK, BrokerState.STARTING})  # nobody is needed

@@ -1,7 +1,7 @@
 """Config, templates and models -> one checked Plan, or every problem at once. `run`, `check` and `preview` start here."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
@@ -16,17 +16,17 @@ from gateway.config.templates import LoadedTemplate, Templates, check_samples
 from gateway.config.tree import Map, Place, Scalar, Source, find
 from gateway.config.validate import validate
 from gateway.harmonise.compile import Mapping as EntityTable
-from gateway.harmonise.compile import compile_device, joined
+from gateway.harmonise.compile import Slot, compile_device, joined, merged
 from gateway.harmonise.devices import MARK, box_table, sensor_table
 from gateway.models.catalogue import Catalogue, catalogue
 from gateway.models.extension import extended
 from gateway.registry import DriverUnavailable
-from gateway.sdk.config import DeviceConfig, LinkConfig
+from gateway.sdk.config import Calibration, DeviceConfig, LinkConfig
 from gateway.sdk.driver import Driver
 from gateway.sdk.errors import ConfigError, Problem
 from gateway.sdk.quantities import quantities
 from gateway.sdk.reading import Point
-from gateway.sdk.template import Template
+from gateway.sdk.template import EntityMapping, Template
 
 Tables = Mapping[str, tuple[EntityTable, ...]]
 
@@ -60,7 +60,7 @@ class DevicePlan:
 
 @dataclass(frozen=True)
 class LinkPlan:
-    """One link. With a `fault` its driver cannot be had: it stays off, all else runs; its devices are names only."""
+    """One link. With a `fault` its driver or a secret cannot be had: it stays off, all else runs."""
 
     name: str
     driver_name: str
@@ -74,12 +74,14 @@ class LinkPlan:
 
 @dataclass(frozen=True)
 class BrokerPlan:
-    """One broker with the tables from which its entities are made, by device."""
+    """One broker with the tables from which its entities are made, by device. With a `fault` it stays off, all else runs."""
 
     name: str
     config: BrokerConfig
     profile: CityProfile
     mappings: Tables
+    fault: str = ""
+    remedy: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Plan:
         files: main file and fragments.
         models: the catalogue with the operator's extensions.
         secrets: the texts of all secrets in it, to be hidden wherever something is shown.
+        secret_texts: those that `!secret` named, by name.
     """
 
     config: Config
@@ -103,23 +106,44 @@ class Plan:
     files: tuple[Path, ...] = ()
     models: Catalogue = field(default_factory=catalogue)
     secrets: frozenset[str] = field(default=frozenset(), repr=False)
+    secret_texts: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-def make_plan(path: Path, registry: Drivers, *, with_secrets: bool = True) -> Plan:
+def make_plan(
+    path: Path,
+    registry: Drivers,
+    *,
+    with_secrets: bool = True,
+    degraded: bool = False,
+    home: Path | None = None,
+    remembered: Mapping[str, str] | None = None,
+) -> Plan:
     """Read and check the operator's file.
 
     Args:
         path: file or folder, as given to `-c`.
         with_secrets: False checks without looking secrets up (laptop, CI).
+        degraded: a broker or link whose secret is missing stays off, and that is a warning; else it is an error.
+        home, remembered: see `gateway.config.loader.load`.
 
     Raises:
         ConfigError: carries every problem, warnings too, in order of file and line.
     """
-    loaded = load(path, lambda name: find_driver(registry, name), with_secrets=with_secrets)
+    loaded = load(
+        path,
+        lambda name: find_driver(registry, name),
+        with_secrets=with_secrets,
+        home=home,
+        remembered=remembered,
+    )
+    if degraded:
+        loaded, off = _without_what_lacks_a_secret(loaded)
+    else:
+        off = {}
     problems = [*loaded.problems, *advise(loaded)]
     # of a gateway that is not known yet, nothing can be said to be missing
     location = loaded.gateway.location if loaded.gateway else (0.0, 0.0)
-    links = {name: _link_plan(link, location) for name, link in loaded.links.items()}
+    links = {name: _link_plan(link, location, off.get(("links", name), "")) for name, link in loaded.links.items()}
     devices = {name: device for link in links.values() for name, device in link.devices.items()}
     models, found = extended(config_files(path)[0].parent / "models")
     problems += [*found, *_unknown_types(loaded, models)]
@@ -135,10 +159,49 @@ def make_plan(path: Path, registry: Drivers, *, with_secrets: bool = True) -> Pl
     if loaded.config is None or any(problem.severity == "error" for problem in ordered):
         raise ConfigError(ordered)
     brokers = {
-        name: BrokerPlan(name, _at(config, profiles[name]), profiles[name], _sent(config, tables[name]))
+        name: BrokerPlan(
+            name, _at(config, profiles[name]), profiles[name], _sent(config, tables[name]), *_off(off, "brokers", name)
+        )
         for name, config in loaded.config.brokers.items()
     }
-    return Plan(loaded.config, links, devices, brokers, read_api, ordered, loaded.files, models, loaded.secrets)
+    return Plan(
+        loaded.config,
+        links,
+        devices,
+        brokers,
+        read_api,
+        ordered,
+        loaded.files,
+        models,
+        loaded.secrets,
+        loaded.texts,
+    )
+
+
+SECRET_REMEDY = "put it there, then `citygate reload`"
+_Off = Mapping[tuple[str, str], str]  # (links or brokers, name) -> why
+
+
+def _without_what_lacks_a_secret(loaded: Loaded) -> tuple[Loaded, _Off]:
+    """One city's secret that is missing stops that city, not the box: such a problem is a warning."""
+    if loaded.config is None:
+        return loaded, {}
+    off: dict[tuple[str, str], str] = {}
+    problems: list[Problem] = []
+    for problem in loaded.problems:
+        part, name = (*map(str, problem.path[:2]), "", "")[:2]
+        if problem.code == "missing-secret" and problem.severity == "error" and part in ("links", "brokers"):
+            off.setdefault((part, name), problem.message)
+            said = f"{problem.message}; {part.removesuffix('s')} {name} stays off, all else runs"
+            problem = replace(problem, severity="warning", message=said, remedy=SECRET_REMEDY)
+        problems.append(problem)
+    return replace(loaded, problems=tuple(problems)), off
+
+
+def _off(off: _Off, part: str, name: str) -> tuple[str, str]:
+    """Fault and remedy of a part."""
+    fault = off.get((part, name), "")
+    return fault, SECRET_REMEDY if fault else ""
 
 
 def _rough_devices(loaded: Loaded, location: tuple[float, float] | None) -> dict[str, DevicePlan]:
@@ -179,16 +242,15 @@ def find_driver(registry: Drivers, name: str) -> Driver[Any] | NoDriver:
         return NoDriver(str(error), error.remedy, error.unknown, registry.names())
 
 
-def _link_plan(link: LoadedLink, location: tuple[float, float] | None) -> LinkPlan:
+def _link_plan(link: LoadedLink, location: tuple[float, float] | None, off: str = "") -> LinkPlan:
     configs: Mapping[str, DeviceConfig] = getattr(link.config, "devices", {})
     devices = {
         name: _device_plan(name, link, config, location)
         for name, config in configs.items()
         if name in link.templates and NAME.fullmatch(name)
     }
-    return LinkPlan(
-        link.name, link.driver_name, link.driver, link.config, devices, link.fault, link.remedy, link.devices
-    )
+    fault, remedy = (off, SECRET_REMEDY) if off else (link.fault, link.remedy)
+    return LinkPlan(link.name, link.driver_name, link.driver, link.config, devices, fault, remedy, link.devices)
 
 
 def _device_plan(name: str, link: LoadedLink, config: DeviceConfig, location: tuple[float, float] | None) -> DevicePlan:
@@ -286,11 +348,26 @@ def _with_path(problem: Problem, path: tuple[str | int, ...]) -> Problem:
 
 def _sent(config: BrokerConfig, tables: Tables) -> dict[str, tuple[EntityTable, ...]]:
     """The tables of the devices a broker gets; of what the box tells about them, the same; and the box's own."""
-    return {
+    sent = {
         device: table
         for device, table in tables.items()
         if device == MARK or any(fnmatchcase(device.removeprefix(MARK), glob) for glob in config.send)
     }
+    if MARK in sent:
+        kept_from_it = {its.entity_id for device in tables.keys() - sent.keys() for its in tables[device]}
+        sent[MARK] = tuple(_without_assets(table, kept_from_it) for table in sent[MARK])
+    return sent
+
+
+def _without_assets(table: EntityTable, ids: Set[str]) -> EntityTable:
+    """The box as one city knows it: with the sensors that are sent to it."""
+    assets = table.static.get("controlledAsset")
+    if assets is None or ids.isdisjoint(assets.value):
+        return table
+    static = {name: its for name, its in table.static.items() if name != "controlledAsset"}
+    if left := [asset for asset in assets.value if asset not in ids]:
+        static["controlledAsset"] = assets._replace(value=left)
+    return replace(table, static=static)
 
 
 def check_template(driver: Driver[Any], name: str, beside: Path) -> tuple[LoadedTemplate, tuple[Problem, ...]]:
@@ -350,43 +427,77 @@ def _keys(parts: Mapping[str, Any], key: Callable[[Any], Any]) -> dict[str, Any]
     return {name: key(part) for name, part in parts.items()}
 
 
+_FOR_PEOPLE: dict[str, Any] = {"description": "", "requirements": (), "caveats": (), "samples": (), "sources": ()}
+
+
 def _wire(link: LinkPlan) -> Any:
     """What a link's driver sees of the file: all but where its devices stand and what becomes of their readings."""
     if link.config is None:
-        return link.driver_name, link.fault
+        return link.driver_name, link.fault, None
     unmapped = {
         name: device.model_copy(
-            update={
-                "entity": None,
-                "location": None,
-                "calibrate": {},
-                "template": device.template.model_copy(update={"entity": None}),
-            }
+            update={"entity": None, "location": None, "calibrate": {}, "template": _read(device.template)}
         )
         for name, device in link.config.devices.items()
     }
     return link.driver_name, link.fault, link.config.model_copy(update={"devices": unmapped})
 
 
+def _read(template: Template) -> Template:
+    """What a template says to the driver."""
+    points = {name: point.model_copy(update={"description": ""}) for name, point in template.points.items()}
+    return template.model_copy(update={**_FOR_PEOPLE, "entity": None, "points": points})
+
+
 def _whole(device: DevicePlan) -> Any:
     return device.link, device.config, device.location
 
 
+# of a broker's entry, what shows in its tables, and what counts only for one that the log does not know yet
+_NOT_ITS_LANES = {"use": None, "send": ("*",), "start": "oldest"}
+
+
 def _broker_keys(plan: Plan) -> dict[str, Any]:
-    """What a broker's tables are made of. The tables themselves hold functions, which never compare equal."""
-    whole = plan.config.gateway, plan.config.publish, plan.models
+    """What a broker's lanes are made of. Tables hold functions, which never compare equal: what these are made of does."""
     return {
-        name: (broker.config, broker.profile, *whole, _keys(_sent_by(plan, broker), _mapped))
+        name: (
+            broker.config.model_copy(update=_NOT_ITS_LANES),
+            broker.fault,
+            {device: tuple(map(_plain, tables)) for device, tables in broker.mappings.items()},
+            {device: _laws(plan.devices[device], plan.models) for device in broker.mappings if device in plan.devices},
+        )
         for name, broker in plan.brokers.items()
     }
 
 
-def _sent_by(plan: Plan, broker: BrokerPlan) -> dict[str, DevicePlan]:
-    return {name: plan.devices[name] for name in broker.mappings if name in plan.devices}
+def _plain(table: EntityTable) -> Any:
+    """A table without its functions."""
+    slots = {point: tuple(map(_plain_slot, slots)) for point, slots in table.slots.items()}
+    times = tuple(name for name, _ in table.times)
+    return table.entity_id, table.entity_type, table.context, table.mandatory, table.static, slots, times
 
 
-def _mapped(device: DevicePlan) -> Any:
-    return device.template, device.config.entity, device.config.calibrate, device.location
+def _plain_slot(slot: Slot) -> Any:
+    sub = tuple((point, _plain_slot(its)) for point, its in slot.sub_slots)
+    return slot.key, slot.member, slot.kind, slot.unit, slot.allows, slot.dataset_id, slot.sub, sub
+
+
+def _laws(device: DevicePlan, models: Catalogue) -> Any:
+    """What the functions in a device's tables are made of."""
+    entity = merged(device.template.entity, device.config.entity)
+    points = {name: (point, device.template.points[name].range) for name, point in device.points.items()}
+    calibrated = {name: _correction(its) for name, its in device.config.calibrate.items()}
+    return [_law(part, models) for part in (entity, *entity.more.values())], points, calibrated
+
+
+def _law(entity: EntityMapping, models: Catalogue) -> Any:
+    attributes = {name: source for name, source in entity.attributes.items() if source is not None}
+    return models.type(entity.type or ""), attributes, entity.period_s
+
+
+def _correction(calibration: Calibration) -> Any:
+    earlier = tuple(map(_correction, calibration.previous))
+    return calibration.gain, calibration.offset, calibration.valid_from, earlier
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gateway.cli import box
@@ -13,6 +13,7 @@ from gateway.cli.terminal import colour, complain, printable, say, say_json
 from gateway.cli.verbs import Verbs, duration
 from gateway.health import WELL
 from gateway.http.outcome import FINE, PROBLEM, UNREACHABLE, UnknownName
+from gateway.sdk.errors import ConfigError
 
 STUCK_AFTER_S = 8.0  # `once` gives up when no broker took anything for so long
 READ_ALL_WITHIN_S = 600.0
@@ -25,8 +26,12 @@ def add_verbs(verbs: Verbs) -> None:
         run,
         help="run the gateway until stopped",
         about="Run the gateway in the foreground until SIGTERM or Ctrl-C. It starts degraded: no broker, port, network or "
-        "clock is needed to start. Ends with 3 when the config is invalid at start. SIGHUP reloads.",
-        examples=("citygate run", "citygate run -c ./my-box"),
+        "clock is needed to start. Ends with 3 when the config is invalid at start; with --last-good it then starts with the "
+        "last config that worked, and says so in status, page, metrics and journal. SIGHUP reloads.",
+        examples=("citygate run", "citygate run -c ./my-box", "citygate run --last-good"),
+    )
+    run_verb.add_argument(
+        "--last-good", action="store_true", help="start with the last config that worked when the file is wrong"
     )
     run_verb.add_argument("--debug", action="store_true", help="more events in the journal")
     status_verb = verbs.add(
@@ -49,14 +54,16 @@ def add_verbs(verbs: Verbs) -> None:
         "--every", dest="every_s", metavar="TIME", type=duration, default=1.0, help="how often (default: 1s)"
     )
     watch_verb.add_argument("--for", dest="seconds", metavar="TIME", type=duration, help="end after this time")
-    verbs.add(
+    reload_verb = verbs.add(
         "reload",
         reload,
         help="check the config, then apply what changed to the running daemon",
         about="Ask the running daemon to read its files again. Only links and brokers that changed are restarted. When anything "
-        "is wrong, nothing changes: every problem is listed and the exit code is 3.",
-        examples=("citygate reload",),
+        "is wrong, nothing changes: every problem is listed and the exit code is 3. With --dry-run nothing changes either: "
+        "it shows old and new values, what would restart, the readings that are owed there, and what waits for a restart.",
+        examples=("citygate reload --dry-run", "citygate reload"),
     )
+    reload_verb.add_argument("--dry-run", action="store_true", help="only show what would change")
     verbs.add(
         "once",
         once,
@@ -86,11 +93,18 @@ def add_verbs(verbs: Verbs) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """`citygate run`."""
+    from gateway.config.last_good import place_of
     from gateway.daemon import serve
     from gateway.journal import set_up
 
     set_up(debug=given.debug)
-    serve(given.config)
+    last_good = place_of(box.buffer_path(given.config))
+    try:
+        serve(given.config, last_good=last_good, fall_back=given.last_good)
+    except ConfigError:
+        if not given.last_good and last_good.is_file():
+            complain("`citygate run --last-good` starts with the config that worked last\n")
+        raise
     return FINE
 
 
@@ -165,7 +179,7 @@ def fitted(lines: list[str]) -> list[str]:
 
 def reload(given: argparse.Namespace) -> int:
     """`citygate reload`."""
-    found: dict[str, Any] = box.ask(given.config, "reload")
+    found: dict[str, Any] = box.ask(given.config, "reload", dry_run=given.dry_run)
     if given.json:
         say_json(found)
         return FINE
@@ -174,12 +188,36 @@ def reload(given: argparse.Namespace) -> int:
             f"{warning['file']}:{warning['line']}:{warning['column']}: {warning['severity']}: {warning['message']}"
         )
     for change in found.get("changed", ()):
-        say(str(change))
-    if found.get("restarted"):
-        say(f"restarted: {', '.join(found['restarted'])}")
-    if not found.get("changed") and not found.get("restarted"):
-        say("nothing changed")
+        say(printable(str(change)))
+    for line in _consequences(found, dry_run=given.dry_run):
+        say(line)
     return FINE
+
+
+def _consequences(found: Mapping[str, Any], *, dry_run: bool) -> Iterator[str]:
+    """What a reload has done, or would do."""
+    restarts = found.get("restarts", {})
+    parts = [f"{part.removesuffix('s')} {name}" for part, names in restarts.items() for name in names]
+    named = ", ".join(parts or found.get("restarted", ()))
+    if named:
+        yield f"{'would restart' if dry_run else 'restarted'}: {named}"
+    yield from _concerned(found.get("owed", {}))
+    if found.get("waiting"):
+        yield f"waits for a restart of the daemon (`systemctl restart citygate`): {', '.join(found['waiting'])}"
+    if not found.get("changed") and not named:
+        yield "nothing changed"
+    elif dry_run:
+        yield "nothing was applied; `citygate reload` applies it"
+
+
+def _concerned(owed: Mapping[str, Any]) -> Iterator[str]:
+    """The readings not sent yet that a change concerns."""
+    for broker, count in owed.get("brokers", {}).items():
+        yield f"broker {broker}: {counted(count, 'reading')} still to be sent"
+    least = "" if owed.get("all_counted", True) else "at least "
+    for device, brokers in owed.get("devices", {}).items():
+        said = ", ".join(f"{least}{counted(count, 'reading')} to {broker}" for broker, count in brokers.items())
+        yield f"device {device}: still to be sent: {said}"
 
 
 def once(given: argparse.Namespace) -> int:

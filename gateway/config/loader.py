@@ -80,6 +80,7 @@ class Loaded:
         root: the merged tree, to place further problems.
         sources: main file, fragments and profiles by name, their secrets hidden.
         secrets: the texts of all secrets that are known, to be hidden wherever something is shown.
+        texts: those that `!secret` named, by name.
     """
 
     config: Config | None
@@ -91,6 +92,7 @@ class Loaded:
     root: Map
     sources: Mapping[str, Source] = field(default_factory=dict)
     secrets: frozenset[str] = frozenset()
+    texts: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def config_files(path: Path) -> tuple[Path, tuple[Path, ...]]:
@@ -101,15 +103,24 @@ def config_files(path: Path) -> tuple[Path, tuple[Path, ...]]:
 
 
 def load(
-    path: Path, find_driver: FindDriver, *, with_secrets: bool = True, environment: Mapping[str, str] | None = None
+    path: Path,
+    find_driver: FindDriver,
+    *,
+    with_secrets: bool = True,
+    environment: Mapping[str, str] | None = None,
+    home: Path | None = None,
+    remembered: Mapping[str, str] | None = None,
 ) -> Loaded:
     """Read and check everything. Raises nothing: what is wrong is in `problems`.
 
     Args:
         with_secrets: False does not look secrets up and does not complain about them.
         environment: for overrides and secrets; default: the process's.
+        home: the operator's folder, when the files are a copy that lies elsewhere: secrets are there.
+        remembered: texts of secrets by name, for those that are not to be had any more.
     """
-    return _Load(path, find_driver, with_secrets, os.environ if environment is None else environment).run()
+    environment = os.environ if environment is None else environment
+    return _Load(path, find_driver, with_secrets, environment, home, remembered or {}).run()
 
 
 @dataclass
@@ -120,6 +131,8 @@ class _Load:
     find_driver: FindDriver
     with_secrets: bool
     environment: Mapping[str, str]
+    home: Path | None
+    remembered: Mapping[str, str]
     problems: list[Problem] = field(default_factory=list)
 
     def run(self) -> Loaded:
@@ -135,7 +148,7 @@ class _Load:
         root = migrate(override(root, self.environment, self.problems), self.problems)
         profiles: dict[str, tuple[CityProfile, Map]] = {}
         root = self._with_profiles(root, profiles)
-        secrets = Secrets(self.folder / "secrets", self.environment)
+        secrets = Secrets((self.home or self.folder) / "secrets", self.environment, self.remembered)
         as_written = root
         root, untold = resolve(root, secrets if self.with_secrets else None, self.problems)
         links = self._links(root)
@@ -155,6 +168,7 @@ class _Load:
             root,
             sources,
             frozenset(secrets.known),
+            secrets.texts,
         )
 
     def _parts(self, root: Map, links: Mapping[str, LoadedLink]) -> Iterator[tuple[Node, Any]]:

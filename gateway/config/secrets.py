@@ -60,12 +60,16 @@ class Secrets:
     (`CITYGATE_SECRET_<NAME>`, upper case, `-` and `.` as `_`). What was handed out is known, to be hidden.
 
     Attributes:
+        remembered: texts by name that a daemon at work has from before: better than none.
+        texts: what was handed out, by name.
         open: names whose file every user of the box can read.
     """
 
     beside: Path
     environment: Mapping[str, str]
+    remembered: Mapping[str, str] = field(default_factory=dict, repr=False)
     known: set[str] = field(default_factory=set)
+    texts: dict[str, str] = field(default_factory=dict, repr=False)
     open: set[str] = field(default_factory=set)
 
     def places(self, name: str) -> tuple[str, ...]:
@@ -90,7 +94,16 @@ class Secrets:
             text = self.environment.get(_variable(name))
         if not text:
             raise LookupError(f"no secret {name}: looked in {', '.join(self.places(name))}")
+        return self._handed_out(name, text)
+
+    def before(self, name: str) -> str:
+        """The text that it had when it was last read; "" when nobody knows."""
+        text = self.remembered.get(name, "")
+        return self._handed_out(name, text) if text else ""
+
+    def _handed_out(self, name: str, text: str) -> str:
         self.known.add(text)
+        self.texts[name] = text
         return text
 
 
@@ -196,8 +209,8 @@ def resolve(
             try:
                 text = secrets.get(node.text)
             except LookupError as error:
-                remedy = "put it there, or use --no-secrets to check without"
-                problem = Problem("missing-secret", path, str(error.args[0]), remedy)
+                text = secrets.before(node.text)
+                problem = _missing(path, str(error.args[0]), at_work=bool(text))
             if node.text in secrets.open:
                 message = f"{secrets.beside / node.text} can be read by every user of this box"
                 problem = Problem("open-secret", path, message, "chmod 640, and the group of the daemon", "warning")
@@ -210,3 +223,10 @@ def resolve(
     resolved = walk(root, ())
     assert isinstance(resolved, Map)
     return resolved, frozenset(unknown)
+
+
+def _missing(path: tuple[str | int, ...], said: str, *, at_work: bool) -> Problem:
+    if at_work:
+        message = f"{said}; what is at work goes on with the text that it had, until the daemon ends"
+        return Problem("missing-secret", path, message, "put it there, then `citygate reload`", "warning")
+    return Problem("missing-secret", path, said, "put it there, or use --no-secrets to check without")

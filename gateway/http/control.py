@@ -42,7 +42,7 @@ _VERBS: Mapping[str, Callable[[GatewayView, Mapping[str, Any]], Awaitable[Any]]]
     "status": _status,
     "read": lambda view, given: view.read(_text(given, "device")),
     "pause": lambda view, given: view.pause(_text(given, "device"), _seconds(given)),
-    "reload": lambda view, _: view.reload(),
+    "reload": lambda view, given: view.reload(dry_run=given.get("dry_run") is True),
     "once": lambda view, _: view.once(),
     "preview": lambda view, given: view.preview(_text(given, "device")),
 }

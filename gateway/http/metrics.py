@@ -91,10 +91,21 @@ def _gateway(status: Mapping[str, Any]) -> Iterator[Metric]:
     yield info
     yield GaugeMetricFamily("citygate_ready", "1 while the box does all of its work", int(not gateway.get("ready")))
     yield from _times("citygate", (), {"started_at": "When the daemon started"}, [((), gateway)])
+    yield from _config(status.get("config"))
     clock = status.get("clock", {})
     if clock:
         trusted = clock.get("trusted", clock.get("state") == "ok")
         yield GaugeMetricFamily("citygate_clock_trusted", "1 while the clock is trusted", int(bool(trusted)))
+
+
+def _config(config: Mapping[str, Any] | None) -> Iterator[Metric]:
+    if config is None:
+        return
+    last_good, refused = config.get("using") == "last good", bool(config.get("problems"))
+    yield GaugeMetricFamily("citygate_config_last_good", "1 while the last good config is at work", int(last_good))
+    yield GaugeMetricFamily("citygate_config_refused", "1 while the config on disk is wrong", int(refused))
+    waits = len(config.get("waiting", ()))
+    yield GaugeMetricFamily("citygate_config_waiting", "Changes that wait for a restart of the daemon", waits)
 
 
 def _up(prefix: str, text: str, labels: tuple[str, ...], rows: Iterable[Row]) -> Metric:

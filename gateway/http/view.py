@@ -21,7 +21,8 @@ class GatewayView(Protocol):
     def status(self) -> dict[str, Any]:
         """The status of everything, in the shape of docs/command.md; times are RFC 3339 UTC.
 
-        `{gateway: {id, name, city, version, config, started_at, now, ready: [reason]}, links: {NAME: LinkHealth +
+        `{gateway: {id, name, city, version, config, started_at, now, ready: [reason]}, config: {path, using, since,
+        refused_at, problems, waiting, last_good}, links: {NAME: LinkHealth +
         devices: {NAME: DeviceHealth + {template, paused_until, points: {NAME: {quantity, value, unit, symbol, quality,
         reason, observed_at, time_source}}}}}, brokers: {NAME: BrokerHealth + {kind, url}}, log: {…}, clock: {…}}`,
         where LinkHealth and so on are the fields of the records in `gateway.health`. No secret is in it.
@@ -46,8 +47,12 @@ class GatewayView(Protocol):
     async def pause(self, device: str, seconds: float) -> dict[str, Any]:
         """Maintenance: what the device says for `seconds` never reaches a city; 0 ends it. `{device, until}`."""
 
-    async def reload(self) -> dict[str, Any]:
-        """Validate the files, then apply what changed: `{changed: [name], restarted: [name], warnings: [problem]}`.
+    async def reload(self, *, dry_run: bool = False) -> dict[str, Any]:
+        """Validate the files, then apply what changed; a dry run only says what would be.
+
+        `{changed: [line], changes: [{path, old, new, applies}], restarts: {links, brokers}, restarted: [name], waiting:
+        [path], owed: {brokers: {NAME: n}, devices: {NAME: {BROKER: n}}, all_counted}, warnings: [problem]}`: `waiting`
+        needs a restart of the daemon, `owed` are the readings that the changes concern. No secret is in it.
 
         Raises:
             ConfigError: nothing was changed.

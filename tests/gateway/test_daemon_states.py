@@ -74,7 +74,8 @@ async def test_a_device_that_moves_to_another_link_is_the_same_to_its_city_and_n
         its.edit((METER_1, ""), ("acme/air}\n", "acme/air}\n" + METER_1))
         said = await its.reload()
         assert said["restarted"] == ["air", "roof"], "its entity is made as before"
-        assert "device meter-1: changed" in said["changed"]
+        [moved] = said["changed"]
+        assert moved.startswith("device meter-1: on link roof, template acme/meter, unit_id 1 → on link air, ")
         assert set(its.link("roof")["devices"]) == {"meter-2"}
         assert its.device("air", "meter-1")["state"] == "waiting"
         assert not [line for line in its.daemon.ready() if "meter-1" in line]

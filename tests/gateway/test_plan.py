@@ -4,7 +4,7 @@ import json
 import time
 from importlib.resources import files
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -201,16 +201,21 @@ def test_another_reason_why_a_driver_cannot_be_had_is_a_change(tmp_path: Path) -
     assert difference(one, other).links == ("air", "roof")
 
 
-def test_models_that_changed_in_the_folder_beside_are_a_change_for_every_broker(tmp_path: Path) -> None:
+def test_models_that_changed_in_the_folder_beside_are_a_change_for_the_brokers_that_are_sent_such_entities(
+    tmp_path: Path,
+) -> None:
     before = plan_of(tmp_path)
     (tmp_path / "models").mkdir()
     index = json.loads((files("gateway.models") / "index.json").read_text())
-    own = {"types": {"Own": index["types"]["Anomaly"]}, "terms": {}}
-    (tmp_path / "models" / "index.json").write_text(json.dumps(own))
 
-    found = difference(before, plan_of(tmp_path))
+    def after(name: str, like: str, **changes: Any) -> Difference:
+        own = {"types": {name: {**index["types"][like], **changes}}, "terms": {}}
+        (tmp_path / "models" / "index.json").write_text(json.dumps(own))
+        return difference(before, plan_of(tmp_path))
 
-    assert (found.links, found.brokers, found.devices) == ((), ("milano", "porto"), ())
+    assert after("Own", "Anomaly") == Difference((), (), (), (), ())
+    found = after("AirQualityObserved", "AirQualityObserved", version="99.0")
+    assert (found.links, found.brokers, found.devices) == ((), ("porto",), ())
 
 
 def test_a_difference_says_what_is_new_gone_and_changed(tmp_path: Path) -> None:

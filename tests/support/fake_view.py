@@ -156,8 +156,8 @@ class FakeView:
         self._note("pause", device, seconds)
         return {"device": device, "until": "2026-06-01T12:30:00Z"}
 
-    async def reload(self) -> dict[str, Any]:
-        self._note("reload")
+    async def reload(self, *, dry_run: bool = False) -> dict[str, Any]:
+        self._note("reload", dry_run) if dry_run else self._note("reload")
         return {"changed": ["roof"], "restarted": ["roof"], "warnings": []}
 
     async def once(self) -> dict[str, Any]:
