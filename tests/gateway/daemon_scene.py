@@ -74,6 +74,7 @@ class InProcess:
         self.folder, self.broker = folder, broker
         self.driver = HandDriver()
         self.path = folder / "citygate.yaml"
+        self.last_good = folder / "last-good.json"
         self.path.write_text(CONFIG.format(folder=folder, url=url))
         self.daemon: Daemon
 
@@ -128,11 +129,21 @@ class InProcess:
 
     @contextlib.asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
-        """The daemon, from its start to a clean stop."""
-        self.daemon = Daemon(self.path, registry=HandRegistry(self.driver), clock=SystemClock(trust="system"))  # type: ignore[arg-type]
+        """The daemon as the service starts it, from its start to a clean stop."""
+        self.driver.runs.clear()
+        self.daemon = Daemon(
+            self.path,
+            registry=HandRegistry(self.driver),  # type: ignore[arg-type]
+            clock=SystemClock(trust="system"),
+            last_good=self.last_good,
+            fall_back=True,
+        )
         task = asyncio.create_task(self.daemon.run(), name="daemon")
         try:
-            await self.until(lambda: task.done() or len(self.driver.runs) == len(self.daemon.plan.links))
+            links = {
+                name for name, link in self.daemon.plan.links.items() if link.driver is not None and not link.fault
+            }
+            await self.until(lambda: task.done() or links == self.driver.runs.keys())
             yield
         finally:
             self.daemon.stop()
