@@ -129,6 +129,7 @@ class FakeView:
         self.asked: list[tuple[Any, ...]] = []
         self.error: CitygateError | None = None
         self.verbs: Mapping[str, Verb] = {"echo": self._echo}
+        self.reloaded: dict[str, Any] = {"changed": ["roof"], "restarted": ["roof"], "warnings": []}
 
     def status(self) -> dict[str, Any]:
         return self.shown
@@ -158,7 +159,7 @@ class FakeView:
 
     async def reload(self, *, dry_run: bool = False) -> dict[str, Any]:
         self._note("reload", dry_run) if dry_run else self._note("reload")
-        return {"changed": ["roof"], "restarted": ["roof"], "warnings": []}
+        return self.reloaded
 
     async def once(self) -> dict[str, Any]:
         self._note("once")

@@ -36,6 +36,39 @@ def test_reload_says_what_was_restarted(citygate: Command, daemon: FakeView, fol
     assert (ended.code, ended.json) == (0, {"changed": ["roof"], "restarted": ["roof"], "warnings": []})
 
 
+def test_a_dry_run_of_a_reload_shows_what_would_be(citygate: Command, daemon: FakeView, folder: Path) -> None:
+    daemon.reloaded = {
+        "changed": ["links.roof.port: /dev/ttyUSB0 → /dev/ttyUSB1", "buffer.max_size: 1 GB → 2 GB"],
+        "restarts": {"links": ["roof"], "brokers": ["milano", "porto"]},
+        "restarted": [],
+        "waiting": ["buffer.max_size"],
+        "owed": {
+            "brokers": {"milano": 912},
+            "devices": {"meter-12": {"milano": 1, "porto": 40}},
+            "all_counted": False,
+        },
+        "warnings": [],
+    }
+
+    ended = citygate("reload", "--dry-run", "-c", str(folder))
+
+    assert daemon.asked == [("reload", True)]
+    assert ended.code == 0
+    assert ended.out.splitlines() == [
+        "links.roof.port: /dev/ttyUSB0 → /dev/ttyUSB1",
+        "buffer.max_size: 1 GB → 2 GB",
+        "would restart: link roof, broker milano, broker porto",
+        "broker milano: 912 readings still to be sent",
+        "device meter-12: still to be sent: at least 1 reading to milano, at least 40 readings to porto",
+        "waits for a restart of the daemon (`systemctl restart citygate`): buffer.max_size",
+        "nothing was applied; `citygate reload` applies it",
+    ]
+    assert citygate("reload", "--dry-run", "--json", "-c", str(folder)).json == daemon.reloaded
+
+    daemon.reloaded = {"changed": [], "restarts": {"links": [], "brokers": []}, "restarted": [], "warnings": []}
+    assert citygate("reload", "--dry-run", "-c", str(folder)).out == "nothing changed\n"
+
+
 def test_a_refused_reload_lists_every_problem_with_its_place(citygate: Command, daemon: FakeView, folder: Path) -> None:
     problems = (
         Problem(

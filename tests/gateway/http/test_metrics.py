@@ -35,6 +35,19 @@ async def test_the_endpoint_speaks_the_text_format(start: Start) -> None:
         assert one(samples(await response.text()), "citygate_ready") == 1
 
 
+def test_how_the_box_stands_with_its_file_can_raise_an_alarm() -> None:
+    names = ("last_good", "refused", "waiting")
+
+    def config(**its: Any) -> tuple[float, ...]:
+        found = of(status(config={"using": "file", "problems": [], "waiting": [], **its}))
+        return tuple(one(found, f"citygate_config_{name}") for name in names)
+
+    assert config() == (0, 0, 0)
+    assert config(using="last good", problems=[{}, {}]) == (1, 1, 0)
+    assert config(problems=[{}]) == (0, 1, 0)
+    assert config(waiting=[{}, {}]) == (0, 0, 2)
+
+
 def test_links_devices_and_brokers_have_their_states_and_counts() -> None:
     found = of(status())
     assert one(found, "citygate_info", gateway="gw-1", version="0.1.0") == 1

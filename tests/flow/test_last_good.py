@@ -1,0 +1,82 @@
+"""A file becomes wrong, then the power goes: the box as a service starts it, with its own command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.box import REPOSITORY, Box, Process, eventually, get_json
+
+CONFIG = """
+version: 1
+gateway: {{id: gw-flow, name: {name}, city: testville, location: [9.159, 45.503]}}
+buffer: {{path: "{box}/buffer.db", commit_every: 1 s}}
+clock: {{trust: system}}
+http: {{listen: "127.0.0.1:{http}"}}
+"""
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    box = Box(tmp_path)
+    write(box, "first")
+    yield box
+    box.close()
+
+
+def write(box: Box, name: str) -> None:
+    box.write(CONFIG.format(box=box.folder, http=box.port, name=name))
+
+
+def service(box: Box) -> Process:
+    """As the unit starts it, once it answers."""
+    daemon = box.start(
+        "daemon", "-m", "gateway", "run", "--last-good", "-c", str(box.config), STATE_DIRECTORY=str(box.folder)
+    )
+    eventually("it answers", lambda: daemon.popen.poll() is not None or get_json(f"{box.url}/status"))
+    assert daemon.popen.poll() is None, daemon.text()
+    return daemon
+
+
+def config(box: Box) -> dict[str, Any]:
+    found: dict[str, Any] = (box.status() or {}).get("config", {})
+    return found
+
+
+def by_hand(box: Box, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "gateway", *arguments, "-c", str(box.config)]
+    environment = {**os.environ, "STATE_DIRECTORY": str(box.folder)}
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, env=environment)
+
+
+def test_a_file_that_becomes_wrong_and_a_power_cut_leave_a_box_that_works_and_says_so(box: Box) -> None:
+    kept = box.folder / "last-good.json"
+    daemon = service(box)
+    eventually("it is kept", kept.exists)
+    assert config(box)["using"] == "file"
+    box.write("\0garbage: [\n")
+    daemon.kill()
+
+    ended = by_hand(box, "run")
+    assert ended.returncode == 3, ended.stderr
+    assert "citygate.yaml:1:1: error" in ended.stderr
+    assert "`citygate run --last-good` starts with the config that worked last" in ended.stderr
+
+    daemon = service(box)
+    assert "last_good_config_at_work" in daemon.text()
+    assert "config_problem" in daemon.text()
+    assert get_json(f"{box.url}/status")["gateway"]["name"] == "first"
+    assert config(box)["using"] == "last good"
+    assert config(box)["last_good"]["of"] == json.loads(kept.read_text())["written_at"][:19] + "Z"
+
+    write(box, "mended")
+    daemon.popen.send_signal(signal.SIGHUP)
+    eventually("the mended one is at work", lambda: box.status()["gateway"]["name"] == "mended")
+    assert config(box)["using"] == "file"
+    eventually("and kept", lambda: "mended" in kept.read_text())
