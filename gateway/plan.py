@@ -485,9 +485,9 @@ def _plain_slot(slot: Slot) -> Any:
 def _laws(device: DevicePlan, models: Catalogue) -> Any:
     """What the functions in a device's tables are made of."""
     entity = merged(device.template.entity, device.config.entity)
-    points = {name: (point, device.template.points[name].range) for name, point in device.points.items()}
     calibrated = {name: _correction(its) for name, its in device.config.calibrate.items()}
-    return [_law(part, models) for part in (entity, *entity.more.values())], points, calibrated
+    corrected = {name: its for name, its in calibrated.items() if its != _correction(Calibration())}
+    return [_law(part, models) for part in (entity, *entity.more.values())], device.points, corrected
 
 
 def _law(entity: EntityMapping, models: Catalogue) -> Any:

@@ -102,6 +102,8 @@ class Standing:
         problems = error.problems if isinstance(error, ConfigError) else self.problems
         try:
             found = kept.read()
+            if not self._is_ours(found):
+                raise NotKept(f"the last good config {kept.file} is that of {found.config}")
             self._unpacked = Unpacked(found)
             home = Path(found.config).parent
             plan = make_plan(self._unpacked.main, self.registry, degraded=True, home=home)
@@ -116,6 +118,11 @@ class Standing:
         self.running = found
         event("last_good_config_at_work", of=found.at.isoformat(), config=found.config, reason=self._first())
         return plan
+
+    def _is_ours(self, found: Kept) -> bool:
+        """It is of this file; two boxes that share a folder for their state must not take each other's."""
+        of, path = Path(found.config), self.path.absolute()
+        return of == config_files(path)[0] or of.parent == path  # a folder that is gone is no folder
 
     # --- what becomes of it ----------------------------------------------------------------------------------------
 

@@ -229,4 +229,4 @@ class Unpacked:
 def place_of(buffer: Path, environment: Mapping[str, str] | None = None) -> Path:
     """Where the last good config is: in the service's own folder, which no config can move; else beside the buffer."""
     state = (os.environ if environment is None else environment).get("STATE_DIRECTORY", "").partition(":")[0]
-    return Path(state) / "last-good.json" if state else buffer.with_name(f"{buffer.name}.last-good.json")
+    return (Path(state) if state else buffer.parent) / "last-good.json"

@@ -157,3 +157,65 @@ def test_a_device_that_comes_goes_or_moves_is_one_line(tmp_path: Path) -> None:
         "links.roof.devices.meter-2.unit_id: gone, was: 2",
         "links.roof.devices.meter-9: new: template acme/meter, unit_id 1",
     ]
+
+
+AIR_1 = "air-1: {template: acme/air"
+METER_1 = "meter-1: {template: acme/meter, unit_id: 1"
+
+
+@pytest.mark.parametrize(
+    ("device", "first", "second", "brokers"),
+    [
+        (METER_1, "entity: {id: 'urn:ngsi-ld:ACMeasurement:a'}", "entity: {id: 'urn:ngsi-ld:ACMeasurement:b'}", ("milano",)),
+        (METER_1, "entity: {attributes: {phaseVoltage.L1: {point: voltage, gain: 2}}}", "entity: {attributes: {phaseVoltage.L1: {point: voltage, gain: 3}}}", ("milano",)),
+        (METER_1, "entity: {attributes: {phaseVoltage.L1: voltage}}", "entity: {attributes: {phaseVoltage.L1: {point: voltage}}}", ()),
+        (METER_1, "entity: {more: {b: {type: ACMeasurement, attributes: {phaseVoltage.L2: {point: voltage, gain: 2}}, static: {phaseType: singlePhase}}}}",
+                  "entity: {more: {b: {type: ACMeasurement, attributes: {phaseVoltage.L2: {point: voltage, gain: 3}}, static: {phaseType: singlePhase}}}}", ("milano",)),
+        (AIR_1, "entity: {period: 15 min}", "entity: {period: 30 min}", ("porto",)),
+        (AIR_1, "entity: {type: AirQualityObserved}", "entity: {}", ()),
+        (METER_1, "calibrate: {voltage: {gain: 2, valid_from: 2026-05-01, previous: [{gain: 3}]}}", "calibrate: {voltage: {gain: 2, valid_from: 2026-05-01, previous: [{gain: 4}]}}", ("milano",)),
+        (METER_1, "calibrate: {voltage: {offset: 1}}", "calibrate: {voltage: {offset: 2}}", ("milano",)),
+        (METER_1, "calibrate: {voltage: {gain: 2, valid_until: 2027-05-01}}", "calibrate: {voltage: {gain: 2, by: lab}}", ()),
+        (METER_1, "calibrate: {voltage: {gain: 1}}", "calibrate: {}", ()),
+    ],
+)  # fmt: skip
+def test_a_mapping_that_computes_otherwise_restarts_its_broker_and_one_that_is_only_written_otherwise_does_not(
+    tmp_path: Path, device: str, first: str, second: str, brokers: tuple[str, ...]
+) -> None:
+    text = BASE.replace("brokers:", "publish: {devices: 0 s}\nbrokers:")  # else the sensors' own entities would tell
+    one, other = (plan_of(tmp_path, text.replace(device, f"{device}, {its}")) for its in (first, second))
+
+    found = difference(one, other)
+
+    assert (found.links, found.brokers, found.restart) == ((), brokers, ())
+
+
+def test_a_range_that_a_template_declares_counts_at_the_link_and_its_words_nowhere(
+    tmp_path: Path,
+) -> None:
+    own = tmp_path / "templates" / "acme" / "meter.yaml"
+    own.parent.mkdir(parents=True)
+    text = (REPOSITORY / "tests" / "config" / "templates" / "acme" / "meter.yaml").read_text()
+
+    def plan(more: str) -> Plan:
+        own.write_text(text.replace("unit: VLT", f"unit: VLT{more}"))
+        return plan_of(tmp_path)
+
+    before = plan("")
+    described = difference(before, plan(", description: of the phase"))
+    assert (described.links, described.brokers) == ((), ())
+    bounded = difference(before, plan(", range: [100, 300]"))
+    assert (bounded.links, bounded.brokers) == (("roof",), ()), "what is not plausible is dropped at the link"
+
+
+def test_a_city_learns_of_the_sensors_that_are_sent_to_it_alone(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, BASE + '  lodi: {url: "https://lodi.example", send: [nothing]}\n')
+
+    def assets(name: str) -> list[str] | None:
+        [box] = plan.brokers[name].mappings["@"]
+        found = box.static.get("controlledAsset")
+        return None if found is None else [str(asset).rpartition(":")[2] for asset in found.value]
+
+    assert assets("milano") == ["meter-1", "meter-2"]
+    assert assets("porto") == ["air-1"]
+    assert assets("lodi") is None

@@ -1,17 +1,21 @@
 """How the box stands with its file: what waits stays shown, a wrong file never stops it, a missing secret stops its city alone."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import Field
 
+from gateway.config.last_good import LastGood, snapshot
 from gateway.http.metrics import render
 from gateway.log.log import Log
 from gateway.sdk.errors import ConfigError
+from gateway.standing import Standing
 from tests.gateway.daemon_scene import InProcess, box
-from tests.support.bench_driver import BenchDevice, BenchLink
+from tests.gateway.test_plan import BASE
+from tests.support.bench_driver import BenchDevice, BenchLink, BenchRegistry
 
 COMMIT = ("commit_every: 100 ms", "commit_every: 200 ms")
 WRONG = ("unit_id: 1", "unit_id: 300")
@@ -190,21 +194,42 @@ async def test_the_file_of_the_last_good_one_again_is_nothing_to_do(tmp_path: Pa
         assert reasons(its) == []
 
 
-@pytest.mark.parametrize("gone", ["file", "folder"])
-async def test_a_config_that_is_gone_is_a_wrong_one(tmp_path: Path, gone: str) -> None:
+async def test_a_config_that_is_gone_is_a_wrong_one(tmp_path: Path) -> None:
     async with box(tmp_path) as its:
         await kept(its, "unit_id: 1")
     text = its.path.read_text()
-    if gone == "folder":
-        its.path = tmp_path / "etc" / "citygate.yaml"  # a card that was not mounted
-    else:
-        its.path.unlink()
+    its.path.unlink()
     async with its.at_work():
         assert reasons(its)[0].startswith("config: the file is wrong, at work is the last good one of")
-        its.path.parent.mkdir(exist_ok=True)
         its.path.write_text(text)
         await its.daemon.reload()
         assert reasons(its) == []
+
+
+def standing(folder: Path, path: Path) -> Standing:
+    return Standing(path, BenchRegistry(), LastGood(folder / "last-good.json"), lambda: datetime.now(UTC))
+
+
+@pytest.mark.parametrize("given", ["etc", "etc/citygate.yaml"])
+def test_a_folder_that_is_gone_is_a_wrong_config_and_another_boxs_is_not_taken(tmp_path: Path, given: str) -> None:
+    for name in ("etc", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "citygate.yaml").write_text(BASE)
+    main = tmp_path / "etc" / "citygate.yaml"
+    LastGood(tmp_path / "last-good.json").write(snapshot(main), config=str(main), at=datetime.now(UTC))
+    main.unlink()
+    main.parent.rmdir()
+    (tmp_path / "other" / "citygate.yaml").write_text("version: 2\n")
+
+    its = standing(tmp_path, tmp_path / given)
+    assert its.start(fall_back=True).config.gateway.id == "gw-1"
+    its.close()
+
+    with pytest.raises(ConfigError, match=r"is that of .*/etc/citygate\.yaml"):
+        standing(tmp_path, tmp_path / "other").start(fall_back=True)
+    with pytest.raises(ConfigError) as caught:
+        standing(tmp_path, tmp_path / given).start(fall_back=False)
+    assert "last-good" not in {problem.code for problem in caught.value.problems}
 
 
 class Updated(BenchDevice):

@@ -174,4 +174,4 @@ def test_a_copy_is_there_as_long_as_it_is_needed_and_its_problems_name_it(tmp_pa
 def test_it_is_in_the_services_own_folder_else_beside_the_buffer(tmp_path: Path) -> None:
     buffer = Path("/data/b.db")
     assert place_of(buffer, {"STATE_DIRECTORY": "/var/lib/citygate:/x"}) == Path("/var/lib/citygate/last-good.json")
-    assert place_of(buffer, {}) == Path("/data/b.db.last-good.json")
+    assert place_of(buffer, {}) == Path("/data/last-good.json")
