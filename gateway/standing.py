@@ -11,7 +11,7 @@ from typing import Any
 from gateway.changes import Change, waiting
 from gateway.config.explain import as_json
 from gateway.config.last_good import Kept, LastGood, NotKept, Snapshot, Unpacked, snapshot
-from gateway.config.loader import config_files
+from gateway.config.loader import MAIN_FILE, config_files
 from gateway.config.model import Config
 from gateway.journal import event
 from gateway.plan import Drivers, Plan, make_plan
@@ -121,8 +121,8 @@ class Standing:
 
     def _is_ours(self, found: Kept) -> bool:
         """It is of this file; two boxes that share a folder for their state must not take each other's."""
-        of, path = Path(found.config), self.path.absolute()
-        return of == config_files(path)[0] or of.parent == path  # a folder that is gone is no folder
+        path = self.path.absolute()  # what is there cannot be asked: it may be gone, or locked
+        return Path(found.config) in (path, path / MAIN_FILE)
 
     # --- what becomes of it ----------------------------------------------------------------------------------------
 

@@ -110,7 +110,11 @@ def test_a_changed_template_restarts_its_link_only_when_it_reads_otherwise(tmp_p
     links, brokers, lines = after("caveats: [{text: it drifts}]\n")
     assert (links, brokers) == ((), ())
     assert lines == ["template acme/meter.caveats: new: [{text it drifts}]"]
+    sample = "  - {name: another, hex: '01', expect: {voltage: 1}, source: made up}\n"
+    for words in (sample, "description: x\n", "requirements: [a roof]\n", "sources: [a data sheet]\n"):
+        assert after(words)[:2] == ((), ())
     assert after("order: little\n")[:2] == (("roof",), ())
+    assert after("fingerprint: {a: 1}\n")[:2] == (("roof",), ()), "a driver may look for it"
 
 
 def test_a_secret_that_changed_is_said_and_never_shown(tmp_path: Path) -> None:

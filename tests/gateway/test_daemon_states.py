@@ -178,3 +178,9 @@ async def test_a_broker_whose_entry_changed_does_not_show_what_was_wrong_before(
         assert now["since"] > before["since"]
         its.broker.behaviour.fault, its.broker.behaviour.delay_s = "", 0.0
         await sent(its, 231.0)
+
+
+async def test_how_often_the_box_tells_of_its_sensors_changes_at_once_and_restarts_nothing_else(tmp_path: Path) -> None:
+    async with box(tmp_path, ("publish: {devices: 0 s}", "publish: {devices: 1 h}")) as its:
+        assert (await its.reload(("devices: 1 h", "devices: 100 ms")))["restarted"] == []
+        await its.broker.until(lambda: its.broker.state("urn:ngsi-ld:Device:milano:gw-1:meter-1"))

@@ -1,6 +1,9 @@
 """How the box stands with its file: what waits stays shown, a wrong file never stops it, a missing secret stops its city alone."""
 
+import asyncio
+import contextlib
 import json
+import socket
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,15 @@ from gateway.standing import Standing
 from tests.gateway.daemon_scene import InProcess, box
 from tests.gateway.test_plan import BASE
 from tests.support.bench_driver import BenchDevice, BenchLink, BenchRegistry
+from tests.support.box import REPOSITORY
+from tests.support.rights import without_root
 
 COMMIT = ("commit_every: 100 ms", "commit_every: 200 ms")
 WRONG = ("unit_id: 1", "unit_id: 300")
 OUTSIDE = "citygate.yaml:12:48: links.roof.devices.meter-1.unit_id: 300 is outside"
+
+
+METER = (REPOSITORY / "tests" / "config" / "templates" / "acme" / "meter.yaml").read_text()
 
 
 def config(its: InProcess) -> dict[str, Any]:
@@ -211,6 +219,25 @@ def standing(folder: Path, path: Path) -> Standing:
 
 
 @pytest.mark.parametrize("given", ["etc", "etc/citygate.yaml"])
+def test_a_folder_that_may_not_be_entered_is_a_wrong_config(tmp_path: Path, given: str) -> None:
+    main = tmp_path / "etc" / "citygate.yaml"
+    main.parent.mkdir()
+    main.write_text(BASE)
+    LastGood(tmp_path / "last-good.json").write(snapshot(main), config=str(main), at=datetime.now(UTC))
+    (tmp_path / "last-good.json").chmod(0o644)
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    main.parent.chmod(0)
+    its = standing(tmp_path, tmp_path / given)
+
+    with without_root():
+        assert its.start(fall_back=True).config.gateway.id == "gw-1"
+        assert its.reasons()[0].startswith("config: the file is wrong, at work is the last good one")
+        its.close()
+    main.parent.chmod(0o755)
+
+
+@pytest.mark.parametrize("given", ["etc", "etc/citygate.yaml"])
 def test_a_folder_that_is_gone_is_a_wrong_config_and_another_boxs_is_not_taken(tmp_path: Path, given: str) -> None:
     for name in ("etc", "other"):
         (tmp_path / name).mkdir()
@@ -321,23 +348,105 @@ async def test_a_card_that_refuses_is_told_and_asked_again(tmp_path: Path, monke
         await its.until(lambda: not reasons(its))
 
 
-async def test_a_file_that_is_written_while_it_is_read_is_not_kept(tmp_path: Path) -> None:
+class Slow(BenchRegistry):
+    """Between the main file and the templates somebody saves a file."""
+
+    def __init__(self, file: Path, text: str) -> None:
+        self._file, self._text = file, text
+
+    def driver(self, name: str) -> Any:
+        self._file.write_text(self._text)
+        return super().driver(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("citygate.yaml", "version: 9\n"), ("templates/acme/meter.yaml", METER + "description: new\n")]
+)
+async def test_a_file_that_is_written_while_it_is_read_is_not_kept(tmp_path: Path, name: str, text: str) -> None:
+    for file, its in (("citygate.yaml", BASE), ("templates/acme/meter.yaml", METER)):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(its)
+    kept = LastGood(tmp_path / "last-good.json")
+
+    async def start(registry: BenchRegistry) -> bool:
+        its = Standing(tmp_path, registry, kept, lambda: datetime.now(UTC))
+        its.start(fall_back=False)
+        its.good()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(its.keep(), 0.2)
+        return kept.file.exists()
+
+    assert not await start(Slow(tmp_path / name, text))
+    (tmp_path / "citygate.yaml").write_text(BASE)
+    assert await start(BenchRegistry())
+
+
+class Crashes(BenchRegistry):
+    """A fault of ours, or of a driver's package, that only some files meet."""
+
+    left = 1
+
+    def driver(self, name: str) -> Any:
+        if self.left:
+            self.left -= 1
+            raise RecursionError("too deep")
+        return super().driver(name)
+
+
+def test_a_file_at_which_the_gateway_itself_fails_is_a_wrong_one_too(tmp_path: Path) -> None:
+    main = tmp_path / "citygate.yaml"
+    main.write_text(BASE)
+    kept = LastGood(tmp_path / "last-good.json")
+    kept.write(snapshot(main), config=str(main), at=datetime.now(UTC))
+    its = Standing(tmp_path, Crashes(), kept, lambda: datetime.now(UTC))
+
+    its.start(fall_back=True)
+
+    assert "internal" not in its.reasons()[0]
+    assert "RecursionError: too deep" in its.reasons()[0]
+    assert its.status()["problems"][0]["remedy"] == "please report it"
+    its.close()
+
+
+async def test_systemd_is_told_so_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with box(tmp_path) as its:
         await kept(its, "unit_id: 1")
-        standing, text = its.daemon._standing, its.path.read_text()
-        real = standing.registry.driver
+    its.edit(WRONG)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        said: list[str] = []
 
-        def driver(name: str) -> Any:
-            its.path.write_text(text.replace("unit_id: 1", "unit_id: 9"))
-            return real(name)
+        def told() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                said.append(systemd.recv(4096).decode())
+            return any(line.startswith("STATUS=config: the file is wrong, at work is the last good") for line in said)
 
-        standing.registry.driver = driver  # type: ignore[method-assign]
-        await its.daemon.reload()
-        assert its.daemon.plan.devices["meter-1"].config.unit_id == 1  # type: ignore[attr-defined]
-        standing.registry.driver = real  # type: ignore[method-assign]
-        assert "unit_id: 1" in its.last_good.read_text()
-        await its.daemon.reload()
-        await kept(its, "unit_id: 9")
+        async with its.at_work():
+            await its.until(told)
+
+
+def test_the_copy_that_was_unpacked_goes_when_the_daemon_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = tmp_path / "run"
+    runtime.mkdir()
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(runtime))
+
+    async def days() -> None:
+        async with box(tmp_path) as its:
+            await kept(its, "unit_id: 1")
+        its.edit(WRONG)
+        async with its.at_work():
+            assert len(list(runtime.iterdir())) == 1, "models are read from it when they are needed"
+            with pytest.raises(ConfigError):
+                await its.reload()
+            assert len(list(runtime.iterdir())) == 1
+        assert list(runtime.iterdir()) == []
+        async with its.at_work():
+            await its.reload(WRONG[::-1])
+            assert list(runtime.iterdir()) == []
+
+    asyncio.run(days())
 
 
 # --- secrets ---------------------------------------------------------------------------------------------------------

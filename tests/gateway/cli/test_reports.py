@@ -59,6 +59,14 @@ def test_no_secret_is_in_it_wherever_it_was_said(citygate: Command, daemon: Fake
         assert not name.startswith("config/secrets")
 
 
+def test_the_last_good_config_is_not_in_it(citygate: Command, box: Path) -> None:
+    (box / "last-good.json").write_text('{"files": {"citygate.yaml": "a file of its own"}}')
+    citygate("bundle", "-c", str(box), "--output", str(box / "b.tar.gz"))
+    found = contents(box / "b.tar.gz")
+    assert "config/citygate.yaml" in found
+    assert not any("last-good" in name or "a file of its own" in text for name, text in found.items())
+
+
 def test_it_is_readable_by_its_maker_alone_and_never_replaces_a_file(citygate: Command, box: Path) -> None:
     file = box / "b.tar.gz"
     assert citygate("bundle", "-c", str(box), "--output", str(file)).code == 0
