@@ -56,6 +56,7 @@ STOP_WITHIN_S = 5.0
 LEAVE_WITHIN_S = 1.0  # everything is committed by then
 TELL_FIRST_S = 60.0  # after the start there is little to tell
 HOUSEKEEPING_S = 2.0
+CHANGES_TOLD = 50  # of a reload, in the journal
 COUNT_WITHIN_S, COUNT_AT_ONCE = 3.0, 5000  # readings owed, for who asks what a change concerns
 WRITER_STUCK_S = 60.0  # a card may take long; longer than this systemd may restart us
 LINK_RETRY_FIRST_S, LINK_RETRY_CAP_S = 1.0, 60.0
@@ -331,7 +332,7 @@ class Daemon:
             if old.config.publish.devices_s != new.config.publish.devices_s:
                 await self._end("devices")
                 self._start("devices", Chore("devices", self._tell_of_devices))
-            event("reloaded", links=links, brokers=list(change.brokers), changed=shown["changed"])
+            event("reloaded", links=links, brokers=list(change.brokers), changed=shown["changed"][:CHANGES_TOLD])
             return {**shown, "restarted": [*links, *change.brokers]}
 
     async def _shown(self, new: Plan) -> dict[str, Any]:

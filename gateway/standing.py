@@ -140,8 +140,8 @@ class Standing:
         self.good()
 
     def good(self) -> None:
-        """What is at work works: keep it, unless it is the last good one itself."""
-        if self.running is None and self._read is not None:
+        """What was read works: keep it. Nothing was when the last good one itself is at work."""
+        if self._read is not None:
             self._to_keep = self._read
             self._due.set()
 

@@ -55,6 +55,13 @@ def by_hand(box: Box, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, env=environment)
 
 
+def test_the_unit_starts_it_so() -> None:
+    unit = (REPOSITORY / "systemd" / "citygate.service").read_text()
+    assert "ExecStart=/opt/citygate/bin/citygate run --last-good -c /etc/citygate\n" in unit
+    assert "StateDirectory=citygate\n" in unit, "where the last good config is"
+    assert "RestartPreventExitStatus=3\n" in unit
+
+
 def test_a_file_that_becomes_wrong_and_a_power_cut_leave_a_box_that_works_and_says_so(box: Box) -> None:
     kept = box.folder / "last-good.json"
     daemon = service(box)
