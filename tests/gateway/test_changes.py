@@ -90,6 +90,7 @@ def test_one_key_restarts_what_uses_it_and_nothing_else(
     assert (back.links, back.brokers) == (found.links, found.brokers), "the way back restarts the same"
     if line:
         assert rows[0].text.startswith(line), [row.text for row in rows]
+        assert len(rows) == 1 + (": gone, was: " in line), "what was renamed is gone and new"
     else:
         assert rows == ()
 
@@ -115,6 +116,17 @@ def test_a_changed_template_restarts_its_link_only_when_it_reads_otherwise(tmp_p
         assert after(words)[:2] == ((), ())
     assert after("order: little\n")[:2] == (("roof",), ())
     assert after("fingerprint: {a: 1}\n")[:2] == (("roof",), ()), "a driver may look for it"
+
+
+def test_what_is_new_brings_only_what_was_written(tmp_path: Path) -> None:
+    one, other = (
+        plan_of(tmp_path),
+        plan_of(tmp_path, BASE.replace("unit_id: 1}", "unit_id: 1, calibrate: {voltage: {gain: 2}}}")),
+    )
+
+    for before, after, text in ((one, other, "new: 2"), (other, one, "gone, was: 2")):
+        [row] = changes(before, after, difference(before, after))
+        assert row.text == f"links.roof.devices.meter-1.calibrate.voltage.gain: {text}"
 
 
 def test_a_secret_that_changed_is_said_and_never_shown(tmp_path: Path) -> None:

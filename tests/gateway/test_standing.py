@@ -15,6 +15,7 @@ from gateway.config.last_good import LastGood, snapshot
 from gateway.http.metrics import render
 from gateway.log.log import Log
 from gateway.sdk.errors import ConfigError
+from gateway.sdk.reading import Reason
 from gateway.standing import Standing
 from tests.gateway.daemon_scene import InProcess, box
 from tests.gateway.test_plan import BASE
@@ -153,6 +154,23 @@ async def test_what_is_owed_is_counted_in_the_file_and_in_memory_and_what_was_se
 
         assert said["owed"]["devices"] == {"meter-1": {"milano": 2}}
         its.broker.behaviour.fault = ""
+
+
+async def test_of_several_brokers_each_is_owed_what_it_is_sent_and_has_not_got(tmp_path: Path) -> None:
+    porto = '  porto: {url: "http://127.0.0.1:9"}\n  lodi: {url: "http://127.0.0.1:9", send: [meter-*]}\n'
+    unmapped = ("template: acme/air", "template: acme/air, entity: {attributes: {pm10: null}}")
+    async with box(tmp_path, ("brokers:\n", "brokers:\n" + porto), unmapped) as its:
+        await its.emit("air", "air-1", pm2_5=7.0, pm10=9.0)
+        await its.emit("air", "air-1", pm2_5=Reason.TIMEOUT, pm10=Reason.TIMEOUT)
+        await its.emit("air", "air-1", pm2_5=8.0, pm10=9.0)
+        await its.emit("roof", "meter-1", voltage=230.0)
+        await its.until(lambda: its.daemon.status()["brokers"]["milano"]["accepted"])
+        await its.until(lambda: not its.daemon.status()["brokers"]["milano"]["backlog"])
+        its.edit(("192.0.2.1", "192.0.2.2"), ("template: acme/air, ", "template: acme/air, mac: x, "))
+
+        said = await its.daemon.reload(dry_run=True)
+
+        assert said["owed"] == {"brokers": {}, "devices": {"air-1": {"porto": 2}}, "all_counted": True}
 
 
 # --- the last good config --------------------------------------------------------------------------------------------
