@@ -151,14 +151,25 @@ def test_a_secret_that_changed_is_said_and_never_shown(tmp_path: Path) -> None:
     assert not any(word in repr(rows) for word in ("hunter2", "other2", "first", "second"))
 
 
-def test_a_secret_in_the_middle_of_another_value_is_hidden_too(tmp_path: Path) -> None:
-    name = 'name: "key is hunter2hunter2", '
-    text = BASE.replace('https://broker.example"', 'https://broker.example", auth: {bearer: hunter2hunter2}')
-    before, after = plan_of(tmp_path, text), plan_of(tmp_path, text.replace("{id: gw-1,", "{id: gw-1, " + name))
+AUTH = ('https://broker.example"', 'https://broker.example", auth: {bearer: hunter2hunter2}')
+TOLD = ("{id: gw-1,", '{id: gw-1, name: "key is hunter2hunter2, Bearer eyJhbGciOiJIUzI1NiJ9.e30.x",')
 
-    [row] = changes(before, after, difference(before, after))
 
-    assert row.text == "gateway.name: new: key is •••"
+@pytest.mark.parametrize(("first", "second"), [((AUTH,), (AUTH, TOLD)), ((), (AUTH, TOLD)), ((AUTH,), (TOLD,))])
+def test_a_secret_in_the_middle_of_another_value_is_hidden_too(
+    tmp_path: Path, first: tuple[tuple[str, str], ...], second: tuple[tuple[str, str], ...]
+) -> None:
+    def plan(changes: tuple[tuple[str, str], ...]) -> Plan:
+        text = BASE
+        for old, new in changes:
+            text = text.replace(old, new)
+        return plan_of(tmp_path, text)
+
+    before, after = plan(first), plan(second)
+    row = next(row for row in changes(before, after, difference(before, after)) if row.path == "gateway.name")
+
+    assert row.text.startswith("gateway.name: new: key is •••, ")
+    assert "eyJ" not in row.text
 
 
 def test_a_device_that_comes_goes_or_moves_is_one_line(tmp_path: Path) -> None:
@@ -235,3 +246,15 @@ def test_a_city_learns_of_the_sensors_that_are_sent_to_it_alone(tmp_path: Path) 
     assert assets("milano") == ["meter-1", "meter-2"]
     assert assets("porto") == ["air-1"]
     assert assets("lodi") is None
+
+
+def test_where_a_broker_begins_counts_only_for_a_new_one(tmp_path: Path) -> None:
+    before, after = (
+        plan_of(tmp_path),
+        plan_of(tmp_path, BASE.replace('example", send: [air', 'example", from: now, send: [air')),
+    )
+
+    found = difference(before, after)
+
+    assert found.brokers == ()
+    assert [row.applies for row in changes(before, after, found)] == ["new brokers"]
