@@ -1,5 +1,6 @@
 """status and run: shapes, exit codes, what a technician reads."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -127,12 +128,15 @@ def test_a_box_with_many_devices_shows_values_of_those_that_are_named(
 
 def test_run_with_an_invalid_config_ends_with_3_and_every_problem(folder: Path) -> None:
     (folder / "citygate.yaml").write_text("version: 1\ngateway: {id: gw, city: milano}\nbufer: {}\nlinks: 3\n")
+    (folder / "last-good.json").write_text("{}")  # by hand it is offered, not taken
     command = [sys.executable, "-m", "gateway", "run", "-c", str(folder)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    environment = {**os.environ, "STATE_DIRECTORY": str(folder)}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30, env=environment)
     assert ended.returncode == 3
     assert "citygate.yaml:3:1" in ended.stderr
     assert "did you mean buffer" in ended.stderr
     assert "citygate.yaml:4" in ended.stderr
+    assert "`citygate run --last-good` starts with the config that worked last" in ended.stderr
     assert not (folder / "buffer.db").exists()
 
 
