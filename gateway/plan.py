@@ -427,7 +427,14 @@ def _keys(parts: Mapping[str, Any], key: Callable[[Any], Any]) -> dict[str, Any]
     return {name: key(part) for name, part in parts.items()}
 
 
-_FOR_PEOPLE: dict[str, Any] = {"description": "", "requirements": (), "caveats": (), "samples": (), "sources": ()}
+_FOR_PEOPLE: dict[str, Any] = {
+    "description": "",
+    "requirements": (),
+    "caveats": (),
+    "samples": (),
+    "sources": (),
+    "needs": {},
+}
 
 
 def _wire(link: LinkPlan) -> Any:

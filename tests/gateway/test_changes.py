@@ -112,7 +112,13 @@ def test_a_changed_template_restarts_its_link_only_when_it_reads_otherwise(tmp_p
     assert (links, brokers) == ((), ())
     assert lines == ["template acme/meter.caveats: new: [{text it drifts}]"]
     sample = "  - {name: another, hex: '01', expect: {voltage: 1}, source: made up}\n"
-    for words in (sample, "description: x\n", "requirements: [a roof]\n", "sources: [a data sheet]\n"):
+    for words in (
+        sample,
+        "description: x\n",
+        "requirements: [a roof]\n",
+        "sources: [a data sheet]\n",
+        "needs: {unit_id: x}\n",
+    ):
         assert after(words)[:2] == ((), ())
     assert after("order: little\n")[:2] == (("roof",), ())
     assert after("fingerprint: {a: 1}\n")[:2] == (("roof",), ()), "a driver may look for it"
