@@ -1,6 +1,6 @@
 """The state lane: what is true now, every linger, from the last values. It never reads the log and never moves the cursor."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -112,7 +112,7 @@ class StateLane:
             may = fits([len(update.readings) for update in due])
             self.cut, due = may < len(due), due[:may]
         await self._read_back(due)
-        batch = [update for update in map(self._guarded, due) if update is not None]
+        batch = self._newest([update for update in map(self._guarded, due) if update is not None])
         faults = self._broker.traffic.faults
         outcome = await self._broker.state(_merged(batch)) if batch else Outcome()
         mark = self._sent.mark(faults if self._broker.traffic.faults == faults else None)
@@ -202,6 +202,37 @@ class StateLane:
         update.entity = newer
         return update
 
+    def _newest(self, batch: list[Update]) -> list[Update]:
+        """Of an attribute that several devices give (one is gone, and another tells it now) the newest; the rest is history."""
+        if len({update.entity_id for update in batch}) == len(batch):
+            return batch
+        newest: dict[tuple[str, str], Update] = {}
+        for update in batch:
+            for key in _told(update):
+                other = newest.setdefault((update.entity_id, key), update)
+                at, known = _time(update.entity, key), _time(other.entity, key)
+                if at is not None and known is not None and at > known:
+                    newest[update.entity_id, key] = update
+        return [left for update in batch if (left := self._without_overtaken(update, newest)) is not None]
+
+    def _without_overtaken(self, update: Update, newest: Mapping[tuple[str, str], Update]) -> Update | None:
+        entity, keys = update.entity, update.feed.keys
+        gone = {key for key in _told(update) if newest[entity.id, key] is not update}
+        if not gone:
+            return update
+        kept = {name: attribute for name, attribute in entity.attributes.items() if name not in gone}
+        left = {}
+        for point, good in update.readings.items():
+            if keys[point] and not any(key in kept for key in keys[point]):
+                self._clean(update.feed.key, good[2])
+            else:
+                left[point] = good
+        if not any(keys[point] for point in left):
+            return None
+        part = update.part(left)
+        part.entity = replace(entity, attributes=kept)
+        return part
+
     def _of_this_run(self, reading: Good) -> bool:
         """Whether this very reading was taken in this run: a newer one may have come while the broker was asked."""
         _, time_us, number = reading
@@ -233,6 +264,11 @@ class StateLane:
             self._accepted.doubt(entity.id)
         if outcome.fault is None:
             self._not_before_s[entity.id] = self._clock.monotonic_s() + ENTITY_RETRY_S
+
+
+def _told(update: Update) -> list[str]:
+    """The attributes that its readings are."""
+    return [key for point in update.readings for key in update.feed.keys[point] if key in update.entity.attributes]
 
 
 def _merged(batch: Sequence[Update]) -> list[Entity]:
