@@ -44,6 +44,7 @@ from gateway.log import console
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.models.validator import Validator
 from gateway.plan import BrokerPlan, DevicePlan, Difference, LinkPlan, Plan, difference
+from gateway.recipes import Devices, gone_tables
 from gateway.registry import Registry
 from gateway.sdk.errors import CitygateError, ConfigError, LogError
 from gateway.sdk.quantities import units
@@ -112,8 +113,12 @@ class Daemon:
             LogError: the log cannot be used, or another daemon holds it.
         """
         config = self.plan.config
+        devices = _devices(self.plan)
         self._log = await Log.open(
-            _log_settings(self.plan), clock=self._clock, consumers=[_consumer(b) for b in self.plan.brokers.values()]
+            _log_settings(self.plan),
+            clock=self._clock,
+            consumers=[_consumer(b, devices) for b in self.plan.brokers.values()],
+            devices=devices,
         )
         try:
             async with asyncio.TaskGroup() as self._group:
@@ -209,7 +214,8 @@ class Daemon:
             turns = self._greetings.of(plan.config.url)
             broker: Broker = broker_of(plan.config, offer_time=offer_time, dates=Dates(self._clock), turns=turns)
             every = SAMPLE_OF if plan.config.check == "sampled" else 1
-            validator = None if plan.config.check == "off" else Validator(self.plan.models)
+            models = self.plan.models
+            validator = None if plan.config.check == "off" else Validator(models)
             broker = Checked(broker, validator, every=every, left_out=record.left_out)
             forwarder = Forwarder(
                 plan.name,
@@ -219,6 +225,7 @@ class Daemon:
                 health=record,
                 clock=self._clock,
                 settings=settings_of(plan.config),
+                recipes=lambda device: gone_tables(device, self._log.recipe(device, plan.name), models),
             )
             self._forwarders[plan.name] = forwarder
             await forwarder.run()
@@ -295,6 +302,7 @@ class Daemon:
         async with self._reload_lock:
             try:
                 new = await asyncio.to_thread(self._standing.read, self.plan)
+                devices = await asyncio.to_thread(_devices, new)
             except Exception as error:
                 if not dry_run:
                     event("reload_refused")
@@ -313,7 +321,7 @@ class Daemon:
             for name in change.brokers:
                 await self._end(f"broker {name}")
                 self._forwarders.pop(name, None)
-            await self._log.set_consumers([_consumer(b) for b in new.brokers.values()])
+            await self._log.set_consumers([_consumer(b, devices) for b in new.brokers.values()], devices)
             if self._stop.is_set():  # what is started now, nobody would end
                 raise CitygateError("the daemon is being stopped")
             old, self.plan = self.plan, new  # from here in one go: who asks meanwhile sees the old plan or the new one
@@ -622,11 +630,18 @@ def _taken(broker: BrokerPlan) -> dict[str, set[str]]:
     return {device: {point for its in mappings for point in its.slots} for device, mappings in broker.mappings.items()}
 
 
-def _consumer(broker: BrokerPlan) -> Consumer:
+def _devices(plan: Plan) -> Devices:
+    brokers_were = {name: was for name, its in plan.brokers.items() if (was := getattr(its.config, "was", ""))}
+    off = {device for link in plan.links.values() for device in link.device_names} - plan.devices.keys()
+    tables = {name: its.mappings for name, its in plan.brokers.items()}
+    return Devices(plan.devices, tables, off=off, brokers_were=brokers_were)
+
+
+def _consumer(broker: BrokerPlan, devices: Devices) -> Consumer:
     taken = _taken(broker)
 
     def takes(device: str, point: str) -> bool:
-        return point in taken.get(device, ())
+        return point in taken.get(device, ()) or devices.gone_takes(broker.name, device, point)
 
     return Consumer(broker.name, broker.config.start, takes=takes)
 

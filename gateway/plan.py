@@ -146,7 +146,7 @@ def make_plan(
     links = {name: _link_plan(link, location, off.get(("links", name), "")) for name, link in loaded.links.items()}
     devices = {name: device for link in links.values() for name, device in link.devices.items()}
     models, found = extended(config_files(path)[0].parent / "models")
-    problems += [*found, *_unknown_types(loaded, models)]
+    problems += [*found, *_unknown_types(loaded, models), *_taken_over(loaded)]
     checked = devices | _rough_devices(loaded, location)
     profiles = {broker: profile for broker, (profile, _) in loaded.profiles.items()}
     compiled: list[tuple[CityProfile, Tables]] = []  # brokers of one profile (most have none) share their tables
@@ -232,6 +232,30 @@ def _unknown_types(loaded: Loaded, models: Catalogue) -> list[Problem]:
                 )
                 problems.append(locate(problem, tree))
     return problems
+
+
+def _taken_over(loaded: Loaded) -> Iterator[Problem]:
+    """Devices that cannot be what another was: it is still there, or was taken over already."""
+    there = {device: link.name for link in loaded.links.values() for device in link.devices}
+    owners: dict[str, str] = {}
+    for device, link in there.items():
+        path = ("links", link, "devices", device, "was")
+        was = find(loaded.root, path)
+        if was.missing is not None or not isinstance(was.node, Scalar):
+            continue
+        old = was.node.text
+        owner = owners.setdefault(old, device)
+        if old == device:
+            yield _wrong_was(path, f"{old} is this device's own name", loaded)
+        elif old in there:
+            yield _wrong_was(path, f"{old} is still a device of link {there[old]}", loaded)
+        elif owner != device:
+            yield _wrong_was(path, f"{owner} takes over {old} too", loaded)
+
+
+def _wrong_was(path: tuple[str | int, ...], message: str, loaded: Loaded) -> Problem:
+    remedy = "was: is for a device that was renamed: the name that it had before, and that no device has now"
+    return locate(Problem("wrong-was", path, message, remedy), loaded.root)
 
 
 def find_driver(registry: Drivers, name: str) -> Driver[Any] | NoDriver:
@@ -443,7 +467,13 @@ def _wire(link: LinkPlan) -> Any:
         return link.driver_name, link.fault, None
     unmapped = {
         name: device.model_copy(
-            update={"entity": None, "location": None, "calibrate": {}, "template": _read(device.template)}
+            update={
+                "entity": None,
+                "location": None,
+                "calibrate": {},
+                "was": None,
+                "template": _read(device.template),
+            }
         )
         for name, device in link.config.devices.items()
     }
@@ -472,6 +502,7 @@ def _broker_keys(plan: Plan) -> dict[str, Any]:
             broker.fault,
             {device: tuple(map(_plain, tables)) for device, tables in broker.mappings.items()},
             {device: _laws(plan.devices[device], plan.models) for device in broker.mappings if device in plan.devices},
+            {name: (its.config.was, its.template.name) for name, its in plan.devices.items() if name in broker.mappings},
         )
         for name, broker in plan.brokers.items()
     }

@@ -176,6 +176,8 @@ def _status_text(found: Mapping[str, Any]) -> Iterator[str]:
     )
     if found["removed_consumers"]:
         yield f"removed from the config, place kept: {', '.join(found['removed_consumers'])} (`citygate buffer forget NAME`)"
+    for device, brokers in found.get("gone_devices", {}).items():
+        yield f"{printable(device)} is gone from the config, and still owed to {', '.join(brokers)}"
     for gap in found["newest_gaps"]:
         yield f"gap: {gap['readings']} readings, {gap['reason']}, {gap['from'] or '?'} to {gap['to'] or '?'}, noted {gap['at']}"
 

@@ -195,6 +195,8 @@ def _log(log: Mapping[str, Any]) -> Iterator[str]:
     yield f"{mark(log.get('state', 'ok'))} log  {'  '.join(part for part in parts if part)}  {log.get('path', '')}".rstrip()
     if log.get("remedy"):
         yield f"    → {printable(log['remedy'])}"
+    for device, brokers in log.get("gone_devices", {}).items():
+        yield f"    {printable(device)} is gone from the config, and still owed to {', '.join(brokers)}"
 
 
 def _clock(clock: Mapping[str, Any]) -> Iterator[str]:

@@ -264,14 +264,15 @@ class Aside:
         """What is to be tried again now; the verdict on pieces that cannot be yet, or ever."""
         latest, updates = latest_us(self._clock.now()), []
         for piece, columns in await self._due(feeds):
-            feed = feeds.of(piece.entity, piece.device)
-            if feed is None:
-                self._give_up(piece, "no longer sent to this broker")
+            told = feeds.of_piece(piece.entity, piece.device)
+            fault = next((feed.fault for feed in told if feed.fault), "")
+            if not told or fault:
+                self._give_up(piece, fault or "no longer sent to this broker")
             elif not in_time(piece, columns, latest):
                 self._put_off(piece, FUTURE, FUTURE_AGAIN_S)
-            elif feeds.complete.lacks(feed):
+            elif any(feeds.complete.lacks(feed) for feed in told):
                 self._put_off(piece, "waits for mandatory attributes", INCOMPLETE_S)
-            elif again := feeds.updates(feed, columns):
+            elif again := [update for feed in told for update in feeds.updates(feed, columns)]:
                 for update in again:
                     update.held, update.seq = piece.id, 0
                 self._tried[piece.id] = _Tried(len(again), piece.tries)

@@ -447,7 +447,7 @@ class Streak:
     """
 
     def __init__(self, entities: int) -> None:
-        self._entities = entities
+        self.entities = entities
         self._batches = 0
         self._ids: set[str] = set()
         self._bad: set[tuple[str, str]] = set()  # way, entity: one may be taken as history and refused as state
@@ -460,7 +460,7 @@ class Streak:
     @property
     def config_fault(self) -> bool:
         """Three batches refused or put off whole that are not one bad entity among others."""
-        return self._batches >= SUSPICIOUS and len(self._ids) >= min(2, self._entities)
+        return self._batches >= SUSPICIOUS and len(self._ids) >= min(2, self.entities)
 
     @property
     def one_bad(self) -> bool:

@@ -1,13 +1,16 @@
 """What one broker is told of this box: the readings of the log, walked through the mappings. Nobody else joins the two."""
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Mapping as MappingOf
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from gateway.forward.updates import Feed, Good, Key, Update, is_measured
-from gateway.harmonise.entity import harmonise
+from gateway.forward.updates import Feed, Good, Key, Update, instant, is_measured
+from gateway.harmonise.entity import Attribute, Entity, harmonise
+from gateway.harmonise.recipe import RecipeError
+from gateway.journal import event
 from gateway.log.segment import TimeState
 from gateway.sdk.reading import Quality
 
@@ -15,6 +18,10 @@ if TYPE_CHECKING:
     from gateway.harmonise.compile import Mapping
     from gateway.log.last_values import LastValue
     from gateway.log.log import Columns, Series
+
+
+UNMAPPED = "unmapped"  # instead of an entity's id: what a device's readings were to become cannot be read
+Recipes = Callable[[str], "Sequence[Mapping]"]
 
 
 class Values(Protocol):
@@ -60,6 +67,10 @@ class Feeds:
     Args:
         consumer: the broker's name.
         mappings: by device; devices that are not there are not sent to this broker, only settled.
+        recipes: the tables of a device that is gone and still owed to this broker; raises RecipeError.
+
+    Attributes:
+        more: told of such tables when readings of the device are first met.
     """
 
     def __init__(
@@ -68,15 +79,19 @@ class Feeds:
         log: Source,
         mappings: "MappingOf[str, Sequence[Mapping]]",
         *,
+        recipes: Recipes = lambda device: (),
         max_readings: int = 5000,
     ) -> None:
+        self.more: Callable[[Sequence[Mapping]], None] = lambda tables: None
+        self._recipes = recipes
         self._consumer = consumer
         self._log = log
         self._max_readings = max_readings
         self._given = log.given  # before this forwarder began: another one, of before a reload, may have sent them
         self._sent = log.accepted_upto(consumer) - log.first_seq
-        self._of_device = {device: tuple(map(_feed, of)) for device, of in mappings.items()}
-        self._feeds = {feed.key: feed for of in self._of_device.values() for feed in of}
+        self._planned = {device: tuple(map(_feed, of)) for device, of in mappings.items()}
+        self._of_device = _ByDevice(self._gone, self._planned)
+        self._feeds = {feed.key: feed for of in self._planned.values() for feed in of}
         self._takers: dict[int, tuple[Feed, ...]] = {}
         self.complete = Complete(log)
 
@@ -95,8 +110,10 @@ class Feeds:
         return 0 <= seq - self._log.first_seq <= self._sent
 
     def renumbered(self) -> None:
-        """The log's file was opened late: series may be called otherwise, too."""
+        """The log's file was opened late: series may be called otherwise, too, and devices be known that are gone."""
         self._takers.clear()
+        for device in self._of_device.keys() - self._planned.keys():
+            del self._of_device[device]
         self.complete.renumbered()
 
     def number_now(self, series: int) -> int:
@@ -114,7 +131,28 @@ class Feeds:
 
     def of(self, entity_id: str, device: str) -> Feed | None:
         """What a device tells of an entity; None when it is no longer sent to this broker."""
+        self._of_device[device]  # which may be gone
         return self._feeds.get((entity_id, device))
+
+    def of_piece(self, entity_id: str, device: str) -> tuple[Feed, ...]:
+        """What a device tells of an entity, or of all its entities when it could not be said of which; () = of none."""
+        if entity_id == UNMAPPED:
+            return self._of_device[device]
+        feed = self.of(entity_id, device)
+        return () if feed is None else (feed,)
+
+    def _gone(self, device: str) -> tuple[Feed, ...]:
+        """What a device tells that is no longer in the config."""
+        try:
+            tables = self._recipes(device)
+            feeds = tuple(map(_feed, tables))
+        except RecipeError as error:
+            event("recipe_unusable", broker=self._consumer, device=device, reason=str(error))
+            feeds, tables = (_unmapped(device, str(error), self.complete.points(device)),), ()
+        self._feeds.update((feed.key, feed) for feed in feeds)
+        if tables:
+            self.more(tables)
+        return feeds
 
     def of_entity(self, entity_id: str) -> Feed:
         """What any device tells of an entity."""
@@ -166,7 +204,7 @@ class Feeds:
 
     def updates(self, feed: Feed, columns: "Columns") -> list[Update]:
         """What readings that were held change in one entity."""
-        walked = self._sets(columns, {feed.device: (feed,)})
+        walked = self._sets(columns, defaultdict(tuple, {feed.device: (feed,)}))
         return [update for _, updates in walked for update in updates if is_measured(update.entity)]
 
     def _sets(
@@ -183,7 +221,7 @@ class Feeds:
                 continue
             of = series[number]
             if points and (seq != current or of.point in points):
-                found += _updates(of_device.get(device, ()), points, current)
+                found += _updates(of_device[device], points, current)
                 points = {}
                 if seq != current:
                     yield current, found
@@ -191,7 +229,7 @@ class Feeds:
             device, current = of.device, seq
             points[of.point] = (value, time_us, number)
         if points:
-            yield current, found + _updates(of_device.get(device, ()), points, current)
+            yield current, found + _updates(of_device[device], points, current)
 
     # what is now
 
@@ -204,7 +242,10 @@ class Feeds:
         takers = self._takers.get(series)
         if takers is None:
             of = self._log.series[series]
-            takers = tuple(feed for feed in self._of_device.get(of.device, ()) if feed.keys.get(of.point))
+            # of two series with one name (one was taken over from another device) the newest is current
+            newest = self.complete.points(of.device).get(of.point) == series
+            feeds = self._of_device[of.device] if newest else ()
+            takers = tuple(feed for feed in feeds if feed.keys.get(of.point) and not feed.fault)
             self._takers[series] = takers
         return takers
 
@@ -215,6 +256,18 @@ class Feeds:
     def point(self, series: int) -> str:
         """Of which point a series is."""
         return self._log.series[series].point
+
+
+class _ByDevice(dict[str, tuple[Feed, ...]]):
+    """Feeds by device; those of a device that is gone are made when it is first met."""
+
+    def __init__(self, gone: Callable[[str], tuple[Feed, ...]], planned: MappingOf[str, tuple[Feed, ...]]) -> None:
+        super().__init__(planned)
+        self._gone = gone
+
+    def __missing__(self, device: str) -> tuple[Feed, ...]:
+        found = self[device] = self._gone(device)
+        return found
 
 
 class Complete:
@@ -265,6 +318,26 @@ def _feed(mapping: "Mapping") -> Feed:
         derived=frozenset(name for name, _ in mapping.times),
         make=partial(harmonise, replace(mapping, static={})),  # see `Statics`
         missing=mapping.missing,
+    )
+
+
+def _unmapped(device: str, fault: str, points: MappingOf[str, int]) -> Feed:
+    """All that a device told; nobody knows any more of what."""
+
+    def make(readings: MappingOf[str, Good]) -> Entity:
+        told = {point: Attribute("property", value, "", instant(us)) for point, (value, us, _) in readings.items()}
+        return Entity(UNMAPPED, "", "", told, device)
+
+    return Feed(
+        entity_id=UNMAPPED,
+        entity_type="",
+        context="",
+        device=device,
+        keys={point: (point,) for point in points},
+        derived=frozenset(),
+        make=make,
+        missing=lambda have: frozenset(),
+        fault=fault,
     )
 
 

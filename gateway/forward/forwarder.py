@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from gateway.backoff import Backoff, Breaker
 from gateway.forward.aside import Aside, Held
 from gateway.forward.broker import Accepted, Broker, Outcome, Streak
-from gateway.forward.feeds import Feeds, Source
+from gateway.forward.feeds import Feeds, Recipes, Source
 from gateway.forward.pace import Pace
 from gateway.forward.probing import Probing
 from gateway.forward.recording import Recording
@@ -89,14 +89,18 @@ class Forwarder:
         health: BrokerHealth,
         clock: Clock,
         settings: ForwardSettings | None = None,
+        recipes: Recipes = lambda device: (),
         rng: random.Random | None = None,
     ) -> None:
         settings = settings or ForwardSettings()
         broker = self._statics = Statics(name, broker, statics_of(mappings), log=log, clock=clock)
-        feeds = Feeds(name, log, mappings, max_readings=settings.max_readings)
+        feeds = Feeds(name, log, mappings, recipes=recipes, max_readings=settings.max_readings)
+        feeds.more = self._more
         recording = recording_of(settings)
         contexts = broker.traffic.contexts
-        contexts.used, contexts.backoff = _used(mappings), lambda: _backoff(settings, rng)
+        self._used = contexts.used = _used(mappings)
+        self._devices = feeds.devices
+        contexts.backoff = lambda: _backoff(settings, rng)
         self.name = name
         self._broker = broker
         self._log = log
@@ -111,7 +115,7 @@ class Forwarder:
             clock=clock,
             accepted=Accepted(clock),
             sent=Sent(),
-            streak=Streak(len(feeds.devices)),
+            streak=Streak(len(self._devices)),
         )
         self._common = Common(
             name=name,
@@ -122,7 +126,7 @@ class Forwarder:
             pace=Pace(clock, settings.rate_per_s),
             probing=Probing(broker, clock, settings),
             standing=Standing(name, health, clock),
-            refusals=Refusals(name, clock, feeds.devices),
+            refusals=Refusals(name, clock, self._devices),
             usage=Usage(name, broker.traffic, log, clock, recording),
             past_breaker=_breaker(settings, rng),
             look_breaker=_breaker(settings, rng),
@@ -135,6 +139,15 @@ class Forwarder:
         self._way: Way = Greeting(self._common)
         self._show_due_s = 0.0
         self._time_due_s = 0.0
+
+    def _more(self, tables: "Sequence[Mapping]") -> None:
+        """A device that is gone is still owed: its entities are sent like any other."""
+        self._statics.add(statics_of({tables[0].device: tables}))
+        for table in tables:
+            self._used[table.context] = self._used.get(table.context, 0) + 1
+            if table.entity_id not in self._devices:
+                self._devices[table.entity_id] = table.device
+                self._shared.streak.entities += 1
 
     async def run(self) -> None:
         """Serve until cancelled."""

@@ -40,7 +40,7 @@ class Statics(Over):
     def __init__(self, name: str, broker: Broker, static: Mapping[str, Entity], *, log: Kept, clock: Clock) -> None:
         self._place = f"broker {name}"
         super().__init__(broker)
-        self._static = static
+        self._static = dict(static)
         self._log = log
         self._clock = clock
         self._digest = {entity_id: _digest(entity) for entity_id, entity in static.items()}
@@ -70,6 +70,12 @@ class Statics(Over):
             if not self._static[entity_id].attributes.keys() <= found.get(entity_id, {}).keys():
                 self._known.discard(entity_id)
         return found
+
+    def add(self, static: Mapping[str, Entity]) -> None:
+        """Those of entities that are no longer in the config and are still owed."""
+        for entity_id, entity in static.items():
+            if self._static.setdefault(entity_id, entity) is entity:
+                self._digest[entity_id] = _digest(entity)
 
     def failed(self) -> None:
         """The broker failed; when it is back, it may hold what it held long ago."""

@@ -28,6 +28,7 @@ class Feed:
         derived: attributes that say no more than `observedAt` does.
         make: the entity of some readings, without static attributes.
         missing: mandatory attributes that are still unknown when these points have had a good value.
+        fault: why none of it can be sent; "" = it can.
     """
 
     entity_id: str
@@ -38,6 +39,7 @@ class Feed:
     derived: frozenset[str]
     make: Callable[[MappingOf[str, Good]], Entity]
     missing: Callable[[set[str]], AbstractSet[str]]
+    fault: str = ""
     key: Key = field(init=False)
 
     def __post_init__(self) -> None:

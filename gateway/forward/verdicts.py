@@ -189,9 +189,11 @@ class Taken:
         for entity_id in entity_ids:
             self.queues[entity_id] = self.queues.pop(entity_id)
 
-    def _must_wait(self, update: Update) -> tuple[str, float] | None:
-        """Why, and for how long; None when it need not."""
+    def _must_wait(self, update: Update) -> tuple[str, float | None] | None:
+        """Why, and for how long, None: until somebody says so; None when it need not."""
         of = self.of
+        if update.feed.fault:
+            return update.feed.fault, None
         if of.feeds.complete.lacks(update.feed):
             return f"waits for {', '.join(of.feeds.complete.missing[update.entity_id])}", INCOMPLETE_S
         ahead_us = update.newest_us - latest_us(of.clock.now())

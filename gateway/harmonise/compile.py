@@ -101,6 +101,18 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """What the tables of a device were compiled from."""
+
+    device: DevicePlan
+    entity: EntityMapping
+    gateway_id: str
+    city: str
+    profile: CityProfile
+    models: Catalogue
+
+
+@dataclass(frozen=True, slots=True)
 class Mapping:
     """All that turns good readings of one device into one entity.
 
@@ -112,6 +124,8 @@ class Mapping:
         unused: declared points that no entity of the device takes.
         unsupplied: mandatory attributes that this device cannot give; `joined` looks for another that does.
         path: where the mapping stands.
+        name: of a further entity of the device; "" = its first one.
+        given: what it was made from.
     """
 
     device: str
@@ -125,6 +139,8 @@ class Mapping:
     unused: tuple[str, ...] = ()
     unsupplied: frozenset[str] = frozenset()
     path: Path = ()
+    name: str = ""
+    given: Given | None = field(default=None, compare=False, repr=False)
 
     def missing(self, have: set[str]) -> frozenset[str]:
         """Mandatory attributes that are still unknown when these points have had a good value."""
@@ -159,11 +175,13 @@ def compile_device(
         One table per entity of the device (none when its template maps nothing), and the problems, with paths below the
         device's own. A table with an error in it is left out. What a table may leave to other devices, `joined` checks.
     """
-    compiler = _Compiler(device, gateway_id, city, profile, models or catalogue())
+    models = models or catalogue()
+    given = Given(device, merged(device.template.entity, device.config.entity), gateway_id, city, profile, models)
+    compiler = _Compiler(given)
     tables = tuple(compiler.run())
     taken = {point for table in tables for point in table.slots}
     unused = tuple(point for point in device.points if point not in taken)
-    return tuple(replace(table, unused=unused) for table in tables), tuple(compiler.problems)
+    return tuple(replace(table, unused=unused, given=given) for table in tables), tuple(compiler.problems)
 
 
 def joined(
@@ -239,15 +257,16 @@ def _unsupplied(table: Mapping, name: str) -> Problem:
 class _Compiler:
     """One device, one city; problems are gathered, nothing is raised."""
 
-    def __init__(self, device: DevicePlan, gateway_id: str, city: str, profile: CityProfile, models: Catalogue) -> None:
-        self.device = device
-        self.profile = profile
-        self.models = models
-        self.names = {"city": city, "gateway": gateway_id, "device": device.name}
+    def __init__(self, given: Given) -> None:
+        self.device = given.device
+        self.profile = given.profile
+        self.models = given.models
+        self.entity = given.entity
+        self.names = {"city": given.city, "gateway": given.gateway_id, "device": given.device.name}
         self.problems: list[Problem] = []
 
     def run(self) -> Iterator[Mapping]:
-        entity = merged(self.device.template.entity, self.device.config.entity)
+        entity = self.entity
         yield from self._table(entity, ("entity",), "")
         for name, further in entity.more.items():
             yield from self._table(further, ("entity", "more", name), name)
@@ -316,6 +335,7 @@ class _Table:
             static=self._static(),
             times=tuple(self._times()),
             path=self.whole.place(self.path),
+            name=self.name,
         )
         return self._supplied(table, shared="{device}" not in pattern)
 

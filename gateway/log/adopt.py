@@ -14,6 +14,7 @@ from gateway.log.boots import Boots
 from gateway.log.condition import Condition
 from gateway.log.held import Held
 from gateway.log.points import Points
+from gateway.log.recipes import Recipes
 from gateway.log.segment import Columns, TimeState, microseconds, wall_time
 from gateway.log.store import MIGRATIONS, Loaded, Store
 from gateway.sdk.reading import Reading, ReadingSet, TimeSource
@@ -42,6 +43,7 @@ async def adopt_all(
     path: Path,
     log: Target,
     points: Points,
+    recipes: Recipes,
     submit: Submit,
     boot: str,
     now: Callable[[], datetime],
@@ -50,7 +52,7 @@ async def adopt_all(
     """Take over every log that waits beside `path`; one that cannot be stays, and is tried again at the next start."""
     for file in await submit(lambda: waiting(path)):
         try:
-            await adopt(file, log, points, submit, boot, now())
+            await adopt(file, log, points, recipes, submit, boot, now())
         except Exception as error:  # noqa: BLE001  it stays, and is tried again at the next start
             condition.note_not_adopted(file, error)
         else:
@@ -66,7 +68,9 @@ def waiting(path: Path) -> list[Path]:
     return sorted(file for file, match in found if int(match[1]) <= len(MIGRATIONS))
 
 
-async def adopt(file: Path, log: Target, points: Points, submit: Submit, boot: str, at: datetime) -> None:
+async def adopt(
+    file: Path, log: Target, points: Points, recipes: Recipes, submit: Submit, boot: str, at: datetime
+) -> None:
     """Append what some consumer was owed, with the times that are known of it; cut short it begins anew: nothing is lost.
 
     Raises:
@@ -80,6 +84,7 @@ async def adopt(file: Path, log: Target, points: Points, submit: Submit, boot: s
         return store, loaded
 
     store, loaded = await submit(open_it)
+    recipes.adopt(loaded)
     try:
         after = min(loaded.cursors.values(), default=0)
         while (columns := await submit(partial(store.read, after, _CHUNK))) is not None:
@@ -93,6 +98,7 @@ async def adopt(file: Path, log: Target, points: Points, submit: Submit, boot: s
                 await log.append(ReadingSet(device, (), {key: value}))
         await log.commit()
     finally:
+        recipes.adopted()
         await submit(store.close)
     for end in ("", "-wal", "-shm"):
         file.with_name(file.name + end).unlink(missing_ok=True)

@@ -14,9 +14,10 @@ from gateway.log.held import Held
 from gateway.log.isolate import Unwritable
 from gateway.log.lanes import Lanes
 from gateway.log.opening import Opening
-from gateway.log.pending import Pending
+from gateway.log.pending import Pending, as_called
 from gateway.log.points import Points
 from gateway.log.receipts import Receipts
+from gateway.log.recipes import Recipes
 from gateway.log.retention import Retention
 from gateway.log.salvage import Report
 from gateway.log.segment import Entry, microseconds
@@ -137,6 +138,7 @@ class Committer:
         points: Points,
         receipts: Receipts,
         lanes: Lanes,
+        recipes: Recipes,
         condition: Condition,
     ) -> None:
         self.schedule = Schedule(
@@ -165,6 +167,7 @@ class Committer:
             pending=pending,
             receipts=receipts,
             lanes=lanes,
+            recipes=recipes,
             condition=condition,
         )
         self._head = head
@@ -173,6 +176,7 @@ class Committer:
         self._points = points
         self._receipts = receipts
         self._lanes = lanes
+        self._recipes = recipes
         self._condition = condition
         self._loop = asyncio.get_running_loop()
         self._one_at_a_time = asyncio.Lock()
@@ -234,7 +238,8 @@ class Committer:
 
     def made_anew(self, report: Report, gaps: list[Gap], held: list[HeldRow]) -> None:
         """The file was made anew while running: all that memory knows goes into it, and what is else written by the hour."""
-        self._opening.made_anew(report, [*gaps, *self._carried.gaps], held)
+        called = [as_called(row, self._carried.held) for row in held]
+        self._opening.made_anew(report, [*gaps, *self._carried.gaps], called)
         self.schedule.housekeeping_at_s = self._clock.monotonic_s()
         self.start()
 
@@ -322,6 +327,7 @@ class Committer:
         """Whether all that was to be written is."""
         # driver state never goes before its set: a source that sends again what was not durable would be refused it
         entries = list(self._head.entries) if sets or self._pending.states else []
+        self._recipes.forget_settled(self._lanes.cursors)
         self._carried = carried = self._pending.taken()
         in_doubt, self._condition.in_doubt = self._condition.in_doubt, True
         try:
@@ -374,7 +380,11 @@ class Committer:
             series=carried.series,
             cursors={name: cursors[name] for name in carried.cursors if name in cursors},
             forget=[name for name in carried.forget if name not in cursors],  # one may have come back
+            stateless=carried.stateless,
             states=carried.states,
+            recipes=carried.recipes,
+            moved=carried.moved,
+            held=carried.held,
             boots=carried.boots,
             gaps=carried.gaps,
             settled=self._lanes.settled(),

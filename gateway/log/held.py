@@ -199,8 +199,12 @@ class Held:
                 self._gave_up(gaps)
             return len(rows)
 
+    def rows(self) -> list[HeldRow]:
+        """All pieces, as they are stored."""
+        return list(self._rows.values())
+
     def take(self, rows: Sequence[HeldRow]) -> None:
-        """The file was opened late or anew: what it holds."""
+        """The file was opened late or anew, or pieces are called otherwise: what there is."""
         self._rows = {row.id: row for row in rows}
 
     def to_json(self) -> list[dict[str, Any]]:

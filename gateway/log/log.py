@@ -27,6 +27,7 @@ from gateway.log.lanes import Consumer, Lanes
 from gateway.log.pending import Pending
 from gateway.log.points import Points
 from gateway.log.receipts import Receipts, SetReceipt
+from gateway.log.recipes import Devices, Recipes
 from gateway.log.segment import Columns, Entry, Series, TimeState
 from gateway.log.settings import LogSettings
 from gateway.log.stamps import FUTURE, WEAK, Stamps
@@ -60,6 +61,7 @@ class Log:
         self.series, self.last_values, self.statistics = points.series, points.last_values, points.statistics
         self._file = file = File(settings, clock, stamps, condition, connect)
         self.held = Held(file.job, lambda: stamps.current, condition.note_gaps)
+        self._recipes = recipes = Recipes(points, pending, self.held, head)
         self._each_set = settings.commit_every_s == 0
         self._receipts = receipts = Receipts(head, condition, each_set=self._each_set)
         self._lanes = lanes = Lanes(
@@ -76,6 +78,7 @@ class Log:
             pending=pending,
             receipts=receipts,
             lanes=lanes,
+            recipes=recipes,
             condition=condition,
         )
         # the arrows that go back
@@ -92,6 +95,7 @@ class Log:
         *,
         clock: Clock,
         consumers: Sequence[Consumer],
+        devices: Devices | None = None,
         connect: Callable[[Path], Connection] | None = None,
     ) -> "Log":
         """Open or make the file, take over cursors, restore the last values.
@@ -101,6 +105,7 @@ class Log:
         or that of a newer citygate, is set aside as it is.
 
         Args:
+            devices: what the config makes of the devices that the file knows; None: a command that only looks has none.
             connect: opens the database, for tests.
 
         Raises:
@@ -108,6 +113,7 @@ class Log:
         """
         log = cls(replace(settings, path=real(settings.path)), clock, connect)
         log._lanes.begin(consumers)
+        log._recipes.begin(devices)
         try:
             await log._committer.open()
         except BaseException:
@@ -120,7 +126,9 @@ class Log:
 
     async def _adopt(self) -> None:
         submit, boot = self._file.writer.submit, self._stamps.boot_name
-        await adopt_all(self.settings.path, self, self._points, submit, boot, self._clock.now, self._condition)
+        await adopt_all(
+            self.settings.path, self, self._points, self._recipes, submit, boot, self._clock.now, self._condition
+        )
 
     # Appending
 
@@ -188,8 +196,14 @@ class Log:
 
     # Consumers
 
-    async def set_consumers(self, consumers: Sequence[Consumer]) -> None:
-        """The config has changed: who reads from now on. One that is gone holds nothing back and keeps its cursor."""
+    async def set_consumers(self, consumers: Sequence[Consumer], devices: Devices | None = None) -> None:
+        """The config has changed: who reads from now on. One that is gone holds nothing back and keeps its cursor.
+
+        Args:
+            devices: what the new config makes of the devices that are known; None: nothing.
+        """
+        if devices is not None:
+            self._recipes.use(devices)
         await self._lanes.set_consumers(consumers)
         self._committer.start()
 
@@ -239,6 +253,16 @@ class Log:
             return False
         await self.commit()
         return True
+
+    # Devices that are gone
+
+    def recipe(self, device: str, consumer: str) -> bytes | None:
+        """What the readings of a device that is no longer in the config become; None when that consumer is owed none."""
+        return self._recipes.of(device, consumer)
+
+    def gone(self) -> Mapping[str, Sequence[str]]:
+        """Devices that are no longer in the config, with the consumers that may still be owed readings of them."""
+        return self._recipes.gone(self._lanes.cursors)
 
     # For export and checks
 
@@ -312,6 +336,7 @@ class Log:
             "time_confirmed": confirmed,
             "consumers": self._lanes.status(),
             "removed_consumers": self._lanes.removed(),
+            "gone_devices": self._recipes.gone(self._lanes.cursors),
             "writer_busy_s": round(self._file.writer.busy_s(), 3),
         }
 

@@ -5,9 +5,10 @@ from gateway.log.file import File
 from gateway.log.head import Head
 from gateway.log.held import Held
 from gateway.log.lanes import Lanes
-from gateway.log.pending import Pending
+from gateway.log.pending import Pending, as_called
 from gateway.log.points import Points
 from gateway.log.receipts import Receipts
+from gateway.log.recipes import Recipes
 from gateway.log.refusal import Refusal
 from gateway.log.salvage import Report
 from gateway.log.segment import microseconds
@@ -31,6 +32,7 @@ class Opening:
         receipts: Receipts,
         lanes: Lanes,
         held: Held,
+        recipes: Recipes,
         condition: Condition,
     ) -> None:
         self._clock = clock
@@ -42,6 +44,7 @@ class Opening:
         self._receipts = receipts
         self._lanes = lanes
         self._held = held
+        self._recipes = recipes
         self._condition = condition
 
     async def open(self) -> bool:
@@ -68,6 +71,7 @@ class Opening:
         """Number the sets that were waiting for the file, join the consumers."""
         head = self._head
         self._stamps.take(loaded)
+        self._recipes.take(loaded)
         store.boots, store.now_us = self._stamps.boots, self._stamps.trusted_now_us
         late, known = head.next_seq > 1, head.first_seq > 0
         more = head.renumber(loaded.start << 32, self._points.take_names(loaded), self._stamps.boots.current)
@@ -77,6 +81,7 @@ class Opening:
         self._held.take(loaded.held)
         self._condition.gaps = [*loaded.gaps, *self._pending.gaps]
         head.stored_last = loaded.last
+        self._recipes.look()
         await self._lanes.take_places(loaded.cursors, known=known, salvaged=report.settled if report else None)
         self._condition.failure = ""
         self._stamps.learn()
@@ -87,10 +92,11 @@ class Opening:
         """The file was made anew while running: what memory knows better goes into it with the next commit."""
         pending = self._pending
         self._points.owe_all()
+        self._recipes.owe_all()
         pending.cursors.update(self._lanes.cursors)
         pending.boots += self._stamps.boots.rows()
         self._condition.gaps = [*gaps, *pending.gaps]
-        self._held.take(held)
+        self._held.take([as_called(row, pending.held) for row in held])
         self._condition.note_salvage(report)
         if report.all_lost:
             owed = self._lanes.in_file()

@@ -95,6 +95,23 @@ class Points:
         for (device, key), value in loaded.states.items():
             self._states.setdefault(device, {}).setdefault(key, value)
 
+    def move(self, moves: Mapping[str, str]) -> None:
+        """Devices are called otherwise from now on: their numbers stay."""
+        if not moves:
+            return
+        for number, of in self.series.items():
+            if of.device in moves:
+                self.series[number] = Series(number, moves[of.device], of.point)
+                if number < _LATE_SERIES:  # those have no place in the file
+                    self._pending.moved[number] = moves[of.device]
+                if number in self._pending.series:
+                    self._pending.series[number] = moves[of.device], of.point
+        for device in {*moves, *moves.values()}:
+            self.ids.pop(device, None)
+        for number, of in self.series.items():  # of two with one name the newest is given on
+            if of.device in moves.values():
+                self.ids.setdefault(of.device, {})[of.point] = number
+
     def note_unreported(self, device: str, reading: Reading, device_back: timedelta) -> None:
         """A reading that thinning keeps from the log: page and status show it."""
         stamps, claim = self._stamps, None
@@ -122,6 +139,32 @@ class Points:
     def state_of(self, device: str) -> Mapping[str, bytes]:
         """The newest driver state of a device, by key."""
         return self._states.get(device, {})
+
+    def move_states(self, moves: Mapping[str, str]) -> None:
+        """The states of these devices' drivers are another's from now on, but for those that it has itself."""
+        for old, new in moves.items():
+            pending = self._pending.states
+            self._pending.states = {place: value for place, value in pending.items() if place[0] != old}
+            self._move_state(old, new, self._states.pop(old, {}), self._states.setdefault(new, {}))
+
+    def move_loaded_states(self, loaded: Loaded, moves: Mapping[str, str]) -> None:
+        """The same for what the file holds, before it is taken over."""
+        for old, new in moves.items():
+            states, known = (
+                {key: value for (of, key), value in loaded.states.items() if of == device} for device in (old, new)
+            )
+            self._move_state(old, new, states, known)
+            loaded.states = {place: value for place, value in loaded.states.items() if place[0] != old}
+            loaded.states.update({(new, key): value for key, value in known.items()})
+
+    def _move_state(self, old: str, new: str, states: Mapping[str, bytes], known: dict[str, bytes]) -> None:
+        if states:
+            self._pending.stateless.append(old)
+        for key, value in states.items():
+            if known.setdefault(key, value) is value:
+                if not self._pending.states:
+                    self._pending.states_since_s = self._clock.monotonic_s()
+                self._pending.states.setdefault((new, key), value)
 
     # For the commit
 

@@ -45,6 +45,8 @@ _TYPES: Final[dict[str, tuple[Any, ...]]] = {
     "held": (int, str, str, str, str, int, int, int, _MAYBE_INT, int, bytes),
     "gap": (int, int, _MAYBE_INT, _MAYBE_INT, int, str, str),
     "statistic": (int, bytes),
+    "recipe": (str, str, bytes),
+    "moved": (int, str),
 }
 
 
@@ -277,6 +279,7 @@ def _read_tables(path: Path, found: _Found, report: Report) -> None:
     except sqlite3.Error as error:
         report.lost.append(f"tables: {error}")
         return
+    there = {name for (name,) in _rows(db, "SELECT name FROM sqlite_master", "sqlite_master", None)}
     try:
         for table in (
             "start",
@@ -287,16 +290,19 @@ def _read_tables(path: Path, found: _Found, report: Report) -> None:
             "held",
             "gap",
             "statistic",
+            "recipe",
+            "moved",
             "record",
             "record_copy",
         ):
-            found.rows[table] = _rows(db, f"SELECT * FROM {table}", table, report)
+            if not there or table in there:  # else the file is of an older citygate, which had none
+                found.rows[table] = _rows(db, f"SELECT * FROM {table}", table, report)
         for number, total, body in _rows(db, "SELECT id, total, body FROM segment ORDER BY id", "segment", None):
             if isinstance(body, bytes) and isinstance(total, int):
                 _take_segment(body, found)
                 found.stored.append((number, total))
         for table in ("record", "record_copy"):
-            for _, body in found.rows[table]:
+            for _, body in found.rows.get(table, []):
                 if isinstance(body, bytes):
                     read_record(body, found.series, found.layouts)
     finally:

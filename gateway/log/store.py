@@ -66,6 +66,10 @@ MIGRATIONS: Final = (
     """
     CREATE TABLE newer_state(id INTEGER PRIMARY KEY, device TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL)
     """,
+    """
+    CREATE TABLE recipe(device TEXT, broker TEXT, body BLOB NOT NULL, PRIMARY KEY(device, broker)) WITHOUT ROWID;
+    CREATE TABLE moved(series INTEGER PRIMARY KEY, device TEXT NOT NULL)
+    """,
 )
 _SMALLEST_BYTES: Final = 512  # of a database of anybody's
 _WAL_HEADER_BYTES: Final = 32
@@ -129,7 +133,11 @@ class Batch:
         series: new names, as id -> (device, point).
         cursors: consumer -> settled up to.
         forget: consumers whose cursors go.
+        stateless: devices whose driver states go; before those of `states` are written.
         states: (device, key) -> value of driver state.
+        recipes: (device, broker) -> recipe; None: it goes.
+        moved: series -> the device to which it belongs by now.
+        held: id of a held piece -> its device and entity by now.
         boots: rows that were learned.
         up_us: boot time now, for the present boot's row; None leaves it.
         last_values: the whole table, or None to leave it as it is.
@@ -144,7 +152,11 @@ class Batch:
     series: Mapping[int, tuple[str, str]] = field(default_factory=dict)
     cursors: Mapping[str, int] = field(default_factory=dict)
     forget: Sequence[str] = ()
+    stateless: Sequence[str] = ()
     states: Mapping[tuple[str, str], bytes] = field(default_factory=dict)
+    recipes: Mapping[tuple[str, str], bytes | None] = field(default_factory=dict)
+    moved: Mapping[int, str] = field(default_factory=dict)
+    held: Mapping[int, tuple[str, str]] = field(default_factory=dict)
     boots: Sequence[Boot] = ()
     up_us: int | None = None
     last_values: Sequence[Entry] | None = None
@@ -182,6 +194,7 @@ class Loaded:
     series: dict[int, tuple[str, str]]
     cursors: dict[str, int]
     states: dict[tuple[str, str], bytes]
+    recipes: dict[tuple[str, str], bytes]
     last: int
     newest_us: int
     last_values: list[tuple[Header, Columns]]
@@ -334,6 +347,7 @@ class Store:
             series=series,
             cursors=cursors,
             states=self._load_states(),
+            recipes=self._load_recipes(),
             last=last,
             newest_us=newest_us,
             last_values=saved,
@@ -361,7 +375,15 @@ class Store:
         for (body,) in rows:
             read_record(body, series, layouts)
         self.layouts = Layouts(layouts[number] for number in sorted(layouts))
+        for row in self._db.execute("SELECT series, device FROM moved"):
+            number, device = _typed(row, (int, str))
+            if number in series:
+                series[number] = device, series[number][1]
         return series
+
+    def _load_recipes(self) -> dict[tuple[str, str], bytes]:
+        rows = (_typed(row, (str, str, bytes)) for row in self._db.execute("SELECT device, broker, body FROM recipe"))
+        return {(device, broker): body for device, broker, body in rows}
 
     def _load_cursors(self) -> dict[str, int]:
         """Sound cursors; a damaged one is left out, so that its consumer gets everything again rather than too little."""
@@ -507,7 +529,10 @@ class Store:
             first = group[0].seq
             db.execute("INSERT INTO segment VALUES(?, ?, ?, ?)", (first, group[-1].seq - first, done.total, body))
         self._put_cursors(batch)
+        for table in ("state", "newer_state"):
+            db.executemany(f"DELETE FROM {table} WHERE device = ?", [(device,) for device in batch.stateless])
         newer_states = self._put_states(batch.states)
+        self._put_recipes(batch)
         self._put_boots(batch.boots)
         if batch.up_us is not None:
             db.execute("UPDATE boot SET up_us = ? WHERE id = ?", (batch.up_us, self.boots.current))
@@ -551,6 +576,19 @@ class Store:
         self._db.executemany(
             "INSERT OR REPLACE INTO cursor VALUES(?, ?, ?)",
             [(name, seq, _cursor_crc(name, seq)) for name, seq in batch.cursors.items()],
+        )
+
+    def _put_recipes(self, batch: Batch) -> None:
+        gone = [row for row, body in batch.recipes.items() if body is None]
+        self._db.executemany("DELETE FROM recipe WHERE device = ? AND broker = ?", gone)
+        self._db.executemany(
+            "INSERT OR REPLACE INTO recipe VALUES(?, ?, ?)",
+            [(*row, body) for row, body in batch.recipes.items() if body is not None],
+        )
+        self._db.executemany("INSERT OR REPLACE INTO moved VALUES(?, ?)", batch.moved.items())
+        self._db.executemany(
+            "UPDATE held SET device = ?, entity = ? WHERE id = ?",
+            [(device, entity, number) for number, (device, entity) in batch.held.items()],
         )
 
     def _put_boots(self, boots: Sequence[Boot]) -> None:

@@ -132,6 +132,12 @@ class Catalogue:
         both = {part: {**self._index[part], **index[part]} for part in ("types", "terms")}
         return Catalogue(both, self._units, self._core)
 
+    def own_types(self, names: Iterable[str]) -> dict[str, Any]:
+        """Of these types the entries of those that are not shipped with the gateway, as `with_index` takes them."""
+        shipped = catalogue()._index["types"]
+        entries = {name: self._index["types"].get(name) for name in names}
+        return {name: entry for name, entry in entries.items() if entry and entry != shipped.get(name)}
+
     def contexts(self) -> dict[str, dict[str, str]]:
         """By subject, what its context says: term -> IRI."""
         of = {str(entry["subject"]): entry["context"] for entry in self._index["types"].values()}

@@ -182,6 +182,11 @@ class DeviceConfig(ConfigModel):
     """The common part of a device; a driver adds its address."""
 
     template: SerializeAsAny[Template] = Field(description="device type, e.g. eastron/sdm120")
+    was: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="name that it had before: what is known and owed of that goes on under this one",
+    )
     location: Location | None = Field(None, description="where the device stands; default: the gateway's location")
     entity: EntityMapping | None = Field(None, description="override of the template's mapping to an entity")
     calibrate: dict[str, Calibration] = Field(default={}, description="correction by point")

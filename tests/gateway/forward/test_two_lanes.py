@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from gateway.forward.auth import Login, Way
+from gateway.forward.feeds import Recipes
 from gateway.forward.forwarder import Forwarder
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
 from gateway.forward.settings import ForwardSettings
@@ -73,7 +74,13 @@ class Box:
 
     @contextlib.asynccontextmanager
     async def forwarding(
-        self, url: str, settings: ForwardSettings = FAST, *, mappings: Any = None, login: Login | None = None
+        self,
+        url: str,
+        settings: ForwardSettings = FAST,
+        *,
+        mappings: Any = None,
+        recipes: Recipes = lambda device: (),
+        login: Login | None = None,
     ) -> AsyncIterator[BrokerHealth]:
         """A forwarder on the open log; a reload ends one and begins another."""
         assert self.log is not None
@@ -87,6 +94,7 @@ class Box:
             health=health,
             clock=self.clock,
             settings=settings,
+            recipes=recipes,
         )
         task = asyncio.create_task(forwarder.run())
         try:
