@@ -257,3 +257,33 @@ async def test_a_command_that_only_looks_changes_none_of_it(tmp_path: Path) -> N
     log = await opened(tmp_path, Config("b"))
     assert log.recipe("a", "milano") == b"a at milano"
     await log.close()
+
+
+async def test_what_a_start_has_moved_stays_moved_when_the_config_says_it_no_more(tmp_path: Path) -> None:
+    log = await begun(tmp_path)
+    await log.close()
+    for config in (RENAMED, Config("b", "c"), Config("b", "c")):
+        log = await opened(tmp_path, config)
+        assert await told(log) == AFTER
+        assert states(log) == ({}, {"frame": b"7"})
+        await log.close()
+
+
+async def test_a_device_that_came_and_went_while_the_card_was_away_is_known_when_it_is_back(tmp_path: Path) -> None:
+    (tmp_path / "buffer.db").mkdir()  # what cannot be opened
+    log = await opened(tmp_path, BOTH)
+    for n, device in enumerate("abab"):
+        await log.append(a_set(n, device))
+    await log.set_consumers([CITY], Config("b", "c", c="a"))
+    await log.append(a_set(4, "c"))
+    await log.set_consumers([CITY], Config("b"))
+    assert log.recipe("c", "milano") == b"c at milano"
+    (tmp_path / "buffer.db").rmdir()
+    await log.commit()
+    assert await told(log) == {"b": [1, 3], "c": [0, 2, 4]}
+    assert log.recipe("c", "milano") == b"c at milano"
+    await log.close()
+    log = await opened(tmp_path, Config("b"))
+    assert await told(log) == {"b": [1, 3], "c": [0, 2, 4]}
+    assert log.recipe("c", "milano") == b"c at milano"
+    await log.close()
