@@ -502,7 +502,11 @@ def _broker_keys(plan: Plan) -> dict[str, Any]:
             broker.fault,
             {device: tuple(map(_plain, tables)) for device, tables in broker.mappings.items()},
             {device: _laws(plan.devices[device], plan.models) for device in broker.mappings if device in plan.devices},
-            {name: (its.config.was, its.template.name) for name, its in plan.devices.items() if name in broker.mappings},
+            {
+                name: (its.config.was, its.template.name)
+                for name, its in plan.devices.items()
+                if name in broker.mappings
+            },
         )
         for name, broker in plan.brokers.items()
     }

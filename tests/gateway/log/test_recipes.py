@@ -287,3 +287,44 @@ async def test_a_device_that_came_and_went_while_the_card_was_away_is_known_when
     assert await told(log) == {"b": [1, 3], "c": [0, 2, 4]}
     assert log.recipe("c", "milano") == b"c at milano"
     await log.close()
+
+
+async def test_states_of_its_own_stay_and_only_those_that_it_lacks_are_taken_over(tmp_path: Path) -> None:
+    log = await opened(tmp_path, Config("a", "c"))
+    await log.append(ReadingSet("a", (), {"frame": b"1", "both": b"old"}))
+    await log.append(ReadingSet("c", (), {"both": b"own"}))
+    await log.set_consumers([CITY], Config("c", c="a"))
+    assert log.driver_state("c") == {"frame": b"1", "both": b"own"}
+    await log.close()
+    log = await opened(tmp_path, Config("c"))
+    assert log.driver_state("c") == {"frame": b"1", "both": b"own"}
+    await log.close()
+
+
+async def test_recipes_that_a_failed_commit_carried_are_written_with_the_next(tmp_path: Path) -> None:
+    card = Card()
+    log = await begun(tmp_path, card)
+    await log.commit()
+    card.refuse()
+    await log.set_consumers([CITY], Config("a", "b", "d"))
+    with pytest.raises(LogError):
+        await log.commit()
+    card.work()
+    await log.close()
+    log = await opened(tmp_path, Config("b"))
+    assert log.gone() == {"a": ["milano"], "d": ["milano"]}
+    await log.close()
+
+
+async def test_recipes_whose_table_is_lost_while_running_are_known_by_memory(tmp_path: Path) -> None:
+    log = await begun(tmp_path)
+    await log.commit()
+    lose(tmp_path, "recipe", "cursor")
+    await log.append(a_set(9, "b"))
+    await settle(log, "milano")
+    await log.commit()
+    await at_rest(log)
+    await log.close()
+    log = await opened(tmp_path, Config("b"))
+    assert log.recipe("a", "milano") == b"a at milano"
+    await log.close()
