@@ -255,9 +255,9 @@ def _set_aside(path: Path) -> list[Path]:
 
 def _forget_old(path: Path, newest: Path) -> None:
     """Keep the newest files set aside, and room for the log itself: a card that goes bad must not fill itself."""
-    files = sorted(_set_aside(path))
+    older = sorted(file for file in _set_aside(path) if file != newest)  # by names: the clock may have gone back since
     free = shutil.disk_usage(path.parent).free
-    for file in files[:-_ASIDE_KEPT] + (files[-_ASIDE_KEPT:-1] if free < newest.stat().st_size else []):
+    for file in older if free < newest.stat().st_size else older[: 1 - _ASIDE_KEPT]:
         _remove(file)
 
 
