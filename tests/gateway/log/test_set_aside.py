@@ -1,5 +1,6 @@
 """What lies beside the log, and in its place: files set aside, half-made ones, journals without a file, what is hardly ours."""
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -294,6 +295,15 @@ async def test_a_rescue_makes_its_folders_anew_and_lets_nobody_else_read(tmp_pat
     await log.close()
 
 
+def open_files() -> list[Path]:
+    """What this process has open; of a deleted file the old name."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            found.append(Path(os.readlink(entry).removesuffix(" (deleted)")))
+    return found
+
+
 async def unreadable(folder: Path, content: bytes | None) -> Log:
     """The open file cannot be copied, and something else lies at its path, or nothing."""
     await filled(folder, 1)  # an older start has lower numbers
@@ -326,6 +336,8 @@ async def test_of_an_older_copy_as_large_as_a_log_gets_all_is_salvaged_and_the_c
 async def test_what_was_begun_of_a_copy_that_cannot_be_made_is_gone(tmp_path: Path) -> None:
     log = await unreadable(tmp_path, None)
     assert not list(tmp_path.glob("*.new*"))
+    assert "and it could not be read any more: database disk image is malformed" in log.status()["reason"]
+    assert sum(file == tmp_path / "buffer.db" for file in open_files()) == 1
     assert (await everything(log, "milano"))[-1] == 101
     await log.close()
     (tmp_path / "buffer.db").unlink()
