@@ -31,9 +31,9 @@ from gateway.log.segment import (
     microseconds,
     read_header,
 )
-from gateway.log.store import PAGE_BYTES, RECORD_MAGIC, Gap, Store, read_record, sync_folder
+from gateway.log.store import APPLICATION_ID, PAGE_BYTES, RECORD_MAGIC, Gap, Store, read_record, sync_folder
 
-_SQLITE: Final = b"SQLite format 3\0"
+_APPLICATION: Final = slice(68, 72)  # where a database says whose it is
 _ASIDE_KEPT: Final = 2
 _CHUNK: Final = 200
 _MAYBE_INT: Final = (int, type(None))
@@ -91,7 +91,7 @@ def ours(path: Path) -> bool:
     """Whether a file that SQLite refuses is a damaged log, and not something else that must not be touched."""
     with path.open("rb") as file:
         start = file.read(4096)
-    if start.startswith(_SQLITE) or not start.strip(b"\0"):
+    if start[_APPLICATION] == APPLICATION_ID.to_bytes(4) or not start.strip(b"\0"):
         return True
     found = _Found()
     _carve(path, found)

@@ -43,10 +43,11 @@ def asides(folder: Path, kind: str = "damaged") -> list[Path]:
     ("content", "kind"),
     [
         (b" \n" * 2048, "foreign"),
+        (b"SQLite format 3\0".ljust(PAGE_BYTES, b"x"), "foreign"),
+        (b"SQLite format 3\0".ljust(68, b"x") + b"city".ljust(PAGE_BYTES, b"x"), "damaged"),
         (bytes(PAGE_BYTES) + b"x" * PAGE_BYTES, "damaged"),
-        (b"SQLite format 3\0" * 256, "damaged"),
     ],
-    ids=["blanks", "a page of zeros", "a database's first bytes"],
+    ids=["blanks", "the head of somebody's database", "the head of ours", "a page of zeros"],
 )
 async def test_what_holds_nothing_of_ours_is_damaged_only_when_it_can_have_been_ours(
     tmp_path: Path, content: bytes, kind: str
