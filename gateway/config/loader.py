@@ -22,6 +22,7 @@ from gateway.config.tree import (
     Node,
     Scalar,
     Source,
+    counted,
     find,
     merge,
     overlay,
@@ -146,6 +147,7 @@ class _Load:
             trees.append(read_tree(fragment, self.problems))
             root = merge(root, trees[-1], self.problems)
         root = migrate(override(root, self.environment, self.problems), self.problems)
+        self.found = counted(root)
         profiles: dict[str, tuple[CityProfile, Map]] = {}
         root = self._with_profiles(root, profiles)
         secrets = Secrets((self.home or self.folder) / "secrets", self.environment, self.remembered)
@@ -191,7 +193,10 @@ class _Load:
         about = {"missing-secret", "wrong-name"}
         kept = [problem for problem in self.problems if problem.path not in untold or problem.code in about]
         return tuple(
-            without_secrets(replace(problem, source=_line(problem, sources)), secrets.known) for problem in kept
+            without_secrets(
+                _cut_off(replace(problem, source=_line(problem, sources)), sources, self.found), secrets.known
+            )
+            for problem in kept
         )
 
     def _config(self, root: Map) -> Config | None:
@@ -319,6 +324,20 @@ class _Load:
             self.problems.append(locate(problem, node))
         else:
             self.problems.append(place_problem(problem, node.place))
+
+
+_BY_A_CUT = frozenset(("wrong-type", "missing-key", "missing-value", "unknown-key"))
+
+
+def _cut_off(problem: Problem, sources: Mapping[str, Source], found: str) -> Problem:
+    """Of a file that was cut off somewhere the rest may be valid YAML; its last line has no end then."""
+    source = sources.get(problem.file)
+    if source is None or source.whole or problem.code not in _BY_A_CUT or not problem.line:
+        return problem
+    if not source.lines or any(map(str.strip, source.lines[problem.line :])):
+        return problem
+    hint = f"the file ends here without a line end: was it cut off? Found: {found}"
+    return replace(problem, remedy=f"{problem.remedy}; {hint}" if problem.remedy else hint)
 
 
 def _line(problem: Problem, sources: Mapping[str, Source]) -> str:

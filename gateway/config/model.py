@@ -96,7 +96,9 @@ class BufferConfig(ConfigModel):
 class BrokerConfig(ConfigModel):
     """A city's context broker."""
 
-    kind: Literal["ngsi-ld"] = Field("ngsi-ld", description="what it speaks")
+    kind: Literal["ngsi-ld"] = Field(
+        "ngsi-ld", description="what it speaks: NGSI-LD alone, so give the address of an NGSI-LD broker"
+    )
     use: str | None = Field(
         None, description="city profile, e.g. cities/milano; what it gives, this entry may override"
     )
