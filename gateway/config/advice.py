@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, SecretStr
 
+from gateway.config.doubts import doubts
 from gateway.config.explain import did_you_mean, locate
 from gateway.config.hiding import NAMED
 from gateway.config.loader import Loaded, LoadedLink
@@ -45,7 +46,8 @@ def advise(loaded: Loaded) -> tuple[Problem, ...]:
         config = loaded.config
         found += [*_devices_and_brokers(loaded, config), *_buffer(loaded, config), *_rates(loaded, config)]
         found += _clear_text(loaded.config, (), loaded)
-    return tuple(locate(problem, loaded.root) for problem in found)
+    found += doubts(loaded)
+    return tuple(problem if problem.file else locate(problem, loaded.root) for problem in found)
 
 
 def _asked(
@@ -288,7 +290,7 @@ def _clear_text(value: Any, path: PathOf, loaded: Loaded) -> Iterator[Problem]:
     named = bool(path) and isinstance(value, str) and value and NAMED.fullmatch(str(path[-1]))
     if isinstance(value, SecretStr | Secret) or named:
         found = find(loaded.root, path)
-        if found.missing is None and isinstance(found.node, Scalar) and found.node.tag != "!secret":
+        if found.missing is None and isinstance(found.node, Scalar) and not found.node.tag:
             remedy = (
                 f"put it into a file in {Path(found.node.place.source.name).parent / 'secrets'} and write !secret NAME"
             )

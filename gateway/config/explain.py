@@ -181,9 +181,12 @@ def _describe(
         wanted = (
             "true or false" if kind.startswith("bool") else "a whole number" if kind.startswith("int") else "a number"
         )
-        return "wrong-type", f"{shown} is not {wanted}", meaning, False
+        bare = shown.strip('"')
+        remedy = f"write {bare.replace(',', '.')}" if re.fullmatch(r"[-+]?[0-9]+,[0-9]+", bare) else meaning
+        return "wrong-type", f"{shown} is not {wanted}", remedy, False
     if kind in ("list_type", "tuple_type") and isinstance(found.node, Scalar) and found.node.text:
-        return "wrong-type", f"{shown} instead of a list", f"write [{shown}]", False
+        bare = shown.strip('"') if "," in shown else shown  # the quotes stand around all of them
+        return "wrong-type", f"{shown} instead of a list", f"write [{bare}]", False
     if _SHAPE_ERRORS.get(kind) == "a map" and isinstance(found.node, Scalar) and (joined := _JOINED.fullmatch(shown)):
         return "missing-blank", NO_BLANK, f"write {joined[1]}: {joined[2]}", False
     if kind in _SHAPE_ERRORS:

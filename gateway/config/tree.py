@@ -64,7 +64,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scalar:
-    """A text as written. `plain`: without quotes, so that it may mean a number; `tag`: `!secret`, else ""."""
+    """A text as written. `plain`: without quotes, so that it may mean a number; `tag`: `!secret` or a wrong one, else ""."""
 
     text: str
     place: Place
@@ -137,7 +137,7 @@ def read_tree(path: Traversable, problems: list[Problem]) -> Map:
     try:
         text = _read_text(path, source)
         source.lines = re.split("\r\n|[\n\r\x85\u2028\u2029]", text.removesuffix("\n"))  # what ends a line in YAML
-        source.whole = text.endswith("\n")
+        source.whole = not text or text.endswith("\n")
         return _Builder(source, problems).build(_without_odd_blanks(text, source, problems))
     except Unreadable as error:
         source.parsed = False
@@ -254,7 +254,14 @@ class _Builder:
         if root is None or (isinstance(root, Scalar) and not root.text and root.plain):
             return Map({}, Place(self._source, 1, 1))
         if not isinstance(root, Map):
-            raise Unreadable(self._problem("wrong-type", "the file must be a map of keys and values", root.place))
+            raise Unreadable(
+                self._problem(
+                    "wrong-type",
+                    "the file must be a map of keys and values",
+                    root.place,
+                    "`key: value` in each line; is it the right file?",
+                )
+            )
         return root
 
     def node(self, text: str) -> Node | None:
@@ -392,8 +399,23 @@ class _Builder:
             self._merge(frame)
             node = Map(frame.entries, frame.place, tuple(frame.dropped))
         else:
-            node = Items(tuple(frame.items), frame.place)
+            node = Items(self._with_points(frame.items), frame.place)
         self._finish(node, frame.anchor, frame.nodes)
+
+    def _with_points(self, items: list[Node]) -> tuple[Node, ...]:
+        """`[9,159, 45,503]` as it was meant: two numbers."""
+        pairs = list(zip(items[::2], items[1::2], strict=False))
+        if len(items) != 4 or not all(_is_split(one, other) for one, other in pairs) or _is_split(items[1], items[2]):
+            return tuple(items)
+        return tuple(self._pointed(one, other) for one, other in pairs)
+
+    def _pointed(self, one: Node, other: Node) -> Node:
+        if not (isinstance(one, Scalar) and isinstance(other, Scalar)):
+            return one
+        meant, place = f"{one.text}.{other.text}", replace(one.place, width=one.place.width + other.place.width + 1)
+        message = f"{one.text},{other.text} is two values to YAML"
+        self._problems.append(self._problem("decimal-comma", message, place, f"write {meant}"))
+        return Scalar(meant, place)
 
     def _merge(self, frame: _Open) -> None:
         for node, place in frame.merged:  # explicit keys win, then the earlier of several
@@ -415,6 +437,7 @@ class _Builder:
             tag, plain = event.tag, False
         else:
             self._check_tag(event, place)
+            tag = (event.tag or "").removeprefix("!") and event.tag
         frame = self._stack[-1] if self._stack else None
         if frame and frame.is_map and frame.key is None:
             if event.anchor:
@@ -495,10 +518,20 @@ class _Builder:
             frame.items.append(node)
         elif frame.key is None:
             where = place or node.place
+            if self._source.lines[where.line - 1].startswith("{{", where.column - 2):
+                remedy = "fill the template in first, or put the text into quotes"
+                raise Unreadable(self._problem("wrong-key", "{{ … }} was not filled in", where, remedy))
             self._problems.append(self._problem("wrong-key", "a key must be a text", where))
             frame.key, frame.skip = ("?", where), True
         else:
             key, key_place = frame.key
+            last = next(reversed(frame.entries), "")
+            if isinstance(node, Scalar) and not node.text and last:
+                number = Scalar(key, key_place)
+                if _is_split(frame.entries[last].node, number):  # `{gain: 1,02}`
+                    frame.key = last, frame.entries[last].key
+                    key_place, node = frame.key[1], self._pointed(frame.entries[last].node, number)
+                    key, frame.skip = last, False
             if isinstance(node, Scalar) and not node.text and node.plain and (match := _IN_A_LINE.fullmatch(key)):
                 key, node = self._parted(match, key_place, frame)
             frame.key = None
@@ -508,6 +541,14 @@ class _Builder:
                 frame.merged.append((node, key_place))
             else:
                 frame.entries[key] = Entry(key_place, node)
+
+
+def _is_split(one: Node, other: Node) -> bool:
+    """Whether two whole numbers stand at both sides of a comma without a blank."""
+    if not (isinstance(one, Scalar) and isinstance(other, Scalar)) or not (one.plain and other.plain):
+        return False
+    near = one.place.line == other.place.line and one.place.column + one.place.width + 1 == other.place.column
+    return near and bool(re.fullmatch(r"[-+]?[0-9]+", one.text)) and bool(re.fullmatch(r"[0-9]+", other.text))
 
 
 def _syntax_remedy(problem: str) -> str:
