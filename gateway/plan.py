@@ -18,7 +18,7 @@ from gateway.config.validate import validate
 from gateway.harmonise.compile import Mapping as EntityTable
 from gateway.harmonise.compile import Slot, compile_device, joined, merged
 from gateway.harmonise.devices import MARK, box_table, sensor_table
-from gateway.models.catalogue import Catalogue, catalogue
+from gateway.models.catalogue import Catalogue, catalogue, near
 from gateway.models.extension import extended
 from gateway.registry import DriverUnavailable
 from gateway.sdk.config import Calibration, DeviceConfig, LinkConfig
@@ -148,6 +148,9 @@ def make_plan(
     models, found = extended(config_files(path)[0].parent / "models")
     problems += [*found, *_unknown_types(loaded, models)]
     checked = devices | _rough_devices(loaded, location)
+    if same := _named_like_the_box(loaded):
+        problems.append(same)
+        checked.pop(str(same.path[-1]), None)  # all that follows is one mistake
     profiles = {broker: profile for broker, (profile, _) in loaded.profiles.items()}
     compiled: list[tuple[CityProfile, Tables]] = []  # brokers of one profile (most have none) share their tables
     for profile in (CityProfile(), *profiles.values()):
@@ -223,6 +226,7 @@ def _unknown_types(loaded: Loaded, models: Catalogue) -> list[Problem]:
     """Rules of a city profile for entity types that do not exist: they would silently do nothing."""
     problems: list[Problem] = []
     for profile, tree in loaded.profiles.values():
+        problems += [locate(problem, tree) for problem in _doubtful_rules(profile, models)]
         for name in profile.types:
             if models.type(name) is None:
                 near = models.near(name)
@@ -232,6 +236,46 @@ def _unknown_types(loaded: Loaded, models: Catalogue) -> list[Problem]:
                 )
                 problems.append(locate(problem, tree))
     return problems
+
+
+def _doubtful_rules(profile: CityProfile, models: Catalogue) -> Iterator[Problem]:
+    """What of a profile would do nothing, or make one entity of two."""
+    known = models.attribute_names() if profile.static else frozenset()
+    for name in profile.static:
+        if name not in known:
+            yield _no_attribute(
+                ("static", name), f"no type of the catalogue has an attribute {name}", near(name, known)
+            )
+    for type_name, rule in profile.types.items():
+        model = models.type(type_name)
+        for name in rule.static if model else ():
+            if name not in model.attributes:  # type: ignore[union-attr]  # asked before
+                where = ("types", type_name, "static", name)
+                yield _no_attribute(where, f"{type_name} has no attribute {name}", model.near(name))  # type: ignore[union-attr]
+    patterns: dict[tuple[str, ...], str | None] = {
+        ("id",): profile.id,
+        **{("types", name, "id"): rule.id for name, rule in profile.types.items()},
+    }
+    for path, pattern in patterns.items():
+        if pattern and "{gateway}" not in pattern:
+            message = "without {gateway}, devices of one name on two boxes are one entity"
+            yield Problem("shared-id", path, message, "add {gateway}, or give no name twice in the city", "warning")
+
+
+def _no_attribute(path: tuple[str, ...], message: str, likely: str) -> Problem:
+    remedy = f"did you mean {likely}?" if likely else "an extension model may add it; else leave it out"
+    return Problem("mapping-attribute", path, message, remedy, at="key")
+
+
+def _named_like_the_box(loaded: Loaded) -> Problem | None:
+    """A device with the gateway's own name: both would be told about as one Device entity."""
+    if loaded.gateway is None or (loaded.config is not None and not loaded.config.publish.devices_s):
+        return None
+    link = next((link.name for link in loaded.links.values() if loaded.gateway.id in link.devices), "")
+    path = ("links", link, "devices", loaded.gateway.id)
+    remedy = "give the device another name; the gateway's is in ids that exist already"
+    problem = Problem("duplicate-device", path, f"{loaded.gateway.id} is the gateway's own id", remedy, at="key")
+    return locate(problem, loaded.root) if link else None
 
 
 def find_driver(registry: Drivers, name: str) -> Driver[Any] | NoDriver:

@@ -187,7 +187,7 @@ def _power(root: Path = Path("/")) -> Iterator[Finding]:
 
 def _disk(buffer: Path, max_size_bytes: int, root: Path = Path("/")) -> Iterator[Finding]:
     folder = buffer.parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         yield Finding(
             "disk", "bad", f"{folder} does not exist", f"`sudo install -d -o citygate -g citygate -m 750 {folder}`"
         )

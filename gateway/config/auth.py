@@ -9,7 +9,7 @@ from gateway.sdk.config import ConfigModel, Secret
 
 
 def _check_url(url: str) -> str:
-    match = re.fullmatch(r"https?://(?:[^/?#\s@:]+|\[[0-9a-fA-F:.]+\])(?::([0-9]{1,5}))?(?:/[^#\s]*)?", url)
+    match = re.fullmatch(r"https?://(?:[^/?#\s@:${}<>]+|\[[0-9a-fA-F:.]+\])(?::([0-9]+))?(?:/[^#\s]*)?", url)
     if not match:
         raise ValueError(f"{url!r} is not an http or https address (a login does not belong into it)")
     if match[1] and not 1 <= int(match[1]) <= 65535:

@@ -19,7 +19,7 @@ Name = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
 
 
 def _check_url(url: str) -> str:
-    match = re.fullmatch(r"([a-z]+)://([^/?#\s@]+@)?([^/?#\s@:]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?(/[^?#\s]*)?", url)
+    match = re.fullmatch(r"([a-z]+)://([^/?#\s@]+@)?([^/?#\s@:${}<>]+|\[[0-9a-fA-F:.]+\])(:[0-9]+)?(/[^?#\s]*)?", url)
     if not match or match[1] not in ("http", "https"):
         raise ValueError(f"{url!r} is not an address of a broker; write it as in https://broker.example:1026")
     if match[4] and not 1 <= int(match[4][1:]) <= 65535:
@@ -96,7 +96,9 @@ class BufferConfig(ConfigModel):
 class BrokerConfig(ConfigModel):
     """A city's context broker."""
 
-    kind: Literal["ngsi-ld"] = Field("ngsi-ld", description="what it speaks")
+    kind: Literal["ngsi-ld"] = Field(
+        "ngsi-ld", description="what it speaks: NGSI-LD alone, so give the address of an NGSI-LD broker"
+    )
     use: str | None = Field(
         None, description="city profile, e.g. cities/milano; what it gives, this entry may override"
     )
