@@ -133,7 +133,17 @@ def read_tree(path: Traversable, problems: list[Problem]) -> Map:
     source = Source(str(path), [])
     try:
         text = _read_text(path, source)
-        source.lines = text.splitlines()
+    except Unreadable as error:
+        source.parsed = False
+        problems.append(error.problem)
+        return Map({}, Place(source, 1, 1))
+    source.lines = text.splitlines()
+    return tree_of(text, source, problems)
+
+
+def tree_of(text: str, source: Source, problems: list[Problem]) -> Map:
+    """The tree of a text that is already there, as `read_tree` makes it."""
+    try:
         return _Builder(source, problems).build(text)
     except Unreadable as error:
         source.parsed = False
