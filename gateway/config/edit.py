@@ -58,12 +58,18 @@ def put_device(
         if _at(text, ("links", link, "devices", device)):
             raise ConfigError(f"link {link} has a device {device} already")
     if home is None and link_settings is None:
-        raise ConfigError(no_link(link, [name for text in files.values() for name in _keys(_at(text, ("links",)))]))
+        raise ConfigError(no_link(link, link_names(config)))
     if home is not None and link_settings:
         raise ConfigError(f"link {link} is there already: its keys are changed in {home}, not with --link")
     file = home or main
     _replace(file, with_device(files[file], link, device, settings, link_settings))
     return file
+
+
+def link_names(config: Path) -> list[str]:
+    """The links there are, of all files."""
+    main, fragments = config_files(config)
+    return [name for file in (main, *fragments) for name in _keys(_at(_text(file), ("links",)))]
 
 
 def no_link(link: str, known: list[str]) -> str:
@@ -171,7 +177,7 @@ def _parts(text: str) -> _Part | None:
 def _part(event: Any, events: Iterator[Any], anchors: dict[str, _Part]) -> _Part:
     part = _Part(event.start_mark, event.end_mark)
     if isinstance(event, yaml.AliasEvent):
-        part.target = anchors.get(event.anchor)
+        part.target = anchors.get(str(event.anchor))
         return part
     if isinstance(event, yaml.ScalarEvent):
         part.empty = event.implicit[0] and event.value in ("", "~", "null", "Null", "NULL")

@@ -1,7 +1,7 @@
 """The commented config that `init` writes: made from the schema, so that it knows every key there is on this box."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,24 +54,36 @@ def _listed(folder: Path) -> list[Path]:
         return []
 
 
-def commented(schema: Schema, *, gateway_id: str, city: str, found: Found) -> str:
+def commented(
+    schema: Schema,
+    *,
+    gateway_id: str,
+    city: str,
+    found: Found,
+    location: Sequence[float] | None = None,
+    buffer: str = "",
+) -> str:
     """The text of a config for this box.
 
     Args:
         schema: of the whole file, see `schema.file_schema`.
         gateway_id, city: the two values that have no default.
+        location: longitude and latitude, when they are known.
+        buffer: where readings are kept, when that is not the place of a service.
     """
     writer = _Writer(schema, found)
+    given: dict[str, Mapping[str, Any]] = {
+        "gateway": {"id": gateway_id, "city": city, "location": location},
+        "buffer": {"path": buffer},
+    }
     lines = [*_HEAD.splitlines(), "version: 1", "", "## This box."]
     lines += [
         "gateway:",
-        f"  id: {gateway_id}",
-        f"  city: {city}",
-        *writer.keys(("gateway",), 2, without=("id", "city")),
+        *writer.part_given("gateway", given["gateway"]),
     ]
     for part in schema["properties"]:
         if part not in ("version", "gateway", "links", "brokers"):
-            lines += ["", *writer.part(part)]
+            lines += ["", *writer.part(part, given.get(part, {}))]
     lines += ["", *writer.links(), "", *writer.brokers()]
     return "\n".join(lines) + "\n"
 
@@ -95,9 +107,19 @@ class _Writer:
         self._schema = schema
         self._found = found
 
-    def part(self, name: str) -> list[str]:
-        """A top-level part, all of it switched off."""
-        return [f"## {self._about(self._schema['properties'][name])}", f"#{name}:", *self.keys((name,), 2)]
+    def part(self, name: str, given: Mapping[str, Any]) -> list[str]:
+        """A top-level part, switched off but for what is given."""
+        off = "" if any(given.values()) else "#"
+        return [
+            f"## {self._about(self._schema['properties'][name])}",
+            f"{off}{name}:",
+            *self.part_given(name, given),
+        ]
+
+    def part_given(self, name: str, given: Mapping[str, Any]) -> list[str]:
+        """The keys of a top-level part: what is given, then all others switched off."""
+        on = {key: value for key, value in given.items() if value}
+        return [*(f"  {key}: {in_yaml(value)}" for key, value in on.items()), *self.keys((name,), 2, without=tuple(on))]
 
     def keys(self, path: tuple[str, ...], indent: int, without: tuple[str, ...] = ()) -> list[str]:
         """The keys of the map at a path, switched off."""
