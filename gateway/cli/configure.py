@@ -8,6 +8,7 @@ import shlex
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def check(given: argparse.Namespace) -> int:
     devices: dict[str, Any] = {}
     try:
         plan = box.make_plan(given.config, with_secrets=not given.no_secrets)
-        problems = plan.warnings
+        problems = tuple(_of_check(problem) for problem in plan.warnings)
         devices = {name: _device(plan, name) for name in plan.devices}
     except ConfigError as error:
         problems = error.problems
@@ -93,6 +94,13 @@ def check(given: argparse.Namespace) -> int:
             say(line)
         say(_summary(problems))
     return FINE if found["ok"] else CONFIG
+
+
+def _of_check(problem: Problem) -> Problem:
+    """A daemon starts without a driver that cannot be had; who checks wants all of the file to work."""
+    from gateway.plan import UNAVAILABLE
+
+    return replace(problem, severity="error") if problem.code == UNAVAILABLE else problem
 
 
 def _device(plan: Any, name: str) -> dict[str, Any]:
