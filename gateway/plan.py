@@ -205,9 +205,6 @@ def _off(off: _Off, part: str, name: str) -> tuple[str, str]:
     return fault, SECRET_REMEDY if fault else ""
 
 
-UNAVAILABLE = "driver-unavailable"
-
-
 def _unavailable(loaded: Loaded) -> list[Problem]:
     """Drivers that cannot work on this box. A daemon runs on without them, so here they are warnings."""
     problems: list[Problem] = []
@@ -215,7 +212,7 @@ def _unavailable(loaded: Loaded) -> list[Problem]:
         fault, remedy = (link.fault, link.remedy) if link.fault else lacking(link.config)
         if fault:
             path = ("links", name, "driver")
-            problems.append(locate(Problem(UNAVAILABLE, path, fault, remedy, severity="warning"), loaded.root))
+            problems.append(locate(Problem("driver-unavailable", path, fault, remedy, severity="warning"), loaded.root))
     return problems
 
 

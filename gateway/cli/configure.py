@@ -98,9 +98,7 @@ def check(given: argparse.Namespace) -> int:
 
 def _of_check(problem: Problem) -> Problem:
     """A daemon starts without a driver that cannot be had; who checks wants all of the file to work."""
-    from gateway.plan import UNAVAILABLE
-
-    return replace(problem, severity="error") if problem.code == UNAVAILABLE else problem
+    return replace(problem, severity="error") if problem.code == "driver-unavailable" else problem
 
 
 def _device(plan: Any, name: str) -> dict[str, Any]:

@@ -24,7 +24,13 @@ def words(module: str) -> tuple[str, str]:
 def lacking(config: object) -> tuple[str, str]:
     """Words for the library that a link of this config needs and that is not there; ("", "") when none is missing."""
     url, port = getattr(config, "url", None), getattr(config, "port", None)
-    needed = "paho" if str(url or "").startswith("mqtt") else "serial" if isinstance(port, str) and port else ""
+    needed = (
+        "paho"
+        if str(url or "").startswith("mqtt")
+        else "serial"
+        if isinstance(port, str) and port and not getattr(config, "host", None)
+        else ""
+    )
     return words(needed) if needed and not _is_there(needed) else ("", "")
 
 

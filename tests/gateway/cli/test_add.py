@@ -220,7 +220,7 @@ def test_it_warns_as_check_does_of_what_is_new(citygate: Command, tmp_path: Path
     assert f"{box}/citygate.yaml:" in ended.err
     assert "links.air.port: /dev/ttyUSB1 may be another adapter" in ended.err
     assert "ttyUSB0" not in ended.err
-    assert "1 warning of what was there before" in ended.err
+    assert "2 warnings of what was there before" in ended.err
 
 
 def test_what_is_missing_is_told_in_the_words_of_the_command(citygate: Command, box: Path) -> None:
