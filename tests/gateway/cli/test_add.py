@@ -235,7 +235,7 @@ def test_what_is_missing_is_told_in_the_words_of_the_command(citygate: Command, 
 
 
 @pytest.fixture
-def person(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], AbstractContextManager[None]]]:
+def person(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], AbstractContextManager[None]]:
     """Somebody at the terminal who types this."""
 
     @contextlib.contextmanager
