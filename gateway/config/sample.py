@@ -21,6 +21,7 @@ _EXAMPLES: Mapping[str, Any] = {
     "full": "300 mm",
     "unit_id": 1,
 }
+_TEMPLATES = ("eastron/sdm120", "nova/sds011", "dragino/lse01")  # which need nothing more of their user
 _OWN = {"report", "calibrate", "entity"}  # they name points and attributes, which no example can know
 _INSTEAD = {"host": "port", "tls": "port", "bearer": "basic", "header": "basic", "oauth2": "basic"}
 MAX_LINE = 130
@@ -208,6 +209,8 @@ class _Writer:
             return schema["default"]
         if "const" in schema:
             return schema["const"]
+        if key == "template" and (known := [name for name in _TEMPLATES if name in schema.get("enum", ())]):
+            return known[0]
         if schema.get("examples"):
             return schema["examples"][0]
         hinted = re.search(r"e\.g\. ([^\s;,)]+)", str(schema.get("description", "")))
