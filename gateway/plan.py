@@ -24,6 +24,7 @@ from gateway.registry import DriverUnavailable
 from gateway.sdk.config import Calibration, DeviceConfig, LinkConfig
 from gateway.sdk.driver import Driver
 from gateway.sdk.errors import ConfigError, Problem
+from gateway.sdk.libraries import lacking
 from gateway.sdk.quantities import quantities
 from gateway.sdk.reading import Point
 from gateway.sdk.template import EntityMapping, Template
@@ -140,7 +141,7 @@ def make_plan(
         loaded, off = _without_what_lacks_a_secret(loaded)
     else:
         off = {}
-    problems = [*loaded.problems, *advise(loaded)]
+    problems = [*loaded.problems, *advise(loaded), *_unavailable(loaded)]
     # of a gateway that is not known yet, nothing can be said to be missing
     location = loaded.gateway.location if loaded.gateway else (0.0, 0.0)
     links = {name: _link_plan(link, location, off.get(("links", name), "")) for name, link in loaded.links.items()}
@@ -205,6 +206,17 @@ def _off(off: _Off, part: str, name: str) -> tuple[str, str]:
     """Fault and remedy of a part."""
     fault = off.get((part, name), "")
     return fault, SECRET_REMEDY if fault else ""
+
+
+def _unavailable(loaded: Loaded) -> list[Problem]:
+    """Drivers that cannot work on this box. A daemon runs on without them, so here they are warnings."""
+    problems: list[Problem] = []
+    for name, link in loaded.links.items():
+        fault, remedy = (link.fault, link.remedy) if link.fault else lacking(link.config)
+        if fault:
+            path = ("links", name, "driver")
+            problems.append(locate(Problem("driver-unavailable", path, fault, remedy, severity="warning"), loaded.root))
+    return problems
 
 
 def _rough_devices(loaded: Loaded, location: tuple[float, float] | None) -> dict[str, DevicePlan]:

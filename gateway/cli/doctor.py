@@ -20,6 +20,7 @@ from gateway.cli.terminal import colour, printable, say, say_json
 from gateway.cli.verbs import Verbs
 from gateway.http.outcome import FINE, PROBLEM, UNREACHABLE, NoDaemon, Refused
 from gateway.sdk.errors import BrokerUnavailable, ConfigError
+from gateway.sdk.libraries import lacking
 
 if TYPE_CHECKING:
     from gateway.config.model import BrokerConfig
@@ -259,6 +260,10 @@ def _wear(device: str, root: Path) -> Iterator[Finding]:
 async def _link(link: "LinkPlan", *, running: bool) -> AsyncIterator[Finding]:
     if link.config is None:
         yield Finding(link.name, "bad", link.fault, link.remedy)
+        return
+    fault, remedy = lacking(link.config)
+    if fault:
+        yield Finding(link.name, "bad", fault, remedy)
         return
     host, port = getattr(link.config, "host", None), getattr(link.config, "port", None)
     url = getattr(link.config, "url", None)

@@ -136,8 +136,18 @@ def read_tree(path: Traversable, problems: list[Problem]) -> Map:
     source = Source(str(path), [])
     try:
         text = _read_text(path, source)
-        source.lines = re.split("\r\n|[\n\r\x85\u2028\u2029]", text.removesuffix("\n"))  # what ends a line in YAML
-        source.whole = not text or text.endswith("\n")
+    except Unreadable as error:
+        source.parsed = False
+        problems.append(error.problem)
+        return Map({}, Place(source, 1, 1))
+    return tree_of(text, source, problems)
+
+
+def tree_of(text: str, source: Source, problems: list[Problem]) -> Map:
+    """The tree of a text that is already there, as `read_tree` makes it."""
+    source.lines = re.split("\r\n|[\n\r\x85\u2028\u2029]", text.removesuffix("\n"))  # what ends a line in YAML
+    source.whole = not text or text.endswith("\n")
+    try:
         return _Builder(source, problems).build(_without_odd_blanks(text, source, problems))
     except Unreadable as error:
         source.parsed = False
