@@ -43,9 +43,11 @@ _TYPES: Final[dict[str, tuple[Any, ...]]] = {
     "state": (str, str, bytes),
     "newer_state": (int, str, str, bytes),
     "held": (int, str, str, str, str, int, int, int, _MAYBE_INT, int, bytes),
+    "consumer": (str, str, int),
     "gap": (int, int, _MAYBE_INT, _MAYBE_INT, int, str, str),
     "statistic": (int, bytes),
 }
+_YOUNG: Final = ("consumer", "hole")  # tables that a file of an older format has not
 
 
 @dataclass(slots=True)
@@ -285,6 +287,8 @@ def _read_tables(path: Path, found: _Found, report: Report) -> None:
             "state",
             "newer_state",
             "held",
+            "consumer",
+            "hole",
             "gap",
             "statistic",
             "record",
@@ -309,7 +313,7 @@ def _rows(db: sqlite3.Connection, sql: str, table: str, report: Report | None) -
         for row in db.execute(sql):
             rows.append(row)
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        if report is not None:
+        if report is not None and not (table in _YOUNG and str(error).startswith("no such table")):
             report.lost.append(f"table {table} after {len(rows)} rows: {error}")
     return rows
 
@@ -369,11 +373,13 @@ def _write(store: Store, found: _Found, report: Report, at: datetime, *, keeps: 
 
 def _count_lost(store: Store, found: _Found, report: Report, at: datetime) -> None:
     """A gap record of what was not found, as far as the running totals tell; 0 readings: not known how many."""
-    lost, before = 0, None
+    lost, before, after = 0, None, 0
+    holes = [row for row in found.rows.get("hole", []) if _fits(row, (int, int, int))]
     for number, total in found.stored:
         if number not in found.segments and before is not None:
-            lost += max(0, total - before)
-        before = total
+            removed = sum(readings for first, _, readings in holes if after < first < number)
+            lost += max(0, total - before - removed)
+        before, after = total, number
     if lost:
         report.lost.append(f"{lost} readings")
     with store.transaction():
