@@ -628,7 +628,7 @@ def _consumer(broker: BrokerPlan) -> Consumer:
     def takes(device: str, point: str) -> bool:
         return point in taken.get(device, ())
 
-    return Consumer(broker.name, broker.config.start, takes=takes)
+    return Consumer(broker.name, broker.config.start, was=broker.config.was or "", takes=takes)
 
 
 def _log_settings(plan: Plan) -> LogSettings:

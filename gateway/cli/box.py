@@ -52,6 +52,26 @@ def buffer_path(config: Path) -> Path:
     return Path(found or BufferConfig().path)
 
 
+def brokers(config: Path) -> dict[str, str] | None:
+    """Names of the brokers of this config, each with the name that it had before; None when it cannot be read."""
+    from gateway.config.loader import config_files
+    from gateway.config.tree import MAX_FILE_BYTES
+    from gateway.sdk.files import read_bytes
+
+    found: dict[str, str] = {}
+    main, fragments = config_files(config)
+    for file in (main, *fragments):
+        try:
+            node: Any = yaml.compose(read_bytes(file, MAX_FILE_BYTES), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            parts = [value for name, value in node.value if name.value == "brokers"] if node is not None else []
+            for name, broker in (entry for part in parts for entry in part.value or ()):
+                was = [str(value.value) for key, value in broker.value or () if key.value == "was"]
+                found[str(name.value)] = was[0] if was else ""
+        except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError):
+            return None
+    return found
+
+
 def _path_in(text: str) -> str:
     """`buffer.path` of one file as far as it can be read; "" when it says nothing."""
     try:

@@ -101,6 +101,9 @@ class BrokerConfig(ConfigModel):
         None, description="city profile, e.g. cities/milano; what it gives, this entry may override"
     )
     url: HttpUrl = Field(description="address without /ngsi-ld/…, e.g. https://broker.milano.example")
+    was: Name | None = Field(
+        None, description="name that it had before: its place and all that is owed to it go on under this one"
+    )
     tenant: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,50}$", description="sent as NGSILD-Tenant")
     preset: Literal["auto", "orion-ld", "scorpio", "stellio"] = Field(
         "auto", description="where to begin with batch sizes and history; the rest is learned"

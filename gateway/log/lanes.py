@@ -114,9 +114,10 @@ class Lanes:
         self.recount_due = False
         self._lanes: dict[str, Lane] = {}
         self._gone: dict[str, Lane] = {}
+        self._anybody = False
         self._looks = (
             settings.leave_foreign
-        )  # a command that opened the file: it takes no place and says of nobody that it went
+        )  # a command opened the file: it gives no place, and says of nobody that he went
         self._hold = settings.unconfirmed == "hold"
         self._keeps = settings.keep_s != 0
         self._clock = clock
@@ -130,9 +131,10 @@ class Lanes:
 
     # Who reads
 
-    def begin(self, consumers: Sequence[Consumer]) -> None:
-        """Who reads; each gets its place when the file is open."""
-        self._lanes = {consumer.name: Lane(consumer, 0) for consumer in consumers}
+    def begin(self, consumers: Sequence[Consumer] | None) -> None:
+        """Who reads; each gets its place when the file is open. None: whoever the file does not know to be removed."""
+        self._anybody = consumers is None
+        self._lanes = {consumer.name: Lane(consumer, 0) for consumer in consumers or ()}
 
     async def take_places(
         self, cursors: Mapping[str, int], consumers: Mapping[str, Known], *, known: bool, salvaged: int | None
@@ -150,6 +152,9 @@ class Lanes:
         self.cursors = {name: max(seq, mine.get(name, 0)) for name, seq in {**mine, **found}.items()}
         self.known = {**consumers, **(self.known if known else {})}
         now = max(self._head.stored_last, self._head.first_seq)
+        if self._anybody:
+            there = [name for name in self.cursors if self.known.get(name, Known()).upto is None]
+            self._lanes = {name: Lane(Consumer(name), 0) for name in there}
         if self._looks:
             self._lanes = {
                 name: lane for name, lane in self._lanes.items() if self._place_of(lane.consumer) is not None
@@ -158,8 +163,7 @@ class Lanes:
             lane.takes = None, -1
         for lane in self._lanes.values():
             await self._join(lane, now, salvaged=salvaged)
-        taken = {lane.consumer.was for lane in self._lanes.values()} if self._looks else set()
-        for name in self.cursors.keys() - self._lanes.keys() - taken:
+        for name in self.cursors.keys() - self.there():
             await self._take_gone(name, now)
 
     async def _take_gone(self, name: str, now: int) -> None:
@@ -171,8 +175,9 @@ class Lanes:
             lane = Lane(Consumer(name, takes=takes), 0, now if its.upto is None else its.upto)
             self._gone[name] = lane
         lane.cursor = self.cursors[name]
-        await self._count_stored(lane)
-        self._count_anew(lane)
+        if not self._looks:
+            await self._count_stored(lane)
+            self._count_anew(lane)
 
     def _by_number(self, numbers: frozenset[int]) -> Takes:
         ids = self._points.ids
@@ -201,12 +206,14 @@ class Lanes:
         else:
             self.cursors[consumer.name] = lane.cursor = cursor
             self._pending.cursors.add(consumer.name)
+        if self._looks:
+            return
         lane.empty_upto = 0
         lane.stored, lane.oldest_us = await self._file.job(lambda store: store.owed(cursor))
         self._count_anew(lane)
         if lane.stored:
             lane.accepted = lane.sure = 0  # what the file has from before is not sent yet
-        elif not self._looks:
+        else:
             self.cursors[consumer.name] = lane.cursor = max(lane.cursor, sent_upto)
 
     def _place_of(self, consumer: Consumer) -> int | None:
@@ -288,7 +295,7 @@ class Lanes:
         Raises:
             LogError: it is still configured.
         """
-        if consumer in self._lanes:
+        if consumer in self.there():
             raise LogError(f"{consumer} is in the config; remove the broker first")
         return self._gone.get(consumer)
 
@@ -315,6 +322,10 @@ class Lanes:
     def names(self) -> list[str]:
         """Of those that are owed what comes."""
         return list(self._lanes)
+
+    def there(self) -> set[str]:
+        """Names of the config, those too that will be taken over with the daemon's start."""
+        return {*self._lanes, *(lane.consumer.was for lane in self._lanes.values() if self._looks)}
 
     def places(self) -> dict[str, int]:
         """Consumer -> settled up to."""
@@ -566,6 +577,15 @@ class Lanes:
         task = self._loop.create_task(self._count(lane, Owed(lane.consumer.takes, self._series)))
         self.counting.add(task)
         task.add_done_callback(self.counting.discard)
+
+    async def counted(self) -> None:
+        """What is owed is known from here on; who only looks at the file counts when he is asked."""
+        if not self._looks:
+            return
+        for lane in self._all():
+            await self._count_stored(lane)
+            self._count_anew(lane)
+        await asyncio.gather(*self.counting)
 
     async def _count(self, lane: Lane, owed: Owed) -> None:
         after, left = lane.cursor, _COUNTED_READINGS

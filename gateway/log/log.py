@@ -92,7 +92,7 @@ class Log:
         settings: LogSettings,
         *,
         clock: Clock,
-        consumers: Sequence[Consumer],
+        consumers: Sequence[Consumer] | None,
         connect: Callable[[Path], Connection] | None = None,
     ) -> "Log":
         """Open or make the file, take over cursors, restore the last values.
@@ -102,6 +102,7 @@ class Log:
         or that of a newer citygate, is set aside as it is.
 
         Args:
+            consumers: of the config; None: nobody knows, so that nobody is taken for removed.
             connect: opens the database, for tests.
 
         Raises:
@@ -262,11 +263,15 @@ class Log:
             gap = Gap(now_us, first_us, last_us, readings, FORGOTTEN, {consumer: readings})
             self._committer.count(gap)
 
-    def gone(self) -> dict[str, dict[str, Any]]:
+    async def counted(self) -> None:
+        """What is owed is known from here on."""
+        await self._lanes.counted()
+
+    def gone_consumers(self) -> dict[str, dict[str, Any]]:
         """Consumers that are no longer configured -> what they are still owed, in the log and held."""
         owed = self._lanes.status_of_gone()
         for piece in self.held.pieces():
-            if piece.broker not in owed and piece.broker not in self._lanes.names():
+            if piece.broker not in owed and piece.broker not in self._lanes.there():
                 owed[piece.broker] = {"backlog": 0, "oldest_unsent_at": None}
         counts = {name: self.held.count(name) for name in owed}
         return {name: {**its, "later": counts[name][0], "dead": counts[name][1]} for name, its in sorted(owed.items())}
@@ -343,7 +348,7 @@ class Log:
             "time_confirmed": confirmed,
             "consumers": self._lanes.status(),
             "removed_consumers": self._lanes.removed(),
-            "gone": self.gone(),
+            "gone": self.gone_consumers(),
             "writer_busy_s": round(self._file.writer.busy_s(), 3),
         }
 
