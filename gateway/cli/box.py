@@ -42,6 +42,7 @@ def buffer_path(config: Path) -> Path:
     from gateway.config.loader import config_files
     from gateway.config.model import BufferConfig
     from gateway.config.tree import MAX_FILE_BYTES
+    from gateway.sdk.config import beside
     from gateway.sdk.files import read_bytes
 
     found = os.environ.get("CITYGATE__BUFFER__PATH", "")
@@ -49,6 +50,8 @@ def buffer_path(config: Path) -> Path:
     for file in () if found else (main, *fragments):
         with contextlib.suppress(OSError):
             found = _path_in(read_bytes(file, MAX_FILE_BYTES).decode(errors="replace")) or found
+    with contextlib.suppress(ValueError):  # ~nobody: told by whoever reads the file in full
+        found = beside(main.parent, found) if found else ""
     return Path(found or BufferConfig().path)
 
 

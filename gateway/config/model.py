@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, WithJsonSchema, model_validator
 
 from gateway.config.auth import AuthConfig, TlsConfig, Url
-from gateway.sdk.config import ConfigModel, Duration, LinkConfig, Location, Rate, Secret, Size
+from gateway.sdk.config import ConfigModel, Duration, FilePath, LinkConfig, Location, Rate, Secret, Size
 
 VERSION = 1
 
@@ -78,7 +78,11 @@ class GatewayConfig(ConfigModel):
 class BufferConfig(ConfigModel):
     """The log on disk: what is kept until every broker has it."""
 
-    path: str = Field("/var/lib/citygate/buffer.db", min_length=1, description="database file; its folder must exist")
+    path: FilePath = Field(
+        "/var/lib/citygate/buffer.db",
+        min_length=1,
+        description="database file; its folder must exist",
+    )
     commit_every_s: Annotated[Duration, Field(ge=0, le=3600)] = Field(
         15.0, alias="commit_every", description="declared loss window at a power cut; 0 s commits each set"
     )
