@@ -31,7 +31,11 @@ STOP_WITHIN_S = 10.0
 
 def control_socket(config: Path) -> Path:
     """Where the daemon of this config listens."""
-    return socket_path(buffer_path(config))
+    from gateway.config.place import last_place
+
+    socket = socket_path(buffer_path(config))
+    before = last_place(config)  # the daemon may not have been restarted since the file names another place
+    return socket_path(before) if before is not None and not socket.exists() else socket
 
 
 def buffer_path(config: Path) -> Path:

@@ -117,7 +117,7 @@ def salvage(
     """
     if not ours(path):
         raise NotOurs(f"{path} is not a citygate log")
-    aside = _free_name(path, "damaged", at)
+    aside = free_name(path, "damaged", at)
     report = Report(aside)
     found = _read(path, report)
     found.layouts = {layout.id: layout for layout in layouts} | found.layouts
@@ -137,7 +137,7 @@ def salvage(
 
 def put_aside(path: Path, error: NotOurs, at: datetime) -> Report:
     """Move a file that is not ours out of the way, its journals with it; it is never deleted by us."""
-    aside = _free_name(path, error.kind, at)
+    aside = free_name(path, error.kind, at)
     for end in ("", "-wal", "-journal"):
         if (file := path.with_name(path.name + end)).exists():
             file.rename(aside.with_name(aside.name + end))
@@ -203,7 +203,7 @@ def _without_copy(
 
 def _make_way(store: Store, path: Path, at: datetime) -> None:
     """What lies at the path and is not the open file is set aside, its journal with it."""
-    aside = _free_name(path, "replaced", at)
+    aside = free_name(path, "replaced", at)
     for end in ("", "-wal"):
         file = path.with_name(path.name + end)
         if store.is_open_file(end):
@@ -214,7 +214,7 @@ def _make_way(store: Store, path: Path, at: datetime) -> None:
     sync_folder(path.parent)
 
 
-def _free_name(path: Path, kind: str, at: datetime) -> Path:
+def free_name(path: Path, kind: str, at: datetime) -> Path:
     name = f"{path.name}.{kind}-{at:%Y%m%dT%H%M%S}"
     return next(p for n in count() if not (p := path.with_name(f"{name}-{n}")).exists())
 
