@@ -21,6 +21,7 @@ from gateway.changes import changes, waiting
 from gateway.clock import Source, SystemClock
 from gateway.config.explain import as_json
 from gateway.config.last_good import LastGood
+from gateway.config.place import last_place, note_place
 from gateway.driver_run import SharedLoop, owned_task
 from gateway.forward.broker import Broker
 from gateway.forward.checked import SAMPLE_OF, Checked
@@ -42,6 +43,7 @@ from gateway.journal import bind, event, fault
 from gateway.link import LinkService
 from gateway.log import console
 from gateway.log.log import Consumer, Log, LogSettings
+from gateway.log.moved import bring_along
 from gateway.models.validator import Validator
 from gateway.plan import BrokerPlan, DevicePlan, Difference, LinkPlan, Plan, difference
 from gateway.registry import Registry
@@ -102,6 +104,7 @@ class Daemon:
         self._log: Log
         self._group: asyncio.TaskGroup
         self.server: Server | None = None
+        self._left_behind = ""  # what another place still owes
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -112,6 +115,11 @@ class Daemon:
             LogError: the log cannot be used, or another daemon holds it.
         """
         config = self.plan.config
+        path = Path(config.buffer.path)
+        if (before := last_place(self._path)) is not None and before != path.absolute():
+            self._left_behind = await asyncio.to_thread(bring_along, before, path, self._clock)
+        if not self._left_behind:
+            note_place(self._path, path)
         self._log = await Log.open(
             _log_settings(self.plan), clock=self._clock, consumers=[_consumer(b) for b in self.plan.brokers.values()]
         )
@@ -399,6 +407,9 @@ class Daemon:
             if its["state"] != "ok":
                 since = f" since {utc(its['since'])}" if its.get("since") else ""
                 reasons.append(f"{part}: {its.get('reason') or its['state']}{since}; {its['remedy']}")
+        if self._left_behind:
+            remedy = "set buffer.path back until that is sent, or delete that file to give it up"
+            reasons.append(f"log: {self._left_behind}; {remedy}")
         if self.server is not None and self.server.fault:
             reasons.append(f"http: {self.server.fault}")
         return tuple(reasons)
@@ -628,7 +639,7 @@ def _consumer(broker: BrokerPlan) -> Consumer:
     def takes(device: str, point: str) -> bool:
         return point in taken.get(device, ())
 
-    return Consumer(broker.name, broker.config.start, takes=takes)
+    return Consumer(broker.name, broker.config.start, was=broker.config.was or "", takes=takes)
 
 
 def _log_settings(plan: Plan) -> LogSettings:

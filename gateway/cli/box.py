@@ -32,7 +32,11 @@ STOP_WITHIN_S = 10.0
 
 def control_socket(config: Path) -> Path:
     """Where the daemon of this config listens."""
-    return socket_path(buffer_path(config))
+    from gateway.config.place import last_place
+
+    socket = socket_path(buffer_path(config))
+    before = last_place(config)  # the daemon may not have been restarted since the file names another place
+    return socket_path(before) if before is not None and not socket.exists() else socket
 
 
 def buffer_path(config: Path) -> Path:
@@ -43,6 +47,7 @@ def buffer_path(config: Path) -> Path:
     from gateway.config.loader import config_files
     from gateway.config.model import BufferConfig
     from gateway.config.tree import MAX_FILE_BYTES
+    from gateway.sdk.config import beside
     from gateway.sdk.files import read_bytes
 
     found = os.environ.get("CITYGATE__BUFFER__PATH", "")
@@ -50,7 +55,29 @@ def buffer_path(config: Path) -> Path:
     for file in () if found else (main, *fragments):
         with contextlib.suppress(OSError):
             found = _path_in(read_bytes(file, MAX_FILE_BYTES).decode(errors="replace")) or found
+    with contextlib.suppress(ValueError):  # ~nobody: told by whoever reads the file in full
+        found = beside(main.parent, found) if found else ""
     return Path(found or BufferConfig().path)
+
+
+def brokers(config: Path) -> dict[str, str] | None:
+    """Names of the brokers of this config, each with the name that it had before; None when it cannot be read."""
+    from gateway.config.loader import config_files
+    from gateway.config.tree import MAX_FILE_BYTES
+    from gateway.sdk.files import read_bytes
+
+    found: dict[str, str] = {}
+    main, fragments = config_files(config)
+    for file in (main, *fragments):
+        try:
+            node: Any = yaml.compose(read_bytes(file, MAX_FILE_BYTES), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            parts = [value for name, value in node.value if name.value == "brokers"] if node is not None else []
+            for name, broker in (entry for part in parts for entry in part.value or ()):
+                was = [str(value.value) for key, value in broker.value or () if key.value == "was"]
+                found[str(name.value)] = was[0] if was else ""
+        except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError):
+            return None
+    return found
 
 
 def _path_in(text: str) -> str:

@@ -42,13 +42,38 @@ def advise(loaded: Loaded) -> tuple[Problem, ...]:
         found += _asked(link, "devices", _link(link, claims[name]), found)
         found += _asked(link, "shares", _load(link), found, "warning")
         found += _asked(link, "warnings", _of_driver(link), found, "warning")
-    found += _claims(loaded, claims)
+    found += [*_claims(loaded, claims), *_renamed(loaded)]
     if loaded.config is not None:
         config = loaded.config
         found += [*_devices_and_brokers(loaded, config), *_buffer(loaded, config), *_rates(loaded, config)]
         found += _clear_text(loaded.config, (), loaded)
     found += doubts(loaded)
     return tuple(problem if problem.file else locate(problem, loaded.root) for problem in found)
+
+
+def _renamed(loaded: Loaded) -> Iterator[Problem]:
+    """Brokers that cannot be what another was: that is still there, or another takes it over."""
+    brokers = loaded.root.get("brokers")
+    names = list(brokers.entries) if isinstance(brokers, Map) else []
+    owners: dict[str, str] = {}
+    for name in names:
+        found = find(loaded.root, ("brokers", name, "was"))
+        if found.missing is not None or not isinstance(found.node, Scalar):
+            continue
+        old = found.node.text
+        owner = owners.setdefault(old, name)
+        remedy, message = "give the name that it had before, and that no broker has now", ""
+        if old == name:
+            message = f"{old} is this broker's own name"
+        elif old in names:
+            message = f"{old} is still a broker of this file"
+            remedy += (
+                "; if it was renamed long ago and this is another broker, remove the line was: it has done its work"
+            )
+        elif owner != name:
+            message = f"{owner} takes over {old} too"
+        if message:
+            yield Problem("wrong-was", ("brokers", name, "was"), message, remedy)
 
 
 def _asked(

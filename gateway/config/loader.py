@@ -31,7 +31,7 @@ from gateway.config.tree import (
     read_tree,
 )
 from gateway.config.validate import KeyPath, validate
-from gateway.sdk.config import LinkConfig
+from gateway.sdk.config import CONFIG_FOLDER, LinkConfig
 from gateway.sdk.driver import Driver
 from gateway.sdk.errors import Problem
 from gateway.sdk.files import is_closed, is_file, listed
@@ -144,6 +144,13 @@ class _Load:
     def run(self) -> Loaded:
         main, fragments = config_files(self.path)
         self.folder = main.parent
+        token = CONFIG_FOLDER.set(self.folder)
+        try:
+            return self._run(main, fragments)
+        finally:
+            CONFIG_FOLDER.reset(token)
+
+    def _run(self, main: Path, fragments: tuple[Path, ...]) -> Loaded:
         self.templates = Templates(self.folder / "templates", self.problems)
         self._closed()
         root = read_tree(main, self.problems)

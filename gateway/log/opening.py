@@ -77,7 +77,8 @@ class Opening:
         self._held.take(loaded.held)
         self._condition.gaps = [*loaded.gaps, *self._pending.gaps]
         head.stored_last = loaded.last
-        await self._lanes.take_places(loaded.cursors, known=known, salvaged=report.settled if report else None)
+        settled = report.settled if report else None
+        await self._lanes.take_places(loaded.cursors, loaded.consumers, known=known, salvaged=settled)
         self._condition.failure = ""
         self._stamps.learn()
         if report is not None:
@@ -88,6 +89,7 @@ class Opening:
         pending = self._pending
         self._points.owe_all()
         pending.cursors.update(self._lanes.cursors)
+        pending.consumers.update(self._lanes.known)
         pending.boots += self._stamps.boots.rows()
         self._condition.gaps = [*gaps, *pending.gaps]
         self._held.take(held)

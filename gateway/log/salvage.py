@@ -43,9 +43,11 @@ _TYPES: Final[dict[str, tuple[Any, ...]]] = {
     "state": (str, str, bytes),
     "newer_state": (int, str, str, bytes),
     "held": (int, str, str, str, str, int, int, int, _MAYBE_INT, int, bytes),
+    "consumer": (str, str, int),
     "gap": (int, int, _MAYBE_INT, _MAYBE_INT, int, str, str),
     "statistic": (int, bytes),
 }
+_YOUNG: Final = ("consumer", "hole")  # tables that a file of an older format has not
 
 
 @dataclass(slots=True)
@@ -115,7 +117,7 @@ def salvage(
     """
     if not ours(path):
         raise NotOurs(f"{path} is not a citygate log")
-    aside = _free_name(path, "damaged", at)
+    aside = free_name(path, "damaged", at)
     report = Report(aside)
     found = _read(path, report)
     found.layouts = {layout.id: layout for layout in layouts} | found.layouts
@@ -135,7 +137,7 @@ def salvage(
 
 def put_aside(path: Path, error: NotOurs, at: datetime) -> Report:
     """Move a file that is not ours out of the way, its journals with it; it is never deleted by us."""
-    aside = _free_name(path, error.kind, at)
+    aside = free_name(path, error.kind, at)
     for end in ("", "-wal", "-journal"):
         if (file := path.with_name(path.name + end)).exists():
             file.rename(aside.with_name(aside.name + end))
@@ -201,7 +203,7 @@ def _without_copy(
 
 def _make_way(store: Store, path: Path, at: datetime) -> None:
     """What lies at the path and is not the open file is set aside, its journal with it."""
-    aside = _free_name(path, "replaced", at)
+    aside = free_name(path, "replaced", at)
     for end in ("", "-wal"):
         file = path.with_name(path.name + end)
         if store.is_open_file(end):
@@ -212,7 +214,7 @@ def _make_way(store: Store, path: Path, at: datetime) -> None:
     sync_folder(path.parent)
 
 
-def _free_name(path: Path, kind: str, at: datetime) -> Path:
+def free_name(path: Path, kind: str, at: datetime) -> Path:
     name = f"{path.name}.{kind}-{at:%Y%m%dT%H%M%S}"
     return next(p for n in count() if not (p := path.with_name(f"{name}-{n}")).exists())
 
@@ -285,6 +287,8 @@ def _read_tables(path: Path, found: _Found, report: Report) -> None:
             "state",
             "newer_state",
             "held",
+            "consumer",
+            "hole",
             "gap",
             "statistic",
             "record",
@@ -309,7 +313,7 @@ def _rows(db: sqlite3.Connection, sql: str, table: str, report: Report | None) -
         for row in db.execute(sql):
             rows.append(row)
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        if report is not None:
+        if report is not None and not (table in _YOUNG and str(error).startswith("no such table")):
             report.lost.append(f"table {table} after {len(rows)} rows: {error}")
     return rows
 
@@ -369,11 +373,13 @@ def _write(store: Store, found: _Found, report: Report, at: datetime, *, keeps: 
 
 def _count_lost(store: Store, found: _Found, report: Report, at: datetime) -> None:
     """A gap record of what was not found, as far as the running totals tell; 0 readings: not known how many."""
-    lost, before = 0, None
+    lost, before, after = 0, None, 0
+    holes = [row for row in found.rows.get("hole", []) if _fits(row, (int, int, int))]
     for number, total in found.stored:
         if number not in found.segments and before is not None:
-            lost += max(0, total - before)
-        before = total
+            removed = sum(readings for first, _, readings in holes if after < first < number)
+            lost += max(0, total - before - removed)
+        before, after = total, number
     if lost:
         report.lost.append(f"{lost} readings")
     with store.transaction():

@@ -4,7 +4,9 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from datetime import date
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
@@ -69,6 +71,30 @@ def in_words(value: float, table: Mapping[str, float]) -> str:
     number = f"{value / table[best]:g}"
     return f"{number}{best}" if best.startswith("/") else f"{number} {best}"
 
+
+CONFIG_FOLDER: ContextVar[Path | None] = ContextVar("config_folder", default=None)  # of the file that is being read
+
+
+def beside(folder: Path, text: str) -> str:
+    """A path of the operator's file: relative ones begin at the file's own folder, `~` at a user's home.
+
+    Raises:
+        ValueError: nobody is called so, or has no home.
+    """
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{text}: no home folder is known for {text.split('/')[0]}; write the path in full") from None
+    return text if str(path) == text and path.is_absolute() else os.path.normpath(folder.resolve() / path)
+
+
+def _file_path(text: str) -> str:
+    folder = CONFIG_FOLDER.get()
+    return text if folder is None or not text else beside(folder, text)
+
+
+# A file on this box. Not for device nodes of the system, whose names are absolute.
+FilePath = Annotated[str, AfterValidator(_file_path)]
 
 # In Python the field ends in its unit (`every_s`), in YAML the value carries it: use Field(alias="every").
 # Defaults are written in Python units. A float that is already parsed (a default) is not validated again.
