@@ -21,7 +21,7 @@ from gateway.forward.settings import ForwardSettings
 from gateway.forward.standing import Standing
 from gateway.forward.state_lane import StateLane
 from gateway.forward.statics import Statics, statics_of
-from gateway.forward.updates import Sent
+from gateway.forward.updates import Sent, Told
 from gateway.forward.usage import Usage
 from gateway.forward.verdicts import Shared
 from gateway.forward.ways import Common, Greeting, Way
@@ -77,7 +77,11 @@ class Log(Source, Protocol):
 
 
 class Forwarder:
-    """Forwards to one broker. `run` never returns and raises only for our own bugs."""
+    """Forwards to one broker. `run` never returns and raises only for our own bugs.
+
+    Args:
+        before: what an earlier one told the same broker in this run.
+    """
 
     def __init__(
         self,
@@ -90,6 +94,7 @@ class Forwarder:
         clock: Clock,
         settings: ForwardSettings | None = None,
         rng: random.Random | None = None,
+        before: Told | None = None,
     ) -> None:
         settings = settings or ForwardSettings()
         broker = self._statics = Statics(name, broker, statics_of(mappings), log=log, clock=clock)
@@ -109,14 +114,21 @@ class Forwarder:
             feeds=feeds,
             aside=Aside(name, log.held, clock, every_s=settings.gather_s, contexts=contexts),
             clock=clock,
-            accepted=Accepted(clock),
-            sent=Sent(),
+            accepted=Accepted(clock, None if before is None else before.first),
+            sent=Sent() if before is None else before.sent,
             streak=Streak(len(feeds.devices)),
         )
         self._common = Common(
             name=name,
             of=of,
-            state=StateLane(broker, feeds, accepted=of.accepted, sent=of.sent, clock=clock),
+            state=StateLane(
+                broker,
+                feeds,
+                accepted=of.accepted,
+                sent=of.sent,
+                clock=clock,
+                doubted=None if before is None else before.doubted,
+            ),
             log=log,
             settings=settings,
             pace=Pace(clock, settings.rate_per_s),
@@ -149,6 +161,13 @@ class Forwarder:
             with contextlib.suppress(LogError):  # told by the log itself
                 await self._note()
             await self._broker.close()
+
+    def told(self) -> Told | None:
+        """What the next one is to know, when this one has ended; None when that is not all that was sent as current."""
+        of = self._shared
+        if not self._log.first_seq or not self._way.end():  # numbers are still to change, as the file is not open
+            return None
+        return Told(of.sent, self._common.state.doubted, of.accepted.firsts)
 
     async def _note(self) -> None:
         await self._common.usage.note(self._way.kept_mode)

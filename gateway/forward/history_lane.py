@@ -248,6 +248,12 @@ class PastLane:
             self._taken.put_last(update)
         to.take_over(self._taken)
 
+    def note_sent(self) -> None:
+        """It ends here: what waits to be seen, the next one is to know as sent."""
+        for update in self._unseen.known() if self._unseen is not None else ():
+            for _, time_us, number in update.readings.values():
+                self._of.sent.note(update.entity_id, number, time_us)
+
     async def look(self) -> bool:
         """Look, when it is time, at what the history shows of what was accepted; whether it was.
 

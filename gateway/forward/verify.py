@@ -197,6 +197,10 @@ class Unseen:
             while len(self._went) > WENT:
                 del self._went[next(iter(self._went))]
 
+    def known(self) -> list[Update]:
+        """What was accepted and waits."""
+        return [item.update for of in self._of.values() for item in of.items if item.known]
+
     def take_all(self) -> list[Update]:
         """Nobody looks any more; returns those of which nothing is known."""
         items = [item for of in self._of.values() for item in of.items]
