@@ -221,7 +221,6 @@ async def test_what_was_never_current_does_not_wait_after_a_reload_although_the_
                 await strict.until(lambda before=before: len(temporal(strict)) > before)
         async with site.box.forwarding(url, AUTO, mappings=tables(*site.devices)) as health:
             await strict.until(lambda: health.history == "temporal" and health.backlog == 0)
-            assert not await site.done()
     async with strict.serve() as url, site.running(url):
         await site.live(3)
         await site.all_done()
@@ -406,6 +405,21 @@ async def test_a_history_that_cannot_be_read_for_a_while_keeps_nothing_from_bein
         await strict.until(lambda: health.state == "ok")
         await site.all_done()
     assert judged(strict, site).clean
+
+
+async def test_a_history_that_is_not_to_be_read_for_hours_holds_nothing_back_for_longer_than_said(site: Site) -> None:
+    strict = Unreadable(profile=Scorpio(silence_s=SILENCE_S, look_s=LOOK_S, tenant_s=0.01, batch_s=None))
+    strict.unreadable = False
+    async with strict.serve() as url, site.running(url, replace(AUTO, product="scorpio", unseen_s=1.0)) as health:
+        await strict.until(lambda: health.history == "temporal")
+        strict.unreadable = True
+        await site.live(5)
+        await strict.until(lambda: health.reason.startswith("history: "))
+        while not health.unseen:  # the present goes on all the time
+            await site.live(1)
+            assert site.n < 200
+        assert health.state == "down"
+    assert not judged(strict, site).doubled
 
 
 async def test_two_values_for_one_time_do_not_look_as_if_the_broker_recorded(site: Site) -> None:
