@@ -177,6 +177,7 @@ class Forwarder:
         """One step; whatever the broker does wrong ends in a wait."""
         if self._clock.monotonic_s() >= self._show_due_s:
             self.show()
+        part_fault = self._way.fault
         try:
             await self._ask_time()
             contexts = self._broker.traffic.contexts
@@ -187,7 +188,7 @@ class Forwarder:
             came = await self._step()
             if came is not None and not isinstance(came, Outcome):
                 await self._go_on(came)
-                return
+                came = None
         except BrokerUnavailable as fault:
             came = Outcome(fault=fault)
         except LogError as error:  # shown by the log's own status; what it holds is tried again
@@ -196,6 +197,8 @@ class Forwarder:
             return
         if came is not None:
             await self._judge(came)
+        elif part_fault is not None:
+            self._part_works()
 
     async def _step(self) -> Outcome | Way | None:
         probing, mode = self._common.probing, self._way.mode
@@ -213,6 +216,11 @@ class Forwarder:
             self._health.history = way.mode or ""
             await self._common.usage.note(way.kept_mode)
         if was.mode is None:
+            self._up()
+
+    def _part_works(self) -> None:
+        """What failed of the history does no longer, although nothing was sent."""
+        if self._way.fault is None and self._breaker.closed and not self._shared.streak.config_fault:
             self._up()
 
     async def _ask_time(self) -> None:
