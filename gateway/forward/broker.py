@@ -125,6 +125,7 @@ class Traffic:
         batch: entities a request, as learned; may be set before the first request to what was learned before.
         faults: requests that no broker answered, or that it failed at: it may have been restarted.
         warning: what status must say although it works, "" for nothing.
+        waits: for what a request waits before it goes out, "" for nothing.
         before: awaited before each request that sends values, with the number of readings that these were made of.
         contexts: those that the broker cannot fetch now.
     """
@@ -134,6 +135,7 @@ class Traffic:
     received_bytes: int = 0
     batch: int = 0
     warning: str = ""
+    waits: str = ""
     faults: int = 0
     contexts: Contexts = field(default_factory=Contexts, compare=False)
     before: Callable[[int], Awaitable[None]] | None = None

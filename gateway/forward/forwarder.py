@@ -21,7 +21,7 @@ from gateway.forward.settings import ForwardSettings
 from gateway.forward.standing import Standing
 from gateway.forward.state_lane import StateLane
 from gateway.forward.statics import Statics, statics_of
-from gateway.forward.updates import Sent, Told
+from gateway.forward.updates import Sent, Told, instant
 from gateway.forward.usage import Usage
 from gateway.forward.verdicts import Shared
 from gateway.forward.ways import Common, Greeting, Way
@@ -284,4 +284,8 @@ class Forwarder:
         if counts is not None:
             health.late, health.skipped, health.unseen = counts.late, counts.skipped, counts.unseen
             health.backlog += counts.unknown  # read, but nobody knows yet whether the city has it
+            oldest = None if counts.unknown_us is None else instant(counts.unknown_us)
+            health.oldest_unsent_at = min(filter(None, (health.oldest_unsent_at, oldest)), default=None)
+        if health.state == BrokerState.STARTING:
+            health.reason = traffic.waits
         health.records = common.recording.shown if self._way.mode == "temporal" else ""

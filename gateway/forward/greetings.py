@@ -19,6 +19,11 @@ class Turns:
         self._lock = asyncio.Lock()
         self._within_s = within_s
 
+    @property
+    def taken(self) -> bool:
+        """Whether another one is at it."""
+        return self._lock.locked()
+
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """Alone at this address; at most for the time of a turn.

@@ -241,6 +241,7 @@ class PastLane:
         """What was done since the start."""
         if self._unseen is not None:
             self._taken.counts.unknown = self._unseen.unknown
+            self._taken.counts.unknown_us = self._unseen.unknown_us
         return self._taken.counts
 
     def hand_over(self, to: Taken) -> None:

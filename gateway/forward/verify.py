@@ -136,6 +136,14 @@ class Unseen:
         return self._points[False]
 
     @property
+    def unknown_us(self) -> int | None:
+        """Time of the oldest of those; None when there are none."""
+        if not self.unknown:
+            return None
+        firsts = (next((item.update for item in of.items if not item.known), None) for of in self._of.values())
+        return min((update.newest_us for update in firsts if update is not None), default=None)
+
+    @property
     def sure(self) -> bool:
         """Whether all that waits was accepted, at a broker that writes it into its history by itself."""
         return bool(self.recording.by_itself) and not self.unknown
