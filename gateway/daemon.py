@@ -27,9 +27,10 @@ from gateway.forward.broker import Broker
 from gateway.forward.checked import SAMPLE_OF, Checked
 from gateway.forward.dates import Dates
 from gateway.forward.forwarder import Forwarder
-from gateway.forward.greetings import Greetings
+from gateway.forward.greetings import Greetings, place_of
 from gateway.forward.ngsild import broker_of
 from gateway.forward.settings import settings_of
+from gateway.forward.updates import Told
 from gateway.harmonise.devices import box_set, sensor_set
 from gateway.harmonise.entity import Entity, harmonise
 from gateway.health import BrokerHealth, BrokerState, Health, LinkHealth, notify, set_state, watchdog_every_s
@@ -203,7 +204,7 @@ class Daemon:
         self._health.set_state(record, plan.name, "starting")  # what an earlier run said of itself is over
         self._start(service.name, service, service.cut_off)
 
-    def _start_broker(self, plan: BrokerPlan) -> None:
+    def _start_broker(self, plan: BrokerPlan, told: Told | None = None) -> None:
         record = self._health.broker(plan.name, plan.config.kind)
         record.kind = plan.config.kind
         if plan.fault:
@@ -219,6 +220,7 @@ class Daemon:
             every = SAMPLE_OF if plan.config.check == "sampled" else 1
             validator = None if plan.config.check == "off" else Validator(self.plan.models)
             broker = Checked(broker, validator, every=every, left_out=record.left_out)
+            last = self._forwarders.get(plan.name)  # it failed
             forwarder = Forwarder(
                 plan.name,
                 broker,
@@ -227,6 +229,7 @@ class Daemon:
                 health=record,
                 clock=self._clock,
                 settings=settings_of(plan.config),
+                before=told if last is None else last.told(),
             )
             self._forwarders[plan.name] = forwarder
             await forwarder.run()
@@ -318,9 +321,12 @@ class Daemon:
                 await self._end(f"link {name}")
                 if name in self._links:
                     self._links.pop(name).close()
+            told: dict[str, Told | None] = {}
             for name in change.brokers:
                 await self._end(f"broker {name}")
-                self._forwarders.pop(name, None)
+                ended = self._forwarders.pop(name, None)
+                if ended is not None and _is_same(self.plan.brokers[name], new.brokers.get(name)):
+                    told[name] = ended.told()
             await self._log.set_consumers([_consumer(b) for b in new.brokers.values()])
             if self._stop.is_set():  # what is started now, nobody would end
                 raise CitygateError("the daemon is being stopped")
@@ -336,7 +342,7 @@ class Daemon:
                     self._start_link(new.links[name])
             for name in change.brokers:
                 if name in new.brokers:
-                    self._start_broker(new.brokers[name])
+                    self._start_broker(new.brokers[name], told.get(name))
             if old.config.publish.devices_s != new.config.publish.devices_s:
                 await self._end("devices")
                 self._start("devices", Chore("devices", self._tell_of_devices))
@@ -583,6 +589,14 @@ class Chore:
 
 
 _NOT_SHOWN = ("devices", "rejected", "paused_until_s")
+
+
+def _is_same(old: BrokerPlan, new: BrokerPlan | None) -> bool:
+    """Whether it is the same broker, with the same tenant: only that one has what it was told."""
+    if new is None:
+        return False
+    was, now = old.config, new.config
+    return (place_of(was.url), was.tenant) == (place_of(now.url), now.tenant)
 
 
 def _plain(record: Any) -> dict[str, Any]:

@@ -409,6 +409,7 @@ async def _probed(name: str, plan: "BrokerPlan") -> AsyncIterator[Finding]:
     """Logged in as the daemon does, reading alone: who answers, what it can do, how far its clock is from ours."""
     from gateway.forward.broker import LoginFailed
     from gateway.forward.ngsild import broker_of
+    from gateway.forward.transport import URL_REMEDY
 
     broker = broker_of(plan.config)
     try:
@@ -419,7 +420,7 @@ async def _probed(name: str, plan: "BrokerPlan") -> AsyncIterator[Finding]:
         yield Finding(name, "unreachable", f"login: {error}", f"check brokers.{name}.auth and its secret")
         return
     except (BrokerUnavailable, TimeoutError) as error:
-        remedy = getattr(error, "remedy", "") or "is the url right?"
+        remedy = getattr(error, "remedy", "") or URL_REMEDY
         yield Finding(name, "unreachable", str(error) or f"no answer within {PROBE_WITHIN_S:g} s", remedy)
         return
     finally:
