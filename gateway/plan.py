@@ -517,7 +517,7 @@ def _whole(device: DevicePlan) -> Any:
 
 
 # of a broker's entry, what shows in its tables, and what counts only for one that the log does not know yet
-_NOT_ITS_LANES = {"use": None, "send": ("*",), "start": "oldest"}
+_NOT_ITS_LANES = {"use": None, "send": ("*",), "start": "oldest", "was": None}
 
 
 def _broker_keys(plan: Plan) -> dict[str, Any]:

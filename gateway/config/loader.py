@@ -144,7 +144,7 @@ class _Load:
     def run(self) -> Loaded:
         main, fragments = config_files(self.path)
         self.folder = main.parent
-        token = CONFIG_FOLDER.set(self.folder)
+        token = CONFIG_FOLDER.set(self.home or self.folder)
         try:
             return self._run(main, fragments)
         finally:
