@@ -21,14 +21,16 @@ from gateway.changes import changes, waiting
 from gateway.clock import Source, SystemClock
 from gateway.config.explain import as_json
 from gateway.config.last_good import LastGood
+from gateway.config.place import last_place, note_place
 from gateway.driver_run import SharedLoop, owned_task
 from gateway.forward.broker import Broker
 from gateway.forward.checked import SAMPLE_OF, Checked
 from gateway.forward.dates import Dates
 from gateway.forward.forwarder import Forwarder
-from gateway.forward.greetings import Greetings
+from gateway.forward.greetings import Greetings, place_of
 from gateway.forward.ngsild import broker_of
 from gateway.forward.settings import settings_of
+from gateway.forward.updates import Told
 from gateway.harmonise.devices import box_set, sensor_set
 from gateway.harmonise.entity import Entity, harmonise
 from gateway.health import BrokerHealth, BrokerState, Health, LinkHealth, notify, set_state, watchdog_every_s
@@ -42,6 +44,7 @@ from gateway.journal import bind, event, fault
 from gateway.link import LinkService
 from gateway.log import console
 from gateway.log.log import Consumer, Log, LogSettings
+from gateway.log.moved import bring_along
 from gateway.models.validator import Validator
 from gateway.plan import BrokerPlan, DevicePlan, Difference, LinkPlan, Plan, difference
 from gateway.recipes import Devices, gone_tables
@@ -103,6 +106,7 @@ class Daemon:
         self._log: Log
         self._group: asyncio.TaskGroup
         self.server: Server | None = None
+        self._left_behind = ""  # what another place still owes
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -114,6 +118,11 @@ class Daemon:
         """
         config = self.plan.config
         devices = _devices(self.plan)
+        path = Path(config.buffer.path)
+        if (before := last_place(self._path)) is not None and before != path.absolute():
+            self._left_behind = await asyncio.to_thread(bring_along, before, path, self._clock)
+        if not self._left_behind:
+            note_place(self._path, path)
         self._log = await Log.open(
             _log_settings(self.plan),
             clock=self._clock,
@@ -200,7 +209,7 @@ class Daemon:
         self._health.set_state(record, plan.name, "starting")  # what an earlier run said of itself is over
         self._start(service.name, service, service.cut_off)
 
-    def _start_broker(self, plan: BrokerPlan) -> None:
+    def _start_broker(self, plan: BrokerPlan, told: Told | None = None) -> None:
         record = self._health.broker(plan.name, plan.config.kind)
         record.kind = plan.config.kind
         if plan.fault:
@@ -217,6 +226,7 @@ class Daemon:
             models = self.plan.models
             validator = None if plan.config.check == "off" else Validator(models)
             broker = Checked(broker, validator, every=every, left_out=record.left_out)
+            last = self._forwarders.get(plan.name)  # it failed
             forwarder = Forwarder(
                 plan.name,
                 broker,
@@ -226,6 +236,7 @@ class Daemon:
                 clock=self._clock,
                 settings=settings_of(plan.config),
                 recipes=lambda device: gone_tables(device, self._log.recipe(device, plan.name), models),
+                before=told if last is None else last.told(),
             )
             self._forwarders[plan.name] = forwarder
             await forwarder.run()
@@ -318,9 +329,12 @@ class Daemon:
                 await self._end(f"link {name}")
                 if name in self._links:
                     self._links.pop(name).close()
+            told: dict[str, Told | None] = {}
             for name in change.brokers:
                 await self._end(f"broker {name}")
-                self._forwarders.pop(name, None)
+                ended = self._forwarders.pop(name, None)
+                if ended is not None and _is_same(self.plan.brokers[name], new.brokers.get(name)):
+                    told[name] = ended.told()
             await self._log.set_consumers([_consumer(b, devices) for b in new.brokers.values()], devices)
             if self._stop.is_set():  # what is started now, nobody would end
                 raise CitygateError("the daemon is being stopped")
@@ -336,7 +350,7 @@ class Daemon:
                     self._start_link(new.links[name])
             for name in change.brokers:
                 if name in new.brokers:
-                    self._start_broker(new.brokers[name])
+                    self._start_broker(new.brokers[name], told.get(name))
             if old.config.publish.devices_s != new.config.publish.devices_s:
                 await self._end("devices")
                 self._start("devices", Chore("devices", self._tell_of_devices))
@@ -407,6 +421,9 @@ class Daemon:
             if its["state"] != "ok":
                 since = f" since {utc(its['since'])}" if its.get("since") else ""
                 reasons.append(f"{part}: {its.get('reason') or its['state']}{since}; {its['remedy']}")
+        if self._left_behind:
+            remedy = "set buffer.path back until that is sent, or delete that file to give it up"
+            reasons.append(f"log: {self._left_behind}; {remedy}")
         if self.server is not None and self.server.fault:
             reasons.append(f"http: {self.server.fault}")
         return tuple(reasons)
@@ -582,6 +599,14 @@ class Chore:
 _NOT_SHOWN = ("devices", "rejected", "paused_until_s")
 
 
+def _is_same(old: BrokerPlan, new: BrokerPlan | None) -> bool:
+    """Whether it is the same broker, with the same tenant: only that one has what it was told."""
+    if new is None:
+        return False
+    was, now = old.config, new.config
+    return (place_of(was.url), was.tenant) == (place_of(now.url), now.tenant)
+
+
 def _plain(record: Any) -> dict[str, Any]:
     """A health record as JSON, its devices and rejections left out."""
     fields = (field.name for field in dataclasses.fields(record) if field.name not in _NOT_SHOWN)
@@ -643,7 +668,7 @@ def _consumer(broker: BrokerPlan, devices: Devices) -> Consumer:
     def takes(device: str, point: str) -> bool:
         return point in taken.get(device, ()) or devices.gone_takes(broker.name, device, point)
 
-    return Consumer(broker.name, broker.config.start, takes=takes)
+    return Consumer(broker.name, broker.config.start, was=broker.config.was or "", takes=takes)
 
 
 def _log_settings(plan: Plan) -> LogSettings:

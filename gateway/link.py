@@ -70,7 +70,7 @@ class LinkService:
         self._notes: dict[str, tuple[str, str]] = {}  # remarks of the driver, by device; "" is the link
         self._unheard: set[str] = set()  # devices that were ok when the link went down
         self._rejected_event_s = -REJECT_EVENT_EVERY_S
-        self._remedies = _remedies(config)
+        self._remedies = remedies(config)
         self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=self.name)
         self._run = DriverRun(self.name, self.emit, clock, self._threads)
         self.came_up = False
@@ -431,7 +431,7 @@ _REMEDIES_OF = {  # by what a link has: a port, a host or a url
 }
 
 
-def _remedies(config: LinkConfig) -> Mapping[str, str]:
+def remedies(config: LinkConfig) -> Mapping[str, str]:
     """Reason -> what to do, for this kind of link."""
     kind = next(
         (

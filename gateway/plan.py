@@ -18,12 +18,13 @@ from gateway.config.validate import validate
 from gateway.harmonise.compile import Mapping as EntityTable
 from gateway.harmonise.compile import Slot, compile_device, joined, merged
 from gateway.harmonise.devices import MARK, box_table, sensor_table
-from gateway.models.catalogue import Catalogue, catalogue
+from gateway.models.catalogue import Catalogue, catalogue, near
 from gateway.models.extension import extended
 from gateway.registry import DriverUnavailable
 from gateway.sdk.config import Calibration, DeviceConfig, LinkConfig
 from gateway.sdk.driver import Driver
 from gateway.sdk.errors import ConfigError, Problem
+from gateway.sdk.libraries import lacking
 from gateway.sdk.quantities import quantities
 from gateway.sdk.reading import Point
 from gateway.sdk.template import EntityMapping, Template
@@ -140,7 +141,7 @@ def make_plan(
         loaded, off = _without_what_lacks_a_secret(loaded)
     else:
         off = {}
-    problems = [*loaded.problems, *advise(loaded)]
+    problems = [*loaded.problems, *advise(loaded), *_unavailable(loaded)]
     # of a gateway that is not known yet, nothing can be said to be missing
     location = loaded.gateway.location if loaded.gateway else (0.0, 0.0)
     links = {name: _link_plan(link, location, off.get(("links", name), "")) for name, link in loaded.links.items()}
@@ -148,6 +149,9 @@ def make_plan(
     models, found = extended(config_files(path)[0].parent / "models")
     problems += [*found, *_unknown_types(loaded, models), *_taken_over(loaded)]
     checked = devices | _rough_devices(loaded, location)
+    if same := _named_like_the_box(loaded):
+        problems.append(same)
+        checked.pop(str(same.path[-1]), None)  # all that follows is one mistake
     profiles = {broker: profile for broker, (profile, _) in loaded.profiles.items()}
     compiled: list[tuple[CityProfile, Tables]] = []  # brokers of one profile (most have none) share their tables
     for profile in (CityProfile(), *profiles.values()):
@@ -204,6 +208,17 @@ def _off(off: _Off, part: str, name: str) -> tuple[str, str]:
     return fault, SECRET_REMEDY if fault else ""
 
 
+def _unavailable(loaded: Loaded) -> list[Problem]:
+    """Drivers that cannot work on this box. A daemon runs on without them, so here they are warnings."""
+    problems: list[Problem] = []
+    for name, link in loaded.links.items():
+        fault, remedy = (link.fault, link.remedy) if link.fault else lacking(link.config)
+        if fault:
+            path = ("links", name, "driver")
+            problems.append(locate(Problem("driver-unavailable", path, fault, remedy, severity="warning"), loaded.root))
+    return problems
+
+
 def _rough_devices(loaded: Loaded, location: tuple[float, float] | None) -> dict[str, DevicePlan]:
     """Devices of links that have errors, as far as their mapping can be checked all the same."""
     rough: dict[str, DevicePlan] = {}
@@ -223,6 +238,7 @@ def _unknown_types(loaded: Loaded, models: Catalogue) -> list[Problem]:
     """Rules of a city profile for entity types that do not exist: they would silently do nothing."""
     problems: list[Problem] = []
     for profile, tree in loaded.profiles.values():
+        problems += [locate(problem, tree) for problem in _doubtful_rules(profile, models)]
         for name in profile.types:
             if models.type(name) is None:
                 near = models.near(name)
@@ -256,6 +272,44 @@ def _taken_over(loaded: Loaded) -> Iterator[Problem]:
 def _wrong_was(path: tuple[str | int, ...], message: str, loaded: Loaded) -> Problem:
     remedy = "was: is for a device that was renamed: the name that it had before, and that no device has now"
     return locate(Problem("wrong-was", path, message, remedy), loaded.root)
+def _doubtful_rules(profile: CityProfile, models: Catalogue) -> Iterator[Problem]:
+    """What of a profile would do nothing, or make one entity of two."""
+    known = models.attribute_names() if profile.static else frozenset()
+    for name in profile.static:
+        if name not in known:
+            yield _no_attribute(
+                ("static", name), f"no type of the catalogue has an attribute {name}", near(name, known)
+            )
+    for type_name, rule in profile.types.items():
+        model = models.type(type_name)
+        for name in rule.static if model else ():
+            if name not in model.attributes:  # type: ignore[union-attr]  # asked before
+                where = ("types", type_name, "static", name)
+                yield _no_attribute(where, f"{type_name} has no attribute {name}", model.near(name))  # type: ignore[union-attr]
+    patterns: dict[tuple[str, ...], str | None] = {
+        ("id",): profile.id,
+        **{("types", name, "id"): rule.id for name, rule in profile.types.items()},
+    }
+    for path, pattern in patterns.items():
+        if pattern and "{gateway}" not in pattern:
+            message = "without {gateway}, devices of one name on two boxes are one entity"
+            yield Problem("shared-id", path, message, "add {gateway}, or give no name twice in the city", "warning")
+
+
+def _no_attribute(path: tuple[str, ...], message: str, likely: str) -> Problem:
+    remedy = f"did you mean {likely}?" if likely else "an extension model may add it; else leave it out"
+    return Problem("mapping-attribute", path, message, remedy, at="key")
+
+
+def _named_like_the_box(loaded: Loaded) -> Problem | None:
+    """A device with the gateway's own name: both would be told about as one Device entity."""
+    if loaded.gateway is None or (loaded.config is not None and not loaded.config.publish.devices_s):
+        return None
+    link = next((link.name for link in loaded.links.values() if loaded.gateway.id in link.devices), "")
+    path = ("links", link, "devices", loaded.gateway.id)
+    remedy = "give the device another name; the gateway's is in ids that exist already"
+    problem = Problem("duplicate-device", path, f"{loaded.gateway.id} is the gateway's own id", remedy, at="key")
+    return locate(problem, loaded.root) if link else None
 
 
 def find_driver(registry: Drivers, name: str) -> Driver[Any] | NoDriver:
@@ -491,7 +545,7 @@ def _whole(device: DevicePlan) -> Any:
 
 
 # of a broker's entry, what shows in its tables, and what counts only for one that the log does not know yet
-_NOT_ITS_LANES = {"use": None, "send": ("*",), "start": "oldest"}
+_NOT_ITS_LANES = {"use": None, "send": ("*",), "start": "oldest", "was": None}
 
 
 def _broker_keys(plan: Plan) -> dict[str, Any]:

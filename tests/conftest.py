@@ -25,6 +25,14 @@ settings.register_profile(
 settings.load_profile("shared")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a box notes of itself stays out of the home of who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_known_of_other_tests() -> Iterator[None]:
     """Secrets that a test made known, and where the journal goes, end with it."""

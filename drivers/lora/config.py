@@ -15,6 +15,7 @@ from gateway.sdk.config import (
     ConfigModel,
     DeviceConfig,
     Duration,
+    FilePath,
     Host,
     LinkConfig,
     Secret,
@@ -167,9 +168,11 @@ class MqttLink(LinkConfig):
     ]
     username: str = Field("", description="of the broker; The Things Stack: application@tenant")
     password: Secret = Field(Secret(), description="or API key; give it as !secret")
-    ca_file: str = Field("", description="PEM file of the authority of the broker's certificate; default: the system's")
-    cert_file: str = Field("", description="PEM file of our own certificate, for mutual TLS")
-    key_file: str = Field("", description="PEM file of its key")
+    ca_file: FilePath = Field(
+        "", description="PEM file of the authority of the broker's certificate; default: the system's"
+    )
+    cert_file: FilePath = Field("", description="PEM file of our own certificate, for mutual TLS")
+    key_file: FilePath = Field("", description="PEM file of its key")
     key_password: Secret = Field(Secret(), description="of the key file, when it is encrypted; give it as !secret")
     client_id: str = Field(
         "",

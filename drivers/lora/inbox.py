@@ -15,6 +15,7 @@ from typing import Any
 from drivers.lora import broker_words
 from drivers.lora.config import MqttLink, mqtt_address
 from gateway.sdk.errors import LinkError, PortClosed
+from gateway.sdk.libraries import missing
 
 CONNECT_S = 15.0
 SESSION_EXPIRY_S = 7 * 86400  # the broker keeps what we miss for so long
@@ -89,7 +90,10 @@ class MqttInbox:
             LinkError: not reachable, refused, or the first topic refused; the message says which. Of the other topics,
                 `refused_topics` has those that were.
         """
-        import paho.mqtt.client as paho  # only who has such a link pays for it
+        try:
+            import paho.mqtt.client as paho  # only who has such a link pays for it
+        except ImportError as error:
+            raise missing("paho") from error
 
         connected: asyncio.Future[tuple[bool, str]] = self._loop.create_future()
         subscribed: asyncio.Future[list[str]] = (

@@ -13,6 +13,7 @@ from gateway.sdk.config import (
     ConfigModel,
     DeviceConfig,
     Duration,
+    FilePath,
     Host,
     LinkConfig,
     parse_serial_port,
@@ -326,9 +327,9 @@ Port = Annotated[
 class Tls(ConfigModel):
     """Modbus/TCP Security: TLS with both sides' certificates."""
 
-    ca: str = Field("", description="file of the authorities to trust; default: the system's")
-    certificate: str = Field("", description="file of our certificate, PEM")
-    key: str = Field("", description="file of its key, PEM; default: in the certificate's file")
+    ca: FilePath = Field("", description="file of the authorities to trust; default: the system's")
+    certificate: FilePath = Field("", description="file of our certificate, PEM")
+    key: FilePath = Field("", description="file of its key, PEM; default: in the certificate's file")
     server_name: str = Field("", description="what the device's certificate is for; default: host")
 
     @model_validator(mode="after")

@@ -78,6 +78,11 @@ def of_link(seen: Evidence, *, baud_rate: int, echo: bool, wire: str = "rtu", bu
             "noise instead of answers: no frame is whole",
             f"the baud rate (now {baud_rate}), parity or stop bits are not those of the devices; or A and B are swapped",
         )
+    if not (seen.answered or echo) and seen.echoes >= SHARE * asked:
+        return (
+            "our own requests come back (echo), and nothing else",
+            "set echo: true on this link; then: no power, A and B swapped, or another baud rate",
+        )
     if not seen.answered and seen.silent >= SHARE * asked:
         return (
             "all units are silent",

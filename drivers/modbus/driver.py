@@ -272,6 +272,7 @@ class _Link:
         if request.kind == "write":
             return await self._write(unit, request)
         polled = await self._read(unit)
+        self._diagnose(unit, polled)
         return Exchange(polled.sent, polled.received, unit.shown(polled.readings))
 
     async def _write(self, unit: Unit, request: Request) -> Exchange:

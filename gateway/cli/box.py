@@ -8,7 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -31,7 +32,11 @@ STOP_WITHIN_S = 10.0
 
 def control_socket(config: Path) -> Path:
     """Where the daemon of this config listens."""
-    return socket_path(buffer_path(config))
+    from gateway.config.place import last_place
+
+    socket = socket_path(buffer_path(config))
+    before = last_place(config)  # the daemon may not have been restarted since the file names another place
+    return socket_path(before) if before is not None and not socket.exists() else socket
 
 
 def buffer_path(config: Path) -> Path:
@@ -42,6 +47,7 @@ def buffer_path(config: Path) -> Path:
     from gateway.config.loader import config_files
     from gateway.config.model import BufferConfig
     from gateway.config.tree import MAX_FILE_BYTES
+    from gateway.sdk.config import beside
     from gateway.sdk.files import read_bytes
 
     found = os.environ.get("CITYGATE__BUFFER__PATH", "")
@@ -49,7 +55,29 @@ def buffer_path(config: Path) -> Path:
     for file in () if found else (main, *fragments):
         with contextlib.suppress(OSError):
             found = _path_in(read_bytes(file, MAX_FILE_BYTES).decode(errors="replace")) or found
+    with contextlib.suppress(ValueError):  # ~nobody: told by whoever reads the file in full
+        found = beside(main.parent, found) if found else ""
     return Path(found or BufferConfig().path)
+
+
+def brokers(config: Path) -> dict[str, str] | None:
+    """Names of the brokers of this config, each with the name that it had before; None when it cannot be read."""
+    from gateway.config.loader import config_files
+    from gateway.config.tree import MAX_FILE_BYTES
+    from gateway.sdk.files import read_bytes
+
+    found: dict[str, str] = {}
+    main, fragments = config_files(config)
+    for file in (main, *fragments):
+        try:
+            node: Any = yaml.compose(read_bytes(file, MAX_FILE_BYTES), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            parts = [value for name, value in node.value if name.value == "brokers"] if node is not None else []
+            for name, broker in (entry for part in parts for entry in part.value or ()):
+                was = [str(value.value) for key, value in broker.value or () if key.value == "was"]
+                found[str(name.value)] = was[0] if was else ""
+        except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError):
+            return None
+    return found
 
 
 def _path_in(text: str) -> str:
@@ -95,9 +123,35 @@ def device_plan(plan: "Plan", name: str) -> "DevicePlan":
     raise UnknownName(f"no device {name}; there are {', '.join(sorted(plan.devices)) or 'none'}")
 
 
+@dataclass
+class Heard:
+    """What a driver says of a link at work here: its notes by device ("" is the link), and what it could not read."""
+
+    notes: dict[str, tuple[str, str]] = field(default_factory=dict)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+
+    def of(self, name: str) -> tuple[str, str]:
+        """What is wrong and what to do; ("", "") when nothing is said."""
+        return self.notes.get(name, ("", ""))
+
+    def note(self, device: str, text: str, remedy: str) -> None:
+        """As a driver's Context has it: an empty text takes it back."""
+        self.notes[device] = text, remedy
+
+    def reject(self, error: FrameError, *, device: str = "", remedy: str = "") -> None:
+        """As a driver's Context has it; the latest are kept."""
+        self.rejected = [*self.rejected[-3:], (said(error), remedy)]
+
+
 @contextlib.asynccontextmanager
-async def open_device(plan: "Plan", name: str) -> "AsyncIterator[Callable[..., Awaitable[Exchange]]]":
+async def open_device(
+    plan: "Plan", name: str, *, beside: Iterable[str] = (), heard: Heard | None = None
+) -> "AsyncIterator[Callable[..., Awaitable[Exchange]]]":
     """The device of a box whose daemon does not run: its link's driver at work here, for this device alone.
+
+    Args:
+        beside: other devices of its link to be polled as well.
+        heard: takes what the driver says of them.
 
     Yields:
         A function that reads the device once, or writes (point, value). It raises LinkError when the port is absent, taken or refuses.
@@ -108,9 +162,9 @@ async def open_device(plan: "Plan", name: str) -> "AsyncIterator[Callable[..., A
     link = plan.links[device.link]
     assert link.driver is not None
     assert link.config is not None
-    alone = link.config.model_copy(update={"devices": {name: device.config}})
+    alone = link.config.model_copy(update={"devices": {each: plan.devices[each].config for each in (name, *beside)}})
     waiting: asyncio.Queue[Request] = asyncio.Queue()
-    running = asyncio.create_task(link.driver.run(alone, driver_context(waiting)), name=f"link {link.name}")
+    running = asyncio.create_task(link.driver.run(alone, driver_context(waiting, heard)), name=f"link {link.name}")
 
     async def read(point: str = "", value: "Value | None" = None) -> "Exchange":
         request = Request("read" if value is None else "write", name, point, value)
@@ -164,7 +218,7 @@ class _NotLogged:
         return asyncio.get_running_loop().create_future()
 
 
-def driver_context(waiting: "asyncio.Queue[Request]") -> Any:
+def driver_context(waiting: "asyncio.Queue[Request]", heard: Heard | None = None) -> Any:
     """What a driver sees of a box whose daemon does not run: real ports and clock, nothing is logged."""
     from gateway.clock import SystemClock
     from gateway.sdk.driver import Context
@@ -183,7 +237,7 @@ def driver_context(waiting: "asyncio.Queue[Request]") -> Any:
 
     return Context(
         emit=emit,
-        reject=reject,
+        reject=heard.reject if heard else reject,
         count=ignore,
         now=clock.now,
         monotonic_s=clock.monotonic_s,
@@ -194,7 +248,7 @@ def driver_context(waiting: "asyncio.Queue[Request]") -> Any:
         requests=_Waiting(waiting),
         offer_time=ignore,
         state={},
-        note=ignore,
+        note=heard.note if heard else ignore,
         up=ignore,
     )
 

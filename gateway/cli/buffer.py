@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.cli import box
+from gateway.cli.status_text import counted, gone_text
 from gateway.cli.terminal import complain, printable, say, say_json, table
 from gateway.cli.verbs import Verbs
 from gateway.encode import mended
@@ -87,10 +88,13 @@ def add_verbs(verbs: Verbs) -> None:
     forget_verb = group.add(
         "forget",
         forget,
-        help="forget the place of a broker that was removed from the config",
-        examples=("citygate buffer forget porto",),
+        help="give up what a broker is owed that was removed from the config",
+        about="Give up what a broker is owed that is no longer in the config, what is held for it, and its place. What is given up "
+        "is counted in a gap record. Beside a running daemon and without one.",
+        examples=("citygate buffer forget porto", "citygate buffer forget porto --yes --json"),
     )
-    forget_verb.add_argument("broker", metavar="BROKER", help="as `buffer status` lists it under removed_consumers")
+    forget_verb.add_argument("broker", metavar="BROKER", help="as `citygate status` lists it as gone")
+    forget_verb.add_argument("--yes", action="store_true", help="do not ask at a terminal")
 
 
 def _choice(verb: argparse.ArgumentParser, *, ids: bool = True) -> None:
@@ -124,13 +128,15 @@ class Asked:
                 return box.ask(self._config, verb, **arguments)
             except NoDaemon:
                 self._open()
+        if verb == "buffer-forget" and box.brokers(self._config) is None:
+            raise CitygateError(f"{self._config} cannot be read, so nobody knows who is gone; see citygate check")
         assert self._runner is not None
         return self._runner.run(self._verbs[verb](arguments))
 
     def _open(self) -> None:
         from gateway.clock import SystemClock
         from gateway.log import console
-        from gateway.log.log import Log, LogSettings
+        from gateway.log.log import Consumer, Log, LogSettings
 
         path = box.buffer_path(self._config)
         if not path.exists():
@@ -139,8 +145,11 @@ class Asked:
         size_bytes = max(10**9, 2 * path.stat().st_size)
         settings = LogSettings(path, max_size_bytes=size_bytes, max_age_s=1e9, unconfirmed="mark", leave_foreign=True)
 
+        brokers = box.brokers(self._config)
+        consumers = None if brokers is None else [Consumer(name, was=was) for name, was in brokers.items()]
+
         async def opened() -> Log:
-            return await Log.open(settings, clock=SystemClock(), consumers=[])
+            return await Log.open(settings, clock=SystemClock(), consumers=consumers)
 
         self._here = self._runner.run(opened())
         self._verbs = console.verbs(self._here)
@@ -174,8 +183,8 @@ def _status_text(found: Mapping[str, Any]) -> Iterator[str]:
         + [[name, str(c["backlog"]), str(c["oldest_unsent_at"] or "")] for name, c in found["consumers"].items()],
         right=frozenset({1}),
     )
-    if found["removed_consumers"]:
-        yield f"removed from the config, place kept: {', '.join(found['removed_consumers'])} (`citygate buffer forget NAME`)"
+    for name, its in found["gone"].items():
+        yield gone_text(name, its)
     for device, brokers in found.get("gone_devices", {}).items():
         yield f"{printable(device)} is gone from the config, and still owed to {', '.join(brokers)}"
     for gap in found["newest_gaps"]:
@@ -231,7 +240,32 @@ def purge(given: argparse.Namespace) -> int:
 
 def forget(given: argparse.Namespace) -> int:
     """`citygate buffer forget BROKER`."""
-    return _simple(given, "buffer-forget", consumer=given.broker)
+    with Asked(given.config) as ask:
+        its = ask("buffer-status")["gone"].get(given.broker)
+        if its is not None and not given.yes and not _sure(given.broker, its):
+            return PROBLEM
+        found: dict[str, Any] = ask("buffer-forget", consumer=given.broker)
+    if given.json:
+        say_json(found)
+    else:
+        say(f"{printable(found['forgotten'])} is forgotten; given up: {_owed(found['readings'], found['held'])}")
+    return FINE
+
+
+def _owed(readings: int, held: int) -> str:
+    return counted(readings, "reading") + (f" and {counted(held, 'held piece')}" if held else "")
+
+
+def _sure(broker: str, its: Mapping[str, Any]) -> bool:
+    """Asked at a terminal; a script knows what it does."""
+    what = f"{_owed(its['backlog'], its['later'] + its['dead'])} of {printable(broker)}"
+    if not sys.stdin.isatty():
+        return True
+    complain(f"This gives up {what}, for good. Type yes to go on: ")
+    if sys.stdin.readline().strip() == "yes":
+        return True
+    complain("nothing was changed")
+    return False
 
 
 def _simple(given: argparse.Namespace, verb: str, **arguments: Any) -> int:

@@ -1,12 +1,12 @@
-"""Verbs of the operator's file: init, schema, check, add."""
+"""Verbs of the operator's file: init, schema, check."""
 
 import argparse
-import asyncio
 import contextlib
 import os
 import re
-import shutil
+import shlex
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,26 +16,34 @@ import orjson
 
 from gateway.cli import box
 from gateway.cli.terminal import complain, say, say_json, table
-from gateway.cli.verbs import Verbs
+from gateway.cli.verbs import DEFAULT_CONFIG, Verbs
 from gateway.config import explain
-from gateway.http.outcome import CONFIG, FINE, PROBLEM, UNREACHABLE, NoDaemon, UnknownName
+from gateway.config.sample import SCHEMA_FILE
+from gateway.http.outcome import CONFIG, FINE, PROBLEM
 from gateway.sdk.errors import CitygateError, ConfigError, Problem
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """init, schema, check, add."""
+    """init, schema, check."""
     init_verb = verbs.add(
         "init",
         init,
         help="write a commented config for this box, with a schema for the editor beside it",
         about="Write citygate.yaml with every setting there is, explained, and the serial ports and adapters found on this "
-        "box. An existing file is never touched.",
-        examples=("citygate init -c ./my-box --id gw-bovisa-017 --city milano", "citygate init --stdout"),
+        "box. In a folder of your own the readings are kept beside it; without --location a terminal is asked for it. "
+        "An existing file is never touched.",
+        examples=(
+            "citygate init -c ./my-box --id gw-bovisa-017 --city milano --location 45.503,9.159",
+            "citygate init --stdout",
+        ),
     )
     init_verb.add_argument(
         "--id", metavar="ID", help="name of this box in ids, logs and metrics (default: gw-HOSTNAME)"
     )
     init_verb.add_argument("--city", metavar="CITY", default="my-city", help="name of the city in entity ids")
+    init_verb.add_argument(
+        "--location", metavar="LAT,LON", type=latitude_longitude, help="where the box stands, as in 45.503,9.159"
+    )
     init_verb.add_argument("--stdout", action="store_true", help="print the config, write nothing")
     schema_verb = verbs.add(
         "schema",
@@ -63,28 +71,6 @@ def add_verbs(verbs: Verbs) -> None:
         examples=("citygate check", "citygate check -c ./my-box --no-secrets", "citygate check --json | jq .problems"),
     )
     check_verb.add_argument("--no-secrets", action="store_true", help="do not look up secrets (on a laptop, in CI)")
-    add_verb = verbs.add(
-        "add",
-        add,
-        help="put a device into the config: tested live first, comments kept",
-        about="Check the config as it would be, read the device once, then write it: only lines are added. A device that does "
-        "not answer is not written unless --save-anyway says so. A daemon that runs on the link keeps its port: then the "
-        "device is written without the test, and `citygate reload` and `citygate read` follow.",
-        examples=(
-            "citygate add roof-rs485 meter-14 eastron/sdm120 unit_id=3 every='10 s'",
-            "citygate add air-uart air-2 nova/sds011 --link driver=serial --link port=/dev/ttyAMA0",
-            "citygate add roof-rs485 meter-15 eastron/sdm120 unit_id=4 report.voltage.on_change=0.5 --save-anyway",
-        ),
-    )
-    add_verb.add_argument("link_name", metavar="LINK", help="the link it hangs on")
-    add_verb.add_argument("device", metavar="DEVICE", help="its name, new in the whole config")
-    add_verb.add_argument("template", metavar="TEMPLATE", help="device type, as in eastron/sdm120")
-    add_verb.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="its keys, as in unit_id=3; dots go deeper")
-    add_verb.add_argument(
-        "--link", metavar="KEY=VALUE", action="append", default=[], help="a key of the link, if that is new"
-    )
-    add_verb.add_argument("--save-anyway", action="store_true", help="write it even if it does not answer")
-    add_verb.add_argument("--no-test", action="store_true", help="do not try to read it")
 
 
 def check(given: argparse.Namespace) -> int:
@@ -94,7 +80,7 @@ def check(given: argparse.Namespace) -> int:
     devices: dict[str, Any] = {}
     try:
         plan = box.make_plan(given.config, with_secrets=not given.no_secrets)
-        problems = plan.warnings
+        problems = tuple(_of_check(problem) for problem in plan.warnings)
         devices = {name: _device(plan, name) for name in plan.devices}
     except ConfigError as error:
         problems = error.problems
@@ -108,6 +94,11 @@ def check(given: argparse.Namespace) -> int:
             say(line)
         say(_summary(problems))
     return FINE if found["ok"] else CONFIG
+
+
+def _of_check(problem: Problem) -> Problem:
+    """A daemon starts without a driver that cannot be had; who checks wants all of the file to work."""
+    return replace(problem, severity="error") if problem.code == "driver-unavailable" else problem
 
 
 def _device(plan: Any, name: str) -> dict[str, Any]:
@@ -153,33 +144,89 @@ def schema(given: argparse.Namespace) -> int:
 
 def init(given: argparse.Namespace) -> int:
     """`citygate init`."""
-    from gateway.config.loader import config_files
-    from gateway.config.sample import SCHEMA_FILE, commented, look_around
-
-    made = _file_schema(given.config, fragment=False)
-    text = commented(made, gateway_id=given.id or _hostname(), city=given.city, found=look_around())
     if given.stdout:
-        say(text.rstrip("\n"))
+        say(new_config(given.config, name=given.id, city=given.city, location=given.location)[0].rstrip("\n"))
         return FINE
-    folder = given.config.parent if given.config.suffix in (".yaml", ".yml") else given.config
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    file, _ = config_files(given.config)
+    file = main_file(given.config)
     if file.exists():
         complain(f"{file} is there already and stays as it is; `citygate init --stdout` prints a new one")
         return PROBLEM
-    with _writing(folder):
-        _write(file.with_name(SCHEMA_FILE), _pretty(made) + "\n")
-        _write(file, text)
+    location = given.location or _asked_location(given)
+    write_new(given.config, new_config(given.config, name=given.id, city=given.city, location=location)[0])
     if given.json:
         say_json({"config": str(file), "schema": str(file.with_name(SCHEMA_FILE))})
-    else:
-        say(f"{file} is written; next: put your devices into it, then `citygate check -c {given.config}`")
+        return FINE
+    where = "" if given.config == Path(DEFAULT_CONFIG) else f" -c {shlex.quote(str(given.config))}"
+    say(f"{file} is written; next:")
+    if location is None:
+        say("  location: in it, under gateway: entities need to know where they are")
+    say(
+        f"  citygate add{where} LINK DEVICE TEMPLATE --link port=PORT   a device; `citygate templates` lists what is known"
+    )
+    say(f"  citygate check{where}")
+    say(f"  citygate run{where}")
     return FINE
 
 
+def new_config(
+    config: Path, *, name: str | None = None, city: str = "my-city", location: list[float] | None = None
+) -> tuple[str, dict[str, Any]]:
+    """The text of a config for this box, and its schema."""
+    from gateway.config.sample import commented, look_around
+
+    schema = _file_schema(config, fragment=False)
+    folder = main_file(config).parent.absolute()
+    buffer = "" if folder == Path(DEFAULT_CONFIG) else str(folder / "buffer.db")
+    text = commented(
+        schema, gateway_id=name or _hostname(), city=city, found=look_around(), location=location, buffer=buffer
+    )
+    return text, schema
+
+
+def write_new(config: Path, text: str) -> None:
+    """A config where there was none, with its schema for the editor."""
+    file = main_file(config)
+    with writing(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _write(file.with_name(SCHEMA_FILE), _pretty(_file_schema(config, fragment=False)) + "\n")
+        _write(file, text)
+
+
+def main_file(config: Path) -> Path:
+    """The file that `-c` means, also where there is nothing yet."""
+    from gateway.config.loader import MAIN_FILE
+
+    return config if config.suffix in (".yaml", ".yml") and not config.is_dir() else config / MAIN_FILE
+
+
+def latitude_longitude(text: str) -> list[float]:
+    """`45.503,9.159`, as maps give it, the way the file has it: longitude first."""
+    try:
+        latitude, longitude = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LAT,LON, as in 45.503,9.159") from None
+    if not (-90 <= latitude <= 90 and -180 <= longitude <= 180):
+        raise argparse.ArgumentTypeError(f"{text!r}: latitude is within ±90, longitude within ±180, as in 45.503,9.159")
+    return [longitude, latitude]
+
+
+def _asked_location(given: argparse.Namespace) -> list[float] | None:
+    """The answer of the person at the terminal; None when there is none."""
+    while not given.json and sys.stdin.isatty():
+        sys.stderr.write("Where does the box stand? LAT,LON as maps give it, as in 45.503,9.159 (empty: later): ")
+        sys.stderr.flush()
+        text = sys.stdin.readline().strip()
+        if not text:
+            return None
+        try:
+            return latitude_longitude(text)
+        except argparse.ArgumentTypeError as error:
+            complain(str(error))
+    return None
+
+
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
     """A folder that cannot be written is an error with a remedy, not a traceback."""
     try:
         yield
@@ -220,118 +267,3 @@ def _file_schema(config: Path, *, fragment: bool) -> dict[str, Any]:
             drivers[name] = None  # its keys cannot be known here
     names = {name: sorted({*own, *template_names(its.templates)}) for name, its in drivers.items() if its}
     return file_schema(drivers, names, fragment=fragment)
-
-
-def add(given: argparse.Namespace) -> int:
-    """`citygate add`."""
-    import tempfile
-
-    from gateway.config.edit import put_device
-
-    settings = {"template": given.template, **_settings(given.settings)}
-    link = _settings(given.link) or None
-    with tempfile.TemporaryDirectory(prefix="citygate-add-") as name:
-        trial = _copy(given.config, Path(name))
-        put_device(trial, given.link_name, given.device, settings, link)
-        try:
-            plan = box.make_plan(trial)
-        except ConfigError as error:
-            shown = str(trial.parent), str(_main_file(given.config).parent)
-            raise ConfigError(tuple(replace(p, file=p.file.replace(*shown)) for p in error.problems)) from None
-        tested = not given.no_test and _is_free(given.config, given.link_name)
-        code = _try(plan, given) if tested else FINE
-    if code != FINE and not given.save_anyway:
-        complain(f"{given.device} is not written; --save-anyway writes it all the same")
-        return code
-    with _writing(_main_file(given.config).parent):
-        file = put_device(given.config, given.link_name, given.device, settings, link)
-    if given.json:
-        say_json({"device": given.device, "file": str(file), "tested": tested, "answered": tested and code == FINE})
-    else:
-        say(
-            f"{given.device} is in {file}{'' if tested else ', untested'}; a running daemon takes it up with `citygate reload`"
-        )
-    return FINE
-
-
-def _settings(pairs: list[str]) -> dict[str, Any]:
-    """`a=1 b.c=x` as nested keys; a value is a number, flag or list only when it is written as one."""
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not (key and equals):
-            raise UnknownName(f"{pair!r} is not KEY=VALUE, as in unit_id=3")
-        *above, last = key.split(".")
-        inner = found
-        for part in above:
-            inner = inner.setdefault(part, {})
-        inner[last] = _value(pair, text)
-    return found
-
-
-def _value(pair: str, text: str) -> Any:
-    if text.startswith(("[", "{")):
-        try:
-            return orjson.loads(text)
-        except orjson.JSONDecodeError:
-            raise UnknownName(f"{pair!r}: what begins with a bracket is JSON, as in location=[9.1,45.5]") from None
-    if re.fullmatch(r"-?(?:0|[1-9][0-9]{0,17})", text):
-        return int(text)
-    return {"true": True, "false": False}.get(text, text)
-
-
-def _main_file(config: Path) -> Path:
-    from gateway.config.loader import config_files
-
-    return config_files(config)[0]
-
-
-def _copy(config: Path, folder: Path) -> Path:
-    """The config in a folder of its own: its YAML files as copies, all else linked. Returns its main file."""
-    from gateway.config.loader import FRAGMENTS, config_files
-
-    main, fragments = config_files(config)
-    if not main.is_file():
-        raise ConfigError(f"{main} is not there; `citygate init` writes one")
-    (folder / FRAGMENTS).mkdir()
-    for file in (main, *fragments):
-        try:
-            shutil.copyfile(file, folder / file.relative_to(main.parent))
-        except OSError as error:
-            raise CitygateError(f"{file} cannot be read: {error.strerror or error}") from error
-    for other in main.parent.iterdir():
-        if not (folder / other.name).exists():
-            (folder / other.name).symlink_to(other.resolve())
-    return folder / main.name
-
-
-def _is_free(config: Path, link: str) -> bool:
-    """Whether no daemon holds the link's port."""
-    from gateway.cli import box
-
-    try:
-        return link not in box.ask(config, "status").get("links", {})
-    except NoDaemon:
-        return True
-
-
-def _try(plan: Any, given: argparse.Namespace) -> int:
-    """Read the new device once and show what it says."""
-    from gateway.cli import box
-    from gateway.cli.devices import read_code, reading_lines
-    from gateway.http.shapes import reading_rows
-
-    async def read() -> Any:
-        async with box.open_device(plan, given.device) as read_once:
-            return await read_once()
-
-    try:
-        exchange = asyncio.run(read())
-    except CitygateError as error:
-        complain(f"{given.device}: {error}")
-        return UNREACHABLE
-    rows = reading_rows(box.device_plan(plan, given.device).template, exchange.readings)
-    if not given.json:
-        for line in reading_lines(rows):
-            say(line)
-    return FINE if any(row["quality"] == "good" for row in rows) else read_code(rows) or PROBLEM

@@ -146,6 +146,12 @@ async def _running(folder: Path) -> AsyncIterator[Demo]:
     http_port, modbus_port = _free_ports(2)
     config = folder / "citygate.yaml"
     config.write_text(CONFIG.format(folder=folder, modbus_port=modbus_port, http_port=http_port))
+    from gateway.cli import box
+    from gateway.registry import DriverUnavailable
+
+    for problem in box.make_plan(config).warnings:
+        if problem.code == "driver-unavailable":
+            raise DriverUnavailable(problem.message, problem.remedy)
     demo = Demo(folder, f"http://127.0.0.1:{http_port}/", {})
     try:
         for link in LINKS:

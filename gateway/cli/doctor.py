@@ -20,6 +20,7 @@ from gateway.cli.terminal import colour, printable, say, say_json
 from gateway.cli.verbs import Verbs
 from gateway.http.outcome import FINE, PROBLEM, UNREACHABLE, NoDaemon, Refused
 from gateway.sdk.errors import BrokerUnavailable, ConfigError
+from gateway.sdk.libraries import lacking
 
 if TYPE_CHECKING:
     from gateway.config.model import BrokerConfig
@@ -187,7 +188,7 @@ def _power(root: Path = Path("/")) -> Iterator[Finding]:
 
 def _disk(buffer: Path, max_size_bytes: int, root: Path = Path("/")) -> Iterator[Finding]:
     folder = buffer.parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         yield Finding(
             "disk", "bad", f"{folder} does not exist", f"`sudo install -d -o citygate -g citygate -m 750 {folder}`"
         )
@@ -259,6 +260,10 @@ def _wear(device: str, root: Path) -> Iterator[Finding]:
 async def _link(link: "LinkPlan", *, running: bool) -> AsyncIterator[Finding]:
     if link.config is None:
         yield Finding(link.name, "bad", link.fault, link.remedy)
+        return
+    fault, remedy = lacking(link.config)
+    if fault:
+        yield Finding(link.name, "bad", fault, remedy)
         return
     host, port = getattr(link.config, "host", None), getattr(link.config, "port", None)
     url = getattr(link.config, "url", None)
@@ -404,6 +409,7 @@ async def _probed(name: str, plan: "BrokerPlan") -> AsyncIterator[Finding]:
     """Logged in as the daemon does, reading alone: who answers, what it can do, how far its clock is from ours."""
     from gateway.forward.broker import LoginFailed
     from gateway.forward.ngsild import broker_of
+    from gateway.forward.transport import URL_REMEDY
 
     broker = broker_of(plan.config)
     try:
@@ -414,7 +420,7 @@ async def _probed(name: str, plan: "BrokerPlan") -> AsyncIterator[Finding]:
         yield Finding(name, "unreachable", f"login: {error}", f"check brokers.{name}.auth and its secret")
         return
     except (BrokerUnavailable, TimeoutError) as error:
-        remedy = getattr(error, "remedy", "") or "is the url right?"
+        remedy = getattr(error, "remedy", "") or URL_REMEDY
         yield Finding(name, "unreachable", str(error) or f"no answer within {PROBE_WITHIN_S:g} s", remedy)
         return
     finally:

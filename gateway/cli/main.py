@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from gateway.cli import (
+    adding,
     buffer,
     commission,
     configure,
@@ -30,7 +31,7 @@ from gateway.sdk.errors import CitygateError, ConfigError
 
 GROUPS = (
     ("try it without hardware", (demo, simulate)),
-    ("set up a box", (configure,)),
+    ("set up a box", (configure, adding)),
     ("look at a device", (devices, wire)),
     ("run the box", (operate, buffer)),
     ("prove that it works", (doctor, commission, reports)),

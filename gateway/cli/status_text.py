@@ -29,6 +29,8 @@ def status_text(status: Mapping[str, Any], *, values: bool | None = None) -> str
         lines += [""]
     for name, broker in status.get("brokers", {}).items():
         lines += [*_broker(name, broker, now)]
+    for name, its in status.get("log", {}).get("gone", {}).items():
+        lines += [f"{mark('waiting')} {gone_text(name, its)}"]
     lines += ["", *_log(status.get("log", {})), *_clock(status.get("clock", {}))]
     return "\n".join([*lines, *_verdict(status)])
 
@@ -180,6 +182,17 @@ def _broker(name: str, broker: Mapping[str, Any], now: datetime | None) -> Itera
         yield f"      → {printable(row['remedy'])}"
     for entity, missing in broker.get("waiting", {}).items():
         yield f"    {printable(entity)} is sent once {', '.join(missing)} is known"
+
+
+def gone_text(name: str, its: Mapping[str, Any]) -> str:
+    """A broker that was removed from the config, and what it is owed."""
+    held = [
+        f"{its[state]} held {word}"
+        for state, word in (("later", "for later"), ("dead", "as dead letters"))
+        if its[state]
+    ]
+    owed = ", ".join([f"{counted(its['backlog'], 'reading')} owed", *held])
+    return f"broker {printable(name)}  gone: {owed}; put it back, or `citygate buffer forget {printable(name)}`"
 
 
 def _log(log: Mapping[str, Any]) -> Iterator[str]:

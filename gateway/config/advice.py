@@ -11,11 +11,12 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, SecretStr
 
+from gateway.config.doubts import doubts
 from gateway.config.explain import did_you_mean, locate
 from gateway.config.hiding import NAMED
 from gateway.config.loader import Loaded, LoadedLink
 from gateway.config.model import Config
-from gateway.config.tree import Scalar, find
+from gateway.config.tree import Map, Scalar, find
 from gateway.sdk.config import Claim, DeviceConfig, LinkConfig, Secret, same_host
 from gateway.sdk.driver import SharesLine, Warns
 from gateway.sdk.errors import Problem, said
@@ -37,15 +38,42 @@ def advise(loaded: Loaded) -> tuple[Problem, ...]:
     found: list[Problem] = []
     claims = {name: _asked(link, "claims", _claims_of(link), found) for name, link in loaded.links.items()}
     for name, link in loaded.links.items():
+        found += _points(loaded, link)
         found += _asked(link, "devices", _link(link, claims[name]), found)
         found += _asked(link, "shares", _load(link), found, "warning")
         found += _asked(link, "warnings", _of_driver(link), found, "warning")
-    found += _claims(loaded, claims)
+    found += [*_claims(loaded, claims), *_renamed(loaded)]
     if loaded.config is not None:
         config = loaded.config
         found += [*_devices_and_brokers(loaded, config), *_buffer(loaded, config), *_rates(loaded, config)]
         found += _clear_text(loaded.config, (), loaded)
-    return tuple(locate(problem, loaded.root) for problem in found)
+    found += doubts(loaded)
+    return tuple(problem if problem.file else locate(problem, loaded.root) for problem in found)
+
+
+def _renamed(loaded: Loaded) -> Iterator[Problem]:
+    """Brokers that cannot be what another was: that is still there, or another takes it over."""
+    brokers = loaded.root.get("brokers")
+    names = list(brokers.entries) if isinstance(brokers, Map) else []
+    owners: dict[str, str] = {}
+    for name in names:
+        found = find(loaded.root, ("brokers", name, "was"))
+        if found.missing is not None or not isinstance(found.node, Scalar):
+            continue
+        old = found.node.text
+        owner = owners.setdefault(old, name)
+        remedy, message = "give the name that it had before, and that no broker has now", ""
+        if old == name:
+            message = f"{old} is this broker's own name"
+        elif old in names:
+            message = f"{old} is still a broker of this file"
+            remedy += (
+                "; if it was renamed long ago and this is another broker, remove the line was: it has done its work"
+            )
+        elif owner != name:
+            message = f"{owner} takes over {old} too"
+        if message:
+            yield Problem("wrong-was", ("brokers", name, "was"), message, remedy)
 
 
 def _asked(
@@ -80,7 +108,6 @@ def _link(link: LoadedLink, claims: Sequence[Claim]) -> Iterator[Problem]:
         message = f"{port} may be another adapter after a replug or a restart"
         yield Problem("unstable-port", ("links", link.name, "port"), message, remedy, "warning")
     for name, device in link.config.devices.items():
-        yield from _points(device, ("links", link.name, "devices", name))
         yield from _needs(device, ("links", link.name, "devices", name))
         yield from _expired(device, ("links", link.name, "devices", name))
     yield from _shared_addresses(link.name, link.config, {claim.path for claim in claims if claim.within})
@@ -178,14 +205,18 @@ def _needs(device: DeviceConfig, path: PathOf) -> Iterator[Problem]:
             yield Problem("missing-need", path, message, remedy, at="key")
 
 
-def _points(device: DeviceConfig, path: PathOf) -> Iterator[Problem]:
-    known = device.template.points
-    for part, names in (("calibrate", device.calibrate), ("report", device.report)):
-        for name in names:
-            if name not in known:
-                remedy = did_you_mean(name, known) or f"points: {', '.join(known)}"
-                message = f"{device.template.name} has no point {name}"
-                yield Problem("unknown-point", (*path, part, name), message, remedy, at="key")
+def _points(loaded: Loaded, link: LoadedLink) -> Iterator[Problem]:
+    """Asked of the tree, so that they show beside whatever else is wrong with the link."""
+    for device, its in link.templates.items():
+        for part in ("calibrate", "report") if its.template else ():
+            path: PathOf = ("links", link.name, "devices", device, part)
+            given = find(loaded.root, path)
+            known = its.template.points  # type: ignore[union-attr]  # asked before
+            for name in given.node.entries if given.missing is None and isinstance(given.node, Map) else ():
+                if name not in known:
+                    remedy = did_you_mean(name, known) or f"points: {', '.join(known)}"
+                    message = f"{its.template.name} has no point {name}"  # type: ignore[union-attr]
+                    yield Problem("unknown-point", (*path, name), message, remedy, at="key")
 
 
 def _expired(device: DeviceConfig, path: PathOf) -> Iterator[Problem]:
@@ -288,7 +319,7 @@ def _clear_text(value: Any, path: PathOf, loaded: Loaded) -> Iterator[Problem]:
     named = bool(path) and isinstance(value, str) and value and NAMED.fullmatch(str(path[-1]))
     if isinstance(value, SecretStr | Secret) or named:
         found = find(loaded.root, path)
-        if found.missing is None and isinstance(found.node, Scalar) and found.node.tag != "!secret":
+        if found.missing is None and isinstance(found.node, Scalar) and not found.node.tag:
             remedy = (
                 f"put it into a file in {Path(found.node.place.source.name).parent / 'secrets'} and write !secret NAME"
             )

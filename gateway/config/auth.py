@@ -5,11 +5,11 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
-from gateway.sdk.config import ConfigModel, Secret
+from gateway.sdk.config import ConfigModel, FilePath, Secret
 
 
 def _check_url(url: str) -> str:
-    match = re.fullmatch(r"https?://(?:[^/?#\s@:]+|\[[0-9a-fA-F:.]+\])(?::([0-9]{1,5}))?(?:/[^#\s]*)?", url)
+    match = re.fullmatch(r"https?://(?:[^/?#\s@:${}<>]+|\[[0-9a-fA-F:.]+\])(?::([0-9]+))?(?:/[^#\s]*)?", url)
     if not match:
         raise ValueError(f"{url!r} is not an http or https address (a login does not belong into it)")
     if match[1] and not 1 <= int(match[1]) <= 65535:
@@ -73,7 +73,11 @@ class AuthConfig(ConfigModel):
 class TlsConfig(ConfigModel):
     """Whom we trust, and who we are (mutual TLS)."""
 
-    ca: str | None = Field(None, description="file with the city's own CA certificates (PEM), instead of the system's")
-    certificate: str | None = Field(None, description="file with our certificate (PEM), for mutual TLS")
-    key: str | None = Field(None, description="file with its private key (PEM); default: in the certificate's file")
+    ca: FilePath | None = Field(
+        None, description="file with the city's own CA certificates (PEM), instead of the system's"
+    )
+    certificate: FilePath | None = Field(None, description="file with our certificate (PEM), for mutual TLS")
+    key: FilePath | None = Field(
+        None, description="file with its private key (PEM); default: in the certificate's file"
+    )
     verify: bool = Field(True, description="false trusts anybody; for a trial only: status says so all the time")

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from gateway.config.secrets import SENSITIVE, hide_in_line
-from gateway.config.tree import Found, Items, Map, Node, Scalar, find, is_surprise, place_problem
+from gateway.config.tree import NO_BLANK, Found, Items, Map, Node, Scalar, find, is_surprise, place_problem
+from gateway.sdk.config import in_words, units_of
 from gateway.sdk.errors import Problem
 
 NUMBER_ERRORS = frozenset(
@@ -32,6 +33,7 @@ _SHAPE_ERRORS = {
     "set_type": "a list",
     "none_required": "nothing",
 }
+_JOINED = re.compile(r"([A-Za-z_][\w-]*):(?!//)(\S+)")
 _LENGTH_ERRORS = frozenset(("too_short", "too_long", "string_too_short", "string_too_long"))
 
 
@@ -179,9 +181,14 @@ def _describe(
         wanted = (
             "true or false" if kind.startswith("bool") else "a whole number" if kind.startswith("int") else "a number"
         )
-        return "wrong-type", f"{shown} is not {wanted}", meaning, False
+        bare = shown.strip('"')
+        remedy = f"write {bare.replace(',', '.')}" if re.fullmatch(r"[-+]?[0-9]+,[0-9]+", bare) else meaning
+        return "wrong-type", f"{shown} is not {wanted}", remedy, False
     if kind in ("list_type", "tuple_type") and isinstance(found.node, Scalar) and found.node.text:
-        return "wrong-type", f"{shown} instead of a list", f"write [{shown}]", False
+        bare = shown.strip('"') if "," in shown else shown  # the quotes stand around all of them
+        return "wrong-type", f"{shown} instead of a list", f"write [{bare}]", False
+    if _SHAPE_ERRORS.get(kind) == "a map" and isinstance(found.node, Scalar) and (joined := _JOINED.fullmatch(shown)):
+        return "missing-blank", NO_BLANK, f"write {joined[1]}: {joined[2]}", False
     if kind in _SHAPE_ERRORS:
         return "wrong-type", f"{shown} instead of {_SHAPE_ERRORS[kind]}", meaning, isinstance(found.node, Map)
     if kind in _RANGE_ERRORS:
@@ -189,7 +196,8 @@ def _describe(
     if kind in ("literal_error", "enum"):
         known = _choices(schema) or [str(context.get("expected", ""))]
         word = found.node.text if isinstance(found.node, Scalar) and shown != "the secret" else ""
-        return "unknown-choice", f"{shown} is not one of {', '.join(known)}", did_you_mean(word, known), False
+        remedy = meaning if len(known) == 1 else did_you_mean(word, known)  # of a single choice nothing is near
+        return "unknown-choice", f"{shown} is not one of {', '.join(known)}", remedy, False
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return "unknown-choice", f"{shown} is not one of {context.get('expected_tags', '')}", meaning, False
     if kind == "string_pattern_mismatch":
@@ -244,11 +252,16 @@ def _shown(found: Found) -> str:
 
 def _bounds(schema: Mapping[str, Any], context: Mapping[str, Any]) -> str:
     lows, highs = [], []
+    table = next((its for part in _alternatives(schema) if (its := units_of(str(part.get("pattern", ""))))), None)
+
+    def said(bound: float) -> str:
+        return in_words(bound, table) if table else f"{bound:g}"
+
     for part in _alternatives(schema):
         if "minimum" in part or "exclusiveMinimum" in part:
-            lows.append(f"{part['minimum']:g}" if "minimum" in part else f"above {part['exclusiveMinimum']:g}")
+            lows.append(said(part["minimum"]) if "minimum" in part else f"above {said(part['exclusiveMinimum'])}")
         if "maximum" in part or "exclusiveMaximum" in part:
-            highs.append(f"{part['maximum']:g}" if "maximum" in part else f"below {part['exclusiveMaximum']:g}")
+            highs.append(said(part["maximum"]) if "maximum" in part else f"below {said(part['exclusiveMaximum'])}")
     if lows and highs:
         return f"{lows[0]}–{highs[0]}"
     if lows or highs:
@@ -256,7 +269,7 @@ def _bounds(schema: Mapping[str, Any], context: Mapping[str, Any]) -> str:
             "  ", " "
         )
     limits = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    stated = [f"{words} {context[key]:g}" for key, words in limits.items() if key in context]
+    stated = [f"{words} {said(context[key])}" for key, words in limits.items() if key in context]
     return f"what is allowed: {', '.join(stated)}" if stated else "the finite numbers"
 
 

@@ -22,6 +22,7 @@ from gateway.config.tree import (
     Node,
     Scalar,
     Source,
+    counted,
     find,
     merge,
     overlay,
@@ -30,9 +31,10 @@ from gateway.config.tree import (
     read_tree,
 )
 from gateway.config.validate import KeyPath, validate
-from gateway.sdk.config import LinkConfig
+from gateway.sdk.config import CONFIG_FOLDER, LinkConfig
 from gateway.sdk.driver import Driver
 from gateway.sdk.errors import Problem
+from gateway.sdk.files import is_closed, is_file, listed
 
 MAIN_FILE = "citygate.yaml"
 FRAGMENTS = "conf.d"
@@ -81,6 +83,7 @@ class Loaded:
         sources: main file, fragments and profiles by name, their secrets hidden.
         secrets: the texts of all secrets that are known, to be hidden wherever something is shown.
         texts: those that `!secret` named, by name.
+        with_secrets: whether they were looked up: this is the box that the config is for.
     """
 
     config: Config | None
@@ -93,13 +96,15 @@ class Loaded:
     sources: Mapping[str, Source] = field(default_factory=dict)
     secrets: frozenset[str] = frozenset()
     texts: Mapping[str, str] = field(default_factory=dict, repr=False)
+    with_secrets: bool = True
 
 
 def config_files(path: Path) -> tuple[Path, tuple[Path, ...]]:
     """Main file and fragments of `-c DIR` or `-c FILE`."""
-    main = path / MAIN_FILE if path.is_dir() else path
-    found = (main.parent / FRAGMENTS).glob("*.y*ml")
-    return main, tuple(sorted(file for file in found if file.suffix in (".yaml", ".yml") and file.name[0] != "."))
+    main = path / MAIN_FILE if os.path.isdir(path) else path  # asks no rights
+    folder = main.parent / FRAGMENTS
+    names = [file.name for file in listed(folder)]
+    return main, tuple(folder / name for name in names if name.endswith((".yaml", ".yml")) and not name.startswith("."))
 
 
 def load(
@@ -134,11 +139,20 @@ class _Load:
     home: Path | None
     remembered: Mapping[str, str]
     problems: list[Problem] = field(default_factory=list)
+    hidden: frozenset[str] | set[str] = frozenset()  # codes of what follows from another problem
 
     def run(self) -> Loaded:
         main, fragments = config_files(self.path)
         self.folder = main.parent
+        token = CONFIG_FOLDER.set(self.home or self.folder)
+        try:
+            return self._run(main, fragments)
+        finally:
+            CONFIG_FOLDER.reset(token)
+
+    def _run(self, main: Path, fragments: tuple[Path, ...]) -> Loaded:
         self.templates = Templates(self.folder / "templates", self.problems)
+        self._closed()
         root = read_tree(main, self.problems)
         trees = [root]
         readable = bool(root.entries) or not self.problems  # else "missing key" would only distract
@@ -146,6 +160,7 @@ class _Load:
             trees.append(read_tree(fragment, self.problems))
             root = merge(root, trees[-1], self.problems)
         root = migrate(override(root, self.environment, self.problems), self.problems)
+        self.found = counted(root)
         profiles: dict[str, tuple[CityProfile, Map]] = {}
         root = self._with_profiles(root, profiles)
         secrets = Secrets((self.home or self.folder) / "secrets", self.environment, self.remembered)
@@ -169,7 +184,18 @@ class _Load:
             sources,
             frozenset(secrets.known),
             secrets.texts,
+            self.with_secrets,
         )
+
+    def _closed(self) -> None:
+        """Folders beside the config that this user may not look into: what is in them would be taken for absent."""
+        beside = [self.folder / name for name in (FRAGMENTS, "templates", "cities")]
+        for folder in (*beside, *(Path(str(vendor)) for vendor in listed(self.folder / "templates"))):
+            if is_closed(folder):
+                remedy = "may this user look into it? chmod 750, and the group of the daemon"
+                problem = Problem("unreadable-file", (), "the folder cannot be entered", remedy, file=str(folder))
+                self.problems.append(problem)
+                self.hidden = {"unknown-template", "unknown-profile"}
 
     def _parts(self, root: Map, links: Mapping[str, LoadedLink]) -> Iterator[tuple[Node, Any]]:
         """Every part of the file with the model it is to fit."""
@@ -189,9 +215,16 @@ class _Load:
     ) -> tuple[Problem, ...]:
         """Without what follows from a secret that was not found, and without any secret's text."""
         about = {"missing-secret", "wrong-name"}
-        kept = [problem for problem in self.problems if problem.path not in untold or problem.code in about]
+        kept = [
+            problem
+            for problem in self.problems
+            if (problem.path not in untold or problem.code in about) and problem.code not in self.hidden
+        ]
         return tuple(
-            without_secrets(replace(problem, source=_line(problem, sources)), secrets.known) for problem in kept
+            without_secrets(
+                _cut_off(replace(problem, source=_line(problem, sources)), sources, self.found), secrets.known
+            )
+            for problem in kept
         )
 
     def _config(self, root: Map) -> Config | None:
@@ -232,7 +265,7 @@ class _Load:
         kind, _, name = use.text.partition("/")
         folders = (self.folder / "cities", shipped("cities"))
         files = [folder / f"{name}.yaml" for folder in folders] if kind == "cities" and NAME.fullmatch(name) else []
-        file = next((f for f in files if f.is_file()), None)  # a profile's name is no path
+        file = next((f for f in files if is_file(f)), None)  # a profile's name is no path
         if file is None:
             known = sorted({f"cities/{f.stem}" for folder in folders for f in yaml_files(folder)})
             remedy = known_or_near(use.text, known) or "put it into cities/ beside the config"
@@ -319,6 +352,20 @@ class _Load:
             self.problems.append(locate(problem, node))
         else:
             self.problems.append(place_problem(problem, node.place))
+
+
+_BY_A_CUT = frozenset(("wrong-type", "missing-key", "missing-value", "unknown-key"))
+
+
+def _cut_off(problem: Problem, sources: Mapping[str, Source], found: str) -> Problem:
+    """Of a file that was cut off somewhere the rest may be valid YAML; its last line has no end then."""
+    source = sources.get(problem.file)
+    if source is None or source.whole or problem.code not in _BY_A_CUT or not problem.line:
+        return problem
+    if not source.lines or any(map(str.strip, source.lines[problem.line :])):
+        return problem
+    hint = f"the file ends here without a line end: was it cut off? Found: {found}"
+    return replace(problem, remedy=f"{problem.remedy}; {hint}" if problem.remedy else hint)
 
 
 def _line(problem: Problem, sources: Mapping[str, Source]) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, WithJsonSchema, model_validator
 
 from gateway.config.auth import AuthConfig, TlsConfig, Url
-from gateway.sdk.config import ConfigModel, Duration, LinkConfig, Location, Rate, Secret, Size
+from gateway.sdk.config import ConfigModel, Duration, FilePath, LinkConfig, Location, Rate, Secret, Size
 
 VERSION = 1
 
@@ -19,7 +19,7 @@ Name = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
 
 
 def _check_url(url: str) -> str:
-    match = re.fullmatch(r"([a-z]+)://([^/?#\s@]+@)?([^/?#\s@:]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?(/[^?#\s]*)?", url)
+    match = re.fullmatch(r"([a-z]+)://([^/?#\s@]+@)?([^/?#\s@:${}<>]+|\[[0-9a-fA-F:.]+\])(:[0-9]+)?(/[^?#\s]*)?", url)
     if not match or match[1] not in ("http", "https"):
         raise ValueError(f"{url!r} is not an address of a broker; write it as in https://broker.example:1026")
     if match[4] and not 1 <= int(match[4][1:]) <= 65535:
@@ -78,7 +78,11 @@ class GatewayConfig(ConfigModel):
 class BufferConfig(ConfigModel):
     """The log on disk: what is kept until every broker has it."""
 
-    path: str = Field("/var/lib/citygate/buffer.db", min_length=1, description="database file; its folder must exist")
+    path: FilePath = Field(
+        "/var/lib/citygate/buffer.db",
+        min_length=1,
+        description="database file; its folder must exist",
+    )
     commit_every_s: Annotated[Duration, Field(ge=0, le=3600)] = Field(
         15.0, alias="commit_every", description="declared loss window at a power cut; 0 s commits each set"
     )
@@ -96,11 +100,16 @@ class BufferConfig(ConfigModel):
 class BrokerConfig(ConfigModel):
     """A city's context broker."""
 
-    kind: Literal["ngsi-ld"] = Field("ngsi-ld", description="what it speaks")
+    kind: Literal["ngsi-ld"] = Field(
+        "ngsi-ld", description="what it speaks: NGSI-LD alone, so give the address of an NGSI-LD broker"
+    )
     use: str | None = Field(
         None, description="city profile, e.g. cities/milano; what it gives, this entry may override"
     )
     url: HttpUrl = Field(description="address without /ngsi-ld/…, e.g. https://broker.milano.example")
+    was: Name | None = Field(
+        None, description="name that it had before: its place and all that is owed to it go on under this one"
+    )
     tenant: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,50}$", description="sent as NGSILD-Tenant")
     preset: Literal["auto", "orion-ld", "scorpio", "stellio"] = Field(
         "auto", description="where to begin with batch sizes and history; the rest is learned"

@@ -1,7 +1,8 @@
 """The commented config that `init` writes: made from the schema, so that it knows every key there is on this box."""
 
+import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,25 @@ from gateway.config.edit import in_yaml
 Schema = Mapping[str, Any]
 
 SCHEMA_FILE = "citygate.schema.json"
-_EXAMPLES: Mapping[str, Any] = {"location": [9.159, 45.503], "baud_rate": 9600}
+_EXAMPLES: Mapping[str, Any] = {
+    "location": [9.159, 45.503],
+    "baud_rate": 9600,
+    "host": "192.0.2.17",
+    "contexts": "https://models.example",
+    "dev_addr": "01020304",
+    "full": "300 mm",
+    "unit_id": 1,
+}
+_TEMPLATES = ("eastron/sdm120", "nova/sds011", "dragino/lse01")  # which need nothing more of their user
+_OWN = {"report", "calibrate", "entity"}  # they name points and attributes, which no example can know
+_INSTEAD = {"host": "port", "tls": "port", "bearer": "basic", "header": "basic", "oauth2": "basic"}
 MAX_LINE = 130
 _HEAD = f"""\
 # yaml-language-server: $schema=./{SCHEMA_FILE}
 ##
 ## The config of this box. `citygate check` finds every mistake in it, `citygate run` runs it.
 ## Lines with one # are settings as they are anyway, or examples: remove the # to use them.
+## Lines with ## are words, or settings that need names of yours or stand instead of others.
 ## Parts of it may live in files of their own in conf.d/; maps are merged by name.
 ## Secrets stay out of it: `!secret NAME` takes the text of the file secrets/NAME.
 """
@@ -54,34 +67,47 @@ def _listed(folder: Path) -> list[Path]:
         return []
 
 
-def commented(schema: Schema, *, gateway_id: str, city: str, found: Found) -> str:
+def commented(
+    schema: Schema,
+    *,
+    gateway_id: str,
+    city: str,
+    found: Found,
+    location: Sequence[float] | None = None,
+    buffer: str = "",
+) -> str:
     """The text of a config for this box.
 
     Args:
         schema: of the whole file, see `schema.file_schema`.
         gateway_id, city: the two values that have no default.
+        location: longitude and latitude, when they are known.
+        buffer: where readings are kept, when that is not the place of a service.
     """
     writer = _Writer(schema, found)
+    given: dict[str, Mapping[str, Any]] = {
+        "gateway": {"id": gateway_id, "city": city, "location": location},
+        "buffer": {"path": buffer},
+    }
     lines = [*_HEAD.splitlines(), "version: 1", "", "## This box."]
     lines += [
         "gateway:",
-        f"  id: {gateway_id}",
-        f"  city: {city}",
-        *writer.keys(("gateway",), 2, without=("id", "city")),
+        *writer.part_given("gateway", given["gateway"]),
     ]
     for part in schema["properties"]:
         if part not in ("version", "gateway", "links", "brokers"):
-            lines += ["", *writer.part(part)]
+            lines += ["", *writer.part(part, given.get(part, {}))]
     lines += ["", *writer.links(), "", *writer.brokers()]
     return "\n".join(lines) + "\n"
 
 
-def uncommented(text: str) -> str:
-    """The text with every setting switched on that is commented out."""
+def uncommented(text: str, *, all_of_it: bool = False) -> str:
+    """The text with every setting switched on that is commented out; `all_of_it`: also where there is a choice."""
+    text = re.sub(r"(?m)^##(?= {2,}\w+:)", "", text) if all_of_it else text
     return re.sub(r"(?m)^#(?!#| yaml-language-server)", "", text)
 
 
-_NAMES = {"devices": "my-device", "calibrate": "POINT", "report": "POINT", "attributes": "ATTRIBUTE"}
+_NAMES = {"calibrate": "POINT", "report": "POINT", "attributes": "ATTRIBUTE"}
 _AGAIN = {"more": "{}", "previous": "[]"}  # what is in them has the same keys again
 _ORDER = {"driver": -2, "template": -1, "location": 1, "report": 2, "calibrate": 3, "entity": 4, "devices": 5}
 _NO_PORT = "/dev/serial/by-id/usb-NAME"
@@ -94,10 +120,22 @@ class _Writer:
         self._definitions: Mapping[str, Schema] = schema.get("definitions", {})
         self._schema = schema
         self._found = found
+        self._device, self._devices = "my-device", 0
+        self._ports = itertools.chain(found.ports, (f"{_NO_PORT}-{number}" for number in itertools.count(1)))
 
-    def part(self, name: str) -> list[str]:
-        """A top-level part, all of it switched off."""
-        return [f"## {self._about(self._schema['properties'][name])}", f"#{name}:", *self.keys((name,), 2)]
+    def part(self, name: str, given: Mapping[str, Any]) -> list[str]:
+        """A top-level part, switched off but for what is given."""
+        off = "" if any(given.values()) else "#"
+        return [
+            f"## {self._about(self._schema['properties'][name])}",
+            f"{off}{name}:",
+            *self.part_given(name, given),
+        ]
+
+    def part_given(self, name: str, given: Mapping[str, Any]) -> list[str]:
+        """The keys of a top-level part: what is given, then all others switched off."""
+        on = {key: value for key, value in given.items() if value}
+        return [*(f"  {key}: {in_yaml(value)}" for key, value in on.items()), *self.keys((name,), 2, without=tuple(on))]
 
     def keys(self, path: tuple[str, ...], indent: int, without: tuple[str, ...] = ()) -> list[str]:
         """The keys of the map at a path, switched off."""
@@ -115,6 +153,7 @@ class _Writer:
         for shape in self._definitions["Link"]["allOf"]:
             driver = shape["if"]["properties"]["driver"]["const"]
             link = self._flat(shape["then"])
+            self._device = f"my-{driver}-device"
             lines += ["##", f"## {link['properties']['driver'].get('description') or driver}", f"#  my-{driver}:"]
             lines += [f"#{line}" for line in self._map(link, 4, (), frozenset(told))]
             told |= {"entity", "calibrate", "report"}
@@ -134,7 +173,9 @@ class _Writer:
         properties = schema.get("properties", {})
         for key in sorted(properties, key=lambda key: _ORDER.get(key, 0)):
             if key not in without and key not in told:
-                yield from self._key(key, properties[key], indent, told)
+                lines = self._key(key, properties[key], indent, told)
+                other = self._flat(properties.get(_INSTEAD.get(key, ""), {}))
+                yield from (f"#{line}" for line in lines) if key in _OWN or _is_choice(other) else lines
 
     def _key(self, key: str, child: Schema, indent: int, told: frozenset[str]) -> Iterator[str]:
         about, flat = self._about(child), self._flat(child)
@@ -147,7 +188,7 @@ class _Writer:
             yield from self._map(flat, indent + 2, (), told)
         elif inner.get("properties"):
             yield _line(indent, f"{key}:", about)
-            yield f"{' ' * (indent + 2)}{_NAMES.get(key, 'NAME')}:"
+            yield f"{' ' * (indent + 2)}{self._device if key == 'devices' else _NAMES.get(key, 'NAME')}:"
             yield from self._map(inner, indent + 4, (), told)
         else:
             value = f"!secret {key}" if flat.get("writeOnly") else in_yaml(self._example(key, child))
@@ -155,16 +196,21 @@ class _Writer:
 
     def _example(self, key: str, child: Schema) -> Any:
         schema = self._flat(child)
-        if key in _EXAMPLES:
+        if key == "dev_eui":
+            self._devices += 1
+            return f"{0x0123456789ABCDEF + self._devices:016x}"
+        if key in _EXAMPLES and not (key == "host" and schema.get("default")):
             return _EXAMPLES[key]
         if key == "port" and "serial" in str(schema.get("description", "")):
-            return self._found.ports[0] if self._found.ports else _NO_PORT
+            return next(self._ports)
         if key == "adapter" and self._found.adapters:
             return self._found.adapters[0]
         if schema.get("default") not in (None, "", [], {}):
             return schema["default"]
         if "const" in schema:
             return schema["const"]
+        if key == "template" and (known := [name for name in _TEMPLATES if name in schema.get("enum", ())]):
+            return known[0]
         if schema.get("examples"):
             return schema["examples"][0]
         hinted = re.search(r"e\.g\. ([^\s;,)]+)", str(schema.get("description", "")))
@@ -219,6 +265,11 @@ class _Writer:
 
 
 _TEXTS = ("mqtt://127.0.0.1:1883", "0123456789abcdef", "00:11:22:33:44:55", "0" * 32, "1")
+
+
+def _is_choice(other: Schema) -> bool:
+    """Whether what a key stands instead of is there: a port that is a path, a way to log in."""
+    return bool(other) and ("properties" in other or "integer" not in _kinds(other) or "anyOf" in other)
 
 
 def _kinds(schema: Schema) -> list[Any]:

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from gateway.config.loader import ASIDE
 from gateway.config.model import NAME, CityProfile, Config
-from gateway.sdk.config import DURATIONS_S, RATES_PER_S, SIZES_BYTES
+from gateway.sdk.config import in_words, units_of
 from gateway.sdk.driver import Driver
 from gateway.sdk.quantities import quantities, units
 
@@ -196,10 +196,9 @@ def _written(child: Schema) -> Schema:
     default = child.get("default")
     options = [child, *child.get("anyOf", ())]
     patterns = [option["pattern"] for option in options if "pattern" in option]
-    if isinstance(default, int | float) and not isinstance(default, bool) and patterns:
-        for table in (DURATIONS_S, SIZES_BYTES, RATES_PER_S):
-            if re.fullmatch(patterns[0], f"1 {next(iter(table))}".replace(" /", "/")):
-                child["default"] = in_words(default, table)
+    table = units_of(patterns[0]) if patterns else None
+    if table and isinstance(default, int | float) and not isinstance(default, bool):
+        child["default"] = in_words(default, table)
     misfit = child.get("type") == "string" and not isinstance(child.get("default"), str)
     if default is None or isinstance(default, dict) or misfit:
         child.pop("default", None)
@@ -208,18 +207,6 @@ def _written(child: Schema) -> Schema:
             for bound in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
                 option.pop(bound, None)
     return child
-
-
-def in_words(value: float, table: Mapping[str, float]) -> str:
-    """A duration, size or rate as one writes it, with the largest unit that keeps it whole: 900.0 -> `15 min`."""
-    whole = [unit for unit, factor in table.items() if abs(value / factor - round(value / factor)) < 1e-9]
-    best = max(
-        (unit for unit in whole if value >= table[unit]), key=lambda unit: table[unit], default=next(iter(table))
-    )
-    if value == 0 and "s" in table:
-        best = "s"
-    number = f"{value / table[best]:g}"
-    return f"{number}{best}" if best.startswith("/") else f"{number} {best}"
 
 
 def _loosened(node: Schema) -> Schema:

@@ -13,6 +13,7 @@ from gateway.config.validate import KeyPath, validate
 from gateway.intake import Intake, rules_of
 from gateway.sdk.driver import Driver, decoded
 from gateway.sdk.errors import FrameError, Problem
+from gateway.sdk.files import is_file, listed
 from gateway.sdk.quantities import quantities, unit_fits, units
 from gateway.sdk.reading import Reading, Value
 from gateway.sdk.template import Sample, Template
@@ -102,19 +103,16 @@ def _file(name: str, folders: tuple[Traversable, ...]) -> Traversable | None:
     if not (NAME.fullmatch(vendor) and NAME.fullmatch(model)):
         return None  # a template name is no path
     files = (folder.joinpath(vendor, f"{model}.yaml") for folder in folders)
-    return next((file for file in files if file.is_file()), None)
+    return next((file for file in files if is_file(file)), None)
 
 
 def template_names(folder: Traversable) -> list[str]:
     """`vendor/model` of all templates in a folder."""
-    if not folder.is_dir():
-        return []
-    vendors = [vendor for vendor in folder.iterdir() if vendor.is_dir()]
-    return sorted(f"{vendor.name}/{file.name[:-5]}" for vendor in vendors for file in yaml_files(vendor))
+    return sorted(f"{vendor.name}/{file.name[:-5]}" for vendor in listed(folder) for file in yaml_files(vendor))
 
 
 def yaml_files(folder: Traversable) -> list[Any]:
-    return [file for file in folder.iterdir() if file.name.endswith(".yaml")] if folder.is_dir() else []
+    return [file for file in listed(folder) if file.name.endswith(".yaml")]
 
 
 def _nothing() -> Map:

@@ -6,8 +6,9 @@ and `010` into false, 750 and 8.
 
 import io
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources.abc import Traversable
 from typing import Any
 
@@ -30,11 +31,13 @@ class Source:
     Attributes:
         lines: as they may be shown: a secret is hidden in them once it is known to be one.
         parsed: whether a tree could be made of it.
+        whole: whether its last line has an end.
     """
 
     name: str
     lines: list[str]
     parsed: bool = True
+    whole: bool = True
 
     def hide(self, place: "Place") -> None:
         """Dots in place of what stands there, at the same width; a block of several lines to its end."""
@@ -61,7 +64,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scalar:
-    """A text as written. `plain`: without quotes, so that it may mean a number; `tag`: `!secret`, else ""."""
+    """A text as written. `plain`: without quotes, so that it may mean a number; `tag`: `!secret` or a wrong one, else ""."""
 
     text: str
     place: Place
@@ -133,8 +136,19 @@ def read_tree(path: Traversable, problems: list[Problem]) -> Map:
     source = Source(str(path), [])
     try:
         text = _read_text(path, source)
-        source.lines = text.splitlines()
-        return _Builder(source, problems).build(text)
+    except Unreadable as error:
+        source.parsed = False
+        problems.append(error.problem)
+        return Map({}, Place(source, 1, 1))
+    return tree_of(text, source, problems)
+
+
+def tree_of(text: str, source: Source, problems: list[Problem]) -> Map:
+    """The tree of a text that is already there, as `read_tree` makes it."""
+    source.lines = re.split("\r\n|[\n\r\x85\u2028\u2029]", text.removesuffix("\n"))  # what ends a line in YAML
+    source.whole = not text or text.endswith("\n")
+    try:
+        return _Builder(source, problems).build(_without_odd_blanks(text, source, problems))
     except Unreadable as error:
         source.parsed = False
         problems.append(error.problem)
@@ -165,7 +179,51 @@ def _read_text(path: Traversable, source: Source) -> str:
         raise refuse("not-utf8", message, "save it as UTF-8", before.count(b"\n") + 1, column) from error
 
 
+# What looks like a blank or like nothing, and is a letter to YAML; it comes with text copied from web pages and chats.
+_ODD = "\u00a0\u00ad\u1680\u2000-\u200f\u202f\u205f\u2060\u3000\ufeff"
+_ODD_BLANK = re.compile(f"[{_ODD}]")
+_BEFORE_A_VALUE = re.compile(f"^[ \\t{_ODD}]*(?:[\\w./-]+[ {_ODD}]*:(?=[{_ODD}])[ {_ODD}]*)?")
+_NO_WIDTH = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
+_CONFLICT = re.compile(r"<{7} |>{7} |\|{7} |={7}$")
+
+
+def _without_odd_blanks(text: str, source: Source, problems: list[Problem]) -> str:
+    """The text with true blanks where others would spoil its structure, each line with them a problem; those inside of a
+    value are found later. Marks of a merge end the reading: both sides would be read."""
+    if conflict := next((n for n, line in enumerate(source.lines, 1) if line.startswith(("<<<<<<< ", ">>>>>>> "))), 0):
+        first = next(n for n, line in enumerate(source.lines, 1) if n == conflict or _CONFLICT.match(line))
+        message, remedy = (
+            "a mark of a merge that was not finished",
+            "keep one of the two sides, and no line of <, = or >",
+        )
+        problem = Problem("merge-conflict", (), message, remedy)
+        raise Unreadable(place_problem(problem, Place(source, first, 1, 7)))
+    if not _ODD_BLANK.search(text):
+        return text
+    lines = []
+    for number, line in enumerate(source.lines, 1):
+        head = match[0] if (match := _BEFORE_A_VALUE.match(line)) else ""
+        rest = line[len(head) :]
+        if rest[:1] != "#" and (odd := _ODD_BLANK.search(head)):
+            problems.append(place_problem(_odd_blank(odd[0]), Place(source, number, odd.start() + 1)))
+        head = _ODD_BLANK.sub(" ", _NO_WIDTH.sub("", head))
+        lines.append(head + rest)
+    return "\n".join(lines) + "\n"
+
+
+def _odd_blank(character: str, path: tuple[str, ...] = ()) -> Problem:
+    message = f"U+{ord(character):04X}, {unicodedata.name(character).lower()}: it looks like a blank or like nothing"
+    return Problem("odd-blank", path, message, "type it again here: copied text has such characters")
+
+
 _READ_REMEDY = "does it exist, and may this user read it? `citygate init` writes a new one"
+
+
+_QUOTES = "“”„«»‘’‚‹›"
+_JOINED = re.compile(r"( *(?:- +)?)([A-Za-z_][\w-]*):(?!//)([^\s:'\"{}\[\]#][^:#]*)")
+_IN_A_LINE = re.compile(r"([A-Za-z_][\w-]*):([^\s:]+)")
+NO_BLANK = "no blank after the colon, so this is a text"
+_AT_AN_END = re.compile(r"end of stream|<stream end>|expected ['\"]?[,\]}:]")
 
 
 class _NamedText(io.StringIO):
@@ -206,7 +264,14 @@ class _Builder:
         if root is None or (isinstance(root, Scalar) and not root.text and root.plain):
             return Map({}, Place(self._source, 1, 1))
         if not isinstance(root, Map):
-            raise Unreadable(self._problem("wrong-type", "the file must be a map of keys and values", root.place))
+            raise Unreadable(
+                self._problem(
+                    "wrong-type",
+                    "the file must be a map of keys and values",
+                    root.place,
+                    "`key: value` in each line; is it the right file?",
+                )
+            )
         return root
 
     def node(self, text: str) -> Node | None:
@@ -227,15 +292,59 @@ class _Builder:
 
     def _syntax(self, error: yaml.MarkedYAMLError, line: int, column: int) -> Problem:
         lines = self._source.lines
+        at_end = line > len(lines) or (not any(lines[line:]) and column > len(lines[line - 1]))
         if line > len(lines):  # the end of the file: point at its last line
             line, column = max(len(lines), 1), (len(lines[-1]) + 1 if lines else 1)
         place = Place(self._source, line, column)
-        if "\t" in (lines[line - 1] if lines else "")[: column + 1] and "cannot start any token" in str(error.problem):
+        problem = str(error.problem)
+        if "tab character" in problem or (
+            "\t" in (lines[line - 1] if lines else "")[: column + 1] and "cannot start any token" in problem
+        ):
             return self._problem("tab-character", "a tab where YAML wants spaces", place, "indent with spaces")
+        if joined := self._joined(line):
+            return joined
+        if at_end and (unfinished := self._unfinished(error, place)):
+            return unfinished
+        opened = error.context_mark
+        if opened and "flow" in str(error.context) and opened.line + 1 < line:
+            message = f"inside this bracket a comma is missing before line {line}, or its end"
+            place = Place(self._source, opened.line + 1, opened.column + 1)
+            return self._problem("yaml-syntax", message, place, "put a comma between its entries, or close it")
         context = f" {error.context}" if error.context else ""
         return self._problem(
             "yaml-syntax", f"{error.problem or 'not YAML'}{context}", place, _syntax_remedy(str(error.problem))
         )
+
+    def _joined(self, line: int) -> Problem | None:
+        """`unit_id:1` is a text to YAML, and what it complains about comes later."""
+        before = [number for number in range(line, 0, -1) if self._source.lines[number - 1].strip(" \t")][:2]
+        for number in before:
+            if match := _JOINED.fullmatch(self._source.lines[number - 1]):
+                place = Place(self._source, number, match.start(2) + 1, len(match[2]) + 1)
+                return self._problem("missing-blank", NO_BLANK, place, f"write {match[2]}: {match[3].strip()}")
+        return None
+
+    def _unfinished(self, error: yaml.MarkedYAMLError, end: Place) -> Problem | None:
+        """The end came too early: the file was cut off, or something is open since some line above."""
+        if not _AT_AN_END.search(str(error.problem)) or not error.context_mark:
+            return None
+        start, path = error.context_mark, self._path()
+        message = f"the file ends inside a {'quote' if 'quoted' in str(error.context) else 'bracket'}"
+        place = Place(self._source, start.line + 1, start.column + 1) if start.line + 1 < end.line else end
+        if found := self._found():
+            message += f"; found before: {found}"
+        remedy = "close what is open; was the file cut off on its way here?"
+        return place_problem(Problem("unfinished-file", path, message, remedy), place)
+
+    def _found(self) -> str:
+        """How many links, devices and brokers came before the end; "" for a file that has no such things."""
+        while self._stack:
+            frame = self._stack[-1]
+            if frame.key:
+                self._finish(Map({}, frame.place), None, 0)
+            self._close()
+        root = self._root
+        return counted(root) if isinstance(root, Map) and {"links", "brokers", "gateway"} & set(root.entries) else ""
 
     def _unprintable(self, text: str, error: yaml.YAMLError) -> Problem:
         found = re.search(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", text)
@@ -247,8 +356,10 @@ class _Builder:
         return self._problem("control-character", message, Place(self._source, line, column), "remove it")
 
     def _problem(self, code: str, message: str, place: Place, remedy: str = "") -> Problem:
-        path = tuple(frame.key[0] for frame in self._stack if frame.key)
-        return place_problem(Problem(code=code, path=path, message=message, remedy=remedy), place)
+        return place_problem(Problem(code=code, path=self._path(), message=message, remedy=remedy), place)
+
+    def _path(self) -> tuple[str, ...]:
+        return tuple(frame.key[0] for frame in self._stack if frame.key)
 
     def _place(self, event: Any, width: int | None = None) -> Place:
         start, end = event.start_mark, event.end_mark
@@ -298,8 +409,23 @@ class _Builder:
             self._merge(frame)
             node = Map(frame.entries, frame.place, tuple(frame.dropped))
         else:
-            node = Items(tuple(frame.items), frame.place)
+            node = Items(self._with_points(frame.items), frame.place)
         self._finish(node, frame.anchor, frame.nodes)
+
+    def _with_points(self, items: list[Node]) -> tuple[Node, ...]:
+        """`[9,159, 45,503]` as it was meant: two numbers."""
+        pairs = list(zip(items[::2], items[1::2], strict=False))
+        if len(items) != 4 or not all(_is_split(one, other) for one, other in pairs) or _is_split(items[1], items[2]):
+            return tuple(items)
+        return tuple(self._pointed(one, other) for one, other in pairs)
+
+    def _pointed(self, one: Node, other: Node) -> Node:
+        if not (isinstance(one, Scalar) and isinstance(other, Scalar)):
+            return one
+        meant, place = f"{one.text}.{other.text}", replace(one.place, width=one.place.width + other.place.width + 1)
+        message = f"{one.text},{other.text} is two values to YAML"
+        self._problems.append(self._problem("decimal-comma", message, place, f"write {meant}"))
+        return Scalar(meant, place)
 
     def _merge(self, frame: _Open) -> None:
         for node, place in frame.merged:  # explicit keys win, then the earlier of several
@@ -313,11 +439,15 @@ class _Builder:
     def _scalar(self, event: Any) -> None:
         place = self._place(event)
         plain = event.style is None or (event.style == "" and event.implicit[0])
+        if plain and event.value:
+            event.value = self._typed(event.value, place)
+            self._check_tabs(event, place)
         tag = ""
         if event.tag == "!secret":
             tag, plain = event.tag, False
         else:
             self._check_tag(event, place)
+            tag = (event.tag or "").removeprefix("!") and event.tag
         frame = self._stack[-1] if self._stack else None
         if frame and frame.is_map and frame.key is None:
             if event.anchor:
@@ -325,6 +455,33 @@ class _Builder:
             self._key(frame, event.value, place)
             return
         self._finish(Scalar(event.value, place, plain, tag), event.anchor, 1)
+
+    def _typed(self, value: str, place: Place) -> str:
+        """A plain text as it was meant: without what only looks like blanks and quotes, each a problem."""
+        if odd := _ODD_BLANK.search(value):
+            line = self._source.lines[place.line - 1]
+            at = line.find(odd[0], place.column - 1) if place.lines == 1 else -1
+            place = replace(place, column=at + 1, width=1) if at >= 0 else place
+            self._problems.append(place_problem(_odd_blank(odd[0], self._path()), place))
+            value = _ODD_BLANK.sub(" ", _NO_WIDTH.sub("", value)).strip()
+        if value[:1] in _QUOTES:
+            message = f"{value[0]} is a letter and no quote to YAML"
+            self._problems.append(self._problem("odd-quote", message, place, """write " or ' on both sides"""))
+            value = value[1:].rstrip(_QUOTES).strip()
+        return value
+
+    def _check_tabs(self, event: Any, place: Place) -> None:
+        """Some readers take a tab beside a value, and others refuse the file."""
+        line = self._source.lines[place.line - 1] if place.line <= len(self._source.lines) else ""
+        first, last = event.start_mark.column, event.end_mark.column if place.lines == 1 else len(line)
+        while first and line[first - 1] in " \t":
+            first -= 1
+        last += len(line[last:]) - len(line[last:].lstrip(" \t"))
+        tab = line.find("\t", first, last)
+        if tab >= 0:
+            problem = self._problem("tab-character", "a tab beside a value: other readers of YAML refuse it",
+                                    replace(place, column=tab + 1, width=1), "write a blank, or nothing at a line's end")  # fmt: skip
+            self._problems.append(replace(problem, severity="warning"))
 
     def _key(self, frame: _Open, key: str, place: Place) -> None:
         frame.key = (key, place)
@@ -335,6 +492,15 @@ class _Builder:
                 "duplicate-key", f"{key} stands here a second time", place, f"the first is in line {first.key.line}"
             )
             self._problems.append(problem)
+
+    def _parted(self, match: re.Match[str], place: Place, frame: _Open) -> tuple[str, Scalar]:
+        """`{unit_id:1}` as it was meant."""
+        key, text = match.groups()
+        if "/" in key or key in frame.entries or place.lines > 1:
+            return match[0], Scalar("", place)
+        frame.key = key, place
+        self._problems.append(self._problem("missing-blank", NO_BLANK, place, f"write {key}: {text}"))
+        return key, Scalar(text, replace(place, column=place.column + len(key) + 1, width=len(text)))
 
     def _alias(self, event: Any) -> None:
         place = self._place(event)
@@ -362,10 +528,22 @@ class _Builder:
             frame.items.append(node)
         elif frame.key is None:
             where = place or node.place
+            if self._source.lines[where.line - 1].startswith("{{", where.column - 2):
+                remedy = "fill the template in first, or put the text into quotes"
+                raise Unreadable(self._problem("wrong-key", "{{ … }} was not filled in", where, remedy))
             self._problems.append(self._problem("wrong-key", "a key must be a text", where))
             frame.key, frame.skip = ("?", where), True
         else:
             key, key_place = frame.key
+            last = next(reversed(frame.entries), "")
+            if isinstance(node, Scalar) and not node.text and last:
+                number = Scalar(key, key_place)
+                if _is_split(frame.entries[last].node, number):  # `{gain: 1,02}`
+                    frame.key = last, frame.entries[last].key
+                    key_place, node = frame.key[1], self._pointed(frame.entries[last].node, number)
+                    key, frame.skip = last, False
+            if isinstance(node, Scalar) and not node.text and node.plain and (match := _IN_A_LINE.fullmatch(key)):
+                key, node = self._parted(match, key_place, frame)
             frame.key = None
             if frame.skip:
                 frame.dropped.append((key, Entry(key_place, node)))
@@ -373,6 +551,14 @@ class _Builder:
                 frame.merged.append((node, key_place))
             else:
                 frame.entries[key] = Entry(key_place, node)
+
+
+def _is_split(one: Node, other: Node) -> bool:
+    """Whether two whole numbers stand at both sides of a comma without a blank."""
+    if not (isinstance(one, Scalar) and isinstance(other, Scalar)) or not (one.plain and other.plain):
+        return False
+    near = one.place.line == other.place.line and one.place.column + one.place.width + 1 == other.place.column
+    return near and bool(re.fullmatch(r"[-+]?[0-9]+", one.text)) and bool(re.fullmatch(r"[0-9]+", other.text))
 
 
 def _syntax_remedy(problem: str) -> str:
@@ -529,3 +715,17 @@ def find(root: Node, location: tuple[str | int, ...]) -> Found:
         path.append(part)
         missing = None
     return Found(tuple(path), node, key, missing)
+
+
+def counted(root: Map) -> str:
+    """`2 links, 7 devices, 1 broker`."""
+    links = root.get("links")
+    brokers = root.get("brokers")
+    nodes = [entry.node for entry in links.entries.values()] if isinstance(links, Map) else []
+    devices = [its for node in nodes if isinstance(node, Map) and isinstance(its := node.get("devices"), Map)]
+    numbers = {
+        "link": len(nodes),
+        "device": sum(len(its.entries) for its in devices),
+        "broker": len(brokers.entries) if isinstance(brokers, Map) else 0,
+    }
+    return ", ".join(f"{number or 'no'} {word}{'' if number == 1 else 's'}" for word, number in numbers.items())

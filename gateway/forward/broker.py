@@ -125,6 +125,7 @@ class Traffic:
         batch: entities a request, as learned; may be set before the first request to what was learned before.
         faults: requests that no broker answered, or that it failed at: it may have been restarted.
         warning: what status must say although it works, "" for nothing.
+        waits: for what a request waits before it goes out, "" for nothing.
         before: awaited before each request that sends values, with the number of readings that these were made of.
         contexts: those that the broker cannot fetch now.
     """
@@ -134,6 +135,7 @@ class Traffic:
     received_bytes: int = 0
     batch: int = 0
     warning: str = ""
+    waits: str = ""
     faults: int = 0
     contexts: Contexts = field(default_factory=Contexts, compare=False)
     before: Callable[[int], Awaitable[None]] | None = None
@@ -371,12 +373,15 @@ class Accepted:
     """The newest `observedAt` that a broker holds of each attribute: what keeps its state from running backwards.
 
     Except one that lies in the future by now: a clock ran ahead, ours or another's, and was set back.
+
+    Args:
+        first: what it held when an earlier forwarder of this run first asked.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, first: Mapping[str, Mapping[str, datetime]] | None = None) -> None:
         self._clock = clock
         self._times: dict[str, dict[str, datetime]] = {}
-        self._first: dict[str, Mapping[str, datetime]] = {}
+        self._first: dict[str, Mapping[str, datetime]] = dict(first or {})
 
     def knows(self, entity_id: str) -> bool:
         """Whether anything was noted of this entity since it was last doubted."""
@@ -399,6 +404,11 @@ class Accepted:
     def first(self, entity_id: str) -> Mapping[str, datetime] | None:
         """What it held when it was first asked in this run: what is newer it had never got as state; None: not asked."""
         return self._first.get(entity_id)
+
+    @property
+    def firsts(self) -> Mapping[str, Mapping[str, datetime]]:
+        """The same of every entity that was asked for."""
+        return self._first
 
     def doubt(self, entity_id: str) -> None:
         """A request may have been carried out: ask the broker before the next one."""

@@ -21,7 +21,7 @@ from gateway.forward.settings import ForwardSettings
 from gateway.forward.standing import Standing
 from gateway.forward.state_lane import StateLane
 from gateway.forward.statics import Statics, statics_of
-from gateway.forward.updates import Sent
+from gateway.forward.updates import Sent, Told, instant
 from gateway.forward.usage import Usage
 from gateway.forward.verdicts import Shared
 from gateway.forward.ways import Common, Greeting, Way
@@ -77,7 +77,11 @@ class Log(Source, Protocol):
 
 
 class Forwarder:
-    """Forwards to one broker. `run` never returns and raises only for our own bugs."""
+    """Forwards to one broker. `run` never returns and raises only for our own bugs.
+
+    Args:
+        before: what an earlier one told the same broker in this run.
+    """
 
     def __init__(
         self,
@@ -91,6 +95,7 @@ class Forwarder:
         settings: ForwardSettings | None = None,
         recipes: Recipes = lambda device: (),
         rng: random.Random | None = None,
+        before: Told | None = None,
     ) -> None:
         settings = settings or ForwardSettings()
         broker = self._statics = Statics(name, broker, statics_of(mappings), log=log, clock=clock)
@@ -113,14 +118,21 @@ class Forwarder:
             feeds=feeds,
             aside=Aside(name, log.held, clock, every_s=settings.gather_s, contexts=contexts),
             clock=clock,
-            accepted=Accepted(clock),
-            sent=Sent(),
+            accepted=Accepted(clock, None if before is None else before.first),
+            sent=Sent() if before is None else before.sent,
             streak=Streak(len(self._devices)),
         )
         self._common = Common(
             name=name,
             of=of,
-            state=StateLane(broker, feeds, accepted=of.accepted, sent=of.sent, clock=clock),
+            state=StateLane(
+                broker,
+                feeds,
+                accepted=of.accepted,
+                sent=of.sent,
+                clock=clock,
+                doubted=None if before is None else before.doubted,
+            ),
             log=log,
             settings=settings,
             pace=Pace(clock, settings.rate_per_s),
@@ -163,6 +175,13 @@ class Forwarder:
                 await self._note()
             await self._broker.close()
 
+    def told(self) -> Told | None:
+        """What the next one is to know, when this one has ended; None when that is not all that was sent as current."""
+        of = self._shared
+        if not self._log.first_seq or not self._way.end():  # numbers are still to change, as the file is not open
+            return None
+        return Told(of.sent, self._common.state.doubted, of.accepted.firsts)
+
     async def _note(self) -> None:
         await self._common.usage.note(self._way.kept_mode)
         await self._statics.note()
@@ -171,6 +190,7 @@ class Forwarder:
         """One step; whatever the broker does wrong ends in a wait."""
         if self._clock.monotonic_s() >= self._show_due_s:
             self.show()
+        part_fault = self._way.fault
         try:
             await self._ask_time()
             contexts = self._broker.traffic.contexts
@@ -181,7 +201,7 @@ class Forwarder:
             came = await self._step()
             if came is not None and not isinstance(came, Outcome):
                 await self._go_on(came)
-                return
+                came = None
         except BrokerUnavailable as fault:
             came = Outcome(fault=fault)
         except LogError as error:  # shown by the log's own status; what it holds is tried again
@@ -190,6 +210,8 @@ class Forwarder:
             return
         if came is not None:
             await self._judge(came)
+        elif part_fault is not None:
+            self._part_works()
 
     async def _step(self) -> Outcome | Way | None:
         probing, mode = self._common.probing, self._way.mode
@@ -207,6 +229,11 @@ class Forwarder:
             self._health.history = way.mode or ""
             await self._common.usage.note(way.kept_mode)
         if was.mode is None:
+            self._up()
+
+    def _part_works(self) -> None:
+        """What failed of the history does no longer, although nothing was sent."""
+        if self._way.fault is None and self._breaker.closed and not self._shared.streak.config_fault:
             self._up()
 
     async def _ask_time(self) -> None:
@@ -270,4 +297,8 @@ class Forwarder:
         if counts is not None:
             health.late, health.skipped, health.unseen = counts.late, counts.skipped, counts.unseen
             health.backlog += counts.unknown  # read, but nobody knows yet whether the city has it
+            oldest = None if counts.unknown_us is None else instant(counts.unknown_us)
+            health.oldest_unsent_at = min(filter(None, (health.oldest_unsent_at, oldest)), default=None)
+        if health.state == BrokerState.STARTING:
+            health.reason = traffic.waits
         health.records = common.recording.shown if self._way.mode == "temporal" else ""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from gateway.sdk.errors import BrokerUnavailable
@@ -17,6 +18,11 @@ class Turns:
     def __init__(self, within_s: float = TURN_WITHIN_S) -> None:
         self._lock = asyncio.Lock()
         self._within_s = within_s
+
+    @property
+    def taken(self) -> bool:
+        """Whether another one is at it."""
+        return self._lock.locked()
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -38,6 +44,19 @@ class Turns:
             self._lock.release()
 
 
+def place_of(url: str) -> tuple[str, int | None, str]:
+    """Host, port and path of an address; two spellings of one place are equal, as far as that can be told without asking."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    with contextlib.suppress(ValueError):
+        host = ip_address(host).compressed
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return _LOOPBACK.get(host, host), port, parts.path.rstrip("/")
+
+
+_LOOPBACK = {"::1": "localhost", "127.0.0.1": "localhost"}
+
+
 class Greetings:
     """The turns at each address, for all brokers of one box."""
 
@@ -46,6 +65,5 @@ class Greetings:
 
     def of(self, url: str) -> Turns:
         """Those of the host and port of an address."""
-        parts = urlsplit(url)
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-        return self._turns.setdefault(((parts.hostname or "").lower(), port), Turns())
+        host, port, _ = place_of(url)
+        return self._turns.setdefault((host, port), Turns())

@@ -15,6 +15,7 @@ from gateway.forward.updates import UNKNOWN, Feed, Fits, Good, Mark, Update, ins
 from gateway.forward.verdicts import LaneCounts, Shared, Taken
 from gateway.forward.verify import Unseen, points_in, without
 from gateway.harmonise.entity import Entity
+from gateway.sdk.errors import BrokerUnavailable
 
 LATE = "older than what the broker holds, and it has no temporal API"
 
@@ -240,6 +241,7 @@ class PastLane:
         """What was done since the start."""
         if self._unseen is not None:
             self._taken.counts.unknown = self._unseen.unknown
+            self._taken.counts.unknown_us = self._unseen.unknown_us
         return self._taken.counts
 
     def hand_over(self, to: Taken) -> None:
@@ -247,6 +249,12 @@ class PastLane:
         for update in self._unseen.take_all() if self._unseen is not None else ():
             self._taken.put_last(update)
         to.take_over(self._taken)
+
+    def note_sent(self) -> None:
+        """It ends here: what waits to be seen, the next one is to know as sent."""
+        for update in self._unseen.known() if self._unseen is not None else ():
+            for _, time_us, number in update.readings.values():
+                self._of.sent.note(update.entity_id, number, time_us)
 
     async def look(self) -> bool:
         """Look, when it is time, at what the history shows of what was accepted; whether it was.
@@ -256,14 +264,22 @@ class PastLane:
         """
         if self._unseen is None or not self._unseen.due():
             return False
-        forgotten = await self._unseen.look()
-        self.counts.unseen = self._unseen.given_up
+        try:
+            await self._goes_again(await self._unseen.look())
+        except BrokerUnavailable:
+            await self._goes_again(self._unseen.overdue())
+            raise
+        return True
+
+    async def _goes_again(self, forgotten: Sequence[Update]) -> None:
+        """The rest of what was looked for is done with, or waits on."""
+        if self._unseen is not None:
+            self.counts.unseen = self._unseen.given_up
         self._taken.put_first(forgotten)
         entities = {update.entity_id for update in forgotten}
         self._doubtful |= entities  # it may have come there meanwhile
         self._taken.sort(entities)
         await self.settle()
-        return True
 
     @property
     def of_earlier_run(self) -> bool:

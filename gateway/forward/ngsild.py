@@ -48,6 +48,7 @@ WAITS = "waits for its @context, which the broker cannot fetch"
 LAST_N = 1000  # instances of an attribute in one answer
 ORION_REMEDY = "ask the city for the address of its NGSI-LD broker (Orion-LD, Scorpio, Stellio) and put it into url"
 IDENTIFIED_WITHIN_S = 5.0
+WAITS_FOR_TURN = "waits for its turn: another tenant of this broker is being made"
 IDENTITY_AGAIN_S = 600.0  # a product is not asked for its name more often; one without a name each time it is probed
 _UNREADABLE = frozenset({403, 405, 501})  # to a read: the broker works, we may not, or it cannot
 _MEMBERS = frozenset({"id", "type", "@context"})
@@ -398,8 +399,15 @@ class NgsiLdBroker:
         """One write; the first of a tenant that may not be there yet makes it: patiently, and one at an address."""
         if self._there:
             return await self._request("POST", path, query=query, body=body, context=context)
-        async with self._turns.turn():
-            answer = await self._request("POST", path, query=query, body=body, context=context, patience_s=PATIENCE_S)
+        self.traffic.waits = WAITS_FOR_TURN if self._turns.taken else ""
+        try:
+            async with self._turns.turn():
+                self.traffic.waits = ""
+                answer = await self._request(
+                    "POST", path, query=query, body=body, context=context, patience_s=PATIENCE_S
+                )
+        finally:
+            self.traffic.waits = ""
         self._there = answer.by_broker and answer.status < 300
         return answer
 

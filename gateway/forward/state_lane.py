@@ -1,6 +1,6 @@
 """The state lane: what is true now, every linger, from the last values. It never reads the log and never moves the cursor."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from datetime import datetime
 
@@ -19,9 +19,19 @@ class StateLane:
 
     Args:
         accepted, sent: shared with the history lane.
+        doubted: by entity, series and times that an earlier lane sent without an answer.
     """
 
-    def __init__(self, broker: Broker, feeds: Feeds, *, accepted: Accepted, sent: Sent, clock: Clock) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        feeds: Feeds,
+        *,
+        accepted: Accepted,
+        sent: Sent,
+        clock: Clock,
+        doubted: Mapping[str, Set[tuple[int, int]]] | None = None,
+    ) -> None:
         self._broker = broker
         self._feeds = feeds
         self._accepted = accepted
@@ -33,9 +43,15 @@ class StateLane:
         self._feed: dict[Key, Feed] = {}
         self._ahead: dict[tuple[Key, int], int] = {}  # time of a newest value that lies in the future
         self._unreadable: set[str] = set()  # entities whose state at the broker cannot be asked
-        self._doubted: dict[str, set[tuple[int, int]]] = {}  # entity -> series, time that may have been taken
+        # entity -> series, time that may have been taken
+        self._doubted = {entity_id: set(points) for entity_id, points in (doubted or {}).items()}
         self._not_before_s: dict[str, float] = {}  # entity -> monotonic time of its next try
         self.cut = False  # the last sweep left out what did not fit
+
+    @property
+    def doubted(self) -> Mapping[str, Set[tuple[int, int]]]:
+        """By entity, series and times of which it is not known whether the broker took them."""
+        return self._doubted
 
     def changed(self) -> bool:
         """Whether something is to be sent now."""
@@ -114,6 +130,9 @@ class StateLane:
         await self._read_back(due)
         batch = self._newest([update for update in map(self._guarded, due) if update is not None])
         faults = self._broker.traffic.faults
+        for update in batch:  # a reload may end this before the answer
+            points = {(number, time_us) for _, time_us, number in update.readings.values()}
+            self._doubted.setdefault(update.entity_id, set()).update(points)
         outcome = await self._broker.state(_merged(batch)) if batch else Outcome()
         mark = self._sent.mark(faults if self._broker.traffic.faults == faults else None)
         for update in batch:
@@ -248,6 +267,8 @@ class StateLane:
 
     def _settle(self, update: Update, outcome: Outcome, mark: Mark) -> None:
         entity = update.entity
+        if entity.id not in outcome.doubtful:
+            self._doubted.pop(entity.id, None)
         if entity.id in outcome.accepted:
             self._not_before_s.pop(entity.id, None)
             self._accepted.note(entity.id, observed(entity))
@@ -258,8 +279,6 @@ class StateLane:
             return
         if entity.id in outcome.doubtful:
             self._accepted.doubt(entity.id)
-            points = {(number, time_us) for _, time_us, number in update.readings.values()}
-            self._doubted.setdefault(entity.id, set()).update(points)
         if entity.id in outcome.absent:
             self._accepted.doubt(entity.id)
         if outcome.fault is None:

@@ -128,6 +128,9 @@ class Transport:
         await self._way.close()
 
 
+URL_REMEDY = "is the url right? It ends before /ngsi-ld/v1; nothing is lost meanwhile, it is tried again by itself"
+
+
 def fault_of(answer: Answer, *, wrote: bool = False) -> BrokerUnavailable:
     """What to raise for an answer that blames no entity. What somebody on the way says of a write may have been carried out behind."""
     if answer.status in (401, 403, 407):
@@ -138,7 +141,7 @@ def fault_of(answer: Answer, *, wrote: bool = False) -> BrokerUnavailable:
     if wrote and answer.problem is None and (answer.status < 300 or answer.status == 408 or answer.status >= 500):
         return InDoubt(answer.reason, retry_after_s=wait_s)
     if answer.status in (404, 405, 501):
-        return NotOffered(answer.reason, retry_after_s=wait_s)
+        return NotOffered(answer.reason, retry_after_s=wait_s, remedy="" if answer.by_broker else URL_REMEDY)
     return BrokerUnavailable(answer.reason, retry_after_s=wait_s)
 
 

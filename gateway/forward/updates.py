@@ -183,3 +183,18 @@ class Sent:
 
 
 _NONE: tuple[list[int], list[Mark]] = [], []
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a broker was told as current by a forwarder that has ended: the next one of this run goes on from there.
+
+    Attributes:
+        sent: what the broker accepted, and what is not settled yet of it.
+        doubted: by entity, series and times that it may have accepted.
+        first: by entity, what it held when it was first asked.
+    """
+
+    sent: Sent
+    doubted: MappingOf[str, AbstractSet[tuple[int, int]]]
+    first: MappingOf[str, MappingOf[str, datetime]]

@@ -24,6 +24,7 @@ class LaneCounts:
     skipped: int = 0  # not sent: latest-only
     unseen: int = 0  # points that were accepted and never seen in the history
     unknown: int = 0  # points of an earlier run that wait, as it may have sent them
+    unknown_us: int | None = None  # time of the oldest of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -115,7 +115,7 @@ class Unseen:
         self._oldest_holds = True
         self._up_s = 0.0  # the broker was there so long
         self._looked_at_s = clock.monotonic_s()
-        self._faults = broker.traffic.faults
+        self._faults, self._requests = broker.traffic.faults, broker.traffic.requests  # by the last look
         self._next_s = 0.0  # on the clock of presence, like all below
         self._wait_s = settings.look_s
         self._asked_s: float | None = None  # when a look was answered
@@ -134,6 +134,14 @@ class Unseen:
     def unknown(self) -> int:
         """Points that wait of which nobody knows whether they were ever accepted."""
         return self._points[False]
+
+    @property
+    def unknown_us(self) -> int | None:
+        """Time of the oldest of those; None when there are none."""
+        if not self.unknown:
+            return None
+        firsts = (next((item.update for item in of.items if not item.known), None) for of in self._of.values())
+        return min((update.newest_us for update in firsts if update is not None), default=None)
 
     @property
     def sure(self) -> bool:
@@ -197,6 +205,10 @@ class Unseen:
             while len(self._went) > WENT:
                 del self._went[next(iter(self._went))]
 
+    def known(self) -> list[Update]:
+        """What was accepted and waits."""
+        return [item.update for of in self._of.values() for item in of.items if item.known]
+
     def take_all(self) -> list[Update]:
         """Nobody looks any more; returns those of which nothing is known."""
         items = [item for of in self._of.values() for item in of.items]
@@ -219,13 +231,14 @@ class Unseen:
 
     def due(self) -> bool:
         """Whether it is time for a look at the history. Time counts only while the broker is there."""
-        now_s, faults = self._clock.monotonic_s(), self._broker.traffic.faults
-        if faults == self._faults:
+        now_s, traffic = self._clock.monotonic_s(), self._broker.traffic
+        faults, requests = traffic.faults - self._faults, traffic.requests - self._requests
+        if faults < requests or not faults:  # who fails at some of it is there
             self._up_s += now_s - self._looked_at_s
-        else:  # soon
+        if faults:  # soon
             self._wait_s = self._settings.look_s
             self._next_s = min(self._next_s, self._up_s + self._wait_s)
-        self._looked_at_s, self._faults = now_s, faults
+        self._looked_at_s, self._faults, self._requests = now_s, traffic.faults, traffic.requests
         if self._up_s < self._next_s:
             return False
         if self._stretch_due() is None and not self._look_due() and not self._doubles_due():
@@ -304,7 +317,11 @@ class Unseen:
             return []
         except ReadRefused:
             self._next_s = self._up_s + PATIENCE * self._settings.look_s
-            return self._expired(list(self._of.values()))
+            return self.overdue()
+
+    def overdue(self) -> list[Update]:
+        """What waited too long is given up, or returned as it is to be sent: a history that cannot be read holds nothing for ever."""
+        return self._expired(list(self._of.values()))
 
     async def _look_at(self, some: Sequence[_Of]) -> list[Update]:
         if not some:

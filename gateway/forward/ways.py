@@ -58,6 +58,8 @@ class Way(Protocol):
     def counts(self) -> LaneCounts | None: ...
     @property
     def fault(self) -> BrokerUnavailable | None: ...
+    def end(self) -> bool:
+        """It takes no more turns: what it sent as current is among what was sent; whether that is all of it."""
 
     async def turn(self) -> "Outcome | Way | None":
         """One step: what became of a request, or the way to go on by; None when there is nothing to say.
@@ -205,6 +207,9 @@ class Greeting:
         self._common = common
         self._lane: InOrderLane | None = None
 
+    def end(self) -> bool:
+        return self._lane is None  # else one of its requests may be without an answer
+
     async def turn(self) -> "Outcome | Way | None":
         common, wanted = self._common, self._common.settings.history
         try:
@@ -259,6 +264,9 @@ class InOrder:
     @property
     def counts(self) -> LaneCounts:
         return self._lane.counts
+
+    def end(self) -> bool:
+        return False  # of what is sent in order nothing is noted
 
     async def turn(self) -> "Outcome | Way | None":
         common, lane = self._common, self._lane
@@ -356,6 +364,10 @@ class TwoLanes:
     def fault(self) -> BrokerUnavailable | None:
         """Why the past cannot be sent, or else not be looked at."""
         return self._faults.get(self._breaker) or self._faults.get(self._looks)
+
+    def end(self) -> bool:
+        self._lane.note_sent()
+        return True
 
     async def turn(self) -> "Outcome | Way | None":
         common, lane = self._common, self._lane

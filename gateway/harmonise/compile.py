@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from gateway.config.model import CityProfile
 from gateway.harmonise.entity import Attribute
 from gateway.harmonise.values import Conversion, Converted, Mismatch, Source, checked_constant, conversion
-from gateway.models.catalogue import DEFAULT_VOCABULARY, AttributeSpec, Catalogue, EntityType, Kind, catalogue
+from gateway.models.catalogue import DEFAULT_VOCABULARY, AttributeSpec, Catalogue, EntityType, Kind, catalogue, near
 from gateway.models.rules import is_uri
 from gateway.sdk.config import Calibration, DeviceConfig
 from gateway.sdk.errors import Problem
@@ -592,7 +592,7 @@ class _Table:
         for name, value in profile.static.items():
             yield name, value, (), True
         for name, value in (self.rule.static if self.rule else {}).items():
-            yield name, value, (), False
+            yield name, value, (), True
         for name, value in self.entity.static.items():
             yield name, value, ("static", name), False
 
@@ -614,8 +614,21 @@ class _Table:
         except Mismatch as fault:
             self.report(fault.code, where, fault.message, fault.remedy)
             return None
+        if self._unknown_members(spec, value, where):
+            return None
         measured = type(value) in (int, float) and spec.unit not in ("", "C62")
         return Attribute(kind, value, spec.unit if measured else "")
+
+    def _unknown_members(self, spec: AttributeSpec, value: Any, where: Path) -> bool:
+        unknown = (
+            [name for name in value if name not in spec.members] if isinstance(value, dict) and spec.members else []
+        )
+        for name in unknown:
+            likely = near(name, spec.members)
+            remedy = f"did you mean {likely}?" if likely else f"members: {', '.join(spec.members)}"
+            place = (*where, name) if where else where
+            self.report("mapping-attribute", place, f"{spec.name} has no member {name}", remedy, at="key")
+        return bool(unknown)
 
     def _targets(self, spec: AttributeSpec, value: Any) -> Any:
         wanted = value if isinstance(value, list) else [value]

@@ -16,6 +16,11 @@ Row = tuple[tuple[str, ...], Mapping[str, Any]]
 LINK_COUNTERS = {"restarts": "Times the link was restarted"}
 DEVICE_TIMES = {"last_good_at": "When the device was last good", "last_set_at": "When the device was last heard"}
 DEVICE_COUNTERS = {"sets": "Sets of readings", "readings": "Readings", "bad": "Readings without a good value"}
+GONE_GAUGES = {
+    "backlog": ("backlog_readings", "Readings owed to a broker that is no longer in the config"),
+    "later": ("held_later", "Pieces held for it for a later try"),
+    "dead": ("held_dead", "Pieces that it refused for good"),
+}
 BROKER_GAUGES = {
     "backlog": ("backlog_readings", "Readings owed to the broker"),
     "later": ("held_later", "Pieces (readings of one device for one entity) held for a later try"),
@@ -81,6 +86,8 @@ class _Status(Collector):
         yield from _gauges("citygate_broker", ("broker",), BROKER_GAUGES, broker_rows)
         yield from _times("citygate_broker", ("broker",), BROKER_TIMES, broker_rows)
         yield from _counters("citygate_broker", ("broker",), BROKER_COUNTERS, broker_rows)
+        gone: list[Row] = [((name,), its) for name, its in self._status.get("log", {}).get("gone", {}).items()]
+        yield from _gauges("citygate_gone_broker", ("broker",), GONE_GAUGES, gone)
         yield from _plain("citygate_log", self._status.get("log", {}))
 
 

@@ -15,6 +15,7 @@ from gateway.log.isolate import Unwritable
 from gateway.log.lanes import Lanes
 from gateway.log.opening import Opening
 from gateway.log.pending import Pending, as_called
+from gateway.log.places import between, stretches
 from gateway.log.points import Points
 from gateway.log.receipts import Receipts
 from gateway.log.recipes import Recipes
@@ -327,6 +328,7 @@ class Committer:
         """Whether all that was to be written is."""
         # driver state never goes before its set: a source that sends again what was not durable would be refused it
         entries = list(self._head.entries) if sets or self._pending.states else []
+        self._lanes.note_known()
         self._recipes.forget_settled(self._lanes.cursors)
         self._carried = carried = self._pending.taken()
         in_doubt, self._condition.in_doubt = self._condition.in_doubt, True
@@ -364,21 +366,24 @@ class Committer:
         batch = self._batch(entries, carried)
         if housekeeping:
             self._points.keep_house(batch, max_age_s=self._settings.max_age_s)
-        places = self._lanes.places()
-        retention = Retention(self._settings.max_age_s, self._settings.keep_s, places)
+        places, ends = self._lanes.places(), self._lanes.ends()
+        retention = Retention(self._settings.max_age_s, self._settings.keep_s, places, ends)
 
         def work(store: Store) -> tuple[Committed, Unwritable | None]:
             self._file.still_there(store)
-            return isolate.commit(store, batch, retention, places, in_doubt=in_doubt)
+            return isolate.commit(store, batch, retention, places, ends, in_doubt=in_doubt)
 
         return await self._file.job(work)
 
     def _batch(self, entries: Sequence[Entry], carried: Pending) -> Batch:
         cursors = self._lanes.cursors
+        owed = stretches(self._lanes.places(), self._lanes.ends())
         return Batch(
             entries=entries,
             series=carried.series,
             cursors={name: cursors[name] for name in carried.cursors if name in cursors},
+            consumers={name: known for name in carried.consumers if (known := self._lanes.known.get(name)) is not None},
+            renamed=carried.renamed,
             forget=[name for name in carried.forget if name not in cursors],  # one may have come back
             stateless=carried.stateless,
             states=carried.states,
@@ -387,8 +392,9 @@ class Committer:
             held=carried.held,
             boots=carried.boots,
             gaps=carried.gaps,
-            settled=self._lanes.settled(),
-            prune=self._settings.keep_s == 0,
+            settled=owed[0][0],
+            free=between(owed),
+            prune=self._settings.keep_s == 0 and not self._settings.leave_foreign,
             now_us=microseconds(self._clock.now()),
         )
 
@@ -434,7 +440,7 @@ class Committer:
         except TypeError:
             count = 0
         now_us = microseconds(self._clock.now())
-        self._count(Gap(now_us, now_us, now_us, count, isolate.REASON, dict.fromkeys(self._lanes.places(), count)))
+        self.count(Gap(now_us, now_us, now_us, count, isolate.REASON, dict.fromkeys(self._lanes.names(), count)))
         self._condition.note_unwritable(f"a set of {device}: {type(error).__name__}: {error}")
         return seq
 
@@ -444,8 +450,9 @@ class Committer:
             return
         first, last = entries[0].seq, entries[-1].seq
         self._lanes.given_up(first, last)
-        gap = isolate.lost(list(entries), microseconds(self._clock.now()), self._lanes.places())
-        self._count(replace(gap, reason="memory"))
+        now_us = microseconds(self._clock.now())
+        gap = isolate.lost(list(entries), now_us, self._lanes.places(), self._lanes.ends())
+        self.count(replace(gap, reason="memory"))
         self._receipts.give_up(first, last, "refused the set and memory is full")
 
     def _set_apart(self, entries: list[Entry], found: Unwritable) -> list[Entry]:
@@ -461,7 +468,7 @@ class Committer:
             self._condition.note_gaps([found.gap])
         return [entry for entry in entries if entry.seq not in gone]
 
-    def _count(self, gap: Gap) -> None:
+    def count(self, gap: Gap) -> None:
         """A gap record for the next commit."""
         self._pending.add_gap(gap)
         self._condition.note_gaps([gap])

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import structlog
 
-from gateway.log.held import DROPPED, PURGED
+from gateway.log.held import DROPPED, WANTED
 from gateway.log.refusal import KEPT, Refusal
 from gateway.log.salvage import Report
 from gateway.log.store import Gap
@@ -77,7 +77,7 @@ class Condition:
         self.gaps += gaps
         del self.gaps[:-_GAPS_KEPT]
         reason = gaps[-1].reason
-        if reason == PURGED:  # somebody wanted it
+        if reason in WANTED:  # a person did it
             return
         self._dropped_s = self._clock.monotonic_s()
         if reason != self._dropping:
@@ -142,7 +142,7 @@ class Condition:
 
     def given_up(self, consumer: str) -> int:
         """Readings that bounds of size, age, memory and of what is held took from a consumer; purged ones not."""
-        return sum(gap.owed.get(consumer, 0) for gap in self.gaps if gap.reason != PURGED)
+        return sum(gap.owed.get(consumer, 0) for gap in self.gaps if gap.reason not in WANTED)
 
     def shown(self, *, held_back: bool) -> dict[str, Any]:
         """State, reason, remedy, and since when; `held_back`: readings wait for their time to be confirmed."""

@@ -40,6 +40,7 @@ class Console:
     async def status(self, _: Mapping[str, Any]) -> dict[str, Any]:
         """The log's status, what was given up, what is held, how the points did in the last 24 hours."""
         log = self._log
+        await log.counted()
         pieces = log.held.pieces()
         return {
             **(status := log.status()),
@@ -160,12 +161,14 @@ class Console:
         }
 
     async def forget(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Forget the cursor of a `consumer` (a broker) that is no longer in the config."""
-        name = _name(given, "consumer")
-        if not name or not await self._log.forget(name):
-            removed = ", ".join(self._log.status()["removed_consumers"]) or "none"
-            raise CitygateError(f"no cursor of a removed broker {name}; there are: {removed}")
-        return {"forgotten": name}
+        """Give up all that a `consumer` (a broker) is owed that is no longer in the config: `{forgotten, readings, held}`."""
+        name = _name(given, "consumer") or ""
+        await self._log.counted()
+        owed = self._log.gone_consumers().get(name, {"backlog": 0, "later": 0, "dead": 0})
+        if not await self._log.forget(name):
+            gone = ", ".join(self._log.gone_consumers()) or "none"
+            raise CitygateError(f"no broker {name} that was removed from the config; there are: {gone}")
+        return {"forgotten": name, "readings": owed["backlog"], "held": owed["later"] + owed["dead"]}
 
 
 def _piece(piece: HeldPiece) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import fcntl
 import os
 import sqlite3
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -217,6 +217,21 @@ def _must_be_a_file(path: Path) -> None:
     if not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "no file"
         raise Refusal(f"{path} is {what}", f"give buffer.path the name of a file; {KEPT}")
+
+
+@contextlib.contextmanager
+def held_lock(path: Path) -> Iterator[None]:
+    """This log is nobody else's for so long.
+
+    Raises:
+        LogError: a daemon has it.
+    """
+    lock = _lock(path)
+    try:
+        yield
+    finally:
+        if lock >= 0:
+            os.close(lock)
 
 
 def _lock(path: Path) -> int:

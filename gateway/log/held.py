@@ -17,6 +17,8 @@ MAX_BYTES: Final = 16 * 2**20
 MAX_REASON: Final = 1000  # characters; what a broker says can be a page
 DROPPED: Final = "held"  # reasons in gap records: the table was full, or somebody said so
 PURGED: Final = "purged"
+FORGOTTEN: Final = "forgotten"  # with the place of a removed broker
+WANTED: Final = frozenset({PURGED, FORGOTTEN})
 _ROW_BYTES: Final = 200  # what a piece costs beside its readings
 T = TypeVar("T")
 
@@ -187,6 +189,17 @@ class Held:
     async def purge(self, pieces: Sequence[int], at: datetime) -> int:
         """Give them up, counted in a gap record. Returns how many there were."""
         return await self._give_up(pieces, microseconds(at), PURGED)
+
+    async def forget(self, broker: str, at: datetime) -> int:
+        """Give up all that is held for a removed one, counted in a gap record. Returns how many pieces there were."""
+        pieces = [row.id for row in self._rows.values() if row.broker == broker]
+        return await self._give_up(pieces, microseconds(at), FORGOTTEN) if pieces else 0
+
+    def renamed(self, old: str, new: str) -> None:
+        """A broker has another name from now on; in the file with the next commit."""
+        self._rows = {
+            number: replace(row, broker=new) if row.broker == old else row for number, row in self._rows.items()
+        }
 
     async def _give_up(self, pieces: Sequence[int], at_us: int, reason: str) -> int:
         async with self._one_at_a_time:

@@ -7,12 +7,13 @@ from typing import Any, Final
 from gateway.log.boots import Boot
 from gateway.log.refusal import of_the_file
 from gateway.log.segment import EPOCH, Entry, Stamp, microseconds
-from gateway.log.store import Batch, Committed, Gap, Store
+from gateway.log.store import Batch, Committed, Gap, Known, Store
 from gateway.sdk.reading import Reading
 
 REASON: Final = "unwritable"
 _SHOWN: Final = 3
-_MAPPINGS: Final = ("series", "cursors", "states", "statistics")
+_NO_ENDS: Final[Mapping[str, int]] = {}
+_MAPPINGS: Final = ("series", "cursors", "consumers", "states", "statistics")
 _LISTS: Final = ("forget", "boots", "gaps", "entries", "last_values")
 
 
@@ -30,6 +31,7 @@ class Unwritable:
     series: list[int] = field(default_factory=list)
     states: list[tuple[str, str]] = field(default_factory=list)
     cursors: list[str] = field(default_factory=list)
+    consumers: list[str] = field(default_factory=list)
     statistics: list[int] = field(default_factory=list)
     boots: list[Boot] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
@@ -49,6 +51,7 @@ _WORDS: Final = {
     "series": "names of points",
     "states": "driver states",
     "cursors": "places of brokers",
+    "consumers": "notes on brokers",
     "statistics": "hours of statistics",
     "boots": "boots",
     "gaps": "gap records",
@@ -61,6 +64,7 @@ def commit(
     batch: Batch,
     retain: Callable[[Store, Batch, int], list[Gap]],
     cursors: Mapping[str, int],
+    ends: Mapping[str, int] = _NO_ENDS,
     *,
     in_doubt: bool,
 ) -> tuple[Committed, Unwritable | None]:
@@ -68,6 +72,7 @@ def commit(
 
     Args:
         cursors: consumer -> settled up to.
+        ends: what a removed one of them is owed ends here.
     """
     try:
         return store.commit(batch, retain, in_doubt=in_doubt), None
@@ -79,7 +84,7 @@ def commit(
         found = unwritable(store, batch)
         if found is None:
             raise
-    found.gap = lost(found.entries, batch.now_us, cursors)
+    found.gap = lost(found.entries, batch.now_us, cursors, ends)
     rest = _without(batch, found)
     return store.commit(rest, retain, in_doubt=in_doubt), found
 
@@ -104,10 +109,13 @@ def unwritable(store: Store, batch: Batch) -> Unwritable | None:
     return found
 
 
-def lost(entries: list[Entry], now_us: int, cursors: Mapping[str, int]) -> Gap:
+def lost(entries: list[Entry], now_us: int, cursors: Mapping[str, int], ends: Mapping[str, int] = _NO_ENDS) -> Gap:
     """The gap record of sets that cannot be written."""
     times = [time_us for entry in entries for reading in entry.readings if (time_us := _time_us(reading)) is not None]
-    owed = {name: sum(len(e.readings) for e in entries if e.seq > cursor) for name, cursor in cursors.items()}
+    owed = {
+        name: sum(len(e.readings) for e in entries if cursor < e.seq <= ends.get(name, e.seq))
+        for name, cursor in cursors.items()
+    }
     readings = sum(len(entry.readings) for entry in entries)
     return Gap(now_us, min(times, default=None), max(times, default=None), readings, REASON, owed)
 
@@ -143,6 +151,7 @@ def _plain(batch: Batch) -> Batch:
         entries=[entry] if batch.entries else (),
         series={1: ("", "")},
         cursors={"": 0},
+        consumers={"": Known()},
         forget=[""],
         boots=[Boot(0, "")],
         states={("", ""): b""},

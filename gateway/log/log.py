@@ -22,13 +22,13 @@ from gateway.log.committer import Committer
 from gateway.log.condition import Condition
 from gateway.log.file import File, real
 from gateway.log.head import Head
-from gateway.log.held import Held
+from gateway.log.held import FORGOTTEN, Held
 from gateway.log.lanes import Consumer, Lanes
 from gateway.log.pending import Pending
 from gateway.log.points import Points
 from gateway.log.receipts import Receipts, SetReceipt
 from gateway.log.recipes import Devices, Recipes
-from gateway.log.segment import Columns, Entry, Series, TimeState
+from gateway.log.segment import Columns, Entry, Series, TimeState, microseconds
 from gateway.log.settings import LogSettings
 from gateway.log.stamps import FUTURE, WEAK, Stamps
 from gateway.log.store import Connection, Gap
@@ -82,7 +82,8 @@ class Log:
             condition=condition,
         )
         # the arrows that go back
-        receipts.settled = lanes.settled
+        receipts.settled = lanes.done
+        lanes.renamed = self.held.renamed
         receipts.wanted = stamps.learned_anew = self._committer.start
         file.made_anew = self._committer.made_anew
         self._adopting: asyncio.Task[None] | None = None
@@ -94,7 +95,7 @@ class Log:
         settings: LogSettings,
         *,
         clock: Clock,
-        consumers: Sequence[Consumer],
+        consumers: Sequence[Consumer] | None,
         devices: Devices | None = None,
         connect: Callable[[Path], Connection] | None = None,
     ) -> "Log":
@@ -105,6 +106,7 @@ class Log:
         or that of a newer citygate, is set aside as it is.
 
         Args:
+            consumers: of the config; None: nobody knows, so that nobody is taken for removed.
             devices: what the config makes of the devices that the file knows; None: a command that only looks has none.
             connect: opens the database, for tests.
 
@@ -197,7 +199,7 @@ class Log:
     # Consumers
 
     async def set_consumers(self, consumers: Sequence[Consumer], devices: Devices | None = None) -> None:
-        """The config has changed: who reads from now on. One that is gone holds nothing back and keeps its cursor.
+        """The config has changed: who reads from now on. One that is gone keeps its place and what it is owed by now.
 
         Args:
             devices: what the new config makes of the devices that are known; None: nothing.
@@ -244,15 +246,49 @@ class Log:
         return self._condition.given_up(consumer)
 
     async def forget(self, consumer: str) -> bool:
-        """Forget the cursor of a consumer that is no longer configured; False when there is none.
+        """Give up all that a consumer is owed that is no longer configured, and its place; False when there is neither.
+
+        What is given up is counted in a gap record.
 
         Raises:
-            LogError: it is still configured.
+            LogError: it is still configured; or the card refuses: it is forgotten with the commit that succeeds.
         """
-        if not self._lanes.forget(consumer):
-            return False
-        await self.commit()
-        return True
+        lane = self._lanes.gone(consumer)
+        if lane is not None:
+            newest_us = None
+            with contextlib.suppress(LogError):
+                newest_us = await self._file.job(lambda store: store.newest_in(lane.cursor, lane.upto))
+            if consumer in self._lanes.names():  # it came back meanwhile
+                return False
+            if self._lanes.gone(consumer) is not lane:
+                return await self.forget(consumer)
+            self._count_forgotten(consumer, newest_us)
+            self._lanes.forget(consumer)
+            self._points.clear_state(f"broker {consumer}")
+            await self.commit()
+        return bool(await self.held.forget(consumer, self._clock.now())) or lane is not None
+
+    def _count_forgotten(self, consumer: str, newest_us: int | None) -> None:
+        readings, oldest = self._lanes.backlog(consumer)
+        if readings:
+            now_us = microseconds(self._clock.now())
+            first_us = None if oldest is None else microseconds(oldest)
+            last_us = max(newest_us or now_us, first_us or 0)
+            gap = Gap(now_us, first_us, last_us, readings, FORGOTTEN, {consumer: readings})
+            self._committer.count(gap)
+
+    async def counted(self) -> None:
+        """What is owed is known from here on."""
+        await self._lanes.counted()
+
+    def gone_consumers(self) -> dict[str, dict[str, Any]]:
+        """Consumers that are no longer configured -> what they are still owed, in the log and held."""
+        owed = self._lanes.status_of_gone()
+        for piece in self.held.pieces():
+            if piece.broker not in owed and piece.broker not in self._lanes.there():
+                owed[piece.broker] = {"backlog": 0, "oldest_unsent_at": None}
+        counts = {name: self.held.count(name) for name in owed}
+        return {name: {**its, "later": counts[name][0], "dead": counts[name][1]} for name, its in sorted(owed.items())}
 
     # Devices that are gone
 
@@ -337,6 +373,7 @@ class Log:
             "consumers": self._lanes.status(),
             "removed_consumers": self._lanes.removed(),
             "gone_devices": self._recipes.gone(self._lanes.cursors),
+            "gone": self.gone_consumers(),
             "writer_busy_s": round(self._file.writer.busy_s(), 3),
         }
 

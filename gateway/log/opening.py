@@ -82,7 +82,8 @@ class Opening:
         self._condition.gaps = [*loaded.gaps, *self._pending.gaps]
         head.stored_last = loaded.last
         self._recipes.look()
-        await self._lanes.take_places(loaded.cursors, known=known, salvaged=report.settled if report else None)
+        settled = report.settled if report else None
+        await self._lanes.take_places(loaded.cursors, loaded.consumers, known=known, salvaged=settled)
         self._condition.failure = ""
         self._stamps.learn()
         if report is not None:
@@ -94,6 +95,7 @@ class Opening:
         self._points.owe_all()
         self._recipes.owe_all()
         pending.cursors.update(self._lanes.cursors)
+        pending.consumers.update(self._lanes.known)
         pending.boots += self._stamps.boots.rows()
         self._condition.gaps = [*gaps, *pending.gaps]
         self._held.take([as_called(row, pending.held) for row in held])

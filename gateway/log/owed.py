@@ -45,6 +45,8 @@ class Owed:
 
     def columns(self, columns: Columns) -> None:
         """Sets of the file, in order."""
+        if not columns.seq:
+            return
         good = Quality.GOOD
         count = sum(
             1

@@ -17,6 +17,8 @@ class Pending:
     Attributes:
         series: names of new points, by number.
         cursors: consumers whose cursor moved.
+        consumers: of whom else something is to be known.
+        renamed: old name -> new name of consumers.
         forget: consumers whose cursor goes.
         stateless: devices whose driver states went to another name.
         states: driver states, the oldest of them since `states_since_s`.
@@ -29,6 +31,8 @@ class Pending:
 
     series: dict[int, tuple[str, str]] = field(default_factory=dict)
     cursors: set[str] = field(default_factory=set)
+    consumers: set[str] = field(default_factory=set)
+    renamed: dict[str, str] = field(default_factory=dict)
     forget: list[str] = field(default_factory=list)
     stateless: list[str] = field(default_factory=list)
     states: dict[tuple[str, str], bytes] = field(default_factory=dict)
@@ -56,6 +60,8 @@ class Pending:
         """A commit failed: what it carried is for the next one."""
         self.series = {**carried.series, **self.series}
         self.cursors |= carried.cursors
+        self.consumers |= carried.consumers
+        self.renamed = {**carried.renamed, **self.renamed}
         self.forget = carried.forget + self.forget
         if carried.states:
             self.states_since_s = carried.states_since_s

@@ -31,9 +31,9 @@ from gateway.log.segment import (
     microseconds,
     read_header,
 )
-from gateway.log.store import PAGE_BYTES, RECORD_MAGIC, Gap, Store, read_record, sync_folder
+from gateway.log.store import APPLICATION_ID, PAGE_BYTES, RECORD_MAGIC, Gap, Store, read_record, sync_folder
 
-_SQLITE: Final = b"SQLite format 3\0"
+_APPLICATION: Final = slice(68, 72)  # where a database says whose it is
 _ASIDE_KEPT: Final = 2
 _CHUNK: Final = 200
 _MAYBE_INT: Final = (int, type(None))
@@ -43,11 +43,13 @@ _TYPES: Final[dict[str, tuple[Any, ...]]] = {
     "state": (str, str, bytes),
     "newer_state": (int, str, str, bytes),
     "held": (int, str, str, str, str, int, int, int, _MAYBE_INT, int, bytes),
+    "consumer": (str, str, int),
     "gap": (int, int, _MAYBE_INT, _MAYBE_INT, int, str, str),
     "statistic": (int, bytes),
     "recipe": (str, str, bytes),
     "moved": (int, str),
 }
+_YOUNG: Final = ("consumer", "hole")  # tables that a file of an older format has not
 
 
 @dataclass(slots=True)
@@ -93,7 +95,7 @@ def ours(path: Path) -> bool:
     """Whether a file that SQLite refuses is a damaged log, and not something else that must not be touched."""
     with path.open("rb") as file:
         start = file.read(4096)
-    if start.startswith(_SQLITE) or not start.strip(b"\0"):
+    if start[_APPLICATION] == APPLICATION_ID.to_bytes(4) or not start.strip(b"\0"):
         return True
     found = _Found()
     _carve(path, found)
@@ -117,7 +119,7 @@ def salvage(
     """
     if not ours(path):
         raise NotOurs(f"{path} is not a citygate log")
-    aside = _free_name(path, "damaged", at)
+    aside = free_name(path, "damaged", at)
     report = Report(aside)
     found = _read(path, report)
     found.layouts = {layout.id: layout for layout in layouts} | found.layouts
@@ -137,7 +139,7 @@ def salvage(
 
 def put_aside(path: Path, error: NotOurs, at: datetime) -> Report:
     """Move a file that is not ours out of the way, its journals with it; it is never deleted by us."""
-    aside = _free_name(path, error.kind, at)
+    aside = free_name(path, error.kind, at)
     for end in ("", "-wal", "-journal"):
         if (file := path.with_name(path.name + end)).exists():
             file.rename(aside.with_name(aside.name + end))
@@ -203,7 +205,7 @@ def _without_copy(
 
 def _make_way(store: Store, path: Path, at: datetime) -> None:
     """What lies at the path and is not the open file is set aside, its journal with it."""
-    aside = _free_name(path, "replaced", at)
+    aside = free_name(path, "replaced", at)
     for end in ("", "-wal"):
         file = path.with_name(path.name + end)
         if store.is_open_file(end):
@@ -214,7 +216,7 @@ def _make_way(store: Store, path: Path, at: datetime) -> None:
     sync_folder(path.parent)
 
 
-def _free_name(path: Path, kind: str, at: datetime) -> Path:
+def free_name(path: Path, kind: str, at: datetime) -> Path:
     name = f"{path.name}.{kind}-{at:%Y%m%dT%H%M%S}"
     return next(p for n in count() if not (p := path.with_name(f"{name}-{n}")).exists())
 
@@ -257,9 +259,9 @@ def _set_aside(path: Path) -> list[Path]:
 
 def _forget_old(path: Path, newest: Path) -> None:
     """Keep the newest files set aside, and room for the log itself: a card that goes bad must not fill itself."""
-    files = sorted(_set_aside(path))
+    older = sorted(file for file in _set_aside(path) if file != newest)  # by names: the clock may have gone back since
     free = shutil.disk_usage(path.parent).free
-    for file in files[:-_ASIDE_KEPT] + (files[-_ASIDE_KEPT:-1] if free < newest.stat().st_size else []):
+    for file in older if free < newest.stat().st_size else older[: 1 - _ASIDE_KEPT]:
         _remove(file)
 
 
@@ -288,6 +290,8 @@ def _read_tables(path: Path, found: _Found, report: Report) -> None:
             "state",
             "newer_state",
             "held",
+            "consumer",
+            "hole",
             "gap",
             "statistic",
             "recipe",
@@ -315,7 +319,7 @@ def _rows(db: sqlite3.Connection, sql: str, table: str, report: Report | None) -
         for row in db.execute(sql):
             rows.append(row)
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        if report is not None:
+        if report is not None and not (table in _YOUNG and str(error).startswith("no such table")):
             report.lost.append(f"table {table} after {len(rows)} rows: {error}")
     return rows
 
@@ -375,11 +379,13 @@ def _write(store: Store, found: _Found, report: Report, at: datetime, *, keeps: 
 
 def _count_lost(store: Store, found: _Found, report: Report, at: datetime) -> None:
     """A gap record of what was not found, as far as the running totals tell; 0 readings: not known how many."""
-    lost, before = 0, None
+    lost, before, after = 0, None, 0
+    holes = [row for row in found.rows.get("hole", []) if _fits(row, (int, int, int))]
     for number, total in found.stored:
         if number not in found.segments and before is not None:
-            lost += max(0, total - before)
-        before = total
+            removed = sum(readings for first, _, readings in holes if after < first < number)
+            lost += max(0, total - before - removed)
+        before, after = total, number
     if lost:
         report.lost.append(f"{lost} readings")
     with store.transaction():

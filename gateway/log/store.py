@@ -40,6 +40,7 @@ _STARTS_KEPT: Final = 1000
 _BOOTS_KEPT: Final = 1000
 _GAPS_KEPT: Final = 1000
 _GAP_US: Final = 3_600_000_000
+_END: Final = 1 << 62  # above every number
 _RESERVE_PAGES: Final = 24  # for what one transaction may need beside the sets
 
 # One step per version of the format; a step runs in one transaction with its `user_version`.
@@ -67,6 +68,8 @@ MIGRATIONS: Final = (
     CREATE TABLE newer_state(id INTEGER PRIMARY KEY, device TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL)
     """,
     """
+    CREATE TABLE consumer(name TEXT PRIMARY KEY, body TEXT NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE hole(first INTEGER PRIMARY KEY, last INTEGER NOT NULL, readings INTEGER NOT NULL);
     CREATE TABLE recipe(device TEXT, broker TEXT, body BLOB NOT NULL, PRIMARY KEY(device, broker)) WITHOUT ROWID;
     CREATE TABLE moved(series INTEGER PRIMARY KEY, device TEXT NOT NULL)
     """,
@@ -95,7 +98,7 @@ class Gap:
 
     Attributes:
         from_us, to_us: times of the oldest and newest of them, as far as known.
-        reason: size, age, memory (card refused), damage, unwritable, held, purged.
+        reason: size, age, memory (card refused), damage, unwritable, held, purged, forgotten.
         owed: consumer -> how many of them it had not settled.
     """
 
@@ -124,6 +127,19 @@ class HeldRow:
     size_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the file knows of a consumer beside its place.
+
+    Attributes:
+        upto: it is no longer in the config, and is owed nothing above this; None: it is in the config.
+        takes: numbers of the points that it is to be sent; None: everything counts as owed.
+    """
+
+    upto: int | None = None
+    takes: frozenset[int] | None = None
+
+
 @dataclass(slots=True)
 class Batch:
     """What one commit writes, together or not at all.
@@ -132,6 +148,8 @@ class Batch:
         entries: sets, ascending.
         series: new names, as id -> (device, point).
         cursors: consumer -> settled up to.
+        consumers: what else is to be known of them.
+        renamed: old name -> new name of consumers: what is held for them goes along.
         forget: consumers whose cursors go.
         stateless: devices whose driver states go; before those of `states` are written.
         states: (device, key) -> value of driver state.
@@ -144,6 +162,7 @@ class Batch:
         statistics: hour number -> blob.
         statistics_from: hours before this one go.
         settled: every consumer is done with all up to here.
+        free: stretches above it (after, up to) that nobody is owed either, since it pins what a removed one is owed.
         prune: those segments may go.
         now_us: wall time.
     """
@@ -151,6 +170,8 @@ class Batch:
     entries: Sequence[Entry] = ()
     series: Mapping[int, tuple[str, str]] = field(default_factory=dict)
     cursors: Mapping[str, int] = field(default_factory=dict)
+    consumers: Mapping[str, Known] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
     forget: Sequence[str] = ()
     stateless: Sequence[str] = ()
     states: Mapping[tuple[str, str], bytes] = field(default_factory=dict)
@@ -164,6 +185,7 @@ class Batch:
     statistics_from: int = 0
     gaps: Sequence[Gap] = ()
     settled: int = 0
+    free: Sequence[tuple[int, int]] = ()
     prune: bool = False
     now_us: int = 0
 
@@ -193,6 +215,7 @@ class Loaded:
     boot: int
     series: dict[int, tuple[str, str]]
     cursors: dict[str, int]
+    consumers: dict[str, Known]
     states: dict[tuple[str, str], bytes]
     recipes: dict[tuple[str, str], bytes]
     last: int
@@ -334,8 +357,9 @@ class Store:
             boot = Boot(max((b.id for b in boots), default=0) + 1, boot_name)
             boots.append(boot)
         newest = self._db.execute("SELECT id, span, total, body FROM segment ORDER BY id DESC LIMIT 1").fetchone()
-        first, span, self.total, _ = _typed(newest, (int, int, int, bytes)) if newest else (0, 0, 0, b"")
+        first, span, total, _ = _typed(newest, (int, int, int, bytes)) if newest else (0, 0, 0, b"")
         last = first + span
+        self.total = total + self._removed(first)
         start = self._take_start(boot, max([last, *cursors.values()]) >> 32, at_us)
         saved = self._load_last_values()
         newest_us = max((b.offset_us + b.up_us for b in boots if b.offset_us is not None), default=0)
@@ -346,6 +370,7 @@ class Store:
             boot=boot.id,
             series=series,
             cursors=cursors,
+            consumers=self._load_consumers(),
             states=self._load_states(),
             recipes=self._load_recipes(),
             last=last,
@@ -392,6 +417,11 @@ class Store:
             for name, seq, crc in self._db.execute("SELECT consumer, seq, crc FROM cursor")
             if crc == _cursor_crc(name, seq)
         }
+
+    def _load_consumers(self) -> dict[str, Known]:
+        """Of a damaged row nothing is known: rather too much is owed to that consumer than too little."""
+        rows = self._db.execute("SELECT name, body, crc FROM consumer").fetchall()
+        return {name: _known_of(body) for name, body, crc in rows if crc == _consumer_crc(name, body)}
 
     def _load_boots(self) -> list[Boot]:
         none = type(None)
@@ -499,7 +529,8 @@ class Store:
         row = self._db.execute("SELECT id, span, total FROM segment ORDER BY id DESC LIMIT 1").fetchone()
         if row is None:
             return entries
-        first, span, self.total = _typed(row, (int, int, int))
+        first, span, total = _typed(row, (int, int, int))
+        self.total = total + self._removed(first)
         return [entry for entry in entries if entry.seq > first + span]
 
     def _write(
@@ -512,7 +543,7 @@ class Store:
         """Write a batch within a transaction, fill `done`; returns how many states are appended then."""
         db = self._db
         if batch.prune:
-            done.more = self._prune(batch.settled)
+            done.more = self._prune(batch.settled, batch.free)
         bodies = [
             (group, encode(group, self.layouts, sealed_us=batch.now_us, settled=batch.settled))
             for group in _groups(entries)
@@ -573,6 +604,14 @@ class Store:
 
     def _put_cursors(self, batch: Batch) -> None:
         self._db.executemany("DELETE FROM cursor WHERE consumer = ?", [(name,) for name in batch.forget])
+        self._db.executemany("DELETE FROM consumer WHERE name = ?", [(name,) for name in batch.forget])
+        self._db.executemany(
+            "UPDATE held SET broker = ? WHERE broker = ?", [(new, old) for old, new in batch.renamed.items()]
+        )
+        self._db.executemany(
+            "INSERT OR REPLACE INTO consumer VALUES(?, ?, ?)",
+            [(n, body := _known_body(its), _consumer_crc(n, body)) for n, its in batch.consumers.items()],
+        )
         self._db.executemany(
             "INSERT OR REPLACE INTO cursor VALUES(?, ?, ?)",
             [(name, seq, _cursor_crc(name, seq)) for name, seq in batch.cursors.items()],
@@ -639,14 +678,18 @@ class Store:
         )
         return True
 
-    def _prune(self, settled: int) -> bool:
+    def _prune(self, settled: int, free: Sequence[tuple[int, int]] = ()) -> bool:
         """Delete segments that everybody is done with, oldest first; True when there may be more."""
-        deleted = self._db.execute(
-            "DELETE FROM segment WHERE id IN"
-            " (SELECT id FROM segment WHERE id <= ? AND id + span <= ? ORDER BY id LIMIT ?)",
-            (settled, settled, _PRUNE_CHUNK),
-        ).rowcount
-        return bool(deleted == _PRUNE_CHUNK)
+        more = False
+        for after, upto in ((-1, settled), *free):
+            rows = self._db.execute(
+                "SELECT id, id + span FROM segment WHERE id > ? AND id <= ? AND id + span <= ? ORDER BY id LIMIT ?",
+                (after, upto, upto, _PRUNE_CHUNK),
+            ).fetchall()
+            if rows:
+                self.drop(rows[0][0], rows[-1][1])
+            more |= len(rows) == _PRUNE_CHUNK
+        return more
 
     # Retention's tools; to be used within a transaction
 
@@ -676,12 +719,49 @@ class Store:
             before = total
         return found
 
+    def between(self, after: int, upto: int, limit: int) -> list[tuple[int, int, Header | None]]:
+        """The oldest segments that lie whole between two numbers as (first, last number, header); no header when damaged."""
+        rows = self._db.execute(
+            "SELECT id, id + span, body FROM segment WHERE id > ? AND id <= ? AND id + span <= ? ORDER BY id LIMIT ?",
+            (after, upto, upto, limit),
+        ).fetchall()
+        return [
+            (first, last, _header_of(body)) for first, last, body in (_typed(row, (int, int, bytes)) for row in rows)
+        ]
+
+    def drop(self, first: int, last: int) -> None:
+        """Delete the segments from one to another; a hole is noted where some that came before are still needed."""
+        [(before,)] = self._db.execute("SELECT EXISTS(SELECT 1 FROM segment WHERE id < ?)", (first,)).fetchall()
+        readings = self.owed_in(first - 1, last) if before else 0
+        self._db.execute("DELETE FROM segment WHERE id BETWEEN ? AND ?", (first, last))
+        if not before:
+            self._close_holes()
+            return
+        widened = self._db.execute(
+            "UPDATE hole SET last = ?, readings = readings + ? WHERE first = (SELECT max(first) FROM hole WHERE first < ?)"
+            " AND NOT EXISTS(SELECT 1 FROM segment WHERE id BETWEEN hole.first AND ?)",
+            (last, readings, first, first),
+        ).rowcount
+        if not widened:
+            self._db.execute("INSERT OR REPLACE INTO hole VALUES(?, ?, ?)", (first, last, readings))
+
+    def _close_holes(self) -> None:
+        """Before the oldest segment there is no hole."""
+        self._db.execute("DELETE FROM hole WHERE first < (SELECT coalesce(min(id), ?) FROM segment)", (_END,))
+
+    def _removed(self, after: int, before: int = _END) -> int:
+        """Readings in the holes between two segments."""
+        [(readings,)] = self._db.execute(
+            "SELECT coalesce(sum(readings), 0) FROM hole WHERE first > ? AND first < ?", (after, before)
+        ).fetchall()
+        return int(readings)
+
     def owed_in(self, after: int, upto: int) -> int:
-        """Readings stored above `after`, up to and including `upto`, a segment's end."""
+        """Readings stored above `after`, up to and including `upto`."""
         return max(0, self._total_at(upto) - self._total_at(after)) if after < upto else 0
 
     def _total_at(self, seq: int) -> int:
-        """Readings ever stored in sets up to and including `seq`, the lost ones counted too."""
+        """Readings ever stored in sets up to and including `seq`, the lost ones counted too, those of holes not."""
         row = self._db.execute(
             "SELECT span, id, total, body FROM segment WHERE id <= ? ORDER BY id DESC LIMIT 1", (seq,)
         ).fetchone()
@@ -689,6 +769,7 @@ class Store:
             first = self._db.execute("SELECT total, body FROM segment ORDER BY id LIMIT 1").fetchone()
             return self._before(*_typed(first, (int, bytes))) if first else self.total
         span, number, total, body = _typed(row, (int, int, int, bytes))
+        total -= self._removed(-1, number)
         if number + span <= seq:
             return int(total)
         columns = Columns(0)
@@ -708,6 +789,7 @@ class Store:
     def delete_upto(self, last: int) -> None:
         """Give up the segments up to and including the one that ends with `last`."""
         self._db.execute("DELETE FROM segment WHERE id <= ?", (last,))
+        self._close_holes()
 
     # Reading
 
@@ -722,7 +804,7 @@ class Store:
         """
         columns = Columns(after)
         now_us = self.now_us()
-        total: int | None = None
+        total, before = None, 0
         for number, body, after_it in self.bodies(after):
             start = len(columns.seq)
             try:
@@ -732,9 +814,13 @@ class Store:
                 header = decode(body, self.layouts, columns, after=after)
             except DamagedSegment as error:
                 raise _damage(str(error)) from error
-            if header.first != number or (total is not None and total + header.readings != after_it):
+            if header.first != number or (
+                total is not None
+                and total + header.readings != after_it
+                and total + self._removed(before, number) + header.readings != after_it
+            ):
                 raise _damage(f"segment {number} does not follow the one before it")
-            total = after_it
+            total, before = after_it, number
             self.boots.correct(columns, start, header.stamp, now_us, header.sealed_us)
             if len(columns.seq) >= max_readings:
                 break
@@ -755,12 +841,20 @@ class Store:
             if number + span > after:
                 yield number, body, total
 
-    def owed(self, after: int) -> tuple[int, int | None]:
-        """Readings stored above `after`, and the oldest time among the first of them in microseconds."""
+    def owed(self, after: int, upto: int = _END) -> tuple[int, int | None]:
+        """Readings stored above `after` and up to `upto`, and the oldest time among the first of them in microseconds."""
         columns = self.read(after, 1)
-        if columns is None:
+        if columns is None or columns.seq[0] > upto:
             return 0, None
-        return self.total - self._total_at(after), min(columns.time_us)
+        return self.owed_in(after, upto), min(columns.time_us)
+
+    def newest_in(self, after: int, upto: int) -> int | None:
+        """When the last set above `after` and up to `upto` was written, in microseconds; None when there is none."""
+        row = self._db.execute(
+            "SELECT body FROM segment WHERE id <= ? AND id + span > ? ORDER BY id DESC LIMIT 1", (upto, after)
+        ).fetchone()
+        header = _header_of(row[0]) if row else None
+        return None if header is None else header.sealed_us + self.boots.resolve(header.stamp)[0]
 
     def before(self, time_us: int) -> int:
         """The number before the first set that has a reading at or after a time."""
@@ -877,7 +971,7 @@ class Store:
     def progress(self, upto: int) -> tuple[int, int]:
         """Readings in the file up to a number, and all of them."""
         before = self._total_at(-1)
-        return max(0, self._total_at(upto) - before), self.total - before
+        return max(0, self._total_at(upto) - before), self._total_at(_END) - before
 
     def quick_check(self) -> list[str]:
         """What SQLite finds wrong with the trees; empty when nothing."""
@@ -1066,6 +1160,29 @@ def _damage(what: str) -> sqlite3.DatabaseError:
     error = sqlite3.DatabaseError(what)
     error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
     return error
+
+
+def _header_of(body: bytes) -> Header | None:
+    try:
+        return read_header(body)
+    except DamagedSegment:
+        return None
+
+
+def _known_body(known: Known) -> str:
+    takes = None if known.takes is None else sorted(known.takes)
+    return json.dumps({"upto": known.upto, "takes": takes}, separators=(",", ":"))
+
+
+def _known_of(body: str) -> Known:
+    """Keys of a newer citygate are left alone."""
+    its = json.loads(body)
+    takes = its.get("takes")
+    return Known(its.get("upto"), None if takes is None else frozenset(takes))
+
+
+def _consumer_crc(name: str, body: str) -> int:
+    return zlib.crc32(f"{name}\0{body}".encode())
 
 
 def _cursor_crc(name: str, seq: int) -> int:

@@ -112,6 +112,10 @@ class Catalogue:
             self._types[name] = _entity_type(name, entry, self._units)
         return self._types[name]
 
+    def attribute_names(self) -> frozenset[str]:
+        """The attributes of all types."""
+        return frozenset(name for entry in self._index["types"].values() for name in entry["attributes"])
+
     def near(self, name: str) -> str:
         """The type that was probably meant, or ""."""
         return near(name, self._index["types"])

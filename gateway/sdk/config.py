@@ -4,10 +4,21 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from datetime import date
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import core_schema
 
 from gateway.sdk.template import EntityMapping, Template
@@ -43,6 +54,47 @@ def parse_rate_per_s(value: Any) -> float:
 def _pattern(units: dict[str, float] | dict[str, int]) -> str:
     return rf"^[0-9]+(\.[0-9]+)? ?({'|'.join(units)})$"
 
+
+def units_of(pattern: str) -> Mapping[str, float] | None:
+    """The units of a duration, size or rate, from the pattern in its schema; None for another text."""
+    return next((units for units in (DURATIONS_S, SIZES_BYTES, RATES_PER_S) if pattern == _pattern(units)), None)
+
+
+def in_words(value: float, table: Mapping[str, float]) -> str:
+    """A duration, size or rate as one writes it, with the largest unit that keeps it whole: 900.0 -> `15 min`."""
+    whole = [unit for unit, factor in table.items() if abs(value / factor - round(value / factor)) < 1e-9]
+    best = max(
+        (unit for unit in whole if value >= table[unit]), key=lambda unit: table[unit], default=next(iter(table))
+    )
+    if value == 0 and "s" in table:
+        best = "s"
+    number = f"{value / table[best]:g}"
+    return f"{number}{best}" if best.startswith("/") else f"{number} {best}"
+
+
+CONFIG_FOLDER: ContextVar[Path | None] = ContextVar("config_folder", default=None)  # of the file that is being read
+
+
+def beside(folder: Path, text: str) -> str:
+    """A path of the operator's file: relative ones begin at the file's own folder, `~` at a user's home.
+
+    Raises:
+        ValueError: nobody is called so, or has no home.
+    """
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{text}: no home folder is known for {text.split('/')[0]}; write the path in full") from None
+    return text if str(path) == text and path.is_absolute() else os.path.normpath(folder.resolve() / path)
+
+
+def _file_path(text: str) -> str:
+    folder = CONFIG_FOLDER.get()
+    return text if folder is None or not text else beside(folder, text)
+
+
+# A file on this box. Not for device nodes of the system, whose names are absolute.
+FilePath = Annotated[str, AfterValidator(_file_path)]
 
 # In Python the field ends in its unit (`every_s`), in YAML the value carries it: use Field(alias="every").
 # Defaults are written in Python units. A float that is already parsed (a default) is not validated again.
@@ -150,10 +202,18 @@ class ConfigModel(BaseModel):
     )
 
 
+def _check_gain(gain: float) -> float:
+    if gain == 0:
+        raise ValueError("with a gain of 0 every value would be the offset; leave gain out, or give the factor")
+    return gain
+
+
 class Calibration(ConfigModel):
     """Correction of one point: corrected = raw x gain + offset. The raw value is kept in the log."""
 
-    gain: float = Field(1.0, description="factor on the raw value")
+    gain: Annotated[float, AfterValidator(_check_gain)] = Field(
+        1.0, description="factor on the raw value", json_schema_extra={"not": {"const": 0}}
+    )
     offset: float = Field(0.0, description="added after the factor, in the point's unit")
     valid_from: date | None = Field(
         None, description="day of the calibration (UTC); readings from before are sent as `previous` says, else raw"
@@ -167,6 +227,12 @@ class Calibration(ConfigModel):
     previous: tuple["Calibration", ...] = Field(
         (), description="earlier calibrations with their valid_from, for readings that are still to be sent"
     )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Calibration":
+        if self.valid_from and self.valid_until and self.valid_until < self.valid_from:
+            raise ValueError(f"valid_until: {self.valid_until} is before valid_from, {self.valid_from}")
+        return self
 
 
 class Report(ConfigModel):

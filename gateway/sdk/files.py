@@ -24,6 +24,27 @@ def read_bytes(path: Traversable, most: int) -> bytes:
         return file.read(most)
 
 
+def is_file(path: Traversable) -> bool:
+    """False also for what rights hide."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def listed(folder: Traversable) -> list[Traversable]:
+    """What is in a folder; nothing when it is none, or may not be looked into."""
+    try:
+        return sorted(folder.iterdir(), key=lambda its: its.name) if folder.is_dir() else []
+    except OSError:
+        return []
+
+
+def is_closed(folder: Path) -> bool:
+    """Whether it is a folder that this user may not look into."""
+    return os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK, effective_ids=True)
+
+
 def read_text(path: Traversable) -> str:
     """The text of a file.
 

@@ -17,6 +17,7 @@ from time import CLOCK_BOOTTIME, clock_gettime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from gateway.sdk.errors import CitygateError, LinkError, PortClosed
+from gateway.sdk.libraries import missing
 
 if TYPE_CHECKING:
     import ssl
@@ -456,7 +457,10 @@ async def open_serial(
 
 def _configured(path: str, baud_rate: int, parity: str, stop_bits: float, data_bits: int) -> "serial.Serial":
     """The port, open, locked and set as asked; when anything of it fails, nothing of it is left."""
-    import serial  # only who has a serial link pays for it
+    try:
+        import serial  # only who has a serial link pays for it
+    except ImportError as error:
+        raise missing("serial") from error
 
     device = serial.Serial(
         path,

@@ -66,8 +66,8 @@ def test_every_code_is_documented_once_and_no_other() -> None:
 
 # Shown elsewhere: by tests of trees, templates and models, because a folder with a config cannot show them.
 WITHOUT_A_CASE = {
-    "unreadable-file", "file-too-large", "wrong-key", "driver-fault", "deprecated-key", "open-secret", "sample-failed",
-    "no-samples", "shared-listener", "shared-session", "shared-device", "reserved-unit-id",
+    "unreadable-file", "file-too-large", "driver-fault", "deprecated-key", "open-secret", "sample-failed",
+    "no-samples", "shared-listener", "shared-session", "shared-device", "reserved-unit-id", "driver-unavailable",
 }  # fmt: skip
 
 

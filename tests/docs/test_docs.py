@@ -1,13 +1,17 @@
 """The documents say what is there: paths exist, samples load, commands run."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 from gateway.cli.main import parser
-from gateway.plan import make_plan
+from gateway.plan import check_template, make_plan
 from gateway.registry import Registry
+from gateway.sdk.errors import ConfigError, Problem
+from tests.support.bench_driver import BenchDriver
 from tests.support.box import REPOSITORY
 
 DOCUMENTS = sorted(
@@ -40,13 +44,44 @@ def test_every_link_of_a_document_leads_somewhere(document: Path) -> None:
     assert [target for target in local if not (document.parent / target).exists()] == []
 
 
-def test_the_config_in_the_readme_is_valid(tmp_path: Path) -> None:
-    [config] = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
-    (tmp_path / "citygate.yaml").write_text(config)
+def _examples(document: Path) -> Iterator[ParameterSet]:
+    text = document.read_text()
+    for match in re.finditer(r"^```ya?ml\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        yield pytest.param(match[1], id=f"{name(document)}:{text.count(chr(10), 0, match.start()) + 1}")
 
-    plan = make_plan(tmp_path, Registry(), with_secrets=False)
 
-    assert set(plan.devices) == {"meter-12", "air-1"}
+HEAD = {"version": "version: 1\n", "gateway": "gateway: {id: gw-1, city: milano, location: [9.159, 45.503]}\n"}
+POINTS = """points:
+  pm2_5: {quantity: pm25, unit: GQ}
+  humidity: {quantity: humidity}
+  temperature: {quantity: air_temperature}
+  no2_ppb: {quantity: no2, unit: "61"}
+"""
+
+
+def _problems(example: str, folder: Path) -> tuple[Problem, ...]:
+    """What is said of the example in the smallest file that it is a part of; what it leaves to its reader is filled in."""
+    keys = set(re.findall(r"^([a-z]+):", example, re.MULTILINE))
+    if keys & {"entity", "extends"}:
+        driver = Registry().driver("modbus") if "extends" in keys else BenchDriver()
+        whole = example if "extends" in keys else f"vendor: Own\nmodel: Device\n{POINTS}{example}"
+        (folder / "own").mkdir()
+        (folder / "own" / "device.yaml").write_text(whole)
+        return check_template(driver, "own/device", folder)[1]
+    if "brokers" in keys and "url:" not in example:
+        example = f"{example.rstrip()}\n    url: https://broker.example\n"
+    (folder / "citygate.yaml").write_text("".join(text for key, text in HEAD.items() if key not in keys) + example)
+    try:
+        return make_plan(folder, Registry(), with_secrets=False).warnings
+    except ConfigError as error:
+        return error.problems
+
+
+@pytest.mark.parametrize("example", [its for document in DOCUMENTS for its in _examples(document)])
+def test_every_example_of_a_document_is_valid(tmp_path: Path, example: str) -> None:
+    problems = _problems(example, tmp_path)
+
+    assert [problem.message for problem in problems if problem.severity == "error"] == []
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=name)

@@ -354,3 +354,15 @@ async def test_a_link_that_goes_while_it_is_down_leaves_no_complaint_and_comes_a
         del its.driver.work["air"]
         await its.reload(("brokers:", air + "brokers:"))
         assert (its.link("air")["state"], its.link("air")["restarts"], its.link("air")["reason"]) == ("starting", 0, "")
+
+
+async def test_the_past_goes_on_over_a_reload_although_the_device_is_silent_by_now(tmp_path: Path) -> None:
+    """The broker holds newer than all of it: what of it was never current, only the forwarder of before knows."""
+    async with box(tmp_path, ("linger: 0 s", "linger: 0 s, rate: 2/s")) as its:
+        values = {float(n) for n in range(200, 230)}
+        for value in sorted(values):
+            await its.emit("roof", "meter-1", voltage=value)
+        await its.broker.until(lambda: 229.0 in seen(its, entity()))
+        assert len(seen(its, entity())) < 20
+        assert (await its.reload((", rate: 2/s", "")))["restarted"] == ["milano"]
+        await its.broker.until(lambda: seen(its, entity()) == values)

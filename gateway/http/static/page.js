@@ -199,6 +199,18 @@ function fact(title, value) {
   return [make("dt", {}, title), make("dd", {}, value)];
 }
 
+/* No longer in the config, and still owed. */
+function goneCard(name, its) {
+  return make("article", { class: "card", id: `gone-${name}` },
+    make("header", {}, make("h3", {}, name), state("gone")),
+    make("dl", { class: "facts" },
+      fact("owed", `${number(its.backlog)} readings`),
+      fact("oldest owed", its.oldest_unsent_at ? since(its.oldest_unsent_at) : ""),
+      fact("held for later", its.later || ""),
+      fact("refused for good", its.dead || "")),
+    make("p", { class: "quiet small" }, `put it back into the config, or citygate buffer forget ${name}`));
+}
+
 function brokerCard(name, broker) {
   return make("article", { class: `card ${rank(broker.state)}`, id: `broker-${name}` },
     make("header", {}, make("h3", {}, name), state(broker.state)),
@@ -284,7 +296,9 @@ function show() {
   const box = [factCard("Log", status.log ?? {}), factCard("Clock", status.clock ?? {}), factCard("Gateway", boxFacts(gateway))];
   const links = Object.entries(status.links ?? {}).map(([name, link]) => linkPart(name, link));
   const parts = [alarmPart(found), make("div", { class: "links" }, links),
-    part("Brokers", brokers.length ? brokers.map(([name, broker]) => brokerCard(name, broker)) : [make("p", { class: "quiet" }, "None configured: entities are read from this box.")]),
+    part("Brokers", [
+      ...brokers.length ? brokers.map(([name, broker]) => brokerCard(name, broker)) : [make("p", { class: "quiet" }, "None configured: entities are read from this box.")],
+      ...Object.entries(status.log?.gone ?? {}).map(([name, its]) => goneCard(name, its))]),
     part("This box", box, "box")];
   const wanted = make("main", { id: "main" }, filterBox(), parts);
   morph(byId("main"), wanted);

@@ -79,6 +79,13 @@ async def test_an_echo_is_named_with_its_setting() -> None:
     assert notes[""] == ("our own requests come back (echo)", "set echo: true on this link")
 
 
+async def test_an_echo_and_no_answer_is_no_mere_silence() -> None:
+    notes = await notes_after(60, lambda r: [(0.009, slave.rtu(r.unit, r.pdu))])
+
+    assert notes[""][0] == "our own requests come back (echo), and nothing else"
+    assert notes[""][1].startswith("set echo: true on this link; then: no power, A and B swapped")
+
+
 async def test_one_silent_unit_among_others_is_asked_for_its_power() -> None:
     notes = await notes_after(60, lambda r: [(0.02, good(r))] if r.unit != 7 else [])
 

@@ -1,6 +1,13 @@
 """add: checked, tested live, then written with comments kept; what does not answer or is wrong is not written."""
 
-from collections.abc import Iterator
+import contextlib
+import os
+import struct
+import threading
+import time
+import tty
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -8,6 +15,7 @@ import pytest
 from tests.gateway.cli.conftest import Command
 from tests.support.box import Process, eventually, free_port
 from tests.support.fake_view import FakeView
+from tests.support.modbus_slave import rtu
 
 HEAD = """\
 version: 1
@@ -107,3 +115,167 @@ def test_a_port_that_the_daemon_holds_is_not_tried(citygate: Command, daemon: Fa
     ended = citygate("add", name, "air-9", "nova/sds011", "location=[9.1,45.5]", "-c", str(folder))
     assert ended.code == 0, ended.err
     assert "untested" in ended.out
+
+
+SERIAL = """\
+version: 1
+gateway: {{id: gw-1, city: milano, location: [9.1, 45.5]}}
+buffer: {{path: {folder}/buffer.db}}
+http: {{token: !secret token}}  # of the page
+links:
+  roof: {{driver: modbus, port: {port}, timeout: 50 ms, devices: {{{devices}}}}}
+"""
+OLD = "old: {template: eastron/sdm120, unit_id: 1, every: 1 s}"
+Said = Callable[[bytes, bytes], list[bytes]]  # request, good reply -> what comes over the line
+
+
+@contextlib.contextmanager
+def line(said: Said) -> Iterator[str]:
+    """A serial line with somebody at its other end; its port."""
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    ended = threading.Event()
+
+    def answer() -> None:
+        with contextlib.suppress(OSError):
+            while not ended.is_set():
+                asked = os.read(master, 256)
+                words = int.from_bytes(asked[4:6], "big")
+                good = rtu(asked[0], bytes((asked[1], 2 * words)) + struct.pack(">f", 50.0) * (words // 2))
+                for piece in said(asked, good):
+                    os.write(master, piece)
+                    time.sleep(0.02)  # as far apart as a second frame would be
+
+    thread = threading.Thread(target=answer, name="line", daemon=True)
+    thread.start()
+    try:
+        yield os.ttyname(slave)
+    finally:
+        ended.set()
+        os.write(slave, bytes(8))
+        thread.join(5)
+        os.close(slave)
+        os.close(master)
+
+
+def on_serial(tmp_path: Path, port: str, devices: str = "") -> Path:
+    (tmp_path / "citygate.yaml").write_text(SERIAL.format(folder=tmp_path, port=port, devices=devices))
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "token").write_text("0123456789abcdef")
+    (tmp_path / "secrets" / "token").chmod(0o600)
+    return tmp_path
+
+
+NOISE = b"\x80\xff\x00\x03\xe0" * 3
+
+
+@pytest.mark.parametrize(
+    ("said", "devices", "words", "remedy"),
+    [
+        (lambda asked, good: [], "", "all units are silent", "A and B swapped"),
+        (lambda asked, good: [NOISE], "", "noise instead of answers", "baud rate"),
+        (lambda asked, good: [asked], "", "our own requests come back (echo), and nothing else", "set echo: true"),
+        (lambda asked, good: [good, good], "", "two units answer as 2", "another unit id"),
+        (
+            lambda asked, good: [good if asked[0] == 1 else NOISE],
+            OLD,
+            "its answers are damaged",
+            "two units with id 2?",
+        ),
+        (lambda asked, good: [good] * (asked[0] == 1), OLD, "it is silent while others answer", "is its unit id 2"),
+    ],
+    ids=["silence", "noise", "echo", "two of one id", "collision", "silent alone"],
+)
+def test_what_is_wrong_on_the_line_is_told_in_two_lines_and_nothing_is_written(
+    citygate: Command, tmp_path: Path, said: Said, devices: str, words: str, remedy: str
+) -> None:
+    with line(said) as port:
+        box = on_serial(tmp_path, port, devices)
+        before = (box / "citygate.yaml").read_bytes()
+        ended = citygate("add", "roof", "meter-2", "eastron/sdm120", "unit_id=2", "-c", str(box))
+    assert ended.code in (1, 4)
+    about = [its for its in ended.err.splitlines() if "warning" not in its and "/dev/pts" not in its]
+    wrong = next(number for number, its in enumerate(about) if its.startswith("meter-2: "))
+    assert words in about[wrong]
+    assert remedy in about[wrong + 1]
+    assert "--save-anyway" in about[wrong + 2]
+    assert "timeout" not in ended.out
+    assert (box / "citygate.yaml").read_bytes() == before
+
+
+def test_an_echo_beside_good_answers_is_told_and_the_device_written(citygate: Command, tmp_path: Path) -> None:
+    with line(lambda asked, good: [asked, good]) as port:
+        box = on_serial(tmp_path, port)
+        ended = citygate("add", "roof", "meter-2", "eastron/sdm120", "unit_id=2", "-c", str(box))
+    assert ended.code == 0
+    assert "set echo: true" in ended.err
+    assert "devices: {meter-2: {template: eastron/sdm120, unit_id: 2}}" in (box / "citygate.yaml").read_text()
+
+
+def test_it_warns_as_check_does_of_what_is_new(citygate: Command, tmp_path: Path) -> None:
+    box = on_serial(tmp_path, "/dev/ttyUSB0", OLD)
+    new = ("air", "air-1", "nova/sds011", "--link", "port=/dev/ttyUSB1", "--no-test", "-c", str(box))
+    ended = citygate("add", *new)
+    assert ended.code == 0
+    assert f"{box}/citygate.yaml:" in ended.err
+    assert "links.air.port: /dev/ttyUSB1 may be another adapter" in ended.err
+    assert "ttyUSB0" not in ended.err
+    assert "2 warnings of what was there before" in ended.err
+
+
+def test_what_is_missing_is_told_in_the_words_of_the_command(citygate: Command, box: Path) -> None:
+    before = text_of(box)
+    ended = citygate("add", "plant", "meter-2", "eastron/sdm120", "-c", str(box))
+    assert ended.code == 3
+    assert "in this command: unit_id=…" in ended.err
+    ended = citygate("add", "air", "air-1", "nova/sds011", "--link", "driver=serial", "-c", str(box))
+    assert ended.code == 3
+    assert "in this command: --link port=…" in ended.err
+    assert text_of(box) == before
+
+
+@pytest.fixture
+def person(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], AbstractContextManager[None]]:
+    """Somebody at the terminal who types this."""
+
+    @contextlib.contextmanager
+    def types(text: str) -> Iterator[None]:
+        master, slave = os.openpty()
+        os.write(master, text.encode())
+        with open(slave) as terminal, monkeypatch.context() as patch:
+            patch.setattr("sys.stdin", terminal)
+            yield
+        os.close(master)
+
+    return types
+
+
+def test_a_person_is_asked_for_what_is_missing(
+    citygate: Command, box: Path, person: Callable[[str], AbstractContextManager[None]]
+) -> None:
+    with person("3\n"):
+        ended = citygate("add", "plant", "meter-3", "eastron/sdm120", "--no-test", "-c", str(box))
+    assert ended.code == 0, ended.err
+    assert "unit_id (address on the line" in ended.err
+    assert text_of(box).endswith("      meter-3:\n        template: eastron/sdm120\n        unit_id: 3\n")
+    before = text_of(box)
+    with person("\n"):
+        assert citygate("add", "air", "air-1", "nova/sds011", "--no-test", "-c", str(box)).code == 2
+    assert text_of(box) == before
+    with person(f"{box}/none\n"):
+        assert citygate("add", "air", "air-1", "nova/sds011", "--no-test", "-c", str(box)).code == 0
+    assert f"  air:\n    driver: serial\n    port: {box}/none\n" in text_of(box)
+
+
+def test_the_first_device_of_an_empty_box_is_one_command(citygate: Command, tmp_path: Path) -> None:
+    box = tmp_path / "new"
+    command = ("add", "air", "air-1", "nova/sds011", "--link", f"port={tmp_path}/none", "-c", str(box))
+    assert citygate(*command, "--location", "45.5,9.1").code == 4
+    assert not box.exists()  # it did not answer: nothing is left behind
+    assert citygate(*command, "--no-test").code == 3  # nobody said where it stands
+    assert not box.exists()
+    assert citygate(*command, "--no-test", "--location", "45.5,9.1").code == 0
+    checked = citygate("check", "-c", str(box), "--json").json
+    assert (checked["problems"], list(checked["devices"])) == ([], ["air-1"])
+    assert f"  path: {box}/buffer.db" in text_of(box)
+    assert (box / "citygate.schema.json").exists()

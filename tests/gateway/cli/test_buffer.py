@@ -94,6 +94,49 @@ def test_a_removed_broker_can_be_forgotten_once(capsys: pytest.CaptureFixture[st
     assert run(capsys, config, "forget", "milano")[0] == 1
 
 
+def test_a_removed_broker_is_told_and_forgotten_without_a_daemon(
+    capsys: pytest.CaptureFixture[str], config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = 'brokers: {milano: {url: "http://127.0.0.1:1"}}\n'
+    text = config.read_text()
+    config.write_text(text + entry)
+    found = json.loads(run(capsys, config, "status", "--json")[1])
+    assert (found["gone"], found["consumers"]["milano"]["backlog"]) == ({}, 6000)
+    assert main(["buffer", "forget", "milano", "-c", str(config)]) == 1
+    assert "in the config" in capsys.readouterr().err
+    config.write_text(text + entry.replace("milano:", "porto:").replace('1"', '1", was: milano'))  # next start's
+    found = json.loads(run(capsys, config, "status", "--json")[1])
+    assert (found["gone"], found["consumers"]["porto"]["backlog"]) == ({}, 6000)
+    assert main(["buffer", "forget", "milano", "-c", str(config)]) == 1
+    capsys.readouterr()
+
+    config.write_text(text + "brokers: {{")
+    assert json.loads(run(capsys, config, "status", "--json")[1])["gone"] == {}
+    assert main(["buffer", "forget", "milano", "-c", str(config)]) == 1
+    assert "cannot be read" in capsys.readouterr().err
+
+    config.write_text(text)
+    assert "broker milano  gone: 6000 readings owed, 1 held as dead letters" in run(capsys, config, "status")[1]
+    assert main(["buffer", "forget", "milan", "-c", str(config)]) == 1
+    assert "there are: milano" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", Terminal("no\n"))
+    assert main(["buffer", "forget", "milano", "-c", str(config)]) == 1
+    assert "6000 readings and 1 held piece of milano" in capsys.readouterr().err
+    assert json.loads(run(capsys, config, "status", "--json")[1])["gone"]["milano"]["backlog"] == 6000
+    monkeypatch.setattr("sys.stdin", Terminal("yes\n"))
+    said = json.loads(run(capsys, config, "forget", "milano", "--json")[1])
+    assert said == {"forgotten": "milano", "readings": 6000, "held": 1}
+    found = json.loads(run(capsys, config, "status", "--json")[1])
+    assert (found["gone"], found["lost"]) == ({}, {"forgotten": 6004})
+
+
+class Terminal(io.StringIO):
+    """Where somebody can answer."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def test_without_daemon_and_file_it_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "citygate.yaml"
     file.write_text(f"version: 1\nbuffer: {{path: {tmp_path}/none.db}}\n")

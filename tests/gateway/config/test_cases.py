@@ -46,5 +46,5 @@ def test_a_broken_config_is_explained_with_its_place(case: Path) -> None:
     assert said == "".join(lines[why.count("\n") :])
 
 
-def test_there_are_at_least_forty_cases() -> None:
-    assert len(list(CASES.iterdir())) >= 40
+def test_there_are_at_least_a_hundred_and_eighty_cases() -> None:
+    assert len(list(CASES.iterdir())) >= 180

@@ -1,5 +1,6 @@
 """A device is put into the file: it is there afterwards, all else is as it was, comments included."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,115 @@ def test_any_text_is_written_so_that_it_is_read_back(tmp_path_factory: pytest.Te
 )
 def test_any_value_is_written_so_that_it_is_read_back_by_any_yaml_reader(value: Any) -> None:
     assert yaml.safe_load(in_yaml({"a": value})) == {"a": value}
+
+
+ROOF = "links:\n  roof:\n    driver: bench\n    devices:\n"
+LINES = ["      new:", "        template: acme/meter", "        unit_id: 7", "        every: 10 s"]
+IN_FLOW = "new: {template: acme/meter, unit_id: 7, every: 10 s}"
+
+
+def block(*, indent: int = 6, end: str = "\n") -> str:
+    return "".join(" " * indent + line[6:] + end for line in LINES)
+
+
+@pytest.mark.parametrize(
+    ("before", "behind"),
+    [
+        (ROOF + "      a: {key: !secret key}\n", "http: {token: !secret t}\n"),
+        ("x-m: &m {template: x}\n" + ROOF + "      a: {template: y}\n      b: *m\n", "# end\n"),
+        ("x-m: &m {template: x}\n" + ROOF + "      b:\n        unit_id: 1\n        <<: *m\n", "  other: {}\n"),
+        (ROOF + "      a: {template: x}\t# a\ttab\n", "\n"),
+        (ROOF + "      a: {template: x}\n", "# \x85  # s\n  cellar: {}\n"),
+        ("# 🌡️ ünïcödé\n" + ROOF + "      'ä 🌡️': {name: '🌡️'} # 🌡️\n", "# 🌡️"),
+        (ROOF + "      a:\n        note: |+\n          x\n\n\n", "# end\n"),
+        (ROOF + '      a:\n        note: "long\n\n          text # x"   # c\n', "  b: 1\n"),
+        (ROOF + "      a:\n        l:\n        - 1\n        - b: 2\n          c:\n", "  z: 1\n"),
+        (ROOF + "      a:\n", "   # z\n"),
+        (ROOF, "    # none yet\n"),
+        ("links:\n  roof:\n    driver: bench\n    devices:   # none yet\n", "    port: /x\n"),
+        ("---\n" + ROOF + "      a: {}\n", "...\n"),
+        ("%YAML 1.1\n---\n" + ROOF + "      a: {}\n", ""),
+    ],
+)
+def test_only_lines_are_added(before: str, behind: str) -> None:
+    assert with_device(before + behind, "roof", "new", DEVICE) == before + block() + behind
+    windows = (before + behind).replace("\n", "\r\n")
+    assert with_device(windows, "roof", "new", DEVICE) == (
+        before.replace("\n", "\r\n") + block(end="\r\n") + behind.replace("\n", "\r\n")
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x-m: &m {template: x}\nlinks: {roof: {devices: {b: *m@}}}\n",
+        "links: {roof: {devices: {a: {template: x}@, # one\n }}}\n",
+        '{"links": {"roof": {"devices": {"a": {"template": "x"}@}}}}\n',
+        "links: {roof: {driver: b, devices: &a {!}}}\n",
+        "links: {roof: {devices: {! # none\n }}}\n",
+    ],
+)
+def test_in_braces_it_stands_behind_the_last_one(text: str) -> None:
+    before = text.replace("@", "").replace("!", "")
+    assert with_device(before, "roof", "new", DEVICE) == text.replace("@", f", {IN_FLOW}").replace("!", IN_FLOW)
+
+
+def test_devices_that_stand_at_an_anchor_kept_aside_grow_there() -> None:
+    aside = "x-meters: &meters\n  a: {template: x}\n"
+    links = "links:\n  roof: {driver: bench, devices: *meters}\n"
+    assert with_device(aside + links, "roof", "new", DEVICE) == aside + block(indent=2) + links
+    base = "x-base: &base\n  driver: bench\n  devices:\n    a: {template: x}\n"
+    links = "links:\n  roof:\n    <<: *base\n    port: /x\n"
+    assert with_device(base + links, "roof", "new", DEVICE) == base + block(indent=4) + links
+
+
+def test_an_anchor_that_two_links_share_is_not_touched() -> None:
+    text = "links:\n  roof: {driver: b, devices: &all {a: {}}}\n  cellar: {driver: c, devices: *all}\n"
+    with pytest.raises(ConfigError, match="without changing other parts"):
+        with_device(text, "roof", "new", DEVICE)
+
+
+@pytest.mark.parametrize("null", ["", " ~", " null", "  # none yet", " ~  # none yet"])
+@pytest.mark.parametrize("path", ["links", "links.roof", "links.roof.devices"])
+def test_a_key_with_nothing_behind_it_becomes_a_map(path: str, null: str) -> None:
+    keys = path.split(".")
+    text = "".join(f"{'  ' * depth}{key}:{null if key == keys[-1] else ''}\n" for depth, key in enumerate(keys))
+    after = with_device(text + "http: {}  # last\n", "roof", "new", DEVICE, {"driver": "bench"})
+    assert yaml.safe_load(after)["links"]["roof"]["devices"] == {"new": DEVICE}
+    assert after.endswith("        every: 10 s\nhttp: {}  # last\n")
+    assert ("# none yet" in after) == ("# none yet" in null)
+
+
+def test_several_documents_are_refused_with_words() -> None:
+    with pytest.raises(ConfigError, match="a second YAML document in one file"):
+        with_device(ROOF + "---\nversion: 1\n", "roof", "new", DEVICE)
+
+
+def test_the_file_keeps_line_ends_mode_owner_and_the_link_to_it(tmp_path: Path) -> None:
+    real = tmp_path / "git" / "box.yaml"
+    real.parent.mkdir()
+    real.write_bytes((ROOF + "      a: {}\n").replace("\n", "\r\n").encode())
+    real.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(real, 4711, 4712)
+    owner = (real.stat().st_uid, real.stat().st_gid)
+    (tmp_path / "citygate.yaml").symlink_to(real)
+
+    put_device(tmp_path, "roof", "new", DEVICE)
+
+    assert (tmp_path / "citygate.yaml").is_symlink()
+    assert real.read_bytes().decode() == (ROOF + "      a: {}\n").replace("\n", "\r\n") + block(end="\r\n")
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert (real.stat().st_uid, real.stat().st_gid) == owner
+    assert [file.name for file in real.parent.iterdir()] == ["box.yaml"]
+
+
+def test_a_link_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    (tmp_path / "citygate.yaml").write_text(ROOF)
+    with pytest.raises(ConfigError, match=r"no link attic \(there are roof\); a new one is made with --link"):
+        put_device(tmp_path, "attic", "new", DEVICE)
+    with pytest.raises(ConfigError, match="link roof is there already"):
+        put_device(tmp_path, "roof", "new", DEVICE, {"driver": "bench"})
+    (tmp_path / "citygate.yaml").write_bytes(b"links: {}\nname: \xe4\n")
+    with pytest.raises(ConfigError, match="is not UTF-8"):
+        put_device(tmp_path, "roof", "new", DEVICE, {"driver": "bench"})

@@ -1,8 +1,10 @@
 """The config that `init` writes: clean as it is, complete when everything in it is switched on."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from jsonschema import Draft7Validator
 
 from gateway.config.sample import Found, commented, look_around, uncommented
@@ -54,7 +56,7 @@ def test_the_written_config_is_clean(tmp_path: Path) -> None:
 
 def test_it_mentions_every_key_of_the_schema_and_each_with_a_legal_value(tmp_path: Path) -> None:
     schema = every_driver()
-    tree = read(tmp_path, uncommented(commented(schema, gateway_id="gw-1", city="milano", found=FOUND)))
+    tree = read(tmp_path, uncommented(commented(schema, gateway_id="gw-1", city="milano", found=FOUND), all_of_it=True))
 
     known = key_paths(schema)
     assert known - paths(tree, known) == set()
@@ -62,6 +64,41 @@ def test_it_mentions_every_key_of_the_schema_and_each_with_a_legal_value(tmp_pat
         (list(error.absolute_path), error.message[:200]) for error in Draft7Validator(schema).iter_errors(plain(tree))
     ]
     assert faults == []
+
+
+@pytest.mark.parametrize("found", [FOUND, Found()])
+def test_it_passes_check_with_every_example_switched_on(tmp_path: Path, found: Found) -> None:
+    text = commented(
+        every_driver(), gateway_id="gw-1", city="milano", found=found, location=[9.1, 45.5], buffer="/x/buffer.db"
+    )
+    read(tmp_path, uncommented(text))
+    (tmp_path / "secrets").mkdir()
+    for name in re.findall(r"!secret (\w+)  #", text):
+        (tmp_path / "secrets" / name).write_text("0123456789abcdef" * 2)
+        (tmp_path / "secrets" / name).chmod(0o600)
+    plan = make_plan(tmp_path, Registry())
+    assert set(plan.links) == {f"my-{driver}" for driver in Registry().names()}
+    assert set(plan.devices) == {f"my-{driver}-device" for driver in Registry().names()}
+    assert plan.warnings == ()
+
+
+def test_each_part_passes_check_when_it_alone_is_switched_on(tmp_path: Path) -> None:
+    text = commented(every_driver(), gateway_id="gw-1", city="milano", found=FOUND, location=[9.1, 45.5])
+    parts = [part for part in re.split(r"\n\n(?=## )", text)[1:] if re.search(r"(?m)^#\w+:", part)]
+    assert len(parts) > 4
+    for part in parts:
+        read(tmp_path, text.replace(part, uncommented(part)))
+        make_plan(tmp_path, Registry(), with_secrets=False)
+
+
+def test_what_is_given_is_switched_on_and_stands_there_once(tmp_path: Path) -> None:
+    text = commented(
+        every_driver(), gateway_id="gw-1", city="milano", found=FOUND, location=[9.1, 45.5], buffer="/x/buffer.db"
+    )
+    read(tmp_path, text)
+    config = make_plan(tmp_path, Registry()).config
+    assert (config.gateway.location, config.buffer.path) == ((9.1, 45.5), "/x/buffer.db")
+    assert len(re.findall(r"(?m)^#? *location: ", text.partition("\nlinks")[0].partition("#links")[0])) == 1
 
 
 def test_it_names_what_is_plugged_in_and_uses_it_in_the_examples() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from jsonschema import Draft7Validator
 
-from gateway.config.schema import file_schema, in_words, key_paths, profile_schema, template_schema
+from gateway.config.schema import file_schema, key_paths, profile_schema, template_schema
 from gateway.config.templates import template_names
 from gateway.config.tree import Items, Map, Node, plain_value, read_tree
 from gateway.plan import make_plan
@@ -17,6 +17,7 @@ from gateway.sdk.config import (
     DURATIONS_S,
     RATES_PER_S,
     SIZES_BYTES,
+    in_words,
     parse_duration_s,
     parse_rate_per_s,
     parse_size_bytes,

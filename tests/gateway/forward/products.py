@@ -16,6 +16,7 @@ from gateway.config.model import BrokerConfig
 from gateway.forward.forwarder import Forwarder
 from gateway.forward.ngsild import broker_of
 from gateway.forward.settings import ForwardSettings, settings_of
+from gateway.forward.updates import Told
 from gateway.health import BrokerHealth
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.log.store import Connection, connect_file
@@ -123,6 +124,8 @@ class Box:
         self._folder = folder
         self._ticks = ticks
         self._task: asyncio.Task[None] | None = None
+        self._forwarder: Forwarder
+        self._told: Told | None = None
         self._config: tuple[BrokerConfig, Mapping[str, Any]]
         self._served: list[tuple[float, Point]] = []  # in this run, with when
         self._count = 0
@@ -163,7 +166,9 @@ class Box:
             health=self.health,
             clock=self.clock,
             settings=scaled(settings_of(config), times),
+            before=self._told,
         )
+        self._forwarder = forwarder
         self._task = asyncio.create_task(forwarder.run(), name="box")
 
     async def reload(self) -> None:
@@ -176,7 +181,7 @@ class Box:
         if self.log is not None:
             await self._end()
             await self.log.close()
-            self.log = None
+            self.log = self._told = None
             self._served.clear()
 
     async def _end(self) -> None:
@@ -185,6 +190,7 @@ class Box:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+            self._told = self._forwarder.told()
 
     async def kill(self) -> None:
         """kill -9: what the card holds at this moment is what the next run finds."""

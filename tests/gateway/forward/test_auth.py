@@ -115,6 +115,12 @@ async def test_a_token_endpoint_that_refuses_is_told_from_one_that_is_down(statu
     assert "topsecret" not in str(raised.value)
 
 
+async def test_a_token_endpoint_that_nobody_serves_is_told_with_what_the_system_said() -> None:
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(BrokerUnavailable, match=r"token endpoint: .*127\.0\.0\.1:9\b"):
+            await OAuth2(Grant("http://127.0.0.1:9/token", "gw", "topsecret")).headers(session, None)
+
+
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("ca"))
@@ -137,7 +143,8 @@ async def test_mutual_tls_and_a_certificate_that_comes_later(authority: Authorit
     async with strict.serve(ssl=authority.server("127.0.0.1", clients=True)) as url:
         way = Way(tls=Tls(ca=str(authority.ca), certificate=str(placed), key=str(key)), timeout=TIMEOUT)
         broker = NgsiLdBroker(NgsiLdSettings(url), way)
-        assert "cannot be used" in str((await broker.state([ENTITY])).fault)
+        fault = str((await broker.state([ENTITY])).fault)
+        assert f"TLS files {authority.ca}, {placed}, {key} cannot be used: " in fault
         placed.write_bytes(certificate.read_bytes())
         assert (await broker.state([ENTITY])).accepted == {ENTITY.id}
         await broker.close()

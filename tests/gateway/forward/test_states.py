@@ -16,6 +16,7 @@ from gateway.forward.broker import Traffic
 from gateway.forward.history_lane import LATE
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
 from gateway.forward.standing import REMEDIES
+from gateway.forward.transport import URL_REMEDY
 from gateway.forward.updates import Sent
 from gateway.forward.usage import Usage
 from gateway.health import BrokerState
@@ -485,3 +486,16 @@ async def test_what_the_log_refused_to_keep_is_noted_the_next_time_though_nothin
     await usage.note("temporal")
     await usage.note("temporal")
     assert [(its["mode"], its["batch"]) for its in log.kept] == [(b"temporal", b"25")]
+
+
+async def test_a_wrong_url_is_told_by_a_remedy_and_a_brokers_own_404_is_not(box: Box) -> None:
+    strict = StrictBroker()
+    async with strict.serve() as url:
+        async with box.running(f"{url}/no/such/path") as health:
+            await strict.until(lambda: health.state == "down")
+            assert health.reason.startswith("404")
+            assert health.remedy == URL_REMEDY
+        async with box.running(url, TEMPORAL) as health:
+            strict.behaviour.temporal = False
+            await strict.until(lambda: health.state == "down")
+            assert health.remedy == REMEDIES[BrokerState.DOWN]

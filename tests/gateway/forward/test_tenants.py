@@ -11,7 +11,7 @@ import pytest
 from gateway.forward.auth import Way
 from gateway.forward.forwarder import Forwarder
 from gateway.forward.greetings import Greetings, Turns
-from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
+from gateway.forward.ngsild import WAITS_FOR_TURN, NgsiLdBroker, NgsiLdSettings
 from gateway.forward.settings import ForwardSettings
 from gateway.health import BrokerHealth
 from gateway.sdk.errors import BrokerUnavailable
@@ -168,11 +168,35 @@ async def test_without_a_tenant_nobody_waits_for_a_turn() -> None:
         await one.close()
 
 
+async def test_who_waits_for_its_turn_says_so() -> None:
+    strict, log, turns = StrictBroker(profile=scorpio()), MemoryLog(), Turns()
+    log.put("air-1", 0, no2=1.0)
+    health, shown = BrokerHealth(), set[str]()
+    async with strict.serve() as url:
+        own = broker(url, TENANTS[0], turns)
+        one = Forwarder("city", own, tables("air-1"), log=log, health=health, clock=RealClock(), settings=FAST)
+        task = asyncio.create_task(one.run())
+        async with turns.turn():
+            while WAITS_FOR_TURN not in shown:
+                await asyncio.sleep(0.01)
+                one.show()  # as who asks for status does
+                shown.add(health.reason)
+            assert health.state == "starting"
+        await strict.until(lambda: health.state == "ok" and not health.reason)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
         ("http://city.example", "http://CITY.example:80/x", True),
         ("https://city.example", "https://city.example:443", True),
+        ("http://localhost:9090", "http://127.0.0.1:9090/", True),
+        ("http://localhost:9090", "http://[::1]:9090", True),
+        ("http://[2001:DB8::0:1]:9090", "http://[2001:db8::1]:9090", True),
+        ("http://city.example.", "http://city.example", True),
+        ("http://127.0.0.1:9090", "http://127.0.0.2:9090", False),
         ("https://city.example", "http://city.example", False),
         ("http://city.example:1", "http://city.example:2", False),
         ("http://a.example", "http://b.example", False),

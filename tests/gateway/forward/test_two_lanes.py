@@ -18,6 +18,7 @@ from gateway.forward.feeds import Recipes
 from gateway.forward.forwarder import Forwarder
 from gateway.forward.ngsild import NgsiLdBroker, NgsiLdSettings
 from gateway.forward.settings import ForwardSettings
+from gateway.forward.updates import Told
 from gateway.health import BrokerHealth
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.sdk.reading import Reading, ReadingSet, Reason, no_values
@@ -47,12 +48,14 @@ class Box:
 
     Attributes:
         clock: of log and forwarder, over all runs.
+        told: what the last forwarder of this run told the broker; the next one is given it, as the daemon does.
     """
 
     def __init__(self, folder: Path) -> None:
         self.settings = LogSettings(folder / "buffer.db", commit_every_s=3600.0)
         self.clock = LeapClock()
         self.log: Log | None = None
+        self.told: Told | None = None
         self.expected: set[tuple[str, str, str, Any]] = set()
 
     @contextlib.asynccontextmanager
@@ -70,6 +73,7 @@ class Box:
         try:
             yield self.log
         finally:
+            self.told = None
             await self.log.close()
 
     @contextlib.asynccontextmanager
@@ -95,6 +99,7 @@ class Box:
             clock=self.clock,
             settings=settings,
             recipes=recipes,
+            before=self.told,
         )
         task = asyncio.create_task(forwarder.run())
         try:
@@ -103,6 +108,7 @@ class Box:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+            self.told = forwarder.told()
 
     async def killed(self, folder: Path) -> "Box":
         """The box as a kill at this moment leaves it: what is owed is on the card, what is settled from now on is not."""
@@ -250,6 +256,7 @@ async def test_what_an_earlier_run_may_have_sent_is_shown_as_backlog_until_that_
             async with box.running(url, patient) as health:
                 await strict.until(lambda: box.settled and health.backlog > 0)
                 assert 0 < health.backlog <= len(box.expected)
+                assert health.oldest_unsent_at == START
                 assert len(strict.history()) == sent
         async with box.running(url, patient) as health:
             await live(box, 3, 4)

@@ -1,6 +1,7 @@
 """What waits to be seen in a history, look by look: when it is looked for, what settles it, what is sent again. Pure: a
 broker by script, a clock by hand."""
 
+import contextlib
 from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
@@ -238,6 +239,18 @@ async def test_time_counts_only_while_the_broker_is_there() -> None:
     assert (waits.broker.asked, waits.unseen.given_up) == ([], 0)
     await waits.after(3600.0)
     assert waits.broker.asked == [[A]]
+
+
+async def test_time_counts_when_looks_alone_fail_for_hours() -> None:
+    waits = Waits()
+    waits.put(1, 1)
+    waits.broker.fault, traffic = BrokerUnavailable("500"), waits.broker.traffic
+    for _ in range(122):
+        traffic.faults, traffic.requests = traffic.faults + 1, traffic.requests + 2
+        with contextlib.suppress(BrokerUnavailable):
+            await waits.after(60.0)
+    assert waits.unseen.overdue() == []
+    assert (waits.unseen.given_up, waits.waiting()) == (1, 0)
 
 
 async def test_one_query_asks_for_entities_of_one_kind_and_so_many() -> None:

@@ -199,6 +199,56 @@ async def test_a_reload_repeats_nothing_and_loses_nothing(site: Site) -> None:
     assert judged(strict, site).clean
 
 
+@pytest.mark.parametrize("again", [1, 2])
+async def test_what_was_never_current_does_not_wait_after_a_reload_although_the_devices_are_silent(
+    site: Site, again: int
+) -> None:
+    """The broker holds newer than all of it; only this run itself knows what it sent of it as current."""
+    strict = scorpio()
+    slow = replace(AUTO, rate_per_s=20.0)
+    async with strict.serve() as url, site.box.open(), strict.neighbour(every_s=0.05):  # nothing shows meanwhile
+        async with site.box.forwarding(url, slow, mappings=tables(*site.devices)) as health:
+            await strict.until(lambda: health.history == "temporal")
+            strict.behaviour.fault = "503"
+            await site.live(60, pause_s=0.005)
+            strict.behaviour.fault = ""
+            await site.live(3, pause_s=0.2)  # sent as current, and the past is behind them
+            await strict.until(lambda: strict.current(entity_id("air-0"), "pm25") == 63)
+        for _ in range(again):
+            before = len(temporal(strict))
+            assert before < 150
+            async with site.box.forwarding(url, slow, mappings=tables(*site.devices)):
+                await strict.until(lambda before=before: len(temporal(strict)) > before)
+        async with site.box.forwarding(url, AUTO, mappings=tables(*site.devices)) as health:
+            await strict.until(lambda: health.history == "temporal" and health.backlog == 0)
+    async with strict.serve() as url, site.running(url):
+        await site.live(3)
+        await site.all_done()
+    assert judged(strict, site).clean
+
+
+async def test_what_a_reload_cut_off_is_looked_up_and_goes_once(site: Site) -> None:
+    """Carried out, but the answer did not come before the forwarder ended."""
+    strict = scorpio()
+    async with strict.serve() as url, site.box.open(), strict.neighbour(every_s=0.05):
+        async with site.box.forwarding(url, AUTO, mappings=tables(*site.devices)) as health:
+            await strict.until(lambda: health.history == "temporal")
+            await site.live(3)
+            await strict.until(lambda: strict.current(entity_id("air-2"), "pm25") == 3)
+            strict.behaviour.fault, strict.behaviour.path = "hang_stored", "upsert"
+            await site.live(1)
+            await strict.until(lambda: strict.current(entity_id("air-2"), "pm25") == 4)
+        strict.behaviour.fault = ""
+        async with site.box.forwarding(url, AUTO, mappings=tables(*site.devices)):
+            await site.live(1)
+            await strict.until(lambda: site.box.settled and strict.current(entity_id("air-2"), "pm25") == 5)
+    async with strict.serve() as url, site.running(url):
+        await site.live(3)
+        await site.all_done()
+    assert judged(strict, site).clean
+    assert wire(4) not in {key[2] for key in temporal(strict)}
+
+
 async def test_what_is_held_already_is_not_held_twice_by_the_next_run(site: Site) -> None:
     strict = scorpio()
     async with strict.serve() as url:
@@ -350,11 +400,24 @@ async def test_a_history_that_cannot_be_read_for_a_while_keeps_nothing_from_bein
         assert health.reason.startswith("history: ")
         assert not await site.done()
         strict.unreadable = False
-        await site.all_done()
-        await site.live(1)
-        await strict.until(lambda: health.state == "ok")
+        await strict.until(lambda: health.state == "ok")  # nothing is sent meanwhile
         await site.all_done()
     assert judged(strict, site).clean
+
+
+async def test_a_history_that_is_not_to_be_read_for_hours_holds_nothing_back_for_longer_than_said(site: Site) -> None:
+    strict = Unreadable(profile=Scorpio(silence_s=SILENCE_S, look_s=LOOK_S, tenant_s=0.01, batch_s=None))
+    strict.unreadable = False
+    async with strict.serve() as url, site.running(url, replace(AUTO, product="scorpio", unseen_s=1.0)) as health:
+        await strict.until(lambda: health.history == "temporal")
+        strict.unreadable = True
+        await site.live(5)
+        await strict.until(lambda: health.reason.startswith("history: "))
+        while not health.unseen:  # the present goes on all the time
+            await site.live(1)
+            assert site.n < 200
+        assert health.state == "down"
+    assert not judged(strict, site).doubled
 
 
 async def test_two_values_for_one_time_do_not_look_as_if_the_broker_recorded(site: Site) -> None:

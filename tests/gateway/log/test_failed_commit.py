@@ -88,6 +88,7 @@ async def test_of_what_changes_while_commits_fail_the_newest_is_written_and_all_
         await log.append(a_set(n))
     await log.append(ReadingSet("node", (), {"turn": b"0", "old": b"0"}))
     await log.commit()
+    await log.settle("gone", log.first_seq + log.given)
     await log.set_consumers([CITY, OTHER])
     await log.commit()
 
@@ -154,6 +155,7 @@ async def test_what_happens_while_a_commit_writes_is_for_the_next_one(tmp_path: 
     for n in range(4):
         await log.append(a_set(n))
     await log.append(ReadingSet("node", (), {"turn": b"1", "first": b"1"}))
+    await log.settle("gone", log.first_seq + log.given)
     await log.set_consumers([CITY, OTHER])
     await at_rest(log)
     await log.settle("porto", log.first_seq + 1)

@@ -375,10 +375,12 @@ def test_an_older_format_is_brought_up_to_date_with_all_that_is_in_it(tmp_path: 
         scene.work(10)
         assert scene.store is not None
         db = scene.store._db
-        db.execute(
-            "INSERT INTO state SELECT device, key, value FROM newer_state WHERE true ON CONFLICT DO UPDATE SET value = excluded.value"
-        )
-        for table in ("newer_state", *("held", "gap", "statistic")[: 3 * (version < 2)]):
+        if version < 3:
+            db.execute(
+                "INSERT INTO state SELECT device, key, value FROM newer_state WHERE true ON CONFLICT DO UPDATE SET value = excluded.value"
+            )
+        young = ["consumer", "hole", *["newer_state"] * (version < 3), *["held", "gap", "statistic"] * (version < 2)]
+        for table in young:
             db.execute(f"DROP TABLE {table}")
         db.execute(f"PRAGMA user_version={version}")
         before = dump(db)

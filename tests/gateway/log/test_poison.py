@@ -92,6 +92,7 @@ async def test_nothing_pending_is_lost_over_any_exception_at_any_stage_of_a_comm
     log = await opened(tmp_path, CITY, OTHER, Consumer("gone"), clock=clock, connect=card.connect, head_bytes=3000)
     await log.append(a_set(1))
     await log.commit()
+    await log.settle("gone", log.first_seq + 1)
     await log.set_consumers([CITY, OTHER])
     await log.commit()
     await log.settle("milano", log.first_seq + 1)

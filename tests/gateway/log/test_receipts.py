@@ -80,10 +80,18 @@ async def test_a_receipt_resolves_when_the_last_consumer_has_settled_its_set_and
     assert await asked.state() == "...."
     await settle(log, "porto", 2)
     assert await asked.state() == "DD.."
-    await log.set_consumers([CITY])  # the one that was behind is gone
-    assert await asked.state() == "DDD."
+    await log.set_consumers([CITY])  # the one that was behind is gone: what it is owed has to be on the card
+    assert await asked.state() == "DD.."
+    await log.append(a_set(4))
+    later = Asked([await log.append(a_set(5))])
+    await settle(log, "milano", 3)
+    assert (await asked.state(), await later.state()) == ("DD..", ".")
+    await log.commit()
+    assert (await asked.state(), await later.state()) == ("DDDD", "D")
+    after = Asked([await log.append(a_set(6))])
+    await settle(log, "milano")  # that is none of its
+    assert await after.state() == "D"
     await log.close()
-    assert await asked.state() == "DDDD"
 
 
 async def test_no_set_is_settled_by_all_when_there_is_nobody(tmp_path: Path) -> None:

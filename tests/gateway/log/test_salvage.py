@@ -107,6 +107,34 @@ async def test_after_many_starts_a_lost_start_number_is_none_that_was_used(tmp_p
         await log.close()
 
 
+async def test_a_start_that_wrote_nothing_is_remembered_beyond_a_damage(tmp_path: Path) -> None:
+    for _ in range(4):
+        log = await opened(tmp_path, CITY)
+        newest = log.first_seq
+        await log.close()
+    lose(tmp_path, "gap")
+    log = await opened(tmp_path, CITY)
+    assert log.first_seq > newest
+    await log.close()
+
+
+@pytest.mark.parametrize("spoilt", ["total = 'x'", "body = 5"])
+async def test_a_segment_whose_row_cannot_be_costs_no_other_one(tmp_path: Path, spoilt: str) -> None:
+    """Though the next one is damaged, too."""
+    log = await opened(tmp_path, CITY)
+    await committed(log, range(5), each=1)
+    await log.close()
+    spoil_segments(tmp_path, 3)
+    with sqlite3.connect(tmp_path / "buffer.db") as db:
+        db.execute(f"UPDATE segment SET {spoilt} WHERE id = (SELECT id FROM segment ORDER BY id LIMIT 1 OFFSET 2)")
+    db.close()
+    lose(tmp_path, "gap")
+    log = await opened(tmp_path, CITY)
+    assert set(await everything(log, "milano")) >= ({0, 1, 2, 4} if "total" in spoilt else {0, 1, 4})
+    assert "taken over" in log.status()["salvaged"]
+    await log.close()
+
+
 async def test_the_place_of_one_is_lost_and_the_other_keeps_its_own(tmp_path: Path) -> None:
     log = await opened(tmp_path, CITY, OTHER)
     await committed(log, range(30))

@@ -1,0 +1,182 @@
+"""Brokers that go, come back, are renamed or moved, with a backlog in memory, on the card or held, and kill -9 in between:
+the city has in the end all that was measured while it was in the config, once."""
+
+import asyncio
+import contextlib
+import json
+import urllib.request
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.cli.status_text import status_text
+from gateway.sdk.errors import CitygateError
+from tests.gateway.daemon_scene import InProcess
+from tests.support.strict_broker import StrictBroker
+
+ENTITY = "urn:ngsi-ld:ACMeasurement:milano:gw-1:meter-1"
+
+
+@dataclass
+class Cities:
+    """A box that serves milano and porto, and a broker to which porto may move.
+
+    Attributes:
+        entry: porto's line of the file.
+    """
+
+    its: InProcess
+    porto: StrictBroker
+    other: StrictBroker
+    entry: str
+    other_url: str
+    folder: Path = field(default_factory=Path)
+
+    async def owes(self, where: str) -> None:
+        """porto has 1.0 and is away, and owed 2.0 and 3.0."""
+        its = self.its
+        await its.emit("roof", "meter-1", voltage=1.0)
+        await self.porto.until(lambda: 1.0 in points(self.porto))
+        await its.until(lambda: its.daemon.status()["brokers"]["porto"]["backlog"] == 0)
+        self.porto.behaviour.fault = "503"
+        for value in (2.0, 3.0):
+            await its.emit("roof", "meter-1", voltage=value)
+        if where != "memory":
+            await its.daemon._log.commit()
+        if where == "held":
+            await self.hold()
+
+    async def hold(self) -> None:
+        """What porto is owed is set aside, as its lane does with what the city puts off."""
+        log = self.its.daemon._log
+        columns = await log.read("porto")
+        assert columns is not None
+        later = datetime.now(UTC) + timedelta(hours=1)
+        await log.held.hold("porto", ENTITY, "meter-1", columns, reason="later", at=log.now(), next_try_at=later)
+        await log.settle("porto", columns.last)
+        await log.commit()
+
+    async def killed(self) -> InProcess:
+        """The box as it would be found if it were killed now."""
+        folder = self.its.folder / "found"
+        folder.mkdir()
+        files = [file for end in ("", "-wal") if (file := self.its.folder / f"buffer.db{end}").exists()]
+        # by another process: to close the file in this one would drop SQLite's locks
+        assert await (await asyncio.create_subprocess_exec("cp", *files, folder)).wait() == 0
+        found = InProcess(folder, "", self.its.broker)
+        found.path.write_text(self.its.path.read_text().replace(f"{self.its.folder}/buffer", f"{folder}/buffer"))
+        return found
+
+
+@contextlib.asynccontextmanager
+async def cities(folder: Path) -> AsyncIterator[Cities]:
+    milano, porto, other = StrictBroker(), StrictBroker(), StrictBroker()
+    async with milano.serve() as url, porto.serve() as at, other.serve() as elsewhere:
+        entry = f'  porto: {{url: "{at}", linger: 0 s}}\n'
+        its = InProcess(folder, url, milano)
+        its.edit(("brokers:\n", "brokers:\n" + entry), ("commit_every: 100 ms", "commit_every: 1 h"))
+        yield Cities(its, porto, other, entry, elsewhere)
+
+
+def points(broker: StrictBroker, tenant: str = "") -> Counter[float]:
+    """Every voltage of a history; a repeat counts twice."""
+    return Counter(value["L1"] for _, key, _, value in broker.temporal_history(tenant) if key == "phaseVoltage")
+
+
+WHERE = ("memory", "card", "held")
+CASES = [
+    *((change, where, kill) for change in ("removed", "renamed") for where in WHERE for kill in (False, True)),
+    *(("renamed later", where, True) for where in WHERE),
+    *(("moved", where, False) for where in WHERE),
+    ("tenant", "memory", False),
+    ("publish", "card", False),
+]
+
+
+@pytest.mark.parametrize(("change", "where", "kill"), CASES)
+async def test_nothing_owed_is_lost_or_doubled_over_a_change_of_its_broker(
+    tmp_path: Path, change: str, where: str, kill: bool
+) -> None:
+    async with cities(tmp_path) as scene:
+        its, entry = scene.its, scene.entry
+        renamed = entry.replace("porto: {", "lisboa: {was: porto, ")
+        before, after = {
+            "removed": (entry, ""),
+            "renamed": (entry, renamed),
+            "renamed later": (entry, ""),
+            "moved": (entry, entry.replace(entry.split('"')[1], scene.other_url)),
+            "tenant": (entry, entry.replace("linger", "tenant: t1, linger")),
+            "publish": ("devices: 0 s", "devices: 0 s, provider: Porto"),
+        }[change]
+        async with contextlib.AsyncExitStack() as first:
+            await first.enter_async_context(its.at_work())
+            await scene.owes(where)
+            await its.reload((before, after))
+            if after == "":
+                gone = its.daemon.status()["log"]["gone"]["porto"]
+                assert (gone["backlog"], gone["later"]) == ((0, 1) if where == "held" else (2, 0))
+            await its.emit("roof", "meter-1", voltage=4.0)
+            await its.broker.until(lambda: 4.0 in points(its.broker))
+            if kill:
+                await its.daemon._log.commit()  # what is in memory alone is what commit_every declares
+                its = await scene.killed()
+                await first.aclose()
+                await first.enter_async_context(its.at_work())
+            back = {"removed": entry, "renamed later": renamed}.get(change, "")
+            if back:
+                await its.reload(("brokers:\n", "brokers:\n" + back))
+            scene.porto.behaviour.fault = ""
+            await its.emit("roof", "meter-1", voltage=5.0)
+            tenant, city = "t1" if change == "tenant" else "", scene.other if change == "moved" else scene.porto
+            await its.daemon.verbs["buffer-requeue"]({"all": True})
+            await city.until(lambda: {2.0, 3.0, 5.0} <= points(city, tenant).keys(), timeout_s=25)
+            name = "lisboa" if "renamed" in change else "porto"
+            await its.until(lambda: its.daemon._log.backlog(name)[0] == 0)
+            assert its.daemon.status()["log"]["gone"] == {}
+        found = points(city, tenant)
+        if back:
+            assert found.pop(4.0, 1) == 1  # it was not in the config; that it is stored is chance
+        else:
+            assert found.pop(4.0) == 1
+        expected = {2.0: 1, 3.0: 1, 5.0: 1}
+        if change in ("moved", "tenant"):
+            assert points(scene.porto) == {1.0: 1}
+            found.pop(1.0, None)  # the newest value, as its current state
+        else:
+            expected[1.0] = 1
+        assert found == expected
+
+
+async def test_a_gone_broker_is_told_everywhere_and_forgotten_on_a_live_box(tmp_path: Path) -> None:
+    async with cities(tmp_path) as scene, scene.its.at_work():
+        its = scene.its
+        await scene.owes("memory")
+        await its.reload((scene.entry, ""))
+        status = its.daemon.status()
+        assert "broker porto  gone: 2 readings owed; put it back, or `citygate buffer forget porto`" in status_text(
+            status
+        )
+        assert not [line for line in its.daemon.ready() if "porto" in line]
+        assert its.daemon.server is not None
+        asking = asyncio.to_thread(urllib.request.urlopen, its.daemon.server.url.rstrip("/") + "/metrics")
+        metrics = (await asking).read().decode()
+        assert 'citygate_gone_broker_backlog_readings{broker="porto"} 2.0' in metrics
+
+        forget = its.daemon.verbs["buffer-forget"]
+        with pytest.raises(CitygateError, match="there are: porto"):
+            await forget({"consumer": "lisboa"})
+        with pytest.raises(CitygateError, match="in the config"):
+            await forget({"consumer": "milano"})
+        assert await forget({"consumer": "porto"}) == {"forgotten": "porto", "readings": 2, "held": 0}
+        told: dict[str, Any] = await its.daemon.verbs["buffer-status"]({})
+        assert (told["gone"], told["lost"]) == ({}, {"forgotten": 2})
+        [gap] = [gap for gap in told["newest_gaps"] if gap["reason"] == "forgotten"]
+        assert gap["owed"] == {"porto": 2}
+        assert gap["from"] <= gap["to"]
+        json.dumps(told)
+        assert told["state"] == "ok"
