@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import inspect
+import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,13 @@ settings.register_profile(
     "shared", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("shared")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _ctrl_c_reaches_what_is_started() -> None:
+    """A shell starts what runs in its background with SIGINT ignored, and that is handed down to every process."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

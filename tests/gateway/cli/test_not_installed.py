@@ -23,7 +23,7 @@ gateway: {{id: gw, city: milano, location: [9.1, 45.5]}}
 buffer: {{path: {folder}/buffer.db}}
 links:
   air: {{driver: serial, port: /dev/ttyAMA9, devices: {{a-1: {{template: nova/sds011}}}}}}
-  tank: {{driver: chirpstack, url: "mqtt://127.0.0.1:{port}", devices: {{t-1: {{template: dragino/ldds75, dev_eui: "0123456789abcdef"}}}}}}
+  tank: {{driver: chirpstack, url: "mqtt://127.0.0.1:{port}", devices: {{t-1: {{template: dragino/ldds75, dev_eui: "0123456789abcdef", container: {{empty: 2 m, full: 1 m}}}}}}}}
   meter: {{driver: modbus, host: 127.0.0.1, port: {port}, devices: {{m-1: {{template: eastron/sdm120, unit_id: 1}}}}}}
 """
 SERIAL = "pip install 'citygate[serial]'"
