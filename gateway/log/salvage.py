@@ -1,7 +1,6 @@
 """What becomes of a file that cannot be used: a damaged one is set aside and every sound segment taken over into a new
 one; one that was taken away while it was open is copied from the open handle; one that is not ours is set aside."""
 
-import contextlib
 import mmap
 import os
 import shutil
@@ -102,9 +101,7 @@ def ours(path: Path) -> bool:
     return bool(found.segments or found.series)
 
 
-def salvage(
-    path: Path, max_size_bytes: int, at: datetime, *, keeps: bool = False, layouts: Sequence[Layout] = ()
-) -> Report:
+def salvage(path: Path, max_size_bytes: int, at: datetime, *, keeps: bool, layouts: Sequence[Layout] = ()) -> Report:
     """Save what is sound into a new file, then set the old one aside and put the new one in its place.
 
     A power cut at any moment leaves either the old file in place or the new one beside it; `finish` completes that.
@@ -155,7 +152,7 @@ def put_aside(path: Path, error: NotOurs, at: datetime) -> Report:
     )
 
 
-def rescue(store: Store, path: Path, what: str, at: datetime, *, keeps: bool = False) -> Report:
+def rescue(store: Store, path: Path, what: str, at: datetime, *, keeps: bool) -> Report:
     """The open file was taken away: put what it holds, read through the open handle, in its place, and close it.
 
     Whatever lies at the path by now is set aside. The copy is complete before that; `finish` completes what a power cut leaves.
@@ -163,7 +160,6 @@ def rescue(store: Store, path: Path, what: str, at: datetime, *, keeps: bool = F
     Raises:
         OSError, sqlite3.Error: the card does not take the copy; the store is still open.
     """
-    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
     new = _beside(path)
     _remove(new)
     os.close(os.open(new, os.O_RDWR | os.O_CREAT, 0o640))
@@ -192,8 +188,7 @@ def _without_copy(
     store: Store, path: Path, what: str, error: sqlite3.DatabaseError, at: datetime, *, keeps: bool
 ) -> Report:
     """The open handle does not give all of it: what lies at the path may still have sound segments."""
-    with contextlib.suppress(sqlite3.Error):
-        store.close()
+    store.close()
     try:
         report = salvage(path, store.max_pages * PAGE_BYTES, at, keeps=keeps)
     except (FileNotFoundError, NotOurs):
@@ -276,13 +271,9 @@ def _read(path: Path, report: Report) -> _Found:
 
 def _read_tables(path: Path, found: _Found, report: Report) -> None:
     """The small tables by SQL, as far as each can be read, and segments too long to be found page by page."""
+    db = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)
     try:
-        db = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, isolation_level=None)
-    except sqlite3.Error as error:
-        report.lost.append(f"tables: {error}")
-        return
-    there = {name for (name,) in _rows(db, "SELECT name FROM sqlite_master", "sqlite_master", None)}
-    try:
+        there = {name for (name,) in _rows(db, "SELECT name FROM sqlite_master", "sqlite_master", None)}
         for table in (
             "start",
             "boot",
@@ -299,14 +290,15 @@ def _read_tables(path: Path, found: _Found, report: Report) -> None:
             "record",
             "record_copy",
         ):
-            if not there or table in there:  # else the file is of an older citygate, which had none
-                found.rows[table] = _rows(db, f"SELECT * FROM {table}", table, report)
+            has = not there or table in there  # else the file is of an older citygate, which had none
+            found.rows[table] = _rows(db, f"SELECT * FROM {table}", table, report) if has else []
         for number, total, body in _rows(db, "SELECT id, total, body FROM segment ORDER BY id", "segment", None):
-            if isinstance(body, bytes) and isinstance(total, int):
+            if isinstance(body, bytes):
                 _take_segment(body, found)
+            if isinstance(total, int):
                 found.stored.append((number, total))
         for table in ("record", "record_copy"):
-            for _, body in found.rows.get(table, []):
+            for _, body in found.rows[table]:
                 if isinstance(body, bytes):
                     read_record(body, found.series, found.layouts)
     finally:
@@ -357,14 +349,13 @@ def _write(store: Store, found: _Found, report: Report, at: datetime, *, keeps: 
     layouts = Layouts(found.layouts[number] for number in sorted(found.layouts))
     segments = [found.segments[number] for number in sorted(found.segments)]
     settled = report.settled = segments[-1][0].settled if segments else 0
-    starts = [row for row in found.rows.get("start", []) if _fits(row, (int, int, int))]
+    starts = [row for row in found.rows["start"] if _fits(row, (int, int, int))]
     numbers = [number for number, _ in found.stored]  # also of those that cannot be read: none is used twice
     last = max([segments[-1][0].last if segments else 0, settled, *numbers])
     with store.transaction():
         store.save_rows("start", [*starts, *([] if starts else [((last >> 32) + 1, 0, 0)])])
         for table, types in _TYPES.items():
-            store.save_rows(table, [row for row in found.rows.get(table, []) if _fits(row, types)])
-        store.save_dictionary(found.series, list(found.layouts.values()))
+            store.save_rows(table, [row for row in found.rows[table] if _fits(row, types)])
     kept = list(_in_order(found, 0 if keeps else settled, layouts, report))
     for i in range(0, len(kept), _CHUNK):
         with store.transaction():
@@ -372,15 +363,15 @@ def _write(store: Store, found: _Found, report: Report, at: datetime, *, keeps: 
                 report.segments += 1
                 report.readings += header.readings
                 store.save_segment(header, body, report.readings)
-            store.save_dictionary({}, layouts.unsaved)
-        layouts.unsaved.clear()
+    with store.transaction():
+        store.save_dictionary(found.series, layouts.known())  # with those in which a part was written anew
     _count_lost(store, found, report, at)
 
 
 def _count_lost(store: Store, found: _Found, report: Report, at: datetime) -> None:
     """A gap record of what was not found, as far as the running totals tell; 0 readings: not known how many."""
     lost, before, after = 0, None, 0
-    holes = [row for row in found.rows.get("hole", []) if _fits(row, (int, int, int))]
+    holes = [row for row in found.rows["hole"] if _fits(row, (int, int, int))]
     for number, total in found.stored:
         if number not in found.segments and before is not None:
             removed = sum(readings for first, _, readings in holes if after < first < number)

@@ -354,7 +354,7 @@ scene.work(30)
 scene.close()
 wreck(path)
 os.write(1, b"wrecked\\n")
-salvage(path, 10**9, datetime(2026, 6, 1, tzinfo=UTC))
+salvage(path, 10**9, datetime(2026, 6, 1, tzinfo=UTC), keeps=False)
 os.write(1, segments(path).encode() + b"\\n")
 """
 
@@ -393,7 +393,7 @@ def test_a_power_cut_in_a_salvage_loses_nothing_that_could_be_salvaged(folder: P
             found = segments(path)
             outcomes.add("done")
         except sqlite3.DatabaseError:
-            salvage(path, 10**9, NOON)
+            salvage(path, 10**9, NOON, keeps=False)
             found = segments(path)
             outcomes.add("again")
         assert found == saved, f"after operation {number}, {op.kind} {op.file}"

@@ -1,6 +1,7 @@
 """A damage is not the end: what is sent again after one, what a second one finds, and what an interrupted salvage leaves."""
 
 import asyncio
+import random
 import shutil
 import sqlite3
 from collections.abc import Sequence
@@ -471,6 +472,77 @@ async def test_what_a_salvage_did_not_find_is_counted_and_what_was_settled_is_no
     log = await opened(tmp_path, CITY)
     assert log.status()["lost"] == {"damage": lost}
     assert (await everything(log, "milano"))[-1] == 60
+    await log.close()
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "lost"),
+    [
+        ("UPDATE segment SET total = 'x' WHERE id % 4294967296 = 10", 20),
+        ("UPDATE segment SET total = 0 WHERE id % 4294967296 = 20", 0),
+        ("UPDATE segment SET body = 5 WHERE id % 4294967296 = 20", 20),
+        ("UPDATE record SET body = 5", 20),
+        ("UPDATE record_copy SET body = 5", 20),
+    ],
+)
+async def test_a_spoilt_row_of_a_segment_or_of_names_costs_no_other(tmp_path: Path, spoilt: str, lost: int) -> None:
+    """The third segment cannot be read."""
+    log = await opened(tmp_path, CITY)
+    await committed(log, range(40))
+    await log.close()
+    spoil_segments(tmp_path, 2)
+    with sqlite3.connect(tmp_path / "buffer.db") as db:
+        [ids] = zip(*db.execute("SELECT id FROM segment ORDER BY id"), strict=True)
+        spoilt = spoilt.replace("id % 4294967296 = 10", f"id = {ids[1]}").replace(
+            "id % 4294967296 = 20", f"id = {ids[2]}"
+        )
+        assert db.execute(spoilt).rowcount
+    db.close()
+    lose(tmp_path, "gap")
+    log = await opened(tmp_path, CITY)
+    assert log.status()["salvaged"].startswith("3 segments with 60 readings taken over")
+    assert await everything(log, "milano") == [*range(20), *range(30, 40)]
+    if "'x'" not in spoilt:
+        assert log.status()["lost"] == {"damage": lost}
+    await log.close()
+
+
+async def test_what_is_longer_than_a_page_is_taken_over_too(tmp_path: Path) -> None:
+    """A text, and the names of what a device of many points has: no page has all of it."""
+    wide = tuple(Reading(f"point-{n}", n, NOON) for n in range(900))
+    text = random.Random(1).randbytes(10_000).hex()
+    log = await opened(tmp_path, CITY)
+    await log.append(ReadingSet("wide", wide))
+    await log.commit()
+    await log.append(ReadingSet("notes", (Reading("text", text, NOON), Reading("count", 1, NOON))))
+    await log.close()
+    lose(tmp_path, "gap")
+    log = await opened(tmp_path, CITY)
+    assert log.status()["salvaged"].startswith("2 segments with 902 readings taken over")
+    columns = await log.read("milano", max_readings=1000)
+    assert columns is not None
+    assert columns.value == [*range(900), text, 1]
+    name = log.series[columns.series[899]]
+    assert (name.device, name.point) == ("wide", "point-899")
+    await log.close()
+
+
+async def test_a_segment_of_which_the_names_are_lost_is_counted_and_costs_no_other(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    await committed(log, range(10))
+    for n in range(10, 20):
+        await log.append(a_set(n, "meter-new"))
+    await log.commit()
+    await committed(log, range(20, 30))
+    await log.close()
+    path = tmp_path / "buffer.db"
+    path.write_bytes(path.read_bytes().replace(b'"meter-new"', b'"meter-neu"'))  # in every copy, without its sum
+    lose(tmp_path, "gap")
+    log = await opened(tmp_path, CITY)
+    assert await everything(log, "milano") == [*range(10), *range(20, 30)]
+    assert log.status()["lost"] == {"damage": 20}
+    assert log.status()["salvaged"].startswith("2 segments with 40 readings taken over")
+    assert "cannot be decoded" in log.status()["salvaged"]
     await log.close()
 
 
