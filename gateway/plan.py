@@ -273,6 +273,8 @@ def _taken_over(loaded: Loaded) -> Iterator[Problem]:
 def _wrong_was(path: tuple[str | int, ...], message: str, loaded: Loaded) -> Problem:
     remedy = "was: is for a device that was renamed: the name that it had before, and that no device has now"
     return locate(Problem("wrong-was", path, message, remedy), loaded.root)
+
+
 def _doubtful_rules(profile: CityProfile, models: Catalogue) -> Iterator[Problem]:
     """What of a profile would do nothing, or make one entity of two."""
     known = models.attribute_names() if profile.static else frozenset()

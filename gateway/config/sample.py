@@ -22,7 +22,7 @@ _EXAMPLES: Mapping[str, Any] = {
     "unit_id": 1,
 }
 _TEMPLATES = ("eastron/sdm120", "nova/sds011", "dragino/lse01")  # which need nothing more of their user
-_OWN = {"report", "calibrate", "entity"}  # they name points and attributes, which no example can know
+_OWN = {"was", "report", "calibrate", "entity"}  # they name what no example can know
 _INSTEAD = {"host": "port", "tls": "port", "bearer": "basic", "header": "basic", "oauth2": "basic"}
 MAX_LINE = 130
 _HEAD = f"""\
@@ -156,7 +156,7 @@ class _Writer:
             self._device = f"my-{driver}-device"
             lines += ["##", f"## {link['properties']['driver'].get('description') or driver}", f"#  my-{driver}:"]
             lines += [f"#{line}" for line in self._map(link, 4, (), frozenset(told))]
-            told |= {"entity", "calibrate", "report"}
+            told |= {"entity", "calibrate", "report", "was"}
         return lines
 
     def brokers(self) -> list[str]:

@@ -165,6 +165,7 @@ class Points:
                 if not self._pending.states:
                     self._pending.states_since_s = self._clock.monotonic_s()
                 self._pending.states.setdefault((new, key), value)
+
     def move_state(self, old: str, new: str) -> None:
         """All that is kept for one goes on under another name."""
         state = {key: value for key, value in self.state_of(old).items() if value}

@@ -379,7 +379,14 @@ def test_an_older_format_is_brought_up_to_date_with_all_that_is_in_it(tmp_path: 
             db.execute(
                 "INSERT INTO state SELECT device, key, value FROM newer_state WHERE true ON CONFLICT DO UPDATE SET value = excluded.value"
             )
-        young = ["consumer", "hole", "recipe", "moved", *["newer_state"] * (version < 3), *["held", "gap", "statistic"] * (version < 2)]
+        young = [
+            "consumer",
+            "hole",
+            "recipe",
+            "moved",
+            *["newer_state"] * (version < 3),
+            *["held", "gap", "statistic"] * (version < 2),
+        ]
         for table in young:
             db.execute(f"DROP TABLE {table}")
         db.execute(f"PRAGMA user_version={version}")
