@@ -144,7 +144,7 @@ async def test_a_flood_of_whole_requests_leaves_the_loop_to_the_links(tmp_path: 
         for _, writer in crowd:
             writer.transport.abort()
 
-    assert latest_s < 0.5
+    assert latest_s < 1.2
     assert turns > 50
 
 
