@@ -339,10 +339,11 @@ def _carve(file: Path, found: _Found) -> None:
 
 
 def _places(data: mmap.mmap, magic: bytes) -> Iterator[int]:
-    start = data.find(magic)
+    last = len(data) - 1  # Python before 3.11.4 looks at the byte behind the end: a crash at the end of a page (gh-105235)
+    start = data.find(magic, 0, last)
     while start >= 0:
         yield start
-        start = data.find(magic, start + 1)
+        start = data.find(magic, start + 1, last)
 
 
 def _write(store: Store, found: _Found, report: Report, at: datetime, *, keeps: bool) -> None:
