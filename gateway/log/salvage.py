@@ -339,7 +339,7 @@ def _carve(file: Path, found: _Found) -> None:
 
 
 def _places(data: mmap.mmap, magic: bytes) -> Iterator[int]:
-    last = len(data) - 1  # Python before 3.11.4 looks at the byte behind the end: a crash at the end of a page (gh-105235)
+    last = len(data) - 1  # Python before 3.11.4 looks at the byte behind the end, and crashes (gh-105235)
     start = data.find(magic, 0, last)
     while start >= 0:
         yield start
