@@ -147,7 +147,7 @@ def make_plan(
     links = {name: _link_plan(link, location, off.get(("links", name), "")) for name, link in loaded.links.items()}
     devices = {name: device for link in links.values() for name, device in link.devices.items()}
     models, found = extended(config_files(path)[0].parent / "models")
-    problems += [*found, *_unknown_types(loaded, models), *_taken_over(loaded)]
+    problems += [*found, *_unknown_types(loaded, models)]
     checked = devices | _rough_devices(loaded, location)
     if same := _named_like_the_box(loaded):
         problems.append(same)
@@ -249,30 +249,6 @@ def _unknown_types(loaded: Loaded, models: Catalogue) -> list[Problem]:
                 )
                 problems.append(locate(problem, tree))
     return problems
-
-
-def _taken_over(loaded: Loaded) -> Iterator[Problem]:
-    """Devices that cannot be what another was: it is still there, or was taken over already."""
-    there = {device: link.name for link in loaded.links.values() for device in link.devices}
-    owners: dict[str, str] = {}
-    for device, link in there.items():
-        path = ("links", link, "devices", device, "was")
-        was = find(loaded.root, path)
-        if was.missing is not None or not isinstance(was.node, Scalar):
-            continue
-        old = was.node.text
-        owner = owners.setdefault(old, device)
-        if old == device:
-            yield _wrong_was(path, f"{old} is this device's own name", loaded)
-        elif old in there:
-            yield _wrong_was(path, f"{old} is still a device of link {there[old]}", loaded)
-        elif owner != device:
-            yield _wrong_was(path, f"{owner} takes over {old} too", loaded)
-
-
-def _wrong_was(path: tuple[str | int, ...], message: str, loaded: Loaded) -> Problem:
-    remedy = "was: is for a device that was renamed: the name that it had before, and that no device has now"
-    return locate(Problem("wrong-was", path, message, remedy), loaded.root)
 
 
 def _doubtful_rules(profile: CityProfile, models: Catalogue) -> Iterator[Problem]:

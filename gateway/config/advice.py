@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -52,28 +52,47 @@ def advise(loaded: Loaded) -> tuple[Problem, ...]:
 
 
 def _renamed(loaded: Loaded) -> Iterator[Problem]:
-    """Brokers that cannot be what another was: that is still there, or another takes it over."""
+    """Brokers and devices that cannot be what another was: that is still there, or another takes it over."""
     brokers = loaded.root.get("brokers")
-    names = list(brokers.entries) if isinstance(brokers, Map) else []
+    there: dict[str, PathOf] = {
+        name: ("brokers", name) for name in (brokers.entries if isinstance(brokers, Map) else ())
+    }
+    since = "; if it was renamed long ago and this is another broker, remove the line was: it has done its work"
+    remedy = "give the name that it had before, and that no broker has now"
+    yield from _former_names(
+        loaded, there, "broker", lambda old: (f"{old} is still a broker of this file", since), remedy
+    )
+    links = {device: link.name for link in loaded.links.values() for device in link.devices}
+    there = {device: ("links", link, "devices", device) for device, link in links.items()}
+    remedy = "was: is for a device that was renamed: the name that it had before, and that no device has now"
+    yield from _former_names(
+        loaded, there, "device", lambda old: (f"{old} is still a device of link {links[old]}", ""), remedy
+    )
+
+
+def _former_names(
+    loaded: Loaded, there: Mapping[str, PathOf], kind: str, still: Callable[[str], tuple[str, str]], remedy: str
+) -> Iterator[Problem]:
+    """
+    Args:
+        there: the names of this kind, with their places.
+        still: of a former name that is still in use: what to say, and what to add to the remedy.
+    """
     owners: dict[str, str] = {}
-    for name in names:
-        found = find(loaded.root, ("brokers", name, "was"))
+    for name, place in there.items():
+        path: PathOf = (*place, "was")
+        found = find(loaded.root, path)
         if found.missing is not None or not isinstance(found.node, Scalar):
             continue
         old = found.node.text
         owner = owners.setdefault(old, name)
-        remedy, message = "give the name that it had before, and that no broker has now", ""
         if old == name:
-            message = f"{old} is this broker's own name"
-        elif old in names:
-            message = f"{old} is still a broker of this file"
-            remedy += (
-                "; if it was renamed long ago and this is another broker, remove the line was: it has done its work"
-            )
+            yield Problem("wrong-was", path, f"{old} is this {kind}'s own name", remedy)
+        elif old in there:
+            message, more = still(old)
+            yield Problem("wrong-was", path, message, remedy + more)
         elif owner != name:
-            message = f"{owner} takes over {old} too"
-        if message:
-            yield Problem("wrong-was", ("brokers", name, "was"), message, remedy)
+            yield Problem("wrong-was", path, f"{owner} takes over {old} too", remedy)
 
 
 def _asked(

@@ -15,7 +15,7 @@ import orjson
 
 from gateway.config.loader import config_files
 from gateway.sdk.errors import CitygateError, Problem
-from gateway.sdk.files import read_bytes
+from gateway.sdk.files import read_bytes, sync_folder
 
 FORMAT = 1
 MODE = 0o640  # the group may read it, as it may the config
@@ -134,7 +134,7 @@ class LastGood:
         try:
             _write(new, orjson.dumps(_row(kept), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
             os.replace(new, self.file)
-            _sync(self.file.parent)
+            sync_folder(self.file.parent)
         except OSError as error:
             with contextlib.suppress(OSError):
                 new.unlink()
@@ -184,14 +184,6 @@ def _write(file: Path, data: bytes) -> None:
         out.write(data)
         out.flush()
         os.fsync(handle)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Unpacked:

@@ -11,9 +11,10 @@ import structlog
 
 from gateway.log.file import held_lock
 from gateway.log.salvage import free_name
-from gateway.log.store import APPLICATION_ID, sync_folder
+from gateway.log.store import APPLICATION_ID
 from gateway.sdk.driver import Clock
 from gateway.sdk.errors import LogError
+from gateway.sdk.files import sync_folder
 
 _events = structlog.get_logger()
 

@@ -30,7 +30,8 @@ from gateway.log.segment import (
     microseconds,
     read_header,
 )
-from gateway.log.store import APPLICATION_ID, PAGE_BYTES, RECORD_MAGIC, Gap, Store, read_record, sync_folder
+from gateway.log.store import APPLICATION_ID, PAGE_BYTES, RECORD_MAGIC, Gap, Store, read_record
+from gateway.sdk.files import sync_folder
 
 _APPLICATION: Final = slice(68, 72)  # where a database says whose it is
 _ASIDE_KEPT: Final = 2

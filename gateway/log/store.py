@@ -29,6 +29,7 @@ from gateway.log.segment import (
     encode,
     read_header,
 )
+from gateway.sdk.files import sync_folder
 
 PAGE_BYTES: Final = 4096
 APPLICATION_ID: Final = 0x63697479  # "city"
@@ -1075,15 +1076,6 @@ def _size_of(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names that were made, renamed or removed in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def records(series: Mapping[int, tuple[str, str]], layouts: Sequence[Layout]) -> Iterator[bytes]:

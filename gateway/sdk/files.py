@@ -68,3 +68,12 @@ def check_regular(*paths: str) -> None:
 def _check(mode: int, path: object) -> None:
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names that were made, renamed or removed in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
