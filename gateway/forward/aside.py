@@ -20,6 +20,8 @@ LATER_S = (30.0, 120.0, 600.0, 3600.0)  # waits between the tries of a piece; th
 FUTURE_AGAIN_S = 86_400.0  # what lies in the future is looked at again after this at the latest
 INCOMPLETE_S = 60.0  # how often an entity without its mandatory attributes is looked at again
 CONTEXT_AGAIN_S = 1.0  # once its context is there; until then it is left alone
+BEHIND = "waits for older sets of this entity"  # where these are gone, it goes on without having been on the card
+BEHIND_S = 1.0
 UNTAKEN = "waits for the current value to be taken"  # as soon as it is, such a piece is looked at again
 TRIES = 30  # about a day; then it is a dead letter
 FUTURE = "its time is ahead of this box's clock"  # such a piece waits for itself: nothing waits behind it
@@ -254,11 +256,15 @@ class Aside:
         self._look()
 
     def _look(self) -> None:
+        gathered = {entity for entity, _, dead, future in self._gathered if not dead and not future}
+        self._waiting = self._on_card_later() | gathered
+
+    def _on_card_later(self) -> set[str]:
+        """Entities of which pieces wait for a later try, and newer updates behind them."""
         pieces = self._held.pieces(self._broker)
-        later = {
+        return {
             p.entity for p in pieces if p.next_try_at is not None and p.reason != FUTURE and p.id not in self._resting
         }
-        self._waiting = later | {entity for entity, _, dead, future in self._gathered if not dead and not future}
 
     async def retry(self, feeds: Feeds) -> list[Update]:
         """What is to be tried again now; the verdict on pieces that cannot be yet, or ever."""
@@ -279,6 +285,21 @@ class Aside:
                 updates += again
             else:
                 self._give_up(piece, "the mapping takes none of it")
+        return updates + self._behind_nothing()
+
+    def _behind_nothing(self) -> list[Update]:
+        """What was gathered only to keep the order of its entity, where nothing older waits any more."""
+        if not self._gathered:
+            return []
+        free = self._waiting - self._on_card_later()
+        free -= {key[0] for key, of in self._gathered.items() if not (key[2] or key[3] or of.reason == BEHIND)}
+        found = [key for key in self._gathered if key[0] in free and not (key[2] or key[3])]
+        updates = [update for key in found for update in self._gathered.pop(key).updates]
+        self._sets -= len(updates)
+        if not self._gathered:
+            self._since_s = None
+        if found:
+            self._look()
         return updates
 
     async def _due(self, feeds: Feeds) -> list[tuple[HeldPiece, Columns]]:

@@ -187,6 +187,11 @@ class Feeds:
         """All up to there was sent, or is done with."""
         self._log.accepted(self._consumer, upto, sure)
 
+    @property
+    def accepted_upto(self) -> int:
+        """All up to here was sent, or is done with: what is not counts as owed in the log."""
+        return self._log.accepted_upto(self._consumer)
+
     async def pass_over_bad(self) -> bool:
         """Readings without a value concern no city: devices that are all silent leave no backlog. Whether there were any."""
         columns = await self._log.read(self._consumer, max_readings=self._max_readings)

@@ -7,7 +7,7 @@ broker with a temporal API (or, by option, for none): what the state lane did no
 
 from collections.abc import Callable, Sequence
 
-from gateway.forward.aside import INCOMPLETE_S, UNTAKEN
+from gateway.forward.aside import BEHIND, BEHIND_S, INCOMPLETE_S, UNTAKEN
 from gateway.forward.broker import ContextMissing, Outcome, ReadRefused, observed, waiting
 from gateway.forward.pace import UPDATES_A_REQUEST
 from gateway.forward.recording import Recording
@@ -223,6 +223,7 @@ class PastLane:
         self._numbers_from = shared.feeds.numbers_from
         self._read_upto = 0
         self._passed = 0  # of this run all up to here was read before its numbers grew
+        self._again: list[Update] = []  # they were done with, and are not
         self._doubtful: set[str] = set()
         self._most: dict[str, int] = {}  # entity -> updates a request, while a bad one among them is searched for
 
@@ -239,10 +240,15 @@ class PastLane:
     @property
     def counts(self) -> LaneCounts:
         """What was done since the start."""
+        counts = self._taken.counts
         if self._unseen is not None:
-            self._taken.counts.unknown = self._unseen.unknown
-            self._taken.counts.unknown_us = self._unseen.unknown_us
-        return self._taken.counts
+            again = self._again = self._taken.still(self._again) if self._again else []
+            counts.unseen = self._unseen.given_up
+            owed = [update for update in again if 0 < update.seq <= self._of.feeds.accepted_upto]
+            counts.unknown = self._unseen.unknown + sum(len(update.readings) for update in owed)
+            oldest_us = [self._unseen.unknown_us, *(update.newest_us for update in owed)]
+            counts.unknown_us = min((us for us in oldest_us if us is not None), default=None)
+        return counts
 
     def hand_over(self, to: Taken) -> None:
         """Another lane goes on with what was read and is not done."""
@@ -273,9 +279,8 @@ class PastLane:
 
     async def _goes_again(self, forgotten: Sequence[Update]) -> None:
         """The rest of what was looked for is done with, or waits on."""
-        if self._unseen is not None:
-            self.counts.unseen = self._unseen.given_up
         self._taken.put_first(forgotten)
+        self._again += forgotten
         entities = {update.entity_id for update in forgotten}
         self._doubtful |= entities  # it may have come there meanwhile
         self._taken.sort(entities)
@@ -334,9 +339,12 @@ class PastLane:
 
     async def put_first(self, held: Sequence[Update]) -> None:
         """Held updates whose time has come; what the state lane has sent meanwhile is done, what it will send waits on."""
+        for update in held:  # what only kept its order was never held
+            if not update.held:
+                self._take_behind(update)
         # a piece goes as a whole: a part of it that is done would be done again with the rest
         waiting = {update.held for update in held if self._waits(update) or self._is_put_off(update)}
-        for update in reversed(held):
+        for update in reversed([update for update in held if update.held]):
             if update.held in waiting:
                 self._of.aside.put(update, UNTAKEN, INCOMPLETE_S)
                 continue
@@ -361,7 +369,7 @@ class PastLane:
         entity_id, queue = next(iter(self._taken.queues.items()))
         batch = [queue[n] for n in range(min(len(queue), self._most.get(entity_id, UPDATES_A_REQUEST)))]
         if not self._temporal:
-            self.counts.skipped += len(batch)
+            self._taken.counts.skipped += len(batch)
             await self._finish(entity_id, batch)
             return Outcome()
         if fits is not None:
@@ -420,6 +428,12 @@ class PastLane:
             for part in (*sent.values(), left):
                 part.update(along if part else {})
         return sent, left
+
+    def _take_behind(self, update: Update) -> None:
+        if self._waits(update):
+            self._of.aside.put(update, BEHIND, BEHIND_S)
+        else:
+            self._take(update)
 
     def _take(self, update: Update) -> None:
         if self._of.aside.has_points and self._is_earlier(update):  # what that run set aside is on the card
@@ -486,7 +500,7 @@ class PastLane:
             return batch
         self._doubtful.discard(entity_id)
         known = [update for update in batch if points_in(update.past) <= points]
-        self.counts.known += len(known)
+        self._taken.counts.known += len(known)
         await self._finish(entity_id, known)
         return [without(update, points) for update in batch if update not in known]
 

@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.claims import latest_us
-from gateway.forward.aside import CONTEXT_AGAIN_S, FUTURE, FUTURE_AGAIN_S, INCOMPLETE_S, LATER_S, Aside
+from gateway.forward.aside import (
+    BEHIND,
+    BEHIND_S,
+    CONTEXT_AGAIN_S,
+    FUTURE,
+    FUTURE_AGAIN_S,
+    INCOMPLETE_S,
+    LATER_S,
+    Aside,
+)
 from gateway.forward.broker import Accepted, Broker, Outcome, Streak
 from gateway.forward.feeds import Feeds
 from gateway.forward.updates import Sent, Update
@@ -23,7 +32,7 @@ class LaneCounts:
     late: int = 0  # not sent: the broker holds newer, and has no temporal API
     skipped: int = 0  # not sent: latest-only
     unseen: int = 0  # points that were accepted and never seen in the history
-    unknown: int = 0  # points of an earlier run that wait, as it may have sent them
+    unknown: int = 0  # points that were read, of which nobody knows that the city has them: may be, or not any more
     unknown_us: int | None = None  # time of the oldest of them
 
 
@@ -95,6 +104,11 @@ class Taken:
         """These go before what is waiting of their entities."""
         for update in reversed(updates):
             self.queues.setdefault(update.entity_id, deque()).appendleft(update)
+
+    def still(self, updates: Sequence[Update]) -> list[Update]:
+        """Those of these that are not done with."""
+        mine = {id(update) for queue in self.queues.values() for update in queue} | {id(u) for u, _ in self.open}
+        return [update for update in updates if id(update) in mine]
 
     def sort(self, entity_ids: Iterable[str]) -> None:
         """Each entity's updates in order of time."""
@@ -201,7 +215,7 @@ class Taken:
         if ahead_us > 0:
             return FUTURE, min(ahead_us / 1e6, FUTURE_AGAIN_S)
         if of.aside.waiting(update.entity_id):
-            return "waits for older sets of this entity", 1.0
+            return BEHIND, BEHIND_S
         return None
 
     async def settle(self) -> None:

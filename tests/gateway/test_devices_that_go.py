@@ -58,7 +58,7 @@ async def scene(folder: Path) -> AsyncIterator[InProcess]:
 
 async def killed(its: InProcess, folder: Path) -> InProcess:
     """The box as it would be found if it were killed now; the one that runs goes on."""
-    shutil.copytree(its.folder, folder, ignore=shutil.ignore_patterns("buffer.*", "*.sock"))
+    shutil.copytree(its.folder, folder, ignore=shutil.ignore_patterns("buffer.*", "*.sock", "*.new"))
     files = [file for end in ("", "-wal") if (file := its.folder / f"buffer.db{end}").exists()]
     # by another process: to close the file in this one would drop SQLite's locks
     assert await (await asyncio.create_subprocess_exec("cp", *files, folder)).wait() == 0

@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from gateway.claims import AHEAD_US, EARLIEST_US
-from gateway.forward.aside import FUTURE, FUTURE_AGAIN_S, GATHER_SETS, INCOMPLETE_S, TRIES, Aside, in_time
+from gateway.forward.aside import (
+    BEHIND,
+    BEHIND_S,
+    FUTURE,
+    FUTURE_AGAIN_S,
+    GATHER_SETS,
+    INCOMPLETE_S,
+    TRIES,
+    Aside,
+    in_time,
+)
 from gateway.forward.updates import Update
 from gateway.log.held import HeldPiece
 from gateway.log.segment import Columns, TimeState, microseconds
@@ -401,6 +411,44 @@ async def test_the_oldest_piece_of_each_entity_is_tried_when_its_time_has_come(c
     assert [update.held for update in await again(card, aside, 1)] == [ahead]
     card.clock.advance(3.0)
     assert [update.held for update in await again(card, aside, 1)] == [first]
+
+
+async def test_what_only_kept_its_order_goes_on_when_nothing_older_waits_and_never_sees_the_card(card: Card) -> None:
+    piece = await card.keeps(card.update("air-1", 0))
+    await card.keeps(card.update("air-2", 0), in_s=60.0)
+    aside, wrote = card.aside(), len(card.held_.table)
+    behind = [card.update("air-1", 1), card.update("air-1", 2)]
+    for update in (*behind, card.update("air-2", 3)):
+        aside.put(update, BEHIND, BEHIND_S)
+    aside.put(card.update("air-1", 4), FUTURE, 50.0)
+    aside.put(card.update("air-1", 5), "400", None, offered=True)
+    [tried] = await aside.retry(card.of.feeds)
+    assert tried.held == piece
+    aside.done(tried)
+    await aside.write()
+    assert await aside.retry(card.of.feeds) == behind
+    assert await aside.retry(card.of.feeds) == []
+    assert [aside.waiting(entity) for entity in (A, B)] == [False, True]
+    assert len(card.held_.table) == wrote - 1  # nothing was written, and the piece went
+    await aside.write(at_once=True)
+    assert len(card.held_.table) == wrote - 1 + 3  # of the second, the dead letter, and the one ahead of the clock
+
+
+async def test_what_waits_for_something_else_too_does_not_go_on_with_those_behind_it(card: Card) -> None:
+    aside = card.aside()
+    aside.put(card.update("air-1", 1), "503", 30.0, offered=True)
+    aside.put(card.update("air-1", 2), BEHIND, BEHIND_S)
+    for n in range(GATHER_SETS - 2):
+        aside.put(card.update("air-2", n), BEHIND, BEHIND_S)
+    assert {update.entity_id for update in await aside.retry(card.of.feeds)} == {B}
+    assert [aside.waiting(entity) for entity in (A, B)] == [True, False]
+    assert not aside.empty
+    card.clock.advance(9.9)
+    await aside.write()
+    assert card.held_.table == {}
+    card.clock.advance(0.2)
+    await aside.write()  # they are gathered since the first
+    assert aside.empty
 
 
 async def test_what_cannot_be_tried_yet_or_ever_is_told_and_is_no_try() -> None:

@@ -701,6 +701,24 @@ async def test_something_older_that_stands_last_is_asked_about_too(scene: Scene)
     assert len(scene.broker.asked) == 1
 
 
+async def test_what_only_kept_its_order_goes_the_way_of_what_the_log_gives() -> None:
+    scene, waits = Scene(*AIR, every_s=10.0), {B}
+    lane = past(scene, lambda feed, *_: feed.entity_id in waits)
+    sent, left, open_ = (scene.update(device, 1, no2=n) for n, device in enumerate(("air-3", "air-1", "air-2")))
+    scene.of.sent.note(C, series_of(scene, "air-3", "no2"), us(1))
+    await lane.put_first([sent, left, open_])
+    assert not lane.of_earlier_run  # nobody offered them before
+    while not lane.idle:
+        await lane.send()
+    assert [value for _, _, value in scene.broker.values()] == [1]
+    assert [scene.of.aside.waiting(entity) for entity in (A, B, C)] == [False, True, False]
+    waits.clear()
+    await lane.put_first(await scene.of.aside.retry(scene.of.feeds))
+    await lane.send()
+    assert [value for _, _, value in scene.broker.values()] == [1, 2]
+    assert scene.of.aside.empty
+
+
 async def test_held_ones_go_first_are_let_go_or_wait_on(scene: Scene) -> None:
     lane = past(scene, lambda feed, *_: feed.entity_id == B)
     scene.log.put("air-1", 9, no2=9)
@@ -710,6 +728,7 @@ async def test_held_ones_go_first_are_let_go_or_wait_on(scene: Scene) -> None:
         for n, device in enumerate(("air-1", "air-2", "air-3", "air-4"))
     ]
     second = scene.update("air-1", 1, no2=1)
+    second.held = pieces[0].held
     scene.of.sent.note(C, series_of(scene, "air-3", "no2"), us(2))
     await lane.put_first([pieces[0], second, *pieces[1:]])
     assert lane.of_earlier_run  # in doubt: it was offered before
@@ -808,10 +827,30 @@ async def test_what_was_forgotten_is_asked_about_once_more_and_goes_by_the_tempo
         assert await lane.look()
     scene.broker.points = frozenset({(A, "no2", START)})  # it came there meanwhile
     asked = len(scene.broker.asked)
+    assert (lane.counts.unknown, lane.counts.unknown_us) == (2, us(0))  # they are owed again, and shown so
     await through_waiting(lane)
     assert len(scene.broker.asked) == asked + 1
     assert past_of(scene) == [1]
     assert scene.log.settled
+    assert (lane.counts.unknown, lane.counts.unknown_us) == (0, None)
+
+
+async def test_what_counts_as_owed_already_is_not_counted_again_when_it_was_forgotten(scene: Scene) -> None:
+    lane, unseen = seeing(scene)
+    scene.log.put("air-1", 0, no2=0)
+    scene.log.put("air-1", 1, no2=1)
+    for n in range(2):
+        scene.of.sent.note(A, series_of(scene, "air-1", "no2"), us(n), Mark(n + 1, n))
+    scene.log.put("air-2", 0, no2=9)
+    await lane.fill()  # the second waits to be sent: so far is the log
+    held = await scene.piece(scene.update("air-1", -1, no2=5))
+    held.seq = 0  # of the pieces for later
+    unseen.put(held, Mark(0, 0), known=True)
+    scene.broker.newest = {A: [("no2", START + timedelta(seconds=1))]}
+    for seconds in (10.0, 10.0):
+        scene.clock.advance(seconds)
+        await lane.look()
+    assert (len(unseen), lane.counts.unknown) == (0, 0)
 
 
 async def test_of_an_earlier_run_goes_what_is_newer_than_the_broker_was_and_the_rest_waits(scene: Scene) -> None:

@@ -250,8 +250,9 @@ async def test_what_an_earlier_run_may_have_sent_is_shown_as_backlog_until_that_
     async with strict.serve() as url:
         async with strict.neighbour(every_s=0.01):  # nothing shows
             async with box.running(url, patient):
-                await live(box, 0, 3)
-                await strict.until(lambda: box.settled)
+                for n in range(3):
+                    await live(box, n, n + 1)
+                    await strict.until(lambda: box.settled)  # so each was current
             sent = len(strict.history())
             async with box.running(url, patient) as health:
                 await strict.until(lambda: box.settled and health.oldest_unsent_at == START)
