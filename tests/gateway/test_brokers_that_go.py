@@ -153,6 +153,76 @@ async def test_nothing_owed_is_lost_or_doubled_over_a_change_of_its_broker(
         assert found == expected
 
 
+@pytest.mark.parametrize("temporal", [True, False])
+@pytest.mark.parametrize("change", ["moved", "tenant", "renamed and moved", "the same"])
+async def test_what_one_place_took_and_has_not_shown_yet_is_no_matter_of_another(
+    tmp_path: Path, change: str, temporal: bool
+) -> None:
+    """It is still in the log, and owed to who goes by the name now: its city is another one."""
+    async with cities(tmp_path) as scene, scene.its.at_work():
+        its, entry = scene.its, scene.entry
+        moved = entry.replace(entry.split('"')[1], scene.other_url)
+        after = {
+            "moved": moved,
+            "tenant": entry.replace("linger", "tenant: t1, linger"),
+            "renamed and moved": moved.replace("porto: {", "lisboa: {was: porto, "),
+            "the same": entry.replace("porto: {", "lisboa: {was: porto, "),
+        }[change]
+        scene.porto.behaviour.records_after_s = 3600.0
+        for value in (1.0, 2.0):
+            await its.emit("roof", "meter-1", voltage=value)
+            await scene.porto.until(lambda value=value: scene.porto.current(ENTITY, "phaseVoltage") == {"L1": value})
+        await its.until(lambda: its.daemon.status()["brokers"]["porto"]["backlog"] == 0)
+
+        scene.other.behaviour.temporal = temporal
+        if change != "the same":
+            scene.porto.behaviour.records_after_s, scene.porto.behaviour.temporal = 0.0, temporal
+
+        await its.reload((entry, after))
+
+        name = "lisboa" if "was" in after else "porto"
+        if change == "the same":
+            await its.emit("roof", "meter-1", voltage=3.0)
+            await scene.porto.until(lambda: scene.porto.current(ENTITY, "phaseVoltage") == {"L1": 3.0})
+            await its.until(lambda: its.daemon.status()["brokers"][name]["backlog"] == 0)
+            assert not [told for told in scene.porto.requests if told[1:3] == ("POST", "/ngsi-ld/v1/temporal/entities")]
+            return
+        tenant, city = ("t1", scene.porto) if change == "tenant" else ("", scene.other)
+        await city.until(lambda: points(city, tenant) == {1.0: 1, 2.0: 1})
+        assert city.state(ENTITY, tenant)["phaseType"][0]["value"] == "singlePhase"
+
+
+async def test_that_one_city_records_by_itself_is_not_believed_of_another(tmp_path: Path) -> None:
+    async with cities(tmp_path) as scene, scene.its.at_work():
+        its = scene.its
+
+        def shown() -> str:
+            return str(its.daemon.status()["brokers"]["porto"]["records"])
+
+        await its.emit("roof", "meter-1", voltage=1.0)
+        await its.until(lambda: shown() == "yes (seen)")
+        scene.other.behaviour.records = False
+        await its.reload((scene.entry.split('"')[1], scene.other_url))
+        await its.emit("roof", "meter-1", voltage=2.0)
+        await scene.other.until(lambda: scene.other.current(ENTITY, "phaseVoltage") == {"L1": 2.0})
+        assert shown() == "not known yet"
+
+
+async def test_static_attributes_that_one_city_has_are_new_to_another_that_cannot_be_asked(tmp_path: Path) -> None:
+    async with cities(tmp_path) as scene:
+        its, now = scene.its, scene.entry.replace("linger", "history: latest-only, linger")
+        its.edit((scene.entry, now))
+        async with its.at_work():
+            for broker, change in ((scene.porto, None), (scene.other, (scene.entry.split('"')[1], scene.other_url))):
+                broker.behaviour.readable = False
+                if change is not None:
+                    await its.reload(change)
+                await its.until(lambda: its.daemon.status()["brokers"]["porto"]["state"] == "ok")
+                await its.emit("roof", "meter-1", voltage=1.0)
+                await broker.until(lambda broker=broker: broker.state(ENTITY))
+                assert broker.state(ENTITY)["phaseType"][0]["value"] == "singlePhase"
+
+
 async def test_a_gone_broker_is_told_everywhere_and_forgotten_on_a_live_box(tmp_path: Path) -> None:
     async with cities(tmp_path) as scene, scene.its.at_work():
         its = scene.its
