@@ -27,7 +27,7 @@ from gateway.forward.broker import Broker
 from gateway.forward.checked import SAMPLE_OF, Checked
 from gateway.forward.dates import Dates
 from gateway.forward.forwarder import Forwarder
-from gateway.forward.greetings import Greetings, place_of
+from gateway.forward.greetings import Greetings, city_of
 from gateway.forward.ngsild import broker_of
 from gateway.forward.settings import settings_of
 from gateway.forward.updates import Told
@@ -603,8 +603,11 @@ def _is_same(old: BrokerPlan, new: BrokerPlan | None) -> bool:
     """Whether it is the same broker, with the same tenant: only that one has what it was told."""
     if new is None:
         return False
-    was, now = old.config, new.config
-    return (place_of(was.url), was.tenant) == (place_of(now.url), now.tenant)
+    return _city(old) == _city(new)
+
+
+def _city(broker: BrokerPlan) -> str:
+    return city_of(broker.config.url, broker.config.tenant)
 
 
 def _plain(record: Any) -> dict[str, Any]:
@@ -668,7 +671,7 @@ def _consumer(broker: BrokerPlan, devices: Devices) -> Consumer:
     def takes(device: str, point: str) -> bool:
         return point in taken.get(device, ()) or devices.gone_takes(broker.name, device, point)
 
-    return Consumer(broker.name, broker.config.start, was=broker.config.was or "", takes=takes)
+    return Consumer(broker.name, broker.config.start, was=broker.config.was or "", takes=takes, city=_city(broker))
 
 
 def _log_settings(plan: Plan) -> LogSettings:

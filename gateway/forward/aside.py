@@ -215,6 +215,15 @@ class Aside:
         if at_once or self._sets >= GATHER_SETS or self._clock.monotonic_s() - self._since_s >= self._every_s:
             await self._flush()
 
+    async def let_go(self) -> None:
+        """The lane that had them is no more: pieces without a verdict are due again.
+
+        Raises:
+            LogError: the card refuses.
+        """
+        await self.write()
+        self._tried.clear()
+
     async def _write_verdicts(self) -> None:
         now = self._clock.now()
         there = {piece.id for piece in self._held.pieces(self._broker)}  # one may have been purged meanwhile

@@ -98,7 +98,7 @@ class Forwarder:
         before: Told | None = None,
     ) -> None:
         settings = settings or ForwardSettings()
-        broker = self._statics = Statics(name, broker, statics_of(mappings), log=log, clock=clock)
+        broker = self._statics = Statics(name, broker, statics_of(mappings), log=log, clock=clock, city=settings.city)
         feeds = Feeds(name, log, mappings, recipes=recipes, max_readings=settings.max_readings)
         feeds.more = self._more
         recording = recording_of(settings)
@@ -139,7 +139,7 @@ class Forwarder:
             probing=Probing(broker, clock, settings),
             standing=Standing(name, health, clock),
             refusals=Refusals(name, clock, self._devices),
-            usage=Usage(name, broker.traffic, log, clock, recording),
+            usage=Usage(name, broker.traffic, log, clock, recording, city=settings.city),
             past_breaker=_breaker(settings, rng),
             look_breaker=_breaker(settings, rng),
             show=self.show,

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from hashlib import blake2b
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -52,6 +53,11 @@ def place_of(url: str) -> tuple[str, int | None, str]:
         host = ip_address(host).compressed
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     return _LOOPBACK.get(host, host), port, parts.path.rstrip("/")
+
+
+def city_of(url: str, tenant: str | None) -> str:
+    """One broker and tenant in a few letters: what one was told, another one does not know."""
+    return blake2b(repr((place_of(url), tenant or "")).encode(), digest_size=6).hexdigest()
 
 
 _LOOPBACK = {"::1": "localhost", "127.0.0.1": "localhost"}

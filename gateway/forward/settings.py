@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from gateway.config.model import BrokerConfig
 from gateway.forward.aside import GATHER_S
+from gateway.forward.greetings import city_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class ForwardSettings:
         unsure_s: so long a temporal API must be missed until that is believed, when the broker does not say so itself.
         retry_quick_s: while an outage is young, tries are at most this far apart.
         retry_cap_s: later on, at most this far.
+        city: which broker and tenant it is: what was noted of another one does not hold.
     """
 
     linger_s: float = 1.0
@@ -50,11 +52,16 @@ class ForwardSettings:
     retry_quick_for_s: float = 300.0
     retry_cap_s: float = 60.0
     max_readings: int = 5000
+    city: str = ""
 
 
 def settings_of(config: BrokerConfig) -> ForwardSettings:
     """How to forward to the broker of one entry of the operator's file."""
     product = "" if config.preset == "auto" else config.preset
     return ForwardSettings(
-        linger_s=config.linger_s, history=config.history, rate_per_s=config.rate_per_s, product=product
+        linger_s=config.linger_s,
+        history=config.history,
+        rate_per_s=config.rate_per_s,
+        product=product,
+        city=city_of(config.url, config.tenant),
     )

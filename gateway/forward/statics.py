@@ -35,15 +35,19 @@ class Statics(Over):
 
     Args:
         static: entities of nothing but static attributes, by id; those without any need not be among them.
+        city: which broker and tenant it is: another one has none of them.
     """
 
-    def __init__(self, name: str, broker: Broker, static: Mapping[str, Entity], *, log: Kept, clock: Clock) -> None:
+    def __init__(
+        self, name: str, broker: Broker, static: Mapping[str, Entity], *, log: Kept, clock: Clock, city: str = ""
+    ) -> None:
         self._place = f"broker {name}"
         super().__init__(broker)
         self._static = dict(static)
         self._log = log
         self._clock = clock
-        self._digest = {entity_id: _digest(entity) for entity_id, entity in static.items()}
+        self._city = city
+        self._digest = {entity_id: _digest(entity, city) for entity_id, entity in static.items()}
         self._begun = False
         self._known: set[str] = set()
         self._all_s, self._all_at = -math.inf, 0  # since when all go again: monotonic, unix
@@ -75,7 +79,7 @@ class Statics(Over):
         """Those of entities that are no longer in the config and are still owed."""
         for entity_id, entity in static.items():
             if self._static.setdefault(entity_id, entity) is entity:
-                self._digest[entity_id] = _digest(entity)
+                self._digest[entity_id] = _digest(entity, self._city)
 
     def failed(self) -> None:
         """The broker failed; when it is back, it may hold what it held long ago."""
@@ -162,6 +166,6 @@ def statics_of(mappings: "Mapping[str, Sequence[compiled.Mapping]]") -> dict[str
     return found
 
 
-def _digest(entity: Entity) -> bytes:
-    told = repr((entity.id, entity.type, entity.context, sorted(entity.attributes.items())))
+def _digest(entity: Entity, city: str) -> bytes:
+    told = repr((city, entity.id, entity.type, entity.context, sorted(entity.attributes.items())))
     return blake2b(told.encode(), digest_size=_DIGEST).digest()

@@ -19,17 +19,30 @@ class Kept(Protocol):
 
 
 class Usage:
-    """Counts the bytes of a broker by month, and keeps what was learned of it."""
+    """Counts the bytes of a broker by month, and keeps what was learned of it.
+
+    Args:
+        city: which broker and tenant goes by the name now.
+    """
 
     def __init__(
-        self, name: str, traffic: Traffic, log: Kept, clock: Clock, recording: Recording | None = None
+        self,
+        name: str,
+        traffic: Traffic,
+        log: Kept,
+        clock: Clock,
+        recording: Recording | None = None,
+        *,
+        city: str = "",
     ) -> None:
         self._place = f"broker {name}"  # in the log; no device is called so, names have no space
         self._traffic = traffic
         self._log = log
         self._clock = clock
         self._recording = recording or Recording()
+        self._city = city
         self._records = ""
+        self._of_another: dict[str, bytes] = {}  # takes back what was noted
         self._month = "", 0
         self._counted_bytes = 0
         self._noted: dict[str, bytes] = {}
@@ -46,9 +59,11 @@ class Usage:
         kept = {key: text.decode("ascii", "replace") for key, text in self._log.driver_state(self._place).items()}
         month, _, count = kept.get("month", "").partition(" ")
         self._month = month, int(count) if count.isdigit() else 0
+        self._counted_bytes = 0
+        if kept.get("city", self._city) != self._city:
+            kept, self._of_another = {}, {"mode": b"", "records": b""}  # all but the bytes
         batch = kept.get("batch", "")
         self._traffic.batch = int(batch) if batch.isdigit() else 0
-        self._counted_bytes = 0
         self._records = kept.get("records", "")
         self._recording.recall(self._records)
         return kept.get("mode", "")
@@ -62,6 +77,9 @@ class Usage:
         self._due_s = self._clock.monotonic_s() + NOTE_EVERY_S
         count = self.month_bytes()
         state = {"month": f"{self._month[0]} {count}".encode(), "batch": str(self._traffic.batch).encode()}
+        state |= self._of_another
+        if self._city:
+            state["city"] = self._city.encode()
         if mode:
             state["mode"] = mode.encode()
         if self._recording.by_itself is not None:

@@ -226,13 +226,17 @@ class Greeting:
         event("history_mode", broker=common.name, mode=mode, readable=probe.readable, product=probe.product)
         if mode == "temporal":
             await common.aside.again(LATE)  # of an earlier run, which found no history
-        return self._in_order() if mode == "in-order" else _two_lanes(common, mode)
+        if mode == "in-order":
+            return self._in_order()
+        await common.aside.let_go()
+        return _two_lanes(common, mode)
 
     async def _greet(self) -> Outcome | None:
         """The oldest values suit every mode."""
         common = self._common
         lane = self._lane = self._lane or InOrderLane(common.of, remember=True, ahead=common.ahead)
-        if lane.idle and not await _fill(common, lane):
+        # what is held may be the oldest, and all that the log has may wait for it
+        if lane.idle and not await common.retry_held(lane) and not await _fill(common, lane):
             return None
         outcome = await lane.send(most=1)
         common.refusals.note("past", outcome)

@@ -36,12 +36,14 @@ class Consumer:
         start: where one begins that the file does not know.
         was: name it had before; takes over all that one had, unless it has a place of its own.
         takes: whether it is to be sent a point of a device; None: everything counts as owed.
+        city: who goes by the name: what another one was sent, and is not settled, is owed to this one.
     """
 
     name: str
     start: Literal["oldest", "now"] | datetime = "oldest"
     was: str = ""
     takes: Takes | None = None
+    city: str = ""
 
 
 @dataclass(slots=True)
@@ -261,6 +263,8 @@ class Lanes:
             lane = lanes[consumer.name]
             if lane.consumer.takes is not consumer.takes:
                 lane.owed, lane.takes = None, (None, -1)
+            if lane.consumer.city != consumer.city:
+                lane.accepted = lane.sure = 0
             lane.consumer, lane.upto = consumer, END
         for lane in joining:
             if self._file.store is not None:

@@ -16,7 +16,7 @@ import pytest
 
 from gateway.cli.status_text import status_text
 from gateway.sdk.errors import CitygateError
-from tests.gateway.daemon_scene import InProcess
+from tests.gateway.daemon_scene import InProcess, QuickClock
 from tests.support.strict_broker import StrictBroker
 
 ENTITY = "urn:ngsi-ld:ACMeasurement:milano:gw-1:meter-1"
@@ -68,7 +68,7 @@ class Cities:
         files = [file for end in ("", "-wal") if (file := self.its.folder / f"buffer.db{end}").exists()]
         # by another process: to close the file in this one would drop SQLite's locks
         assert await (await asyncio.create_subprocess_exec("cp", *files, folder)).wait() == 0
-        found = InProcess(folder, "", self.its.broker)
+        found = InProcess(folder, "", self.its.broker, self.its.clock)
         found.path.write_text(self.its.path.read_text().replace(f"{self.its.folder}/buffer", f"{folder}/buffer"))
         return found
 
@@ -78,7 +78,7 @@ async def cities(folder: Path) -> AsyncIterator[Cities]:
     milano, porto, other = StrictBroker(), StrictBroker(), StrictBroker()
     async with milano.serve() as url, porto.serve() as at, other.serve() as elsewhere:
         entry = f'  porto: {{url: "{at}", linger: 0 s}}\n'
-        its = InProcess(folder, url, milano)
+        its = InProcess(folder, url, milano, QuickClock())
         its.edit(("brokers:\n", "brokers:\n" + entry), ("commit_every: 100 ms", "commit_every: 1 h"))
         yield Cities(its, porto, other, entry, elsewhere)
 
@@ -93,7 +93,7 @@ CASES = [
     *((change, where, kill) for change in ("removed", "renamed") for where in WHERE for kill in (False, True)),
     *(("renamed later", where, True) for where in WHERE),
     *(("moved", where, False) for where in WHERE),
-    ("tenant", "memory", False),
+    *(("tenant", where, False) for where in WHERE),
     ("publish", "card", False),
 ]
 
@@ -134,9 +134,10 @@ async def test_nothing_owed_is_lost_or_doubled_over_a_change_of_its_broker(
             await its.emit("roof", "meter-1", voltage=5.0)
             tenant, city = "t1" if change == "tenant" else "", scene.other if change == "moved" else scene.porto
             await its.daemon.verbs["buffer-requeue"]({"all": True})
-            await city.until(lambda: {2.0, 3.0, 5.0} <= points(city, tenant).keys(), timeout_s=25)
+            await city.until(lambda: {2.0, 3.0, 5.0} <= points(city, tenant).keys())
             name = "lisboa" if "renamed" in change else "porto"
-            await its.until(lambda: its.daemon._log.backlog(name)[0] == 0)
+            log = its.daemon._log
+            await its.until(lambda: log.backlog(name)[0] == 0 and log.held.count(name) == (0, 0))
             assert its.daemon.status()["log"]["gone"] == {}
         found = points(city, tenant)
         if back:
@@ -150,6 +151,76 @@ async def test_nothing_owed_is_lost_or_doubled_over_a_change_of_its_broker(
         else:
             expected[1.0] = 1
         assert found == expected
+
+
+@pytest.mark.parametrize("temporal", [True, False])
+@pytest.mark.parametrize("change", ["moved", "tenant", "renamed and moved", "the same"])
+async def test_what_one_place_took_and_has_not_shown_yet_is_no_matter_of_another(
+    tmp_path: Path, change: str, temporal: bool
+) -> None:
+    """It is still in the log, and owed to who goes by the name now: its city is another one."""
+    async with cities(tmp_path) as scene, scene.its.at_work():
+        its, entry = scene.its, scene.entry
+        moved = entry.replace(entry.split('"')[1], scene.other_url)
+        after = {
+            "moved": moved,
+            "tenant": entry.replace("linger", "tenant: t1, linger"),
+            "renamed and moved": moved.replace("porto: {", "lisboa: {was: porto, "),
+            "the same": entry.replace("porto: {", "lisboa: {was: porto, "),
+        }[change]
+        scene.porto.behaviour.records_after_s = 3600.0
+        for value in (1.0, 2.0):
+            await its.emit("roof", "meter-1", voltage=value)
+            await scene.porto.until(lambda value=value: scene.porto.current(ENTITY, "phaseVoltage") == {"L1": value})
+        await its.until(lambda: its.daemon.status()["brokers"]["porto"]["backlog"] == 0)
+
+        scene.other.behaviour.temporal = temporal
+        if change != "the same":
+            scene.porto.behaviour.records_after_s, scene.porto.behaviour.temporal = 0.0, temporal
+
+        await its.reload((entry, after))
+
+        name = "lisboa" if "was" in after else "porto"
+        if change == "the same":
+            await its.emit("roof", "meter-1", voltage=3.0)
+            await scene.porto.until(lambda: scene.porto.current(ENTITY, "phaseVoltage") == {"L1": 3.0})
+            await its.until(lambda: its.daemon.status()["brokers"][name]["backlog"] == 0)
+            assert not [told for told in scene.porto.requests if told[1:3] == ("POST", "/ngsi-ld/v1/temporal/entities")]
+            return
+        tenant, city = ("t1", scene.porto) if change == "tenant" else ("", scene.other)
+        await city.until(lambda: points(city, tenant) == {1.0: 1, 2.0: 1})
+        assert city.state(ENTITY, tenant)["phaseType"][0]["value"] == "singlePhase"
+
+
+async def test_that_one_city_records_by_itself_is_not_believed_of_another(tmp_path: Path) -> None:
+    async with cities(tmp_path) as scene, scene.its.at_work():
+        its = scene.its
+
+        def shown() -> str:
+            return str(its.daemon.status()["brokers"]["porto"]["records"])
+
+        await its.emit("roof", "meter-1", voltage=1.0)
+        await its.until(lambda: shown() == "yes (seen)")
+        scene.other.behaviour.records = False
+        await its.reload((scene.entry.split('"')[1], scene.other_url))
+        await its.emit("roof", "meter-1", voltage=2.0)
+        await scene.other.until(lambda: scene.other.current(ENTITY, "phaseVoltage") == {"L1": 2.0})
+        assert shown() == "not known yet"
+
+
+async def test_static_attributes_that_one_city_has_are_new_to_another_that_cannot_be_asked(tmp_path: Path) -> None:
+    async with cities(tmp_path) as scene:
+        its, now = scene.its, scene.entry.replace("linger", "history: latest-only, linger")
+        its.edit((scene.entry, now))
+        async with its.at_work():
+            for broker, change in ((scene.porto, None), (scene.other, (scene.entry.split('"')[1], scene.other_url))):
+                broker.behaviour.readable = False
+                if change is not None:
+                    await its.reload(change)
+                await its.until(lambda: its.daemon.status()["brokers"]["porto"]["state"] == "ok")
+                await its.emit("roof", "meter-1", voltage=1.0)
+                await broker.until(lambda broker=broker: broker.state(ENTITY))
+                assert broker.state(ENTITY)["phaseType"][0]["value"] == "singlePhase"
 
 
 async def test_a_gone_broker_is_told_everywhere_and_forgotten_on_a_live_box(tmp_path: Path) -> None:

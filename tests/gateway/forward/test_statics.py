@@ -340,6 +340,18 @@ async def test_the_day_goes_on_over_restarts() -> None:
     assert await Run(run.kept, run.clock).goes(A) == [FULL]
 
 
+async def test_another_city_under_the_name_gets_all_of_them() -> None:
+    kept, clock = Kept(), ManualClock(START)
+    carried = []
+    for city in ("one", "one", "two", "two", "one"):
+        run = Run(kept, clock)
+        of = statics_of({"air-1": [table("air-1")]})
+        run.statics = Statics("city", run.broker, of, log=kept, clock=clock, city=city)
+        carried += await run.goes(A)
+        await run.statics.note()
+    assert carried == [FULL, LEAN, FULL, LEAN, FULL]
+
+
 async def test_a_clock_that_is_wrong_at_the_start_is_not_asked_before_it_is_needed() -> None:
     run = Run()
     await run.goes(A, B)

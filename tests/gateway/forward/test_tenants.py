@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import aiohttp
 import pytest
@@ -15,7 +17,7 @@ from gateway.forward.ngsild import WAITS_FOR_TURN, NgsiLdBroker, NgsiLdSettings
 from gateway.forward.settings import ForwardSettings
 from gateway.health import BrokerHealth
 from gateway.sdk.errors import BrokerUnavailable
-from tests.gateway.forward.scene import MemoryLog, RealClock, measured, tables
+from tests.gateway.forward.scene import MemoryLog, RealClock, entity_id, measured, tables
 from tests.support.broker_profiles import Scorpio, Stellio
 from tests.support.strict_broker import StrictBroker
 
@@ -140,6 +142,45 @@ async def test_a_tenant_that_is_gone_is_greeted_again() -> None:
         assert (await one.probe()).temporal is None
         assert (await one.state([entity])).accepted
         await one.close()
+
+
+@pytest.mark.parametrize("history", ["auto", "in-order"])
+async def test_what_is_held_goes_to_a_tenant_that_it_makes_though_the_rest_waits_behind_it(history: str) -> None:
+    """Pieces of two entities; the first one that is sent makes the tenant, with all else of its lane unsent."""
+    strict, log, clock = StrictBroker(), MemoryLog(), RealClock()
+    devices = ("air-1", "air-2")
+    for device in devices:
+        log.put(device, 0, no2=1.0)
+        log.put(device, 1, no2=2.0)
+        columns = await log.read("city")
+        assert columns is not None
+        await log.settle("city", columns.last)
+        await log.held.hold(
+            "city", entity_id(device), device, columns, reason="later", at=clock.now(), next_try_at=clock.now()
+        )
+    for device in devices:
+        log.put(device, 2, no2=3.0)
+    health, expected = BrokerHealth(), {(entity_id(device), value) for device in devices for value in (1.0, 2.0, 3.0)}
+
+    def found() -> Counter[tuple[str, Any]]:
+        return Counter((id_, value) for id_, key, _, value in strict.temporal_history("milano") if key == "no2")
+
+    async with strict.serve() as url:
+        one = Forwarder(
+            "city",
+            broker(url, "milano"),
+            tables(*devices),
+            log=log,
+            health=health,
+            clock=clock,
+            settings=replace(FAST, history=history),
+        )
+        task = asyncio.create_task(one.run())
+        await strict.until(lambda: found().keys() == expected and not log.held.table)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    assert found() == Counter(expected)
 
 
 async def test_one_that_hangs_does_not_stop_the_other_for_ever() -> None:

@@ -30,7 +30,7 @@ class Log:
             raise LogError("database or disk is full")
         assert readings.readings == ()
         assert readings.state is not None
-        self.kept[readings.device] = dict(readings.state)
+        self.kept.setdefault(readings.device, {}).update(readings.state)
         self.notes += 1
 
 
@@ -137,6 +137,38 @@ async def test_it_is_noted_when_it_changed_and_due_every_hour(log: Log, clock: M
     with pytest.raises(LogError):
         await run.usage.note("in-order")
     assert not run.usage.due
+
+
+async def test_of_another_city_under_the_name_nothing_holds_but_the_bytes(log: Log, clock: ManualClock) -> None:
+    def run(city: str) -> tuple[Usage, Traffic, Recording]:
+        traffic, recording = Traffic(), Recording()
+        return Usage("city", traffic, log, clock, recording, city=city), traffic, recording
+
+    usage, traffic, recording = run("one")
+    usage.recall()
+    traffic.batch, traffic.sent_bytes = 50, 10
+    recording.seen()
+    await usage.note("temporal")
+
+    for city in ("two", "two"):  # not at a later start either
+        usage, traffic, recording = run(city)
+        assert usage.recall() == ""
+        assert (traffic.batch, recording.by_itself) == (0, None)
+        assert usage.month_bytes() == 10
+        await usage.note("")
+
+    usage, traffic, recording = run("two")
+    assert usage.recall() == ""
+    traffic.batch = 9
+    await usage.note("in-order")
+    usage, traffic, _ = run("two")
+    assert (usage.recall(), traffic.batch) == ("in-order", 9)
+
+
+async def test_what_an_older_citygate_noted_holds(log: Log, clock: ManualClock) -> None:
+    first = Run(log, clock)
+    await first.usage.note("temporal")
+    assert Usage("city", Traffic(), log, clock, city="one").recall() == "temporal"
 
 
 async def test_what_was_learned_of_its_history_is_noted_at_once_and_taken_up(log: Log, clock: ManualClock) -> None:
