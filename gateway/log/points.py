@@ -143,9 +143,18 @@ class Points:
     def move_states(self, moves: Mapping[str, str]) -> None:
         """The states of these devices' drivers are another's from now on, but for those that it has itself."""
         for old, new in moves.items():
-            pending = self._pending.states
-            self._pending.states = {place: value for place, value in pending.items() if place[0] != old}
-            self._move_state(old, new, self._states.pop(old, {}), self._states.setdefault(new, {}))
+            self._move_state(old, new, self._states_left(old), self._states.setdefault(new, {}))
+
+    def forget_states(self, device: str) -> None:
+        """Nothing is kept for this one any more."""
+        if self._states_left(device):
+            self._pending.stateless.append(device)
+
+    def _states_left(self, device: str) -> dict[str, bytes]:
+        """What was kept for one that is to have nothing."""
+        pending = self._pending.states
+        self._pending.states = {place: value for place, value in pending.items() if place[0] != device}
+        return self._states.pop(device, {})
 
     def move_loaded_states(self, loaded: Loaded, moves: Mapping[str, str]) -> None:
         """The same for what the file holds, before it is taken over."""
@@ -165,19 +174,6 @@ class Points:
                 if not self._pending.states:
                     self._pending.states_since_s = self._clock.monotonic_s()
                 self._pending.states.setdefault((new, key), value)
-
-    def move_state(self, old: str, new: str) -> None:
-        """All that is kept for one goes on under another name."""
-        state = {key: value for key, value in self.state_of(old).items() if value}
-        if state:
-            self.note_state(new, state)
-        self.clear_state(old)
-
-    def clear_state(self, device: str) -> None:
-        """Nothing is kept for this one any more."""
-        state = {key: b"" for key, value in self.state_of(device).items() if value}
-        if state:
-            self.note_state(device, state)
 
     # For the commit
 
