@@ -102,10 +102,7 @@ class Points:
         for number, of in self.series.items():
             if of.device in moves:
                 self.series[number] = Series(number, moves[of.device], of.point)
-                if number < _LATE_SERIES:  # those have no place in the file
-                    self._pending.moved[number] = moves[of.device]
-                if number in self._pending.series:
-                    self._pending.series[number] = moves[of.device], of.point
+                self._pending.moved[number] = moves[of.device]
         for device in {*moves, *moves.values()}:
             self.ids.pop(device, None)
         for number, of in self.series.items():  # of two with one name the newest is given on
