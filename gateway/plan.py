@@ -211,11 +211,10 @@ def _off(off: _Off, part: str, name: str) -> tuple[str, str]:
 def _unavailable(loaded: Loaded) -> list[Problem]:
     """Drivers that cannot work on this box. A daemon runs on without them, so here they are warnings."""
     problems: list[Problem] = []
-    told = {problem.path for problem in loaded.problems}
     for name, link in loaded.links.items():
         fault, remedy = (link.fault, link.remedy) if link.fault else lacking(link.config)
         path = ("links", name, "driver")
-        if fault and path not in told:
+        if fault:
             problems.append(locate(Problem("driver-unavailable", path, fault, remedy, severity="warning"), loaded.root))
     return problems
 

@@ -316,6 +316,7 @@ class _Load:
             if driver.unknown:
                 self._add("unknown-driver", (*path, "driver"), driver.fault, kind,
                           known_or_near(kind.text, driver.names, "installed"))  # fmt: skip
+                return LoadedLink(name, kind.text, None, None, names, {})
             return LoadedLink(name, kind.text, None, None, names, {}, driver.fault, driver.remedy)
         return self._link_of(driver, name, entry, names)
 

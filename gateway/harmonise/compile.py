@@ -74,6 +74,18 @@ class DevicePlan(Protocol):
     def location(self) -> tuple[float, float] | None: ...
 
 
+@dataclass(frozen=True)
+class BareDevice:
+    """All of a device that is compiled, where it stands in no config."""
+
+    name: str
+    link: str
+    config: DeviceConfig
+    template: Template
+    points: MappingOf[str, Point]
+    location: tuple[float, float] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """One attribute, or one member of a structured one, fed by a point.

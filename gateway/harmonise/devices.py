@@ -6,12 +6,12 @@ Device entities take the way of all readings, over log and lanes, to every city.
 
 from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as MappingOf
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, time
 from typing import Any
 
 from gateway.config.model import CityProfile
-from gateway.harmonise.compile import DevicePlan, Mapping, compile_device, device_id_pattern, fill
+from gateway.harmonise.compile import BareDevice, DevicePlan, Mapping, compile_device, device_id_pattern, fill
 from gateway.models.catalogue import Catalogue
 from gateway.sdk.config import DeviceConfig
 from gateway.sdk.errors import Problem
@@ -87,18 +87,6 @@ _PROTOCOLS = {
     "ble": "bluetooth LE",
     "mqtt": "mqtt",
 }
-
-
-@dataclass(frozen=True)
-class _Told:
-    """A device as the compiler sees it, whose points are what the gateway knows about it."""
-
-    name: str
-    link: str
-    config: DeviceConfig
-    template: Template
-    points: MappingOf[str, Point]
-    location: tuple[float, float] | None
 
 
 def sensor_table(
@@ -184,7 +172,7 @@ def _compile(
         entity=entity,
     )
     points = {point: Point(point, quantity, quantities()[quantity].unit) for point, quantity in _POINTS.items()}
-    told = _Told(
+    told = BareDevice(
         name,
         link,
         DeviceConfig.model_construct(template=template, calibrate={}, entity=None),

@@ -8,12 +8,12 @@ import json
 import zlib
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as MappingOf
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from gateway.config.model import CityProfile
-from gateway.harmonise.compile import DevicePlan, Mapping, compile_device
+from gateway.harmonise.compile import BareDevice, Mapping, compile_device
 from gateway.models.catalogue import Catalogue
 from gateway.sdk.config import Calibration, DeviceConfig
 from gateway.sdk.errors import CitygateError
@@ -29,18 +29,6 @@ _dump = partial(json.dumps, separators=(",", ":"), ensure_ascii=False, sort_keys
 
 class RecipeError(CitygateError):
     """A recipe that cannot be used; the message says why."""
-
-
-@dataclass(frozen=True)
-class _Device:
-    """A device as the compiler sees it."""
-
-    name: str
-    link: str
-    config: DeviceConfig
-    template: Template
-    points: MappingOf[str, Point]
-    location: tuple[float, float] | None
 
 
 def recipe_of(tables: Sequence[Mapping]) -> bytes:
@@ -162,7 +150,7 @@ def _as_it_was(table: Mapping, entity_id: str, mandatory: Sequence[str], static:
     return replace(table, entity_id=entity_id, mandatory=frozenset(mandatory), static=kept)
 
 
-def _device(content: MappingOf[str, Any]) -> DevicePlan:
+def _device(content: MappingOf[str, Any]) -> BareDevice:
     given = content["points"].items()
     template = Template(
         vendor="",
@@ -177,7 +165,7 @@ def _device(content: MappingOf[str, Any]) -> DevicePlan:
     calibrate = {name: Calibration.model_validate(one) for name, one in content["calibrate"].items()}
     config = DeviceConfig.model_construct(template=template, entity=None, calibrate=calibrate, report={})
     location = content["location"]
-    return _Device(content["name"], "", config, template, points, None if location is None else tuple(location))
+    return BareDevice(content["name"], "", config, template, points, None if location is None else tuple(location))
 
 
 # What a device's readings are

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -154,6 +155,11 @@ class File:
                     store.close()
                 report = salvage(path, size, at, keeps=keeps, layouts=store.layouts.known())
             fresh, loaded = self._loaded(at)
+            if not fresh.follows(store):
+                fresh.close()
+                other = NotOurs(f"{error}; what lies there is another log", "replaced")
+                report = replace(put_aside(path, other, at), all_lost=True)
+                fresh, loaded = self._loaded(at)
         except BaseException:
             if store.closed:
                 self.store = None  # the next commit opens the file anew
@@ -173,6 +179,7 @@ class File:
         """
         if gone := store.gone():
             raise Gone(gone)
+        store.must_know_its_start()
         if self._lock >= 0:
             self._lock_again()
 

@@ -231,7 +231,7 @@ class Lanes:
         self._pending.forget.append(old)
         self._pending.cursors.add(new)
         self._pending.renamed[old] = new
-        self._points.move_state(f"broker {old}", f"broker {new}")  # as the forwarders call their notes
+        self._points.move_states({f"broker {old}": f"broker {new}"})  # as the forwarders call their notes
         self.renamed(old, new)
 
     async def _start_of(self, consumer: Consumer, now: int) -> int:

@@ -264,7 +264,7 @@ class Log:
                 return await self.forget(consumer)
             self._count_forgotten(consumer, newest_us)
             self._lanes.forget(consumer)
-            self._points.clear_state(f"broker {consumer}")
+            self._points.forget_states(f"broker {consumer}")
             await self.commit()
         return bool(await self.held.forget(consumer, self._clock.now())) or lane is not None
 

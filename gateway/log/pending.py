@@ -44,9 +44,7 @@ class Pending:
     gaps: list[Gap] = field(default_factory=list)
 
     def urgent(self, now_s: float) -> bool:
-        return bool(self.boots or self.recipes or self.moved or self.held) or (
-            bool(self.states) and now_s - self.states_since_s >= _STATE_S
-        )
+        return bool(self.boots) or (bool(self.states) and now_s - self.states_since_s >= _STATE_S)
 
     def taken(self) -> "Pending":
         """All of it, for a commit; here it begins anew."""

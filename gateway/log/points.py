@@ -102,10 +102,7 @@ class Points:
         for number, of in self.series.items():
             if of.device in moves:
                 self.series[number] = Series(number, moves[of.device], of.point)
-                if number < _LATE_SERIES:  # those have no place in the file
-                    self._pending.moved[number] = moves[of.device]
-                if number in self._pending.series:
-                    self._pending.series[number] = moves[of.device], of.point
+                self._pending.moved[number] = moves[of.device]
         for device in {*moves, *moves.values()}:
             self.ids.pop(device, None)
         for number, of in self.series.items():  # of two with one name the newest is given on
@@ -143,9 +140,18 @@ class Points:
     def move_states(self, moves: Mapping[str, str]) -> None:
         """The states of these devices' drivers are another's from now on, but for those that it has itself."""
         for old, new in moves.items():
-            pending = self._pending.states
-            self._pending.states = {place: value for place, value in pending.items() if place[0] != old}
-            self._move_state(old, new, self._states.pop(old, {}), self._states.setdefault(new, {}))
+            self._move_state(old, new, self._states_left(old), self._states.setdefault(new, {}))
+
+    def forget_states(self, device: str) -> None:
+        """Nothing is kept for this one any more."""
+        if self._states_left(device):
+            self._pending.stateless.append(device)
+
+    def _states_left(self, device: str) -> dict[str, bytes]:
+        """What was kept for one that is to have nothing."""
+        pending = self._pending.states
+        self._pending.states = {place: value for place, value in pending.items() if place[0] != device}
+        return self._states.pop(device, {})
 
     def move_loaded_states(self, loaded: Loaded, moves: Mapping[str, str]) -> None:
         """The same for what the file holds, before it is taken over."""
@@ -165,19 +171,6 @@ class Points:
                 if not self._pending.states:
                     self._pending.states_since_s = self._clock.monotonic_s()
                 self._pending.states.setdefault((new, key), value)
-
-    def move_state(self, old: str, new: str) -> None:
-        """All that is kept for one goes on under another name."""
-        state = {key: value for key, value in self.state_of(old).items() if value}
-        if state:
-            self.note_state(new, state)
-        self.clear_state(old)
-
-    def clear_state(self, device: str) -> None:
-        """Nothing is kept for this one any more."""
-        state = {key: b"" for key, value in self.state_of(device).items() if value}
-        if state:
-            self.note_state(device, state)
 
     # For the commit
 

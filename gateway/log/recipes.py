@@ -77,8 +77,9 @@ class Recipes:
     def take(self, loaded: Loaded) -> None:
         """The file was opened: what it holds is called as the config has it, before anybody is told of it."""
         known, self._gone = loaded.recipes, {}
-        if self._devices is None:
-            self._rows = dict(known)
+        if (
+            self._devices is None
+        ):  # a command that only looks: it says of no device that it is gone, and drops no recipe
             return
         made_before, there = self._rows, self._there
         change = self._devices(known)

@@ -143,7 +143,7 @@ def put_aside(path: Path, error: NotOurs, at: datetime) -> Report:
             file.rename(aside.with_name(aside.name + end))
     path.with_name(path.name + "-shm").unlink(missing_ok=True)
     sync_folder(path.parent)
-    newer = error.kind != "foreign"
+    newer = error.kind.startswith("format")
     return Report(
         aside,
         said=f"{error}; it is kept as {aside}, and a new log was begun",

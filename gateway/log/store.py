@@ -5,7 +5,7 @@ import json
 import os
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import groupby, zip_longest
 from pathlib import Path
@@ -79,6 +79,7 @@ _SMALLEST_BYTES: Final = 512  # of a database of anybody's
 _WAL_HEADER_BYTES: Final = 32
 _WAL_FRAME_BYTES: Final = 24  # beside its page
 _Identity = tuple[int, int, int]  # device, inode, bytes
+Start = tuple[int, int]  # number, time
 _FEW_STATES: Final = 40  # so many lie on a page or two: written where they belong
 _NEWER_STATES: Final = 512  # of more nodes, what changed is appended: a page a commit, not one for each node
 
@@ -234,6 +235,9 @@ class Store:
         max_size_bytes: bound of the file, kept by SQLite itself.
         connect: opens the database; a test's power-cut simulator puts its own here.
 
+    Attributes:
+        starts: of earlier runs, by which one log is told from another.
+
     Raises:
         NotOurs: the file is a database of somebody else, or of a newer citygate.
         Refusal: the file system is not made for a database.
@@ -251,6 +255,8 @@ class Store:
         self.now_us: Callable[[], int | None] = lambda: None
         self.total = 0
         self.closed = False
+        self.starts: Set[Start] = set()
+        self._start: Start | None = None
         self._watched: dict[str, _Identity] = {}
         self._newer_states = 0
         self._state_keys: set[tuple[str, str]] = set()
@@ -329,6 +335,20 @@ class Store:
             self._watched[end] = now
         return ""
 
+    def must_know_its_start(self) -> None:
+        """The open file is still the same; what it holds may not be.
+
+        Raises:
+            sqlite3.DatabaseError: something was written over it.
+        """
+        sql = "SELECT EXISTS(SELECT 1 FROM start WHERE id = ? AND at_us = ?)"
+        if self._start is not None and self._db.execute(sql, self._start).fetchone() != (1,):
+            raise _damage(f"{self.path} was written over while it was in use")
+
+    def follows(self, before: "Store") -> bool:
+        """Whether it is the same log as one that was open: it knows a start of it. Of one that knows none nobody can say."""
+        return not self.starts or not self.starts.isdisjoint({*before.starts, before._start})
+
     def is_open_file(self, end: str) -> bool:
         """Whether the file at its path (`end`: or the journal) is the one that is open."""
         now = self._look_at(end)
@@ -385,12 +405,14 @@ class Store:
     def _take_start(self, boot: Boot, used: int, at_us: int) -> int:
         db = self._db
         with self.transaction():
-            [(known,)] = db.execute("SELECT coalesce(max(id), 0) FROM start").fetchall()
-            start = int(max(known, used)) + 1
+            starts: list[Start] = db.execute("SELECT id, at_us FROM start").fetchall()
+            self.starts = {(number, at_us) for number, at_us in starts if at_us}  # salvage makes one without
+            start = int(max([used, *(number for number, _ in starts)])) + 1
             db.execute("INSERT INTO start VALUES(?, ?, ?)", (start, boot.id, at_us))
             db.execute("DELETE FROM start WHERE id <= ?", (start - _STARTS_KEPT,))
             self._put_boots([boot])
             db.execute("DELETE FROM boot WHERE id <= ?", (boot.id - _BOOTS_KEPT,))
+        self._start = start, at_us
         return start
 
     def _load_dictionary(self) -> dict[int, tuple[str, str]]:

@@ -14,7 +14,7 @@ from gateway.log.segment import microseconds
 from gateway.sdk.errors import LogError
 from gateway.sdk.reading import ReadingSet
 from gateway.sdk.testing import NOON, ManualClock
-from tests.gateway.log.scene import CITY, OTHER, a_set, at_rest, counts_of, everything, on_card, opened, settle
+from tests.gateway.log.scene import CITY, OTHER, a_set, at_rest, counts_of, everything, lose, on_card, opened, settle
 
 OLD = Path(__file__).parents[2] / "data" / "logs" / "format-3" / "buffer.db"
 LISBOA = Consumer("lisboa")
@@ -273,6 +273,71 @@ async def test_removed_while_the_card_is_away_it_holds_what_the_card_has_and_wha
     assert owed(log) == {"porto": 4}
     await log.set_consumers([CITY, OTHER])
     assert (await everything(log, "porto"))[:2] == [1, 2]
+    await log.close()
+
+
+@pytest.mark.parametrize(
+    ("tables", "running", "porto", "milano"),
+    [
+        (("consumer", "hole"), True, [1, 2, 3], [13, 14]),
+        (("cursor", "hole"), True, [1, 2, 3], [13, 14]),
+        (("consumer", "hole"), False, [1, 2, 3, 12, 13, 14], [12, 13, 14]),  # its end is lost: rather too much
+        (("cursor", "hole"), False, [1, 2, 3], [1, 2, 3, 12, 13, 14]),
+    ],
+    ids=str,
+)
+async def test_it_outlives_damage_and_what_lay_in_a_hole_is_no_loss(
+    tmp_path: Path, tables: tuple[str, ...], running: bool, porto: list[int], milano: list[int]
+) -> None:
+    log = await opened(tmp_path, CITY, OTHER)
+    await appended(log, *range(4))
+    await settle(log, "porto", 1)
+    await log.set_consumers([CITY])
+    await appended(log, *range(4, 14))
+    await settle(log, "milano", 12)
+    await log.commit()
+    if running:
+        lose(tmp_path, *tables)
+        await settle(log, "milano")
+        await appended(log, 14)
+        await at_rest(log)
+        await log.commit()
+    else:
+        await log.append(a_set(14))
+        await log.close()
+        lose(tmp_path, *tables)
+        log = await opened(tmp_path, CITY)
+    assert "taken over" in log.status()["salvaged"]
+    assert await everything(log, "milano") == milano
+    assert (owed(log), log.backlog("milano")[0]) == ({"porto": 2 * len(porto)}, 2 * len(milano))
+    await settle(log, "milano", len(milano))
+    for _ in range(2):
+        await log.commit()
+    assert await stored(log) == porto
+    assert log.status()["lost"] == {"damage": 0}
+    await appended(log, 15)
+    await log.close()
+    log = await opened(tmp_path, CITY)
+    assert owed(log) == {"porto": 2 * len(porto)}
+    await log.set_consumers([CITY, OTHER])
+    assert await everything(log, "porto") == [*porto, 15]
+    await log.close()
+
+
+async def test_with_its_place_lost_it_is_owed_none_of_what_is_kept_though_all_have_it(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY, OTHER, keep_s=3600.0)
+    await appended(log, *range(4))
+    await settle(log, "porto", 3)
+    await settle(log, "milano", 4)
+    await log.set_consumers([CITY])
+    await appended(log, 4)
+    await log.close()
+    lose(tmp_path, "cursor")
+    log = await opened(tmp_path, CITY, keep_s=3600.0)
+    assert await stored(log) == [0, 1, 2, 3, 4]
+    assert owed(log) == {"porto": 2}
+    await log.set_consumers([CITY, OTHER])
+    assert await everything(log, "porto") == [3, 4]
     await log.close()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.log.log import SetReceipt
+from gateway.log.log import Log, SetReceipt
 from gateway.sdk.errors import LogError
 from gateway.sdk.reading import ReadingSet
 from tests.gateway.log.scene import CITY, OTHER, a_set, at_rest, everything, opened, settle
@@ -313,21 +313,32 @@ async def test_with_commit_every_0_a_set_that_all_have_settled_by_then_holds_nob
     await log.close()
 
 
+async def filled(log: Log) -> None:
+    """Sets of 500 bytes up to the bound."""
+    for n in range(10):
+        await log.append(a_set(n))
+
+
+async def waits_for_room(log: Log) -> "asyncio.Task[SetReceipt]":
+    """The next set, which is not taken yet."""
+    appending = asyncio.create_task(log.append(a_set(10)))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not appending.done()
+    return appending
+
+
 async def test_memory_that_is_full_waits_for_the_commit_at_work_though_the_one_before_failed(tmp_path: Path) -> None:
     card = Card()
     log = await opened(tmp_path, CITY, connect=card.connect, head_bytes=5000)
     card.refuse()
-    for n in range(10):  # of 500 bytes
-        await log.append(a_set(n))
+    await filled(log)
     await refused(log)
     card.work()
     card.hold("COMMIT")
     commit = asyncio.create_task(log.commit())
     await card.has_reached()
-    appending = asyncio.create_task(log.append(a_set(10)))
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert not appending.done()
+    appending = await waits_for_room(log)
     card.release()
     await commit
     await asyncio.wait_for(appending, 5)
@@ -349,13 +360,9 @@ async def test_who_waits_for_room_goes_on_when_the_commit_at_work_fails(tmp_path
     card = Card()
     log = await resting(tmp_path, CITY, connect=card.connect, head_bytes=5000)
     card.hold("COMMIT")
-    for n in range(10):
-        await log.append(a_set(n))
+    await filled(log)
     await card.has_reached()
-    appending = asyncio.create_task(log.append(a_set(10)))
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert not appending.done()
+    appending = await waits_for_room(log)
     card.refuse("COMMIT")
     card.release()
     await asyncio.wait_for(appending, 5)
@@ -370,16 +377,12 @@ async def test_who_waits_for_room_goes_on_when_a_commit_that_was_asked_for_fails
     card = Card()
     log = await resting(tmp_path, CITY, connect=card.connect, head_bytes=5000)
     card.refuse()
-    for n in range(10):
-        await log.append(a_set(n))
+    await filled(log)
     await refused(log)
     card.hold("BEGIN")
     commit = asyncio.create_task(refused(log))
     await card.has_reached()
-    appending = asyncio.create_task(log.append(a_set(10)))
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert not appending.done()
+    appending = await waits_for_room(log)
     card.release()
     await commit
     await asyncio.wait_for(appending, 3)  # and not when it is tried again
@@ -392,13 +395,9 @@ async def test_who_waits_for_room_goes_on_when_all_have_settled_what_is_in_memor
     card = Card()
     log = await resting(tmp_path, CITY, connect=card.connect, head_bytes=5000)
     card.hold("COMMIT")
-    for n in range(10):
-        await log.append(a_set(n))
+    await filled(log)
     await card.has_reached()
-    appending = asyncio.create_task(log.append(a_set(10)))
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert not appending.done()
+    appending = await waits_for_room(log)
     await settle(log, "milano", 2)
     await asyncio.wait_for(appending, 5)  # though the card is at it
     card.release()

@@ -1,6 +1,8 @@
 """Recipes, other names for devices, and what goes with them: on the card together, whatever becomes of file and commit."""
 
+import asyncio
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from gateway.log.log import Columns, Consumer, Log, LogSettings
 from gateway.log.recipes import Change, Row
 from gateway.log.store import MIGRATIONS
 from gateway.sdk.errors import LogError
-from gateway.sdk.reading import ReadingSet
+from gateway.sdk.reading import Reading, ReadingSet
 from gateway.sdk.testing import NOON, ManualClock
 from tests.gateway.log.scene import CITY, OTHER, a_set, at_rest, lose, on_card, settle
 from tests.gateway.log.test_failed_commit import Card
@@ -19,11 +21,16 @@ from tests.gateway.log.test_files import _set_version
 class Config:
     """Devices of a config; what was another device moves to it."""
 
-    def __init__(self, *devices: str, brokers: tuple[str, ...] = ("milano",), **was: str) -> None:
+    def __init__(self, *devices: str, brokers: tuple[str, ...] = ("milano",), said: str = "at", **was: str) -> None:
+        self.said = said
         self.devices, self.brokers, self.was = set(devices), set(brokers), {old: new for new, old in was.items()}
 
     def __call__(self, known: Mapping[Row, bytes]) -> Change:
-        own = {(device, broker): f"{device} at {broker}".encode() for device in self.devices for broker in self.brokers}
+        own = {
+            (device, broker): f"{device} {self.said} {broker}".encode()
+            for device in self.devices
+            for broker in self.brokers
+        }
         kept = {row: body for row, body in known.items() if row[0] not in self.devices and row[0] not in self.was}
         entities = {(b, new, f"e:{old}"): f"e:{new}" for old, new in self.was.items() for b in self.brokers}
         return Change(self.devices, self.brokers, {**kept, **own}, self.was, self.was, entities)
@@ -167,6 +174,7 @@ async def test_it_outlives_damage(tmp_path: Path, running: bool) -> None:
         await log.commit()
         await at_rest(log)
         await log.commit()
+        assert await told(log) == {"b": [1, 3], "d": [2, 4], "d d e:d": [0]}
         async with on_card(tmp_path, CITY) as found:
             assert await told(found) == {"b": [1, 3], "d": [2, 4], "d d e:d": [0]}
     await log.close()
@@ -201,6 +209,20 @@ async def test_a_recipe_goes_when_nobody_is_owed_and_nothing_is_held(tmp_path: P
     await log.commit()
     await log.close()
     log = await opened(tmp_path, gone, CITY, OTHER)
+    assert log.gone() == {}
+    await log.close()
+
+
+async def test_a_later_change_of_the_config_keeps_no_recipe_longer(tmp_path: Path) -> None:
+    log = await opened(tmp_path, BOTH)
+    await log.append(a_set(0, "a"))
+    for n in range(1, 3):
+        await log.set_consumers([CITY], Config("b"))
+        await log.append(a_set(n, "b"))
+    await log.commit()
+    assert log.gone() == {"a": ["milano"]}
+    await settle(log, "milano")
+    await log.commit()
     assert log.gone() == {}
     await log.close()
 
@@ -240,6 +262,9 @@ async def test_a_log_that_was_set_aside_is_taken_over_as_the_config_calls_its_de
     log = await opened(tmp_path, Config("c", c="a"))
     assert log._adopting is not None
     await log._adopting
+    assert list(tmp_path.glob("buffer.db.format-*")) == []
+    async with on_card(tmp_path, CITY) as found:
+        assert states(found) == ({}, {"frame": b"7"})
     assert await told(log) == {"c": [9, 2], "b": [1, 3], "c c e:c": [0]}
     assert log.recipe("b", "milano") == b"b at milano"
     assert states(log) == ({}, {"frame": b"7"})
@@ -249,10 +274,39 @@ async def test_a_log_that_was_set_aside_is_taken_over_as_the_config_calls_its_de
     await log.close()
 
 
+async def test_a_recipe_stays_until_the_last_set_of_a_log_that_was_set_aside_has_its_number(tmp_path: Path) -> None:
+    path, card = tmp_path / "buffer.db", Card()
+    log = await opened(tmp_path, Config("a", said="was at"))
+    for n in range(8):  # more than goes into one commit
+        at = NOON + timedelta(seconds=n)
+        await log.append(ReadingSet("a", tuple(Reading(f"p{i}", n, at) for i in range(300))))
+    await log.close()
+    aside = path.rename(tmp_path / "aside")
+    log = await opened(tmp_path, BOTH)
+    await log.append(a_set(9, "a"))
+    await log.close()
+    aside.rename(tmp_path / f"buffer.db.format-{len(MIGRATIONS)}-20260601T120000-0")
+    card.hold("COMMIT")
+    opening = asyncio.create_task(opened(tmp_path, Config("b"), card=card))
+    await card.has_reached()
+    card.release()
+    log = await opening
+    card.hold("INSERT INTO segment")
+    await card.has_reached()
+    card.release()
+    while (columns := await log.read("milano")) is not None:
+        await log.settle("milano", columns.last)
+    assert log._adopting is not None
+    await log._adopting
+    assert log.recipe("a", "milano") == b"a at milano"
+    await log.close()
+
+
 async def test_a_command_that_only_looks_changes_none_of_it(tmp_path: Path) -> None:
     log = await begun(tmp_path)
     await log.close()
     log = await Log.open(LogSettings(tmp_path / "buffer.db"), clock=ManualClock(), consumers=[CITY])
+    assert log.gone() == log.status()["gone_devices"] == {}, "it cannot know"
     await log.close()
     log = await opened(tmp_path, Config("b"))
     assert log.recipe("a", "milano") == b"a at milano"
@@ -278,13 +332,16 @@ async def test_a_device_that_came_and_went_while_the_card_was_away_is_known_when
     await log.append(a_set(4, "c"))
     await log.set_consumers([CITY], Config("b"))
     assert log.recipe("c", "milano") == b"c at milano"
+    assert log.gone() == {"c": ["milano"]}
     (tmp_path / "buffer.db").rmdir()
     await log.commit()
     assert await told(log) == {"b": [1, 3], "c": [0, 2, 4]}
+    await settle(log, "milano")  # its numbers are others by now
+    await log.commit()
     assert log.recipe("c", "milano") == b"c at milano"
     await log.close()
     log = await opened(tmp_path, Config("b"))
-    assert await told(log) == {"b": [1, 3], "c": [0, 2, 4]}
+    assert await told(log) == {"b": [1, 3], "c": [2, 4]}
     assert log.recipe("c", "milano") == b"c at milano"
     await log.close()
 

@@ -16,7 +16,7 @@ from gateway.log.log import Consumer, Log
 from gateway.log.segment import Entry, Layouts, Stamp, encode, microseconds
 from gateway.log.store import PAGE_BYTES, Batch, Store
 from gateway.sdk.reading import Reading, ReadingSet, Value
-from gateway.sdk.testing import NOON
+from gateway.sdk.testing import NOON, ManualClock
 from tests.gateway.log.scene import (
     CITY,
     OTHER,
@@ -220,6 +220,20 @@ async def test_places_and_states_lost_while_running_are_known_by_memory(tmp_path
     assert await everything(log, "milano") == list(range(17, 30))
     assert await everything(log, "porto") == list(range(4, 30))
     assert (log.driver_state("node"), log.driver_state("other")) == ({"fcnt": b"7"}, {"fcnt": b"1"})
+    await log.close()
+
+
+async def test_sets_lost_while_running_are_no_longer_counted_as_owed(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY, OTHER)
+    await committed(log, range(10))
+    await settle_below(log, "milano", 4)
+    await log.set_consumers([CITY])
+    lose(tmp_path, "segment")
+    await committed(log, [10])
+    await at_rest(log)
+    await log.commit()
+    assert await everything(log, "milano") == [10]
+    assert (log.backlog("milano")[0], log.status()["gone"]["porto"]["backlog"]) == (2, 0)
     await log.close()
 
 
@@ -745,6 +759,67 @@ async def test_of_a_file_replaced_by_an_older_copy_and_unreadable_the_copy_is_sa
     assert "replaced while it was in use" in log.status()["reason"]
     assert "taken over" in log.status()["reason"]
     assert await everything(log, "porto") == there
+    await log.close()
+
+
+async def of_another_box(folder: Path) -> bytes:
+    """A log whose numbers begin as those of any first start do, and go further."""
+    other = await opened(folder, CITY, clock=ManualClock(NOON - timedelta(days=1)))
+    await committed(other, range(1000, 1012), each=3)
+    await other.close()
+    return (folder / "buffer.db").read_bytes()
+
+
+@pytest.mark.parametrize("how", ["written over", "replaced, and unreadable"])
+async def test_the_log_of_another_box_in_the_place_of_the_open_one_is_set_aside_and_its_numbers_stop_nobody(
+    tmp_path: Path, how: str
+) -> None:
+    content = await of_another_box(tmp_path / "other")
+    if how == "written over":
+        log = await opened(tmp_path, CITY, OTHER)
+        await committed(log, range(10))
+        await settle_below(log, "milano", 4)
+        await log.append(a_set(10))
+        lose(tmp_path)  # whoever has it open reads it anew
+        with (tmp_path / "buffer.db").open("r+b") as file:
+            file.write(content)
+            file.truncate()
+        await log.commit()
+    else:
+        log = await taken_away_and_unreadable(tmp_path, content)
+    await log.append(a_set(11))
+    await log.commit()
+    told = log.status()
+    assert how.split(",", maxsplit=1)[0] in told["reason"]
+    assert "what lies there is another log" in told["reason"]
+    assert "where it belongs" in told["remedy"]
+    assert told["lost"] == {"damage": 20}
+    assert (log.given_up("milano"), log.given_up("porto")) == (12, 20)
+    assert await everything(log, "milano") == await everything(log, "porto") == [10, 11]
+    await log.close()
+    log = await opened(tmp_path, CITY, OTHER)
+    assert await kept(log) == [10, 11]
+    await log.close()
+    [aside] = tmp_path.glob("buffer.db.replaced-*")
+    aside.rename(tmp_path / "other" / "buffer.db")
+    log = await opened(tmp_path / "other", CITY)
+    assert await kept(log) == list(range(1000, 1012))
+    await log.close()
+
+
+async def test_an_older_copy_written_over_the_open_log_is_taken_over(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    await committed(log, range(3))
+    await log.close()
+    older = (tmp_path / "buffer.db").read_bytes()
+    log = await opened(tmp_path, CITY, clock=ManualClock(NOON + timedelta(days=1)))
+    await committed(log, range(3, 6))
+    lose(tmp_path)
+    (tmp_path / "buffer.db").write_bytes(older)
+    await committed(log, range(6, 8))
+    await log.commit()
+    assert "taken over" in log.status()["salvaged"]
+    assert await everything(log, "milano") == [0, 1, 2, 6, 7]
     await log.close()
 
 
