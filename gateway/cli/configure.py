@@ -57,12 +57,14 @@ def add_verbs(verbs: Verbs) -> None:
             "citygate schema --write -c ./my-box",
             "citygate schema --fragment",
             "citygate schema --template modbus",
+            "citygate schema --page | less",
         ),
     )
     which = schema_verb.add_mutually_exclusive_group()
     which.add_argument("--fragment", action="store_true", help="of a file in conf.d/, which need not be complete")
     which.add_argument("--template", metavar="DRIVER", help="of this driver's templates")
     which.add_argument("--profile", action="store_true", help="of a city profile")
+    which.add_argument("--page", action="store_true", help="every key as a page for people (Markdown), no schema")
     which.add_argument("--write", action="store_true", help="write them beside the config, as `init` does")
     check_verb = verbs.add(
         "check",
@@ -144,6 +146,10 @@ def schema(given: argparse.Namespace) -> int:
             say_json({"files": [str(file) for file in written]})
         else:
             say(f"written: {', '.join(map(str, written))}")
+        return FINE
+    if given.page:
+        text = editor.page()
+        say_json({"page": text}) if given.json else say(text)
         return FINE
     if given.template:
         made = editor.template(given.template)

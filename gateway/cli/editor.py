@@ -54,6 +54,13 @@ class Editor:
 
         return self._signed(profile_schema(self._known))
 
+    def page(self) -> str:
+        """Every key, for people."""
+        from gateway.config.page import page
+        from gateway.config.schema import file_schema, profile_schema
+
+        return page(file_schema(self._drivers), profile_schema())
+
     def write(self) -> list[Path]:
         """All schemas that an editor can want in this folder, as it is now. Raises OSError."""
         made = {SCHEMA_FILE: self.file()}

@@ -52,8 +52,12 @@ def template_choice(templates: Mapping[str, Template | None]) -> Schema:
 
 def or_null(schema: Schema) -> Schema:
     """The same, or nothing; the description stays outside, where editors look for it."""
-    about = {key: value for key, value in schema.items() if key in ("description", "default")}
+    about = _told(schema)
     return {**about, "anyOf": [{key: value for key, value in schema.items() if key not in about}, NULL]}
+
+
+def _told(schema: Schema) -> Schema:
+    return {key: schema[key] for key in ("description", "markdownDescription", "default") if key in schema}
 
 
 def know_types(definitions: Schema, types: Mapping[str, EntityNames]) -> None:
@@ -63,7 +67,7 @@ def know_types(definitions: Schema, types: Mapping[str, EntityNames]) -> None:
         return
     properties = mapping["properties"]
     texts = {name: its.about for name, its in sorted(types.items())}
-    properties["type"] = or_null({"description": properties["type"]["description"], **choice(texts)})
+    properties["type"] = or_null({**_told(properties["type"]), **choice(texts)})
     for name, its in types.items():
         of_type = {"attributes": _only(name, its.attributes), "static": _only(name, its.constants)}
         definitions[_type_key(name)] = {"properties": of_type}

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from gateway.config.facts import facts, words
 from gateway.config.known import (
     Known,
     Schema,
@@ -151,7 +152,7 @@ def _shape(
     link.setdefault("properties", {})["driver"] = {"const": name, "description": _text(driver.config_model)}
     if fragment:
         _all_optional(link)
-    definitions[f"{name}.link"] = _without(link, "title")
+    definitions[f"{name}.link"] = {**link, "title": f"{name} link"}
     if fragment:  # a device's keys may be spread over files too
         for key, definition in definitions.items():
             if key.startswith(f"{name}."):
@@ -218,8 +219,9 @@ def _all_optional(schema: Schema) -> None:
 def _tidy(schema: Schema) -> Schema:
     """As the file is written: defaults with units, texts that look like numbers, short forms; no titles made of names."""
     for definition in [schema, *schema.get("$defs", {}).values()]:
-        properties = definition.get("properties", {})
-        definition["properties"] = {key: _written(child) for key, child in properties.items()}
+        properties, needed = definition.get("properties", {}), definition.get("required", ())
+        definition["title"] = words(definition.get("title", ""))
+        definition["properties"] = {key: _written(child, needed=key in needed) for key, child in properties.items()}
         if not properties:
             definition.pop("properties")
     tidied: Schema = _walk(schema, _loosened)
@@ -232,7 +234,7 @@ def _walk(node: Any, change: Callable[[Schema], Schema]) -> Any:
     return [_walk(item, change) for item in node] if isinstance(node, list) else node
 
 
-def _written(child: Schema) -> Schema:
+def _written(child: Schema, *, needed: bool) -> Schema:
     """A property with its default as one writes it: `15 s` for 15.0."""
     child = _without(child, "title")
     default = child.get("default")
@@ -242,8 +244,13 @@ def _written(child: Schema) -> Schema:
     if table and isinstance(default, int | float) and not isinstance(default, bool):
         child["default"] = in_words(default, table)
     misfit = child.get("type") == "string" and not isinstance(child.get("default"), str)
-    if default is None or isinstance(default, dict) or misfit:
+    if default is None or child.get("writeOnly") or isinstance(default, dict) or misfit:
         child.pop("default", None)
+    if said := facts(child, needed=needed):  # for editors; alternatives are told behind the description of their key
+        told = "\n\n".join(filter(None, (child.get("description"), said)))
+        child["markdownDescription"] = told
+        if "anyOf" in child:
+            child["anyOf"][0]["markdownDescription"] = f"\n{said}"
     for option in options:
         if option.get("type") == "string":
             for bound in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):

@@ -154,6 +154,25 @@ def test_every_key_has_a_hover_text() -> None:
     assert silent == []
 
 
+@pytest.mark.parametrize(
+    ("definition", "key", "text"),
+    [
+        ("BufferConfig", "commit_every", "duration · default `15 s` · 0 s to 1 h"),
+        ("BufferConfig", "max_age", "duration · default `90 d` · at least 1 min"),
+        ("bench.BenchDevice", "every", "duration · default `10 s` · above 0 s"),
+        ("bench.BenchDevice", "unit_id", "whole number · 1 to 247"),
+        ("BrokerConfig", "rate", "rate · above 0/s"),
+        ("BrokerConfig", "url", "text · must be given"),
+        ("TlsConfig", "verify", "true or false · default `true`"),
+        ("GatewayConfig", "location", "place"),
+        ("HeaderAuth", "value", "secret · must be given"),
+    ],
+)
+def test_the_hover_text_says_kind_default_and_bounds(definition: str, key: str, text: str) -> None:
+    child = SCHEMA["definitions"][definition]["properties"][key]
+    assert child["markdownDescription"] == f"{child['description']}\n\n{text}"
+
+
 def test_the_keys_of_all_drivers_are_known() -> None:
     keys = key_paths(SCHEMA)
     assert ("links", "*", "devices", "*", "every") in keys
