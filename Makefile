@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup demo test lint bench soak chaos fuzz mutants lock clean
+.PHONY: setup demo test lint bench soak chaos fuzz mutants docs lock clean
 
 setup: $(STAMP)
 
@@ -47,6 +47,10 @@ fuzz: setup
 # a sample, or all of a module or function: make mutants ARGS='--all gateway/log/writer.py'; see docs/testing.md
 mutants: setup
 	$(BIN)/python -m tests.mutants --sample $(or $(SAMPLE),400) --seed $(or $(SEED),1) --minutes $(or $(MINUTES),600) $(ARGS)
+
+# the pages that are made from the code
+docs: setup
+	@$(BIN)/citygate schema --page > docs/config-keys.md
 
 lock:
 	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --generate-hashes --universal --python-version 3.11 --no-header --no-emit-index-url -q -o requirements.lock

@@ -233,7 +233,7 @@ class ModbusTemplate(Template):
     """A device type: its registers."""
 
     # frozen, so a dict of a narrower type is safe although dict is invariant
-    points: dict[str, RegisterPoint] = Field(min_length=1)  # type: ignore[assignment]
+    points: dict[str, RegisterPoint] = Field(min_length=1, description="what it measures, by name")  # type: ignore[assignment]
     serial: FactorySerial = FactorySerial()
     read: ReadRules = ReadRules()
     status: Status | None = None

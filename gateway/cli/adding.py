@@ -163,13 +163,17 @@ def _new(given: argparse.Namespace, folder: Path) -> Path:
 
 
 def _write(given: argparse.Namespace, wanted: _Wanted, trial: Path, *, new_box: bool) -> Path:
-    if not new_box:
-        return wanted.put(given.config)
+    from gateway.cli.editor import Editor
+
     file = main_file(given.config)
+    if not new_box:
+        written = wanted.put(given.config)
+        Editor(file.parent).refresh()  # the device's type may be new in templates/
+        return written
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.exists():
         raise CitygateError(f"{file} has been written meanwhile and stays as it is; try again")
-    configure.write_new(given.config, trial.read_text(encoding="utf-8"))
+    configure.write_new(given.config, trial.read_text(encoding="utf-8"), Editor(file.parent))
     return file
 
 

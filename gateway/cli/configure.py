@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import os
 import re
 import shlex
 import socket
@@ -10,9 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import orjson
+from typing import TYPE_CHECKING, Any
 
 from gateway.cli import box
 from gateway.cli.terminal import complain, say, say_json, table
@@ -21,6 +18,9 @@ from gateway.config import explain
 from gateway.config.sample import SCHEMA_FILE
 from gateway.http.outcome import CONFIG, FINE, PROBLEM
 from gateway.sdk.errors import CitygateError, ConfigError, Problem
+
+if TYPE_CHECKING:
+    from gateway.cli.editor import Editor
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -49,19 +49,23 @@ def add_verbs(verbs: Verbs) -> None:
         "schema",
         schema,
         help="JSON Schema of the config, for editors",
-        about="Print the JSON Schema of the config: key names, meanings, defaults, template names, shapes by driver. An "
-        "editor with a YAML language server takes it by the first line that `citygate init` writes. Texts after "
-        "!secret need its setting yaml.customTags: ['!secret scalar'].",
+        about="Print the JSON Schema of the config: key names, meanings, defaults, templates with their points, entity types "
+        "with their attributes, shapes by driver. An editor with a YAML language server takes it by the first line that "
+        "`citygate init` writes. `--write` writes it anew beside the config, and in conf.d/, templates/ and cities/ those of "
+        "their files; `check` says when it is time. Texts after !secret need its setting yaml.customTags: ['!secret scalar'].",
         examples=(
-            "citygate schema > citygate.schema.json",
+            "citygate schema --write -c ./my-box",
             "citygate schema --fragment",
             "citygate schema --template modbus",
+            "citygate schema --page | less",
         ),
     )
     which = schema_verb.add_mutually_exclusive_group()
     which.add_argument("--fragment", action="store_true", help="of a file in conf.d/, which need not be complete")
     which.add_argument("--template", metavar="DRIVER", help="of this driver's templates")
     which.add_argument("--profile", action="store_true", help="of a city profile")
+    which.add_argument("--page", action="store_true", help="every key as a page for people (Markdown), no schema")
+    which.add_argument("--write", action="store_true", help="write them beside the config, as `init` does")
     check_verb = verbs.add(
         "check",
         check,
@@ -75,6 +79,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 def check(given: argparse.Namespace) -> int:
     """`citygate check`."""
+    from gateway.cli.editor import Editor
 
     problems: tuple[Problem, ...]
     devices: dict[str, Any] = {}
@@ -84,6 +89,8 @@ def check(given: argparse.Namespace) -> int:
         devices = {name: _device(plan, name) for name in plan.devices}
     except ConfigError as error:
         problems = error.problems
+    stale = Editor(main_file(given.config).parent).stale()
+    problems = (*problems, stale) if stale else problems
     found = explain.report(problems)
     if given.json:
         say_json({**found, "devices": devices})
@@ -129,16 +136,28 @@ def _summary(problems: tuple[Problem, ...]) -> str:
 
 def schema(given: argparse.Namespace) -> int:
     """`citygate schema`."""
-    from gateway.config.schema import profile_schema, template_schema
-    from gateway.registry import Registry
+    from gateway.cli.editor import Editor, in_lines
 
+    editor = Editor(main_file(given.config).parent)
+    if given.write:
+        with writing(editor.folder):
+            written = editor.write()
+        if given.json:
+            say_json({"files": [str(file) for file in written]})
+        else:
+            say(f"written: {', '.join(map(str, written))}")
+        return FINE
+    if given.page:
+        text = editor.page()
+        say_json({"page": text}) if given.json else say(text)
+        return FINE
     if given.template:
-        made = template_schema(Registry().driver(given.template))
+        made = editor.template(given.template)
     elif given.profile:
-        made = profile_schema()
+        made = editor.profile()
     else:
-        made = _file_schema(given.config, fragment=given.fragment)
-    say(_pretty(made))
+        made = editor.file(fragment=given.fragment)
+    say(in_lines(made))
     return FINE
 
 
@@ -152,7 +171,7 @@ def init(given: argparse.Namespace) -> int:
         complain(f"{file} is there already and stays as it is; `citygate init --stdout` prints a new one")
         return PROBLEM
     location = given.location or _asked_location(given)
-    write_new(given.config, new_config(given.config, name=given.id, city=given.city, location=location)[0])
+    write_new(given.config, *new_config(given.config, name=given.id, city=given.city, location=location))
     if given.json:
         say_json({"config": str(file), "schema": str(file.with_name(SCHEMA_FILE))})
         return FINE
@@ -170,26 +189,29 @@ def init(given: argparse.Namespace) -> int:
 
 def new_config(
     config: Path, *, name: str | None = None, city: str = "my-city", location: list[float] | None = None
-) -> tuple[str, dict[str, Any]]:
-    """The text of a config for this box, and its schema."""
+) -> tuple[str, "Editor"]:
+    """The text of a config for this box, and the schemas it was made from."""
+    from gateway.cli.editor import Editor
     from gateway.config.sample import commented, look_around
 
-    schema = _file_schema(config, fragment=False)
     folder = main_file(config).parent.absolute()
+    editor = Editor(folder)
     buffer = "" if folder == Path(DEFAULT_CONFIG) else str(folder / "buffer.db")
     text = commented(
-        schema, gateway_id=name or _hostname(), city=city, found=look_around(), location=location, buffer=buffer
+        editor.file(), gateway_id=name or _hostname(), city=city, found=look_around(), location=location, buffer=buffer
     )
-    return text, schema
+    return text, editor
 
 
-def write_new(config: Path, text: str) -> None:
+def write_new(config: Path, text: str, editor: "Editor") -> None:
     """A config where there was none, with its schema for the editor."""
+    from gateway.config.edit import replace_file
+
     file = main_file(config)
     with writing(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
-        _write(file.with_name(SCHEMA_FILE), _pretty(_file_schema(config, fragment=False)) + "\n")
-        _write(file, text)
+        editor.write()
+        replace_file(file, text)
 
 
 def main_file(config: Path) -> Path:
@@ -235,35 +257,6 @@ def writing(folder: Path) -> Iterator[None]:
         raise CitygateError(f"{folder} cannot be written: {error.strerror or error}; {remedy}") from error
 
 
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    new = file.with_name(f".{file.name}.new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, file)
-
-
 def _hostname() -> str:
     name = re.sub(r"[^A-Za-z0-9-]+", "-", socket.gethostname().partition(".")[0]).strip("-")
     return f"gw-{name[:48] or 'box'}"
-
-
-def _pretty(value: Any) -> str:
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
-
-
-def _file_schema(config: Path, *, fragment: bool) -> dict[str, Any]:
-    from gateway.config.loader import config_files
-    from gateway.config.schema import file_schema
-    from gateway.config.templates import template_names
-    from gateway.registry import DriverUnavailable, Registry
-
-    registry = Registry()
-    own = template_names(config_files(config)[0].parent / "templates")
-    drivers: dict[str, Any] = {}
-    for name in registry.names():
-        try:
-            drivers[name] = registry.driver(name)
-        except DriverUnavailable:
-            drivers[name] = None  # its keys cannot be known here
-    names = {name: sorted({*own, *template_names(its.templates)}) for name, its in drivers.items() if its}
-    return file_schema(drivers, names, fragment=fragment)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gateway.cli.editor import Editor
 from gateway.cli.terminal import complain, say, say_json, table
 from gateway.cli.verbs import Verbs
 from gateway.config.loader import config_files, shipped
@@ -205,6 +206,7 @@ def _new(given: argparse.Namespace, folder: Path) -> int:
         raise CitygateError(f"{error.filename}: {error.strerror}") from None
     except ValueError as error:
         return _refused(str(error), as_json=given.json)
+    Editor(config_files(given.config)[0].parent).refresh()
     if given.json:
         say_json({"type": brief.type, "files": [str(file) for file in files]})
         return FINE
@@ -255,6 +257,7 @@ def _refresh(given: argparse.Namespace, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "index.json"
     target.write_text(json.dumps(index, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+    Editor(config_files(given.config)[0].parent).refresh()
     if given.json:
         say_json({"file": str(target), "types": sorted(index["types"])})
     else:

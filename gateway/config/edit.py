@@ -62,7 +62,7 @@ def put_device(
     if home is not None and link_settings:
         raise ConfigError(f"link {link} is there already: its keys are changed in {home}, not with --link")
     file = home or main
-    _replace(file, with_device(files[file], link, device, settings, link_settings))
+    replace_file(file, with_device(files[file], link, device, settings, link_settings))
     return file
 
 
@@ -338,13 +338,14 @@ def _same(one: Node, other: Node) -> bool:
     return False
 
 
-def _replace(file: Path, text: str) -> None:
-    """Whole or not at all; owner and mode stay, and a link to the file stays one."""
+def replace_file(file: Path, text: str) -> None:
+    """Whole or not at all; owner and mode of what was there stay, and a link to the file stays one."""
     file = file.resolve()
     new = file.with_name(f".{file.name}.new")
     try:
         with new.open("w", encoding="utf-8", newline="") as out:
-            _like(file, new)  # before there is anything in it to be read
+            if file.exists():
+                _like(file, new)  # before there is anything in it to be read
             out.write(text)
             out.flush()
             os.fsync(out.fileno())

@@ -73,7 +73,7 @@ def snapshot(path: Path) -> Snapshot:
     except (OSError, ValueError) as error:
         raise NotKept(f"{main} cannot be read: {error}") from error
     left, left_out = MAX_OWN_BYTES, []
-    for file in _own(folder):
+    for file in own_files(folder):
         name = str(file.relative_to(folder))
         try:
             data = read_bytes(file, left + 1)
@@ -86,7 +86,8 @@ def snapshot(path: Path) -> Snapshot:
     return Snapshot(main.name, files, tuple(left_out))
 
 
-def _own(folder: Path) -> Iterator[Path]:
+def own_files(folder: Path) -> Iterator[Path]:
+    """Templates, profiles and models beside the config."""
     for name, endings in OWN.items():
         with contextlib.suppress(OSError):
             yield from sorted(file for file in (folder / name).rglob("*") if file.suffix in endings and file.is_file())

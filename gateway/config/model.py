@@ -245,11 +245,11 @@ class CityProfile(ConfigModel):
     """What a city asks of all that send to it; a file `cities/<name>.yaml` that the city can hand out."""
 
     city: str = Field("", description="name in entity ids; default: the gateway's")
-    description: str = ""
+    description: str = Field("", description="for people: whose profile this is")
     broker: dict[str, Any] = Field(default={}, description="keys of a broker entry, e.g. kind, url, tenant")
     contexts: HttpUrl | None = Field(None, description="contexts: of a broker entry, for all brokers of the city")
     id: IdPattern | None = Field(None, description="id pattern of {Type}, {city}, {gateway}, {device}")
     types: dict[str, TypeRule] = Field(default={}, description="rules by entity type")
     static: dict[str, Any] = Field(default={}, description="extra attributes of every entity: constant values")
-    licence: str = ""
-    provider: str = ""
+    licence: str = Field("", description="SPDX name of the licence of the data, e.g. CC-BY-4.0")
+    provider: str = Field("", description="who provides the data: dataProvider of each entity whose type has it")

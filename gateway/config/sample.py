@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.config.edit import in_yaml
+from gateway.config.facts import flat
 
 Schema = Mapping[str, Any]
 
@@ -101,6 +102,11 @@ def commented(
     return "\n".join(lines) + "\n"
 
 
+def example(schema: Schema, key: str, child: Schema) -> str:
+    """A value that this key can have, as one writes it."""
+    return in_yaml(_Writer(schema, Found()).example(key, child))
+
+
 def uncommented(text: str, *, all_of_it: bool = False) -> str:
     """The text with every setting switched on that is commented out; `all_of_it`: also where there is a choice."""
     text = re.sub(r"(?m)^##(?= {2,}\w+:)", "", text) if all_of_it else text
@@ -191,10 +197,11 @@ class _Writer:
             yield f"{' ' * (indent + 2)}{self._device if key == 'devices' else _NAMES.get(key, 'NAME')}:"
             yield from self._map(inner, indent + 4, (), told)
         else:
-            value = f"!secret {key}" if flat.get("writeOnly") else in_yaml(self._example(key, child))
+            value = f"!secret {key}" if flat.get("writeOnly") else in_yaml(self.example(key, child))
             yield _line(indent, f"{key}: {value}", "" if key == "driver" else about)
 
-    def _example(self, key: str, child: Schema) -> Any:
+    def example(self, key: str, child: Schema) -> Any:
+        """A value that fits."""
         schema = self._flat(child)
         if key == "dev_eui":
             self._devices += 1
@@ -233,7 +240,7 @@ class _Writer:
             items = schema.get("items")
             if isinstance(items, list):
                 return [self._of_type(key, self._flat(item)) for item in items]
-            return [self._example(key, items)] if isinstance(items, dict) and schema.get("minItems") else []
+            return [self.example(key, items)] if isinstance(items, dict) and schema.get("minItems") else []
         if "object" in kinds:
             return {}
         return key
@@ -250,18 +257,7 @@ class _Writer:
         return own or str(self._flat(child).get("description", ""))
 
     def _flat(self, schema: Schema) -> Schema:
-        """References followed; of alternatives the first that is more than null, long forms before short ones."""
-        merged: dict[str, Any] = dict(schema)
-        for reference in [schema, *schema.get("allOf", ())]:
-            if "$ref" in reference:
-                target = self._flat(self._definitions[str(reference["$ref"]).rpartition("/")[2]])
-                merged = {**target, **{key: value for key, value in merged.items() if key not in ("$ref", "allOf")}}
-        options = [self._flat(option) for option in schema.get("anyOf", ()) if option.get("type") != "null"]
-        options = [option for option in options if "required" not in option or "properties" in option]
-        if options and "properties" not in merged:
-            best = next((option for option in options if option.get("properties")), options[0])
-            merged = {**best, **{key: value for key, value in merged.items() if key != "anyOf"}}
-        return merged
+        return flat(schema, self._definitions)
 
 
 _TEXTS = ("mqtt://127.0.0.1:1883", "0123456789abcdef", "00:11:22:33:44:55", "0" * 32, "1")

@@ -1,57 +1,68 @@
 """JSON Schema of the operator's file and of templates, for editors: hover texts, defaults, names, shapes by driver."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
+from gateway.config.facts import facts, words
+from gateway.config.known import (
+    Known,
+    Schema,
+    choice,
+    know_profiles,
+    know_templates,
+    know_types,
+    template_choice,
+)
 from gateway.config.loader import ASIDE
-from gateway.config.model import NAME, CityProfile, Config
+from gateway.config.model import NAME, BrokerConfig, CityProfile, Config
 from gateway.sdk.config import in_words, units_of
 from gateway.sdk.driver import Driver
 from gateway.sdk.quantities import quantities, units
+from gateway.sdk.template import Template
 
 DIALECT = "http://json-schema.org/draft-07/schema#"  # what the YAML language servers of the editors know
-Schema = dict[str, Any]
 
 
 def file_schema(
-    drivers: Mapping[str, Driver[Any] | None], templates: Mapping[str, Sequence[str]], *, fragment: bool = False
+    drivers: Mapping[str, Driver[Any] | None], known: Known | None = None, *, fragment: bool = False
 ) -> Schema:
     """Schema of `citygate.yaml`.
 
     Args:
         drivers: by name; None for one that cannot be had here (then its links take any keys).
-        templates: names of the templates by driver.
         fragment: of a file in `conf.d/`, which need not be complete.
     """
+    known = known or Known()
     schema = _tidy(Config.model_json_schema(by_alias=True))
     definitions: Schema = schema.setdefault("$defs", {})
-    broker = definitions["BrokerConfig"]
-    broker.pop("required", None)
-    if not fragment:  # the profile may give the address
-        broker["anyOf"] = [{"required": ["url"]}, {"required": ["use"]}]
     shapes = [
-        _shape(name, driver, templates.get(name, ()), definitions, fragment)
+        _shape(name, driver, known.templates.get(name, {}), definitions, fragment)
         for name, driver in drivers.items()
         if driver
     ]
+    know_types(definitions, known.types)
+    know_profiles(definitions, known.profiles)
+    for name, templates in known.templates.items():
+        for key in [key for key in definitions if key.startswith(f"{name}.")]:
+            if _is_device(definitions[key]):
+                know_templates(definitions[key], templates, definitions, name)
     driver_names = {"enum": sorted(drivers), "description": "kind of link"}
     definitions["Link"] = {
         "type": "object",
         "properties": {"driver": driver_names},
         **({} if fragment else {"required": ["driver"]}),
-        "allOf": shapes,
+        "allOf": [*shapes, *(_any_device(definitions, drivers) if fragment else ())],
     }
-    names = {"propertyNames": {"pattern": f"^{NAME.pattern}$"}}
-    description = schema["properties"]["links"].get("description", "")
-    schema["properties"]["links"] = {
-        "type": "object",
-        "description": description,
-        "additionalProperties": {"$ref": "#/$defs/Link"},
-        **names,
-    }
+    for part, definition in (("links", "Link"), ("brokers", "Broker")):
+        schema["properties"][part] = {
+            "type": "object",
+            "description": schema["properties"][part]["description"],
+            "additionalProperties": {"$ref": f"#/$defs/{definition}"},
+            "propertyNames": {"pattern": f"^{NAME.pattern}$"},
+        }
     for unused in ("LinkConfig", "DeviceConfig", "Template"):
         definitions.pop(unused, None)
     schema["patternProperties"] = {f"^{ASIDE}": {"description": "left alone: a place for anchors"}}
@@ -61,14 +72,19 @@ def file_schema(
     return _draft_07({"$schema": DIALECT, "title": title, **_without(schema, "title")})
 
 
-def template_schema(driver: Driver[Any]) -> Schema:
+def template_schema(driver: Driver[Any], known: Known | None = None) -> Schema:
     """Schema of a template for this driver; quantities and units are the closed lists."""
+    known = known or Known()
     schema = _tidy(driver.template_model.model_json_schema(by_alias=True))
-    for definition in schema.get("$defs", {}).values():
+    definitions: Schema = schema.setdefault("$defs", {})
+    know_types(definitions, known.types)
+    measured = choice({name: its.meaning for name, its in sorted(quantities().items())})
+    codes = {code: f"{its.symbol}, {its.name}" for code, its in sorted(units().items())}
+    for definition in definitions.values():
         properties = definition.get("properties", {})
         if "quantity" in properties and "unit" in properties:
-            properties["quantity"]["enum"] = sorted(quantities())
-            properties["unit"]["enum"] = ["", *sorted(units())]
+            properties["quantity"] |= measured
+            properties["unit"] |= choice({"": "that of the quantity", **codes})
     required = schema.pop("required", [])
     schema["properties"].pop("name", None)
     points = schema["properties"]["points"]
@@ -77,16 +93,28 @@ def template_schema(driver: Driver[Any]) -> Schema:
     }  # a variant drops one
     points.pop("minProperties", None)
     schema["properties"]["extends"] = {
-        "type": "string",
         "description": "vendor/model of the template this one is a variant of: only the differences are written",
+        **template_choice(known.templates.get(driver.name, {})),
     }
     schema["anyOf"] = [{"required": required}, {"required": ["extends"]}]
     return _draft_07({"$schema": DIALECT, "title": f"template of driver {driver.name}", **_without(schema, "title")})
 
 
-def profile_schema() -> Schema:
+def profile_schema(known: Known | None = None) -> Schema:
     """Schema of a city profile `cities/<name>.yaml`."""
+    types = known.types if known else {}
     schema = _tidy(CityProfile.model_json_schema(by_alias=True))
+    definitions: Schema = schema.setdefault("$defs", {})
+    broker = _tidy(BrokerConfig.model_json_schema(by_alias=True))
+    definitions |= broker.pop("$defs", {}) | {"BrokerConfig": _without(broker, "required")}
+    properties = schema["properties"]
+    properties["broker"] |= {"allOf": [{"$ref": "#/$defs/BrokerConfig"}]}
+    properties["broker"].pop("additionalProperties")
+    if types:
+        rule = properties["types"].pop("additionalProperties")
+        properties["types"] |= {"properties": dict.fromkeys(sorted(types), rule), "additionalProperties": False}
+        constants = sorted({name for its in types.values() for name in its.constants})
+        properties["static"]["propertyNames"] = {"enum": constants}
     return _draft_07({"$schema": DIALECT, "title": "city profile", **_without(schema, "title")})
 
 
@@ -114,16 +142,17 @@ def key_paths(
     return found
 
 
-def _shape(name: str, driver: Driver[Any], templates: Sequence[str], definitions: Schema, fragment: bool) -> Schema:
+def _shape(
+    name: str, driver: Driver[Any], templates: Mapping[str, Template | None], definitions: Schema, fragment: bool
+) -> Schema:
     """The keys of one driver's links, as `if driver is … then`."""
     schema = driver.config_model.model_json_schema(by_alias=True)
     _template_names(schema, templates)
-    schema = _tidy(schema)
-    link = _prefixed(schema, name, definitions)
+    link = _prefixed(_tidy(schema), name, definitions)
     link.setdefault("properties", {})["driver"] = {"const": name, "description": _text(driver.config_model)}
     if fragment:
         _all_optional(link)
-    definitions[f"{name}.link"] = _without(link, "title")
+    definitions[f"{name}.link"] = {**link, "title": f"{name} link"}
     if fragment:  # a device's keys may be spread over files too
         for key, definition in definitions.items():
             if key.startswith(f"{name}."):
@@ -132,23 +161,35 @@ def _shape(name: str, driver: Driver[Any], templates: Sequence[str], definitions
     return {"if": condition, "then": {"$ref": f"#/$defs/{name}.link"}}
 
 
+def _any_device(definitions: Schema, drivers: Mapping[str, Any]) -> list[Schema]:
+    """For a link whose driver stands in another file: its devices are those of some driver."""
+    links = [definitions.get(f"{name}.link", {}) for name in drivers]
+    devices = [link.get("properties", {}).get("devices", {}).get("additionalProperties") for link in links]
+    if not all(devices):
+        return []  # of a driver that cannot be had here
+    rule = {"properties": {"devices": {"additionalProperties": {"anyOf": devices}}}}
+    return [{"if": {"not": {"required": ["driver"]}}, "then": rule}]
+
+
 def _text(model: type[BaseModel]) -> str:
     return (model.__doc__ or "").strip().partition("\n")[0]
 
 
-def _template_names(schema: Schema, templates: Sequence[str]) -> None:
+def _template_names(schema: Schema, templates: Mapping[str, Template | None]) -> None:
     """In the file a template is a name: the whole description of the device type is in its own file."""
     for definition in [schema, *schema.get("$defs", {}).values()]:
-        properties = definition.get("properties", {})
-        if "template" in properties and "location" in properties:
+        if _is_device(definition):
+            properties = definition["properties"]
             description = properties["template"].get("description", "device type")
-            properties["template"] = {"type": "string", "description": description}
-            if templates:
-                properties["template"]["enum"] = sorted(templates)
+            properties["template"] = {"description": description, **template_choice(templates)}
+
+
+def _is_device(definition: Schema) -> bool:
+    return {"template", "location"} <= set(definition.get("properties", {}))
 
 
 def _prefixed(schema: Schema, name: str, definitions: Schema) -> Schema:
-    """Move a driver's definitions, as far as they are used, under names of its own."""
+    """Move a driver's definitions, as far as they are used, under names of its own; what all drivers share stays where it is."""
     own: Schema = schema.pop("$defs", {})
 
     def renamed(node: Any) -> Any:
@@ -156,6 +197,8 @@ def _prefixed(schema: Schema, name: str, definitions: Schema) -> Schema:
             changed = {key: renamed(value) for key, value in node.items()}
             if "$ref" in changed:
                 local = str(changed["$ref"]).rpartition("/")[2]
+                if definitions.get(local) == own[local]:
+                    return changed
                 changed["$ref"] = f"#/$defs/{name}.{local}"
                 if f"{name}.{local}" not in definitions:
                     definitions[f"{name}.{local}"] = {}  # a definition may refer to itself
@@ -176,8 +219,9 @@ def _all_optional(schema: Schema) -> None:
 def _tidy(schema: Schema) -> Schema:
     """As the file is written: defaults with units, texts that look like numbers, short forms; no titles made of names."""
     for definition in [schema, *schema.get("$defs", {}).values()]:
-        properties = definition.get("properties", {})
-        definition["properties"] = {key: _written(child) for key, child in properties.items()}
+        properties, needed = definition.get("properties", {}), definition.get("required", ())
+        definition["title"] = words(definition.get("title", ""))
+        definition["properties"] = {key: _written(child, needed=key in needed) for key, child in properties.items()}
         if not properties:
             definition.pop("properties")
     tidied: Schema = _walk(schema, _loosened)
@@ -190,7 +234,7 @@ def _walk(node: Any, change: Callable[[Schema], Schema]) -> Any:
     return [_walk(item, change) for item in node] if isinstance(node, list) else node
 
 
-def _written(child: Schema) -> Schema:
+def _written(child: Schema, *, needed: bool) -> Schema:
     """A property with its default as one writes it: `15 s` for 15.0."""
     child = _without(child, "title")
     default = child.get("default")
@@ -200,8 +244,13 @@ def _written(child: Schema) -> Schema:
     if table and isinstance(default, int | float) and not isinstance(default, bool):
         child["default"] = in_words(default, table)
     misfit = child.get("type") == "string" and not isinstance(child.get("default"), str)
-    if default is None or isinstance(default, dict) or misfit:
+    if default is None or child.get("writeOnly") or isinstance(default, dict) or misfit:
         child.pop("default", None)
+    if said := facts(child, needed=needed):  # for editors; alternatives are told behind the description of their key
+        told = "\n\n".join(filter(None, (child.get("description"), said)))
+        child["markdownDescription"] = told
+        if "anyOf" in child:
+            child["anyOf"][0]["markdownDescription"] = f"\n{said}"
     for option in options:
         if option.get("type") == "string":
             for bound in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):

@@ -40,7 +40,7 @@ class Templates:
         """The template a device names; a problem at the name when there is none, in its file when it is wrong."""
         key = driver.name, name.text
         if key not in self._loaded:
-            self._loaded[key] = self._load(driver, name.text)
+            self._loaded[key] = self.load(driver, name.text)
         loaded = self._loaded[key]
         if not loaded.file:
             known = template_names(self._beside) + template_names(driver.templates)
@@ -49,7 +49,8 @@ class Templates:
             self._problems.append(place_problem(Problem("unknown-template", path, message, remedy), name.place))
         return loaded
 
-    def _load(self, driver: Driver[Any], name: str) -> LoadedTemplate:
+    def load(self, driver: Driver[Any], name: str) -> LoadedTemplate:
+        """A template as its file says it; without a file when there is none."""
         file = self.file(driver, name)
         if file is None:
             return LoadedTemplate(None, "", _nothing())

@@ -331,7 +331,9 @@ class _Table:
     def build(self) -> Mapping:
         slots: dict[str, list[Slot]] = {}
         for key, source in self.entity.attributes.items():
-            if source is not None:
+            if source is None:
+                self._attribute(key.partition(".")[0], ("attributes", key))  # a misspelt one would be sent on
+            else:
                 for point, slot in self._slots(key, source):
                     slots.setdefault(point, []).append(slot)
                     for sub_point, _ in slot.sub_slots:
@@ -528,21 +530,24 @@ class _Table:
     def _spec(self, key: str, where: Path) -> AttributeSpec | None:
         """The attribute (or member) in the model, or a problem at its key."""
         name, dot, member = key.partition(".")
+        spec = self._attribute(name, where)
+        if spec is None or not self._legal(name, where):
+            return None
+        self._check_term(name, where)
+        if dot:
+            return self._member(spec, name, member, where)
+        if _is_structured(spec):
+            remedy = f"map a member: {name}.{next(iter(spec.members))}"
+            self.report("mapping-attribute", where, f"{name} is a structured value", remedy, at="key")
+            return None
+        return spec
+
+    def _attribute(self, name: str, where: Path) -> AttributeSpec | None:
         spec = self.model.attributes.get(name)
         if spec is None:
             near = self.model.near(name)
             remedy = f"did you mean {near}?" if near else f"see citygate models show {self.model.name}"
             self.report("mapping-attribute", where, f"{self.model.name} has no attribute {name}", remedy, at="key")
-            return None
-        if not self._legal(name, where):
-            return None
-        self._check_term(name, where)
-        if dot:
-            return self._member(spec, name, member, where)
-        if spec.members and set(spec.json) == {"object"} and spec.kind != "geo":
-            remedy = f"map a member: {name}.{next(iter(spec.members))}"
-            self.report("mapping-attribute", where, f"{name} is a structured value", remedy, at="key")
-            return None
         return spec
 
     def _member(self, spec: AttributeSpec, name: str, member: str, where: Path) -> AttributeSpec | None:
@@ -589,6 +594,7 @@ class _Table:
             if name in self.mapped or (only_if_known and name not in self.model.attributes):
                 continue  # measured beats constant
             if value is None:
+                self._attribute(name, where)
                 static.pop(name, None)
                 continue
             attribute = self._static_attribute(name, value, where)
@@ -609,11 +615,8 @@ class _Table:
             yield name, value, ("static", name), False
 
     def _static_attribute(self, name: str, value: Any, where: Path) -> Attribute | None:
-        spec = self.model.attributes.get(name)
-        if spec is None:
-            self._spec(name, where)
-            return None
-        if not self._legal(name, where):
+        spec = self._attribute(name, where)
+        if spec is None or not self._legal(name, where):
             return None
         self._check_term(name, where)
         kind = kind_of(name, spec)
@@ -696,6 +699,22 @@ def device_id_pattern(profile: CityProfile) -> str:
 def fill(text: str, names: MappingOf[str, str]) -> str:
     """The text with what is known of `{Type}`, `{city}`, `{gateway}`, `{device}` put in."""
     return re.sub(r"\{([^{}]*)\}", lambda match: names.get(match[1], match[0]), text)
+
+
+def _is_structured(spec: AttributeSpec) -> bool:
+    return bool(spec.members) and set(spec.json) == {"object"} and spec.kind != "geo"
+
+
+def constants(model: EntityType) -> list[str]:
+    """The attributes of a type that can be given a value."""
+    return sorted(name for name in model.attributes if name not in _RESERVED and _NAME.fullmatch(name))
+
+
+def sources(model: EntityType) -> list[str]:
+    """The attributes of a type that a point can be mapped to, and the members of structured ones."""
+    specs = {name: model.attributes[name] for name in constants(model)}
+    members = (f"{name}.{member}" for name, spec in specs.items() for member in spec.members)
+    return sorted([*(name for name, spec in specs.items() if not _is_structured(spec)), *members])
 
 
 def kind_of(name: str, spec: AttributeSpec) -> Kind:

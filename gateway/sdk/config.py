@@ -16,7 +16,6 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializeAsAny,
-    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import core_schema
@@ -51,7 +50,7 @@ def parse_rate_per_s(value: Any) -> float:
     return _with_unit(RATES_PER_S, "rate", "500/s", value)
 
 
-def _pattern(units: dict[str, float] | dict[str, int]) -> str:
+def _pattern(units: Mapping[str, float]) -> str:
     return rf"^[0-9]+(\.[0-9]+)? ?({'|'.join(units)})$"
 
 
@@ -70,6 +69,27 @@ def in_words(value: float, table: Mapping[str, float]) -> str:
         best = "s"
     number = f"{value / table[best]:g}"
     return f"{number}{best}" if best.startswith("/") else f"{number} {best}"
+
+
+BOUNDS = "x-bounds"  # in a schema: bounds of a duration, size or rate in words, as JSON Schema can bound numbers alone
+_LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+class _Written:
+    """What a schema says of a value with a unit."""
+
+    def __init__(self, units: Mapping[str, float], *examples: str) -> None:
+        self._units = units
+        self._examples = list(examples)
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
+        schema = {"type": "string", "pattern": _pattern(self._units), "examples": self._examples}
+        number = handler(core)  # with the limits of the number, as Field has them
+        stated = {key: in_words(number[key], self._units) for key in _LIMITS if key in number}
+        words = ", ".join(f"{_LIMITS[key]} {bound}" for key, bound in stated.items())
+        if stated.keys() == {"ge", "le"}:
+            words = f"{stated['ge']} to {stated['le']}"
+        return {**schema, BOUNDS: words} if words else schema
 
 
 CONFIG_FOLDER: ContextVar[Path | None] = ContextVar("config_folder", default=None)  # of the file that is being read
@@ -98,21 +118,9 @@ FilePath = Annotated[str, AfterValidator(_file_path)]
 
 # In Python the field ends in its unit (`every_s`), in YAML the value carries it: use Field(alias="every").
 # Defaults are written in Python units. A float that is already parsed (a default) is not validated again.
-Duration = Annotated[
-    float,
-    BeforeValidator(parse_duration_s),
-    WithJsonSchema({"type": "string", "pattern": _pattern(DURATIONS_S), "examples": ["10 s", "15 min", "90 d"]}),
-]
-Size = Annotated[
-    int,
-    BeforeValidator(parse_size_bytes),
-    WithJsonSchema({"type": "string", "pattern": _pattern(SIZES_BYTES), "examples": ["64 KiB", "1 GB"]}),
-]
-Rate = Annotated[
-    float,
-    BeforeValidator(parse_rate_per_s),
-    WithJsonSchema({"type": "string", "pattern": _pattern(RATES_PER_S), "examples": ["500/s", "30/min"]}),
-]
+Duration = Annotated[float, BeforeValidator(parse_duration_s), _Written(DURATIONS_S, "10 s", "15 min", "90 d")]
+Size = Annotated[int, BeforeValidator(parse_size_bytes), _Written(SIZES_BYTES, "64 KiB", "1 GB")]
+Rate = Annotated[float, BeforeValidator(parse_rate_per_s), _Written(RATES_PER_S, "500/s", "30/min")]
 _SERIAL = re.compile(r"/|usb:(?:[0-9a-f]{4}:[0-9a-f]{4}(?![0-9a-f]))?", re.IGNORECASE)
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 

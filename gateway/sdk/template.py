@@ -140,14 +140,14 @@ class EntityMapping(TemplateModel):
 class Caveat(TemplateModel):
     """A trap of this device that a technician should know, with who says so."""
 
-    text: str
-    source: str = ""
+    text: str = Field(description="what happens, and what to do about it")
+    source: str = Field("", description="who says so")
 
 
 class Sample(TemplateModel):
     """A captured frame or payload with its expected values: the template's own test."""
 
-    name: str
+    name: str = Field(description="what it shows")
     hex: str = Field(description="the bytes as received, hexadecimal")
     context: dict[str, Any] = Field(default={}, description="what the codec needs beside the bytes (port, request)")
     expect: dict[str, float | int | bool | str | None] = Field(description="point: value; null = no value")
@@ -157,25 +157,27 @@ class Sample(TemplateModel):
 class Template(TemplateModel):
     """The part of a template that all drivers share."""
 
-    vendor: str
-    model: str
-    description: str = ""
+    vendor: str = Field(description="who makes it, as people write it")
+    model: str = Field(description="its name, as printed on it")
+    description: str = Field("", description="what it is, in a line")
     fingerprint: dict[str, Any] = Field(default={}, description="how a scan recognises the device; driver's own form")
-    points: dict[str, TemplatePoint] = Field(min_length=1)
+    points: dict[str, TemplatePoint] = Field(min_length=1, description="what it measures, by name")
     entity: EntityMapping = EntityMapping()
     keeps_history: bool = Field(
         False,
         description="a data logger: it tells what it measured long ago, with times of its own clock; "
         "without it a device's time may be at most 1 day old when it comes",
     )
-    requirements: tuple[str, ...] = ()
+    requirements: tuple[str, ...] = Field((), description="what must be so for it to work, for technicians")
     needs: dict[str, str] = Field(
         default={},
         description="keys of the device without which the entity would say nothing or something wrong, each with what to "
         "write; `calibrate.counter.gain`. Not asked for when the device has an `entity` of its own",
     )
-    caveats: tuple[Caveat, ...] = ()
-    samples: tuple[Sample, ...] = ()
+    caveats: tuple[Caveat, ...] = Field((), description="its traps")
+    samples: tuple[Sample, ...] = Field(
+        (), description="frames with the values they mean: `templates check` decodes them"
+    )
     sources: tuple[str, ...] = Field(
         default=(), description="where register map or frame format come from, with licence"
     )

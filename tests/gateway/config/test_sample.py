@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft7Validator
 
+from gateway.config.known import Known
 from gateway.config.sample import Found, commented, look_around, uncommented
 from gateway.config.schema import file_schema, key_paths
 from gateway.config.templates import template_names
@@ -21,7 +22,8 @@ FOUND = Found(("/dev/serial/by-id/usb-FTDI_A50285BI-if00-port0",), ("hci0",))
 def every_driver() -> dict[str, Any]:
     registry = Registry()
     drivers = {name: registry.driver(name) for name in registry.names()}
-    return file_schema(drivers, {name: template_names(its.templates) for name, its in drivers.items()})
+    names = {name: dict.fromkeys(template_names(its.templates)) for name, its in drivers.items()}
+    return file_schema(drivers, Known(names))
 
 
 def read(tmp_path: Path, text: str) -> Map:

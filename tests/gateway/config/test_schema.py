@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from jsonschema import Draft7Validator
 
+from gateway.config.known import Known
 from gateway.config.schema import file_schema, key_paths, profile_schema, template_schema
 from gateway.config.templates import template_names
 from gateway.config.tree import Items, Map, Node, plain_value, read_tree
@@ -26,7 +27,13 @@ from gateway.sdk.errors import ConfigError
 from tests.gateway.config.test_any_config import FILES, GOOD, PROFILE, TEMPLATE, mutated, write
 from tests.support.bench_driver import TEMPLATES, BenchDriver, BenchRegistry
 
-SCHEMA = file_schema({"bench": BenchDriver(), "broken": None}, {"bench": ["acme/air", "acme/meter", "mine/air"]})
+
+def names(*templates: str) -> Known:
+    """Device types of which no more is known."""
+    return Known({"bench": dict.fromkeys(templates)})
+
+
+SCHEMA = file_schema({"bench": BenchDriver(), "broken": None}, names("acme/air", "acme/meter", "mine/air"))
 VALIDATOR = Draft7Validator(SCHEMA, format_checker=Draft7Validator.FORMAT_CHECKER)
 
 
@@ -101,7 +108,7 @@ def test_the_editor_raises_no_false_alarm_about_a_file_that_loads(tmp_path: Path
 
 
 def test_a_fragment_need_not_be_complete_but_its_keys_are_checked(tmp_path: Path) -> None:
-    fragment = Draft7Validator(file_schema({"bench": BenchDriver()}, {"bench": ["acme/air"]}, fragment=True))
+    fragment = Draft7Validator(file_schema({"bench": BenchDriver()}, names("acme/air"), fragment=True))
 
     assert faults(tmp_path, "links: {roof: {devices: {a: {template: acme/air}}}}\n", fragment) == set()
     assert faults(tmp_path, "links: {roof: {driver: bench, devices: {a: {every: 3 s}}}}\n", fragment) == set()
@@ -137,7 +144,7 @@ def test_templates_and_profiles_have_schemas_of_their_own(tmp_path: Path) -> Non
 def test_every_key_has_a_hover_text() -> None:
     registry = Registry()
     drivers = {name: registry.driver(name) for name in registry.names()}
-    schema = file_schema(drivers, {})
+    schema = file_schema(drivers)
     silent = []
     for name, definition in {"file": schema, **schema["definitions"]}.items():
         for key, child in definition.get("properties", {}).items():
@@ -145,6 +152,25 @@ def test_every_key_has_a_hover_text() -> None:
             if "description" not in child and not any("$ref" in part for part in referred) and key != "driver":
                 silent.append(f"{name}.{key}")
     assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("definition", "key", "text"),
+    [
+        ("BufferConfig", "commit_every", "duration · default `15 s` · 0 s to 1 h"),
+        ("BufferConfig", "max_age", "duration · default `90 d` · at least 1 min"),
+        ("bench.BenchDevice", "every", "duration · default `10 s` · above 0 s"),
+        ("bench.BenchDevice", "unit_id", "whole number · 1 to 247"),
+        ("BrokerConfig", "rate", "rate · above 0/s"),
+        ("BrokerConfig", "url", "text · must be given"),
+        ("TlsConfig", "verify", "true or false · default `true`"),
+        ("GatewayConfig", "location", "place"),
+        ("HeaderAuth", "value", "secret · must be given"),
+    ],
+)
+def test_the_hover_text_says_kind_default_and_bounds(definition: str, key: str, text: str) -> None:
+    child = SCHEMA["definitions"][definition]["properties"][key]
+    assert child["markdownDescription"] == f"{child['description']}\n\n{text}"
 
 
 def test_the_keys_of_all_drivers_are_known() -> None:
