@@ -52,7 +52,7 @@ class AtDaemon:
         """See `gateway.config.secrets.Held`."""
         found, why = self._told
         if found is None:
-            return False, f"{why}; --no-secrets checks without"
+            return False, f"{why}; `check --no-secrets` goes without"
         if self.of_this_file is None:
             has = f", and has a secret {name} for that" if name in found["secrets"] else ""
             return False, f"put it there; the daemon here runs {found['config']}, not this file{has}"

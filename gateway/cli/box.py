@@ -20,7 +20,7 @@ import yaml
 
 from gateway.cli.terminal import complain
 from gateway.hidden import keep_secret
-from gateway.http.outcome import START, NoDaemon, Refused, UnknownName
+from gateway.http.outcome import START, UNREACHABLE, NoDaemon, Refused, UnknownName
 from gateway.http.shapes import socket_path
 from gateway.sdk.errors import DRIVER_FAULT, CitygateError, FrameError, LinkError, said
 
@@ -41,11 +41,26 @@ def control_socket(config: Path) -> Path:
 
     What the file says may not be at work yet, and what the service manager tells the daemon is not in our environment.
     """
+    sockets = [socket_path(place) for place in _places(config)]
+    return next((path for path in sockets if _somebody_at(path)), socket_path(buffer_path(config)))
+
+
+def log_place(config: Path) -> Path:
+    """Where the log of this config is that no daemon has open; where it is to be, when there is none yet."""
+    by_file = buffer_path(config)
+    found = next((place for place in _places(config) if os.path.exists(place)), by_file)
+    if found != by_file:
+        complain(f"! the daemon of this config had its log at {found}, the file says {by_file}")
+    return found
+
+
+def _places(config: Path) -> list[Path]:
+    """Where its log may be, the likeliest first."""
     from gateway.config.place import noted_places
 
-    by_file = buffer_path(config)
-    sockets = [socket_path(place) for place in dict.fromkeys((*noted_places(config), by_file))]
-    return next((path for path in sockets if _somebody_at(path)), socket_path(by_file))
+    by_file, noted = buffer_path(config), noted_places(config)
+    said_here = "CITYGATE__BUFFER__PATH" in os.environ
+    return list(dict.fromkeys((by_file, *noted) if said_here else (*noted, by_file)))
 
 
 def _somebody_at(path: Path) -> bool:
@@ -77,10 +92,15 @@ def _remark(config: Path, theirs: Path) -> None:
 
 
 def refuse_another(config: Path) -> None:
-    """For what acts on the box. Raises UnknownName when the daemon here runs another file than this one."""
+    """For what acts on the box. Raises UnknownName when the daemon here runs another file than this one; Refused."""
     heard: list[Path] = []
-    with contextlib.suppress(NoDaemon, Refused):  # told when it is asked to act
+    try:
         asked(config, "status", TELL_WITHIN_S, heard.append, {})
+    except NoDaemon:
+        return
+    except Refused:
+        if not heard:
+            raise
     for theirs in heard:
         if is_other(config, theirs):
             mine = main_file_of(config)
@@ -169,6 +189,25 @@ def somebody_has_it(_: str) -> tuple[bool, str]:
 def ask(config: Path, verb: str, *, timeout_s: float = 40.0, **arguments: Any) -> Any:
     """Ask the running daemon; see `gateway.http.control.ask` for what it raises. One that runs another file is remarked upon."""
     return asked(config, verb, timeout_s, functools.partial(_remark, config), arguments)
+
+
+def ask_of_this(config: Path, verb: str, **arguments: Any) -> Any:
+    """As `ask`; a daemon that runs another file is remarked upon, and is none."""
+    theirs: list[Path] = []
+
+    def heard(file: Path) -> None:
+        if is_other(config, file):
+            theirs.append(file)
+            _remark(config, file)
+
+    try:
+        answer = asked(config, verb, 40.0, heard, arguments)
+    except Refused:
+        if not theirs:
+            raise
+    if theirs:
+        raise NoDaemon(f"the daemon here runs {theirs[0]}")
+    return answer
 
 
 def asked(config: Path, verb: str, timeout_s: float, heard: Callable[[Path], None], arguments: dict[str, Any]) -> Any:
@@ -338,6 +377,7 @@ def some_daemon(config: Path) -> Iterator[bool]:
     else:
         yield True
         return
+    _refuse_to_be_another(buffer_path(config).parent)
     with tempfile.TemporaryFile() as said:
         process = _start_daemon(config, said)
         try:
@@ -349,6 +389,17 @@ def some_daemon(config: Path) -> Iterator[bool]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _refuse_to_be_another(folder: Path) -> None:
+    """What a daemon of ours writes there, that of the service could not read."""
+    try:
+        owner = os.stat(folder).st_uid
+    except OSError:
+        return  # it is made, or told, by whoever starts
+    if owner != os.geteuid():
+        said = f"no daemon runs, and {folder} belongs to the user of one"
+        raise Refused(said, UNREACHABLE, {"remedy": f"{START}, then again"})
 
 
 def _start_daemon(config: Path, said: IO[bytes]) -> "subprocess.Popen[bytes]":

@@ -274,6 +274,7 @@ def _once_code(found: Mapping[str, Any]) -> int:
 
 def pause(given: argparse.Namespace) -> int:
     """`citygate pause`."""
+    box.refuse_another(given.config)
     found: dict[str, Any] = box.ask(given.config, "pause", device=given.device, seconds=given.seconds)
     if given.json:
         say_json(found)

@@ -236,4 +236,4 @@ def _missing(path: tuple[str | int, ...], said: str, *, at_work: bool, remedy: s
     if at_work:
         message = f"{said}; what is at work goes on with the text that it had, until the daemon ends"
         return Problem("missing-secret", path, message, "put it there, then `citygate reload`", "warning")
-    return Problem("missing-secret", path, said, remedy or "put it there, or use --no-secrets to check without")
+    return Problem("missing-secret", path, said, remedy or "put it there; `check --no-secrets` goes without")

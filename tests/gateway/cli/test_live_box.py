@@ -1,15 +1,18 @@
 """Verbs beside a daemon that was given what this shell was not: credentials, folders, the place of the log."""
 
 import json
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from gateway.cli.box import buffer_path, control_socket
+from gateway.cli.box import control_socket
 from gateway.config import place
 from tests.gateway.cli.conftest import Command
 from tests.support.box import Box, Process, eventually
+from tests.support.rights import without_root
 
 CONFIG = """\
 version: 1
@@ -128,7 +131,14 @@ def test_a_verb_that_acts_refuses_a_file_that_the_daemon_does_not_run(
     live: LiveBox, citygate: Command, tmp_path: Path
 ) -> None:
     (tmp_path / "citygate.yaml").write_text(live.config.read_text())
-    for verb in (("reload",), ("reload", "--dry-run"), ("once",)):
+    verbs = (
+        ("reload",),
+        ("reload", "--dry-run"),
+        ("once",),
+        ("pause", "meter-1", "--for", "1m"),
+        ("write", "a", "b", "1"),
+    )
+    for verb in verbs:
         ended = citygate(*verb, "-c", str(tmp_path))
         assert ended.code == 2, verb
         assert f"the daemon here runs {live.config}, not {tmp_path / 'citygate.yaml'}; nothing was done" in ended.err
@@ -142,6 +152,32 @@ def test_doctor_has_the_brokers_looked_at_by_who_has_the_login(live: LiveBox, ci
     assert [finding["state"] for finding in found] == ["ok"] * 4, found
     assert "answers as NGSI-LD" in found[1]["message"]
     assert LOGIN not in ended.out
+
+
+METER = "links: {plant: {driver: modbus, host: 127.0.0.1, port: 1, devices: {meter-1: {template: eastron/sdm120, unit_id: 1, every: 1 s}}}}"
+
+
+def test_preview_of_a_file_that_the_daemon_does_not_run_is_made_of_that_file(
+    live: LiveBox, citygate: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "citygate.yaml").write_text(live.config.read_text().replace("links: {}", METER))
+    ended = citygate("preview", "meter-1", "-c", str(tmp_path), "--json")
+    assert list(ended.json) == ["milano"]
+    assert f"! the daemon here runs {live.config}" in ended.err
+    assert "from the sample frames" in ended.err
+
+
+def test_preview_of_a_device_that_waits_for_a_reload_says_so(live: LiveBox, citygate: Command) -> None:
+    was = live.config.read_text()
+    try:
+        live.write(was.replace("links: {}", METER))
+        ended = citygate("preview", "meter-1", "-c", str(live.folder), "--json")
+        unknown = citygate("preview", "meter-2", "-c", str(live.folder), "--json")
+    finally:
+        live.write(was)
+    assert list(ended.json) == ["milano"]
+    assert "the daemon at work does not know meter-1 yet: `citygate reload`" in ended.err
+    assert unknown.code == 2
 
 
 def test_once_sends_with_what_the_daemon_has(live: LiveBox, citygate: Command) -> None:
@@ -169,7 +205,12 @@ def test_what_has_changed_since_it_was_read_is_told_with_what_takes_it_up(live: 
     live.put("milano", LOGIN + "\n", folder="secrets")  # what the unit's credential is made of, changed since
     file = live.folder / "secrets" / "milano"
     try:
-        eventually("its change is later than the start", lambda: said()[0] == "changed" or file.chmod(0o640))
+
+        def is_told() -> bool:
+            file.chmod(0o640)  # changed again, until that is later than the second of the start
+            return said()[0] == "changed"
+
+        eventually("it is told", is_told)
         assert said()[1].startswith(f"{file} has changed since the daemon read its own from {live.folder}/credentials")
         assert "restart" in said()[1]
     finally:
@@ -220,6 +261,54 @@ def test_a_broker_is_not_asked_with_a_login_that_is_not_known(alone: LiveBox, li
     assert login["message"] == "login not tried: its secret milano is not to be had"
 
 
+def test_without_a_daemon_a_device_is_read_though_a_brokers_login_is_not_known(
+    alone: LiveBox, citygate: Command
+) -> None:
+    alone.write(alone.config.read_text().replace("links: {}", METER))
+    ended = citygate("read", "meter-1", "-c", str(alone.folder))
+    assert (ended.code, "cannot connect to 127.0.0.1:1" in ended.err) == (4, True)
+
+
+def test_without_a_daemon_a_link_is_not_opened_with_a_login_that_is_not_known(
+    alone: LiveBox, citygate: Command
+) -> None:
+    bin_ = "bin: {template: milesight/am103, dev_eui: 24e124713d123456}"
+    link = f"lora: {{driver: chirpstack, url: 'mqtt://127.0.0.1:1', username: gw, password: !secret lora, devices: {{{bin_}}}}}"
+    alone.write(alone.config.read_text().replace("links: {}", f"links: {{{link}}}"))
+    ended = citygate("read", "bin", "-c", str(alone.folder))
+    assert ended.code == 4
+    assert "link lora needs the secret lora" in ended.err
+    assert "systemctl start citygate" in ended.err
+
+
+def test_once_starts_no_daemon_where_that_of_another_user_has_its_log(
+    alone: LiveBox, citygate: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("milano", "page"):
+        alone.put(name, "a-text-for-both-of-them\n", folder="secrets")
+    monkeypatch.setattr(os, "geteuid", lambda: os.stat(alone.folder).st_uid + 1)
+    ended = citygate("once", "-c", str(alone.folder))
+    assert ended.code == 4
+    assert f"{alone.folder}/state belongs to the user of one" in ended.err
+    assert list((alone.folder / "state").iterdir()) == []
+
+
+def test_a_log_that_this_user_may_not_write_is_left_alone(citygate: Command) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)  # pytest's own is closed to others
+        folder.chmod(0o755)
+        log = folder / "buffer.db"
+        log.write_bytes(b"")
+        log.chmod(0o444)
+        (folder / "citygate.yaml").write_text(f"version: 1\nbuffer: {{path: {log}}}\n")
+        with without_root():
+            for verb in ("status", "export"):
+                ended = citygate("buffer", verb, "-c", name)
+                assert ended.code == 4
+                assert f"may not work on {log}" in ended.err
+                assert "systemctl start citygate" in ended.err
+
+
 def test_a_place_that_the_unit_alone_was_told_is_found_by_the_daemons_own_note(
     alone: LiveBox, citygate: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -238,4 +327,6 @@ def test_a_place_that_the_unit_alone_was_told_is_found_by_the_daemons_own_note(
     assert citygate("check", "-c", str(alone.folder)).code == 0
     assert citygate("buffer", "status", "-c", str(alone.folder), "--json").json["path"] == str(elsewhere / "b.db")
     assert daemon.end() == 0
-    assert buffer_path(alone.folder) == alone.folder / "state" / "buffer.db"
+    stopped = citygate("buffer", "status", "-c", str(alone.folder), "--json")
+    assert stopped.json["path"] == str(elsewhere / "b.db")
+    assert f"had its log at {elsewhere / 'b.db'}, the file says {alone.folder}/state/buffer.db" in stopped.err
