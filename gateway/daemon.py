@@ -47,6 +47,7 @@ from gateway.log.log import Consumer, Log, LogSettings
 from gateway.log.moved import bring_along
 from gateway.models.validator import Validator
 from gateway.plan import BrokerPlan, DevicePlan, Difference, LinkPlan, Plan, difference
+from gateway.reach import lacking_secret, look_at
 from gateway.recipes import Devices, gone_tables
 from gateway.registry import Registry
 from gateway.sdk.errors import CitygateError, ConfigError, LogError
@@ -392,7 +393,29 @@ class Daemon:
     @property
     def verbs(self) -> Mapping[str, Verb]:
         """Verbs of parts that bring their own."""
-        return {**console.verbs(self._log), "write": self._write, "record": self._record}
+        own = {"write": self._write, "record": self._record, "secrets": self._secrets, "reach": self._reach}
+        return {**console.verbs(self._log), **own}
+
+    @property
+    def config_file(self) -> str:
+        """See `GatewayView.config_file`."""
+        return str(self._standing.file)
+
+    async def _secrets(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        """Which secrets are at work; see `Standing.secrets`."""
+        return await asyncio.to_thread(self._standing.secrets, self.plan)
+
+    async def _reach(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        """What can be said of the brokers of the file as it is now, by who has their logins: `{NAME: [finding]}`."""
+        async with self._reload_lock:
+            new = await asyncio.to_thread(self._standing.read, self.plan)
+            keep_secret(self.plan.secrets | new.secrets)
+
+        async def looked(plan: BrokerPlan) -> list[dict[str, str]]:
+            found = look_at(plan.name, plan, lacking_secret(new, plan.name))
+            return [dataclasses.asdict(finding) async for finding in found]
+
+        return dict(zip(new.brokers, await asyncio.gather(*map(looked, new.brokers.values())), strict=True))
 
     async def _write(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Write one allow-listed point: `device`, `point`, `value`; answers as `read` does."""

@@ -11,7 +11,7 @@ from gateway.config.advice import advise
 from gateway.config.explain import in_order, locate
 from gateway.config.loader import Loaded, LoadedLink, NoDriver, config_files, load
 from gateway.config.model import NAME, BrokerConfig, CityProfile, Config
-from gateway.config.secrets import without_secrets
+from gateway.config.secrets import Held, without_secrets
 from gateway.config.templates import LoadedTemplate, Templates, check_samples
 from gateway.config.tree import Map, Place, Scalar, Source, find
 from gateway.config.validate import validate
@@ -96,6 +96,8 @@ class Plan:
         models: the catalogue with the operator's extensions.
         secrets: the texts of all secrets in it, to be hidden wherever something is shown.
         secret_texts: those that `!secret` named, by name.
+        secret_places: where these were found; none of one that is remembered alone.
+        untold: path -> name of secrets whose text is not known here: nobody can log in with them.
     """
 
     config: Config
@@ -108,6 +110,8 @@ class Plan:
     models: Catalogue = field(default_factory=catalogue)
     secrets: frozenset[str] = field(default=frozenset(), repr=False)
     secret_texts: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secret_places: Mapping[str, str] = field(default_factory=dict)
+    untold: Mapping[tuple[str | int, ...], str] = field(default_factory=dict)
 
 
 def make_plan(
@@ -118,6 +122,7 @@ def make_plan(
     degraded: bool = False,
     home: Path | None = None,
     remembered: Mapping[str, str] | None = None,
+    held: Held | None = None,
 ) -> Plan:
     """Read and check the operator's file.
 
@@ -125,7 +130,7 @@ def make_plan(
         path: file or folder, as given to `-c`.
         with_secrets: False checks without looking secrets up (laptop, CI).
         degraded: a broker or link whose secret is missing stays off, and that is a warning; else it is an error.
-        home, remembered: see `gateway.config.loader.load`.
+        home, remembered, held: see `gateway.config.loader.load`.
 
     Raises:
         ConfigError: carries every problem, warnings too, in order of file and line.
@@ -136,6 +141,7 @@ def make_plan(
         with_secrets=with_secrets,
         home=home,
         remembered=remembered,
+        held=held,
     )
     if degraded:
         loaded, off = _without_what_lacks_a_secret(loaded)
@@ -179,6 +185,8 @@ def make_plan(
         models,
         loaded.secrets,
         loaded.texts,
+        loaded.places,
+        loaded.untold,
     )
 
 

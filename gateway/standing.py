@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,6 +14,7 @@ from gateway.config.explain import as_json
 from gateway.config.last_good import Kept, LastGood, NotKept, Snapshot, Unpacked, snapshot
 from gateway.config.loader import MAIN_FILE, config_files
 from gateway.config.model import Config
+from gateway.config.secrets import Secrets
 from gateway.journal import event
 from gateway.plan import Drivers, Plan, make_plan
 from gateway.sdk.errors import ConfigError, Problem
@@ -34,7 +36,7 @@ class Standing:
         now: the time.
 
     Attributes:
-        opened: what the daemon was started with: log, HTTP and clock are as it says.
+        opened: what the daemon was started with: log, HTTP and clock are as it says; with when.
         since: when the config at work was read.
         running: the last good config, while that is at work.
         problems: why the file is not, newest try; with when.
@@ -47,6 +49,7 @@ class Standing:
     kept: LastGood | None
     now: Callable[[], datetime]
     opened: Config | None = None
+    opened_at: datetime | None = None
     since: datetime | None = None
     running: Kept | None = None
     problems: tuple[Problem, ...] = ()
@@ -75,7 +78,7 @@ class Standing:
             if not fall_back or self.kept is None:
                 raise
             plan = self._from_last_good(self.kept, error)
-        self.opened = plan.config
+        self.opened, self.opened_at = plan.config, self.now()
         self.at_work(plan)
         return plan
 
@@ -171,7 +174,7 @@ class Standing:
             found, kept = self._to_keep, self.kept
             if found is None or kept is None:
                 continue
-            config = str(config_files(self.path)[0].absolute())
+            config = str(self.file)
             try:
                 written = await asyncio.to_thread(kept.write, found, config=config, at=self.now())
             except NotKept as error:
@@ -185,6 +188,27 @@ class Standing:
             self.fault, self.left_out = "", found.left_out
             if written:
                 event("last_good_written", file=str(kept.file), left_out=list(found.left_out))
+
+    # --- secrets ---------------------------------------------------------------------------------------------------
+
+    @property
+    def file(self) -> Path:
+        """The operator's main file."""
+        return config_files(self.path)[0].absolute()
+
+    def secrets(self, plan: Plan) -> dict[str, Any]:
+        """Of each secret at work where it was read, what is there now and what takes that up; never a text:
+        `{config, secrets: {NAME: {place, read_at, now: same | changed | gone, taken_up_by: reload | restart}}}`."""
+        beside = self.file.parent / "secrets"
+        now = Secrets(beside, os.environ)
+        found = {}
+        for name, text in plan.secret_texts.items():
+            place = plan.secret_places.get(name, "")
+            # what the service manager gave, it gives anew at a start alone
+            by = "reload" if place in ("", str(beside / name)) else "restart"
+            read_at = _utc(self.since if by == "reload" else self.opened_at)
+            found[name] = {"place": place, "read_at": read_at, "now": _now(now, name, text), "taken_up_by": by}
+        return {"config": str(self.file), "secrets": found}
 
     # --- showing ---------------------------------------------------------------------------------------------------
 
@@ -230,6 +254,13 @@ class Standing:
                 "left_out": list(self.left_out),
             },
         }
+
+
+def _now(secrets: Secrets, name: str, text: str) -> str:
+    try:
+        return "same" if secrets.get(name) == text else "changed"
+    except LookupError:
+        return "gone"
 
 
 def _is_at_work(plan: Plan, problem: Problem) -> bool:

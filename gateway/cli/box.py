@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import errno
+import functools
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,12 +18,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
+from gateway.cli.terminal import complain
 from gateway.hidden import keep_secret
-from gateway.http.outcome import NoDaemon, Refused, UnknownName
+from gateway.http.outcome import START, UNREACHABLE, NoDaemon, Refused, UnknownName
 from gateway.http.shapes import socket_path
 from gateway.sdk.errors import DRIVER_FAULT, CitygateError, FrameError, LinkError, said
 
 if TYPE_CHECKING:
+    from gateway.config.secrets import Held
     from gateway.plan import DevicePlan, Plan
     from gateway.sdk.driver import Exchange, Request
     from gateway.sdk.reading import ReadingSet, Value
@@ -28,19 +33,84 @@ if TYPE_CHECKING:
 READ_WITHIN_S = 30.0
 START_WITHIN_S = 30.0
 STOP_WITHIN_S = 10.0
+TELL_WITHIN_S = 5.0
 
 
 def control_socket(config: Path) -> Path:
-    """Where the daemon of this config listens."""
-    from gateway.config.place import last_place
+    """Where the daemon of this config listens, by what it noted of itself or by the file: the first at which somebody is.
 
-    socket = socket_path(buffer_path(config))
-    before = last_place(config)  # the daemon may not have been restarted since the file names another place
-    return socket_path(before) if before is not None and not socket.exists() else socket
+    What the file says may not be at work yet, and what the service manager tells the daemon is not in our environment.
+    """
+    sockets = [socket_path(place) for place in _places(config)]
+    return next((path for path in sockets if _somebody_at(path)), socket_path(buffer_path(config)))
+
+
+def log_place(config: Path) -> Path:
+    """Where the log of this config is that no daemon has open; where it is to be, when there is none yet."""
+    by_file = buffer_path(config)
+    found = next((place for place in _places(config) if os.path.exists(place)), by_file)
+    if found != by_file:
+        complain(f"! the daemon of this config had its log at {found}, the file says {by_file}")
+    return found
+
+
+def _places(config: Path) -> list[Path]:
+    """Where its log may be, the likeliest first."""
+    from gateway.config.place import noted_places
+
+    by_file, noted = buffer_path(config), noted_places(config)
+    said_here = "CITYGATE__BUFFER__PATH" in os.environ
+    return list(dict.fromkeys((by_file, *noted) if said_here else (*noted, by_file)))
+
+
+def _somebody_at(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(1.0)
+        try:
+            client.connect(str(path))
+        except OSError as error:  # one who is busy is there, and so may be one that we may not reach
+            return isinstance(error, TimeoutError) or error.errno in (errno.EACCES, errno.EPERM, errno.EAGAIN)
+    return True
+
+
+def main_file_of(config: Path) -> Path:
+    """The file that this config means, as everybody may call it."""
+    from gateway.config.loader import config_files
+
+    return Path(os.path.realpath(config_files(config)[0]))
+
+
+def is_other(config: Path, theirs: Path) -> bool:
+    """Whether a daemon with that file runs another config than this one."""
+    return main_file_of(config) != Path(os.path.realpath(theirs))
+
+
+@functools.cache
+def _remark(config: Path, theirs: Path) -> None:
+    if is_other(config, theirs):
+        complain(f"! the daemon here runs {theirs}, not {main_file_of(config)}")
+
+
+def refuse_another(config: Path) -> None:
+    """For what acts on the box. Raises UnknownName when the daemon here runs another file than this one; Refused."""
+    heard: list[Path] = []
+    try:
+        asked(config, "status", TELL_WITHIN_S, heard.append, {})
+    except NoDaemon:
+        return
+    except Refused:
+        if not heard:
+            raise
+    for theirs in heard:
+        if is_other(config, theirs):
+            mine = main_file_of(config)
+            raise UnknownName(
+                f"the daemon here runs {theirs}, not {mine}; nothing was done: -c {theirs} means that one"
+            )
 
 
 def buffer_path(config: Path) -> Path:
-    """Where the log of this config is.
+    """Where the log of this config is to be.
 
     The file is only glanced at, because `status` has to work on a box whose new config is broken.
     """
@@ -96,21 +166,55 @@ def _path_in(text: str) -> str:
         return ""
 
 
-def make_plan(config: Path, *, with_secrets: bool = True) -> "Plan":
-    """The plan of this config, as `gateway.plan.make_plan` makes it; from now on nothing that is said has its secrets."""
+def make_plan(config: Path, *, with_secrets: bool = True, held: "Held | None" = None) -> "Plan":
+    """The plan of this config, as `gateway.plan.make_plan` makes it; from now on nothing that is said has its secrets.
+
+    Args:
+        held: whom to ask of a secret that is not here; default: the running daemon.
+    """
     from gateway import plan
+    from gateway.cli.at_daemon import AtDaemon
     from gateway.registry import Registry
 
-    made = plan.make_plan(config, Registry(), with_secrets=with_secrets)
+    made = plan.make_plan(config, Registry(), with_secrets=with_secrets, held=held or AtDaemon(config).held)
     keep_secret(made.secrets)
     return made
 
 
+def somebody_has_it(_: str) -> tuple[bool, str]:
+    """For who does not need the text of a secret to go on."""
+    return True, ""
+
+
 def ask(config: Path, verb: str, *, timeout_s: float = 40.0, **arguments: Any) -> Any:
-    """Ask the running daemon; see `gateway.http.control.ask` for what it raises."""
+    """Ask the running daemon; see `gateway.http.control.ask` for what it raises. One that runs another file is remarked upon."""
+    return asked(config, verb, timeout_s, functools.partial(_remark, config), arguments)
+
+
+def ask_of_this(config: Path, verb: str, **arguments: Any) -> Any:
+    """As `ask`; a daemon that runs another file is remarked upon, and is none."""
+    theirs: list[Path] = []
+
+    def heard(file: Path) -> None:
+        if is_other(config, file):
+            theirs.append(file)
+            _remark(config, file)
+
+    try:
+        answer = asked(config, verb, 40.0, heard, arguments)
+    except Refused:
+        if not theirs:
+            raise
+    if theirs:
+        raise NoDaemon(f"the daemon here runs {theirs[0]}")
+    return answer
+
+
+def asked(config: Path, verb: str, timeout_s: float, heard: Callable[[Path], None], arguments: dict[str, Any]) -> Any:
+    """The same for who wants to know which file the daemon runs."""
     from gateway.http.control import ask_now
 
-    return ask_now(control_socket(config), verb, arguments, timeout_s=timeout_s)
+    return ask_now(control_socket(config), verb, arguments, timeout_s=timeout_s, heard=heard)
 
 
 def device_plan(plan: "Plan", name: str) -> "DevicePlan":
@@ -160,6 +264,11 @@ async def open_device(
 
     device = device_plan(plan, name)
     link = plan.links[device.link]
+    for path, secret in plan.untold.items():
+        if path[:2] == ("links", link.name):
+            raise LinkError(
+                f"link {link.name} needs the secret {secret}, which is not to be had here; {START}, then again"
+            )
     assert link.driver is not None
     assert link.config is not None
     alone = link.config.model_copy(update={"devices": {each: plan.devices[each].config for each in (name, *beside)}})
@@ -268,6 +377,7 @@ def some_daemon(config: Path) -> Iterator[bool]:
     else:
         yield True
         return
+    _refuse_to_be_another(buffer_path(config).parent)
     with tempfile.TemporaryFile() as said:
         process = _start_daemon(config, said)
         try:
@@ -279,6 +389,17 @@ def some_daemon(config: Path) -> Iterator[bool]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _refuse_to_be_another(folder: Path) -> None:
+    """What a daemon of ours writes there, that of the service could not read."""
+    try:
+        owner = os.stat(folder).st_uid
+    except OSError:
+        return  # it is made, or told, by whoever starts
+    if owner != os.geteuid():
+        said = f"no daemon runs, and {folder} belongs to the user of one"
+        raise Refused(said, UNREACHABLE, {"remedy": f"{START}, then again"})
 
 
 def _start_daemon(config: Path, said: IO[bytes]) -> "subprocess.Popen[bytes]":

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import csv
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,8 +14,10 @@ from gateway.cli.status_text import counted, gone_text
 from gateway.cli.terminal import complain, printable, say, say_json, table
 from gateway.cli.verbs import Verbs
 from gateway.encode import mended
-from gateway.http.outcome import FINE, PROBLEM, NoDaemon
+from gateway.http.outcome import FINE, PROBLEM, START, UNREACHABLE, NoDaemon, Refused
+from gateway.http.who import user
 from gateway.sdk.errors import CitygateError
+from gateway.sdk.files import is_closed
 
 COLUMNS = ("seq", "device", "point", "observed_at", "value", "quality", "reason", "time_source", "time_state")
 
@@ -134,13 +137,17 @@ class Asked:
         return self._runner.run(self._verbs[verb](arguments))
 
     def _open(self) -> None:
+        path = box.log_place(self._config)
+        shut = is_closed(path.parent) or (os.path.exists(path) and not os.access(path, os.W_OK, effective_ids=True))
+        if shut:
+            said = f"no daemon runs, and user {user()} may not work on {path}"
+            raise Refused(said, UNREACHABLE, {"remedy": f"`sudo citygate …`, or {START}, then again"})
+        if not os.path.exists(path):
+            raise NoDaemon(f"no daemon runs, and there is no log at {path}")
         from gateway.clock import SystemClock
         from gateway.log import console
         from gateway.log.log import Consumer, Log, LogSettings
 
-        path = box.buffer_path(self._config)
-        if not path.exists():
-            raise NoDaemon(f"no daemon runs, and there is no log at {path}")
         self._runner = asyncio.Runner()
         size_bytes = max(10**9, 2 * path.stat().st_size)
         settings = LogSettings(path, max_size_bytes=size_bytes, max_age_s=1e9, unconfirmed="mark", leave_foreign=True)

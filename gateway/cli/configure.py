@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.cli import box
+from gateway.cli.at_daemon import AtDaemon
 from gateway.cli.terminal import complain, say, say_json, table
 from gateway.cli.verbs import DEFAULT_CONFIG, Verbs
 from gateway.config import explain
@@ -83,22 +84,29 @@ def check(given: argparse.Namespace) -> int:
 
     problems: tuple[Problem, ...]
     devices: dict[str, Any] = {}
+    secrets: dict[str, Any] = {}
     try:
-        plan = box.make_plan(given.config, with_secrets=not given.no_secrets)
+        at_daemon = AtDaemon(given.config)
+        plan = box.make_plan(given.config, with_secrets=not given.no_secrets, held=at_daemon.held)
         problems = tuple(_of_check(problem) for problem in plan.warnings)
         devices = {name: _device(plan, name) for name in plan.devices}
+        if not given.no_secrets:
+            secrets = at_daemon.secrets_of(plan)
     except ConfigError as error:
         problems = error.problems
     stale = Editor(main_file(given.config).parent).stale()
     problems = (*problems, stale) if stale else problems
     found = explain.report(problems)
     if given.json:
-        say_json({**found, "devices": devices})
+        say_json({**found, "devices": devices, "secrets": secrets})
     else:
         for problem in explain.in_order(problems):
             complain(explain.text(problem))
         for line in table([_row(name, device) for name, device in devices.items()]):
             say(line)
+        for name, secret in secrets.items():
+            if secret["said"]:
+                say(f"secret {name}: {secret['said']}")
         say(_summary(problems))
     return FINE if found["ok"] else CONFIG
 

@@ -19,7 +19,7 @@ from gateway.config.explain import known_or_near
 from gateway.config.templates import Templates, template_names
 from gateway.config.tree import Place, Scalar, Source
 from gateway.encode import to_json
-from gateway.http.outcome import FINE, PROBLEM, UNREACHABLE, NoDaemon, UnknownName
+from gateway.http.outcome import FINE, PROBLEM, UNREACHABLE, USAGE, NoDaemon, Refused, UnknownName
 from gateway.http.shapes import UNDECLARED, exchange_row, reading_rows
 from gateway.registry import DriverUnavailable, Registry
 from gateway.sdk.driver import Driver, decoded
@@ -215,7 +215,7 @@ def read(given: argparse.Namespace) -> int:
 
 def _read_here(given: argparse.Namespace) -> int:
 
-    plan = box.make_plan(given.config)
+    plan = box.make_plan(given.config, held=box.somebody_has_it)
     template = box.device_plan(plan, given.device).template
 
     async def reads() -> int:
@@ -261,9 +261,14 @@ def read_code(rows: list[dict[str, Any]]) -> int:
 def preview(given: argparse.Namespace) -> int:
     """`citygate preview`."""
     try:
-        found = box.ask(given.config, "preview", device=given.device)
+        found = box.ask_of_this(given.config, "preview", device=given.device)
     except NoDaemon:
         found = _preview_here(given.config, given.device)
+    except Refused as error:
+        if error.exit_code != USAGE:
+            raise
+        found = _preview_here(given.config, given.device)
+        complain(f"! the daemon at work does not know {given.device} yet: `citygate reload`")
     complain(f"from the {found['source']}; nothing is sent")
     for remark in found.get("remarks", ()):
         complain(f"! {remark}")

@@ -5,53 +5,38 @@ import asyncio
 import contextlib
 import os
 import shutil
-import socket
-import ssl
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from gateway.cli import box
+from gateway.cli.at_daemon import AtDaemon
 from gateway.cli.status_text import counted
 from gateway.cli.terminal import colour, printable, say, say_json
 from gateway.cli.verbs import Verbs
 from gateway.http.outcome import FINE, PROBLEM, UNREACHABLE, NoDaemon, Refused
-from gateway.sdk.errors import BrokerUnavailable, ConfigError
+from gateway.http.who import user
+from gateway.reach import REACH_WITHIN_S, Finding, State, lacking_secret, look_at, reach
+from gateway.sdk.errors import ConfigError
 from gateway.sdk.libraries import lacking
 
 if TYPE_CHECKING:
-    from gateway.config.model import BrokerConfig
-    from gateway.forward.broker import Probe
-    from gateway.forward.ngsild import NgsiLdBroker
-    from gateway.plan import BrokerPlan, LinkPlan, Plan
+    from gateway.plan import LinkPlan, Plan
 
-REACH_WITHIN_S = 5.0
-PROBE_WITHIN_S = 20.0
-CERTIFICATE_WARN_D = 21
-SKEW_WARN_S = 5.0
+LOOK_WITHIN_S = 90.0  # at all brokers, by the daemon
 FREE_WARN_BYTES = 200_000_000
 SERIAL_GROUP = "dialout"
 
-State = Literal["ok", "warn", "bad", "unreachable"]
+DAEMON_SAYS: dict[str, State] = {"ok": "ok", "paused": "ok", "bad": "warn"}  # of a link that it has open
 SIGNS: dict[State, tuple[str, str]] = {
     "ok": ("●", "green"),
     "warn": ("!", "yellow"),
     "bad": ("✗", "red"),
     "unreachable": ("✗", "red"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one check found: ok, warn (works, but look), bad (on this box), unreachable (elsewhere)."""
-
-    check: str
-    state: State
-    message: str
-    remedy: str = ""
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -100,32 +85,43 @@ def lines_of(finding: Finding) -> list[str]:
 
 async def look(config: Path) -> AsyncIterator[Finding]:
     """All checks, those of the box first."""
-    plan, finding = _config(config)
+    at_daemon = AtDaemon(config)
+    plan, finding = await asyncio.to_thread(_config, config, at_daemon)
     yield finding
     yield _clock(plan)
     for finding in _power():
         yield finding
-    running, finding = await _daemon(config)
+    running, status, finding = await _daemon(config)
     yield finding
     if plan is None:
         return
-    for finding in _disk(Path(plan.config.buffer.path), plan.config.buffer.max_size_bytes):
+    for finding in await asyncio.to_thread(_secrets, plan, at_daemon):
         yield finding
+    buffer = status.get("log", {}).get("path") or plan.config.buffer.path
+    for finding in _disk(Path(buffer), plan.config.buffer.max_size_bytes, ours=not running):
+        yield finding
+    links = status.get("links", {})
     for link in plan.links.values():
-        async for finding in _link(link, running=running):
+        async for finding in _link(link, running=running, told=links.get(link.name)):
             yield finding
-    for name, broker in plan.brokers.items():
-        async for finding in _broker(name, broker):
-            yield finding
+    async for finding in _brokers(config, plan, by_daemon=bool(status)):
+        yield finding
 
 
-def _config(config: Path) -> tuple["Plan | None", Finding]:
-
+def _config(config: Path, at_daemon: AtDaemon) -> tuple["Plan | None", Finding]:
     try:
-        plan = box.make_plan(config)
+        plan = box.make_plan(config, held=at_daemon.held)
     except ConfigError as error:
-        errors = counted(sum(problem.severity == "error" for problem in error.problems), "error")
-        return None, Finding("config", "bad", f"{config}: {errors}", "`citygate check` lists each with its place")
+        wrong = [problem for problem in error.problems if problem.severity == "error"]
+        finding = Finding(
+            "config",
+            "bad",
+            f"{config}: {counted(len(wrong), 'error')}",
+            "`citygate check` lists each with its place",
+        )
+        if any(problem.code != "missing-secret" for problem in wrong):
+            return None, finding
+        return box.make_plan(config, held=box.somebody_has_it), finding  # all the rest can be looked at
     sizes = ((len(plan.links), "link"), (len(plan.devices), "device"), (len(plan.brokers), "broker"))
     said = f"{config}: {', '.join(counted(count, noun) for count, noun in sizes)}"
     if plan.warnings:
@@ -134,21 +130,55 @@ def _config(config: Path) -> tuple["Plan | None", Finding]:
     return plan, Finding("config", "ok", said)
 
 
-async def _daemon(config: Path) -> tuple[bool, Finding]:
-    """Whether it runs, and what it says of itself."""
+def _secrets(plan: "Plan", at_daemon: AtDaemon) -> list[Finding]:
+    """Those that the daemon alone has, or has otherwise than they are now."""
+    return [
+        Finding("secrets", "ok" if its["state"] == "ok" else "warn", f"{name}: {its['said']}")
+        for name, its in at_daemon.secrets_of(plan).items()
+        if its["said"]
+    ]
+
+
+async def _daemon(config: Path) -> tuple[bool, Mapping[str, Any], Finding]:
+    """Whether one runs, its status when it is that of this config, and what it says of itself."""
     from gateway.http.control import ask
 
+    theirs: list[Path] = []
     try:
-        status = await ask(box.control_socket(config), "status", timeout_s=REACH_WITHIN_S)
+        status = await ask(box.control_socket(config), "status", timeout_s=REACH_WITHIN_S, heard=theirs.append)
     except NoDaemon:
         start = "`systemctl start citygate`, or `citygate run` by hand"
-        return False, Finding("daemon", "warn", "does not run", start)
+        return False, {}, Finding("daemon", "warn", "does not run", start)
     except Refused as error:
-        return True, Finding("daemon", "bad", str(error))
+        return True, {}, Finding("daemon", "bad", str(error), error.remedy)
+    for file in theirs:
+        if box.is_other(config, file):
+            said = f"runs {file}, not {box.main_file_of(config)}: its word on that does not count here"
+            return True, {}, Finding("daemon", "warn", said, f"`citygate doctor -c {file}` asks it")
     reasons = status["gateway"].get("ready") or []
     if reasons:
-        return True, Finding("daemon", "warn", f"runs, but: {'; '.join(reasons[:3])}", "`citygate status` has the rest")
-    return True, Finding("daemon", "ok", f"runs, version {status['gateway'].get('version', '')}, all is well")
+        said = f"runs, but: {'; '.join(reasons[:3])}"
+        return True, status, Finding("daemon", "warn", said, "`citygate status` has the rest")
+    return True, status, Finding("daemon", "ok", f"runs, version {status['gateway'].get('version', '')}, all is well")
+
+
+async def _brokers(config: Path, plan: "Plan", *, by_daemon: bool) -> AsyncIterator[Finding]:
+    """Looked at by the daemon, where there is one: it has the logins, and its way out is the one that counts."""
+    from gateway.http.control import ask
+
+    told: dict[str, list[dict[str, Any]]] = {}
+    if by_daemon and plan.brokers:
+        try:
+            told = await ask(box.control_socket(config), "reach", timeout_s=LOOK_WITHIN_S)
+        except (NoDaemon, Refused) as error:
+            yield Finding("daemon", "warn", f"did not look at the brokers: {error}", "looked at from here instead")
+    for name, broker in plan.brokers.items():
+        if name in told:
+            for row in told[name]:
+                yield Finding(**row)
+            continue
+        async for finding in look_at(name, broker, lacking_secret(plan, name)):
+            yield finding
 
 
 def _clock(plan: "Plan | None") -> Finding:
@@ -186,16 +216,16 @@ def _power(root: Path = Path("/")) -> Iterator[Finding]:
         yield Finding("power", "ok", "no under-voltage since boot")
 
 
-def _disk(buffer: Path, max_size_bytes: int, root: Path = Path("/")) -> Iterator[Finding]:
+def _disk(buffer: Path, max_size_bytes: int, root: Path = Path("/"), *, ours: bool = True) -> Iterator[Finding]:
     folder = buffer.parent
     if not os.path.isdir(folder):
         yield Finding(
             "disk", "bad", f"{folder} does not exist", f"`sudo install -d -o citygate -g citygate -m 750 {folder}`"
         )
         return
-    if not os.access(folder, os.W_OK | os.X_OK):
+    if ours and not os.access(folder, os.W_OK | os.X_OK):
         yield Finding(
-            "disk", "warn", f"{folder} is not writable for user {_user()}", "fine when the daemon runs as another user"
+            "disk", "warn", f"{folder} is not writable for user {user()}", "fine when the daemon runs as another user"
         )
     usage = shutil.disk_usage(folder)
     have = buffer.stat().st_size if _exists(buffer) else 0
@@ -257,7 +287,8 @@ def _wear(device: str, root: Path) -> Iterator[Finding]:
         yield Finding("wear", "ok", f"{name} has used at most {worst * 10} % of its life")
 
 
-async def _link(link: "LinkPlan", *, running: bool) -> AsyncIterator[Finding]:
+async def _link(link: "LinkPlan", *, running: bool, told: Mapping[str, Any] | None = None) -> AsyncIterator[Finding]:
+    """One link; what the daemon tells of one at work counts more than what another user sees from outside."""
     if link.config is None:
         yield Finding(link.name, "bad", link.fault, link.remedy)
         return
@@ -267,11 +298,16 @@ async def _link(link: "LinkPlan", *, running: bool) -> AsyncIterator[Finding]:
         return
     host, port = getattr(link.config, "host", None), getattr(link.config, "port", None)
     url = getattr(link.config, "url", None)
-    if url:
-        parts = urlsplit(str(url))
-        yield await _reach(link.name, parts.hostname or "", parts.port or {"mqtts": 8883}.get(parts.scheme, 1883))
+    parts = urlsplit(str(url or ""))
+    if told is not None and told.get("state") in DAEMON_SAYS:
+        where = f"{parts.scheme}://{parts.hostname}" if url else f"{host}:{port}" if host else str(port or link.name)
+        said = f"{where} is in use by the daemon, link {told['state']}"
+        reason = f": {told['reason']}" if told.get("reason") else ""
+        yield Finding(link.name, DAEMON_SAYS[told["state"]], said + reason, told.get("remedy") or "")
+    elif url:
+        yield await reach(link.name, parts.hostname or "", parts.port or {"mqtts": 8883}.get(parts.scheme, 1883))
     elif host:
-        yield await _reach(link.name, str(host), int(port or 502))
+        yield await reach(link.name, str(host), int(port or 502))
     elif port:
         for finding in serial_port(link.name, Path(str(port)), running=running):
             yield finding
@@ -292,8 +328,8 @@ def serial_port(name: str, port: Path, *, running: bool) -> Iterator[Finding]:
         yield Finding(
             name,
             "bad",
-            f"{port}: no permission for user {_user()}",
-            f"`sudo usermod -aG {SERIAL_GROUP} {_user()}`, then log in again",
+            f"{port}: no permission for user {user()}",
+            f"`sudo usermod -aG {SERIAL_GROUP} {user()}`, then log in again",
         )
         return
     holders = sorted({holder for holder in _holders(port) if holder != os.getpid()})
@@ -322,154 +358,3 @@ def _comm(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text().strip()
     return "?"
-
-
-def _user() -> str:
-    import pwd
-
-    with contextlib.suppress(KeyError):
-        return pwd.getpwuid(os.geteuid()).pw_name
-    return str(os.geteuid())
-
-
-async def _reach(name: str, host: str, port: int) -> Finding:
-    """A name that resolves and a port that takes a connection."""
-    try:
-        async with asyncio.timeout(REACH_WITHIN_S):
-            _, writer = await asyncio.open_connection(host, port)
-    except socket.gaierror as error:
-        return Finding(
-            name, "unreachable", f"{host}: {error.strerror}", "is the name right, does the box have a DNS server?"
-        )
-    except TimeoutError:
-        return Finding(
-            name,
-            "unreachable",
-            f"{host}:{port} does not answer within {REACH_WITHIN_S:g} s",
-            "network, firewall, address?",
-        )
-    except OSError as error:
-        return Finding(
-            name,
-            "unreachable",
-            f"{host}:{port}: {os.strerror(error.errno) if error.errno else error}",
-            "does something listen there?",
-        )
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
-    return Finding(name, "ok", f"{host}:{port} takes connections")
-
-
-async def _broker(name: str, plan: "BrokerPlan") -> AsyncIterator[Finding]:
-    config = plan.config
-    target = urlsplit(config.proxy or config.url)
-    port = target.port or (443 if target.scheme == "https" else 80)
-    reached = await _reach(name, target.hostname or "", port)
-    yield reached
-    if reached.state != "ok":
-        return
-    if target.scheme == "https" and not config.proxy:
-        certificate = await _certificate(name, target.hostname or "", port, config)
-        yield certificate
-        if certificate.state == "unreachable":
-            return
-    async for finding in _probed(name, plan):
-        yield finding
-
-
-async def _certificate(name: str, host: str, port: int, config: "BrokerConfig | None" = None) -> Finding:
-    """The broker's certificate as this box sees it: trusted, and for how long."""
-    from gateway.forward.auth import Tls
-
-    tls = config.tls if config is not None else None
-    files = Tls(tls.ca or "", tls.certificate or "", tls.key or "") if tls is not None else Tls()
-    try:
-        async with asyncio.timeout(REACH_WITHIN_S):
-            _, writer = await asyncio.open_connection(host, port, ssl=files.context(), server_hostname=host)
-    except ssl.SSLCertVerificationError as error:
-        remedy = "the clock, the CA certificates of this box (or tls.ca), or the broker's certificate"
-        return Finding(name, "unreachable", f"certificate of {host}: {error.verify_message}", remedy)
-    except (OSError, TimeoutError, BrokerUnavailable) as error:
-        return Finding(name, "unreachable", f"TLS with {host}: {error}", "is this an https port?")
-    described = writer.get_extra_info("peercert") or {}
-    writer.close()
-    with contextlib.suppress(OSError, ssl.SSLError):
-        await writer.wait_closed()
-    ends = datetime.fromtimestamp(ssl.cert_time_to_seconds(str(described["notAfter"])), UTC)
-    left_d = (ends - datetime.now(UTC)).days
-    said = f"certificate of {host} is valid until {ends:%Y-%m-%d} ({left_d} days)"
-    return Finding(name, "ok", said) if left_d >= CERTIFICATE_WARN_D else Finding(name, "warn", said, "tell the city")
-
-
-NAMES = {"scorpio": "Scorpio", "stellio": "Stellio", "orion-ld": "Orion-LD", "orion": "Orion"}
-
-
-async def _probed(name: str, plan: "BrokerPlan") -> AsyncIterator[Finding]:
-    """Logged in as the daemon does, reading alone: who answers, what it can do, how far its clock is from ours."""
-    from gateway.forward.broker import LoginFailed
-    from gateway.forward.ngsild import broker_of
-    from gateway.forward.transport import URL_REMEDY
-
-    broker = broker_of(plan.config)
-    try:
-        async with asyncio.timeout(PROBE_WITHIN_S):
-            probe = await broker.probe()
-            contexts = [finding async for finding in _contexts(name, plan, broker)]
-    except LoginFailed as error:
-        yield Finding(name, "unreachable", f"login: {error}", f"check brokers.{name}.auth and its secret")
-        return
-    except (BrokerUnavailable, TimeoutError) as error:
-        remedy = getattr(error, "remedy", "") or URL_REMEDY
-        yield Finding(name, "unreachable", str(error) or f"no answer within {PROBE_WITHIN_S:g} s", remedy)
-        return
-    finally:
-        await broker.close()
-    product = f"{NAMES.get(probe.product, probe.product)} {probe.version}".strip()
-    read = "entities may be read" if probe.readable else "entities may not be read"
-    yield Finding(name, "ok", f"{product or 'a broker that does not tell its name'} answers as NGSI-LD; {read}")
-    yield Finding(name, "ok", f"history: {_history(plan.config, probe)}")
-    for finding in contexts:
-        yield finding
-    skew_s = (probe.date - datetime.now(UTC)).total_seconds() if probe.date else 0.0
-    if abs(skew_s) > SKEW_WARN_S:
-        yield Finding(
-            name, "warn", f"its clock is {skew_s:+.0f} s from ours", "one of the two is wrong; see clock above"
-        )
-
-
-def _history(config: "BrokerConfig", probe: "Probe") -> str:
-    """How the past will be sent."""
-    if config.history != "auto":
-        return f"{config.history}, as history: says"
-    if probe.temporal is None:
-        return f"shows with the first write, which makes the tenant {config.tenant or ''}".rstrip()
-    if not probe.temporal:
-        return "in-order, as there is no temporal API"
-    product = probe.product if config.preset == "auto" else config.preset
-    records = {
-        "scorpio": "it records by itself, and what it forgot is seen and sent again",
-        "stellio": "it records by itself",
-    }
-    return f"a temporal API; {records.get(product, 'whether it records by itself is found out at work')}"
-
-
-async def _contexts(name: str, plan: "BrokerPlan", broker: "NgsiLdBroker") -> AsyncIterator[Finding]:
-    """Whether the broker can fetch the contexts that this box sends with: a read that finds nothing needs them too."""
-    from gateway.forward.contexts import REMEDY
-
-    known = broker.traffic.contexts
-    used = sorted({table.context for tables in plan.mappings.values() for table in tables})
-    served: dict[str, bool | None] = {}
-    for context in used:
-        served[context] = None
-        with contextlib.suppress(BrokerUnavailable):
-            served[context] = await known.ask(context) if known.ask is not None else None
-        if served[context] is False:
-            yield Finding(name, "unreachable", f"cannot fetch the context {known.address(context)}", REMEDY)
-    way = f"contexts: {known.prefix}" if known.prefix else "where they are published"
-    told = counted(len(used), "context")
-    if used and all(served.values()):
-        yield Finding(name, "ok", f"fetches {told} ({way})")
-    elif used and False not in served.values():
-        yield Finding(name, "ok", f"is to fetch {told} ({way}); whether it can shows with the first write")

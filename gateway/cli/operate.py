@@ -179,6 +179,7 @@ def fitted(lines: list[str]) -> list[str]:
 
 def reload(given: argparse.Namespace) -> int:
     """`citygate reload`."""
+    box.refuse_another(given.config)
     found: dict[str, Any] = box.ask(given.config, "reload", dry_run=given.dry_run)
     if given.json:
         say_json(found)
@@ -223,6 +224,7 @@ def _concerned(owed: Mapping[str, Any]) -> Iterator[str]:
 def once(given: argparse.Namespace) -> int:
     """`citygate once`."""
 
+    box.refuse_another(given.config)
     box.make_plan(given.config)  # a config that is wrong is told with its places, not by a daemon's last words
     with box.some_daemon(given.config):
         devices = box.ask(given.config, "once", timeout_s=READ_ALL_WITHIN_S)["devices"]
@@ -272,6 +274,7 @@ def _once_code(found: Mapping[str, Any]) -> int:
 
 def pause(given: argparse.Namespace) -> int:
     """`citygate pause`."""
+    box.refuse_another(given.config)
     found: dict[str, Any] = box.ask(given.config, "pause", device=given.device, seconds=given.seconds)
     if given.json:
         say_json(found)

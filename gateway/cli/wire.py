@@ -263,6 +263,7 @@ def solve(given: argparse.Namespace) -> int:
 
 def write(given: argparse.Namespace) -> int:
     """`citygate write`."""
+    box.refuse_another(given.config)
     try:
         row = box.ask(given.config, "write", device=given.device, point=given.point, value=given.value)
     except NoDaemon:
@@ -277,7 +278,7 @@ def write(given: argparse.Namespace) -> int:
 
 def _write_here(given: argparse.Namespace) -> dict[str, Any]:
 
-    plan = box.make_plan(given.config)
+    plan = box.make_plan(given.config, held=box.somebody_has_it)
     template = box.device_plan(plan, given.device).template
 
     async def work() -> dict[str, Any]:

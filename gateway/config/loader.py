@@ -14,7 +14,7 @@ from gateway.config.explain import known_or_near, locate
 from gateway.config.hiding import hide, shown_lines
 from gateway.config.migrate import migrate
 from gateway.config.model import NAME, VERSION, CityProfile, Config, GatewayConfig
-from gateway.config.secrets import Secrets, resolve, without_secrets
+from gateway.config.secrets import Held, Secrets, resolve, without_secrets
 from gateway.config.templates import LoadedTemplate, Templates, yaml_files
 from gateway.config.tree import (
     Entry,
@@ -84,6 +84,8 @@ class Loaded:
         secrets: the texts of all secrets that are known, to be hidden wherever something is shown.
         texts: those that `!secret` named, by name.
         with_secrets: whether they were looked up: this is the box that the config is for.
+        places: where those of `texts` were found.
+        untold: path -> name of secrets whose text is not known here.
     """
 
     config: Config | None
@@ -97,6 +99,8 @@ class Loaded:
     secrets: frozenset[str] = frozenset()
     texts: Mapping[str, str] = field(default_factory=dict, repr=False)
     with_secrets: bool = True
+    places: Mapping[str, str] = field(default_factory=dict)
+    untold: Mapping[KeyPath, str] = field(default_factory=dict)
 
 
 def config_files(path: Path) -> tuple[Path, tuple[Path, ...]]:
@@ -115,6 +119,7 @@ def load(
     environment: Mapping[str, str] | None = None,
     home: Path | None = None,
     remembered: Mapping[str, str] | None = None,
+    held: Held | None = None,
 ) -> Loaded:
     """Read and check everything. Raises nothing: what is wrong is in `problems`.
 
@@ -123,9 +128,10 @@ def load(
         environment: for overrides and secrets; default: the process's.
         home: the operator's folder, when the files are a copy that lies elsewhere: secrets are there.
         remembered: texts of secrets by name, for those that are not to be had any more.
+        held: asked of those that are not to be had here.
     """
     environment = os.environ if environment is None else environment
-    return _Load(path, find_driver, with_secrets, environment, home, remembered or {}).run()
+    return _Load(path, find_driver, with_secrets, environment, home, remembered or {}, held).run()
 
 
 @dataclass
@@ -138,6 +144,7 @@ class _Load:
     environment: Mapping[str, str]
     home: Path | None
     remembered: Mapping[str, str]
+    held: Held | None = None
     problems: list[Problem] = field(default_factory=list)
     hidden: frozenset[str] | set[str] = frozenset()  # codes of what follows from another problem
 
@@ -163,7 +170,7 @@ class _Load:
         self.found = counted(root)
         profiles: dict[str, tuple[CityProfile, Map]] = {}
         root = self._with_profiles(root, profiles)
-        secrets = Secrets((self.home or self.folder) / "secrets", self.environment, self.remembered)
+        secrets = Secrets((self.home or self.folder) / "secrets", self.environment, self.remembered, self.held)
         as_written = root
         root, untold = resolve(root, secrets if self.with_secrets else None, self.problems)
         links = self._links(root)
@@ -185,6 +192,8 @@ class _Load:
             frozenset(secrets.known),
             secrets.texts,
             self.with_secrets,
+            secrets.found_at,
+            untold,
         )
 
     def _closed(self) -> None:
@@ -211,7 +220,7 @@ class _Load:
                 yield entry.node, None
 
     def _shown(
-        self, untold: frozenset[KeyPath], secrets: Secrets, sources: Mapping[str, Source]
+        self, untold: Mapping[KeyPath, str], secrets: Secrets, sources: Mapping[str, Source]
     ) -> tuple[Problem, ...]:
         """Without what follows from a secret that was not found, and without any secret's text."""
         about = {"missing-secret", "wrong-name"}

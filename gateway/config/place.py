@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from gateway.config.loader import config_files
 from gateway.sdk.files import read_bytes
 
 _PATH_BYTES = 8192
-_OF_THE_SERVICE = Path("/var/lib/citygate")
+_OF_SERVICES = Path("/var/lib")
 
 
 def _folder() -> Path | None:
@@ -28,12 +29,16 @@ def _name(config: Path) -> str:
 
 def last_place(config: Path) -> Path | None:
     """Where the log was; None when nobody noted it."""
-    for folder in (_folder(), _OF_THE_SERVICE):  # a person's command knows the service's folder by its name alone
+    return next(noted_places(config), None)
+
+
+def noted_places(config: Path) -> Iterator[Path]:
+    """Where the log was by our own note, then by those of services, whose folders a person's command knows by name alone."""
+    for folder in (_folder(), *sorted(_OF_SERVICES.glob("citygate*"))):
         with contextlib.suppress(OSError, ValueError):
             text = read_bytes(folder / _name(config), _PATH_BYTES).decode().strip() if folder else ""
             if text.startswith("/"):
-                return Path(text)
-    return None
+                yield Path(text)
 
 
 def note_place(config: Path, log: Path) -> None:

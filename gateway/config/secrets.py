@@ -4,7 +4,7 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +13,9 @@ from gateway.hidden import HIDDEN, MIN_HIDDEN
 from gateway.sdk.errors import Problem
 from gateway.sdk.files import read_bytes
 
+Held = Callable[[str], tuple[bool, str]]
+"""Of a secret that cannot be had here: whether the daemon at work has it, and else what to do."""
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_SECRET_BYTES = 16 << 10
 
@@ -20,6 +23,7 @@ MAX_SECRET_BYTES = 16 << 10
 SENSITIVE = re.compile(
     r"(?i)^(?:.*[_-])?(?:password|passwd|passphrase|secret|token|bearer|api_?key|app_?key|nwk_?key|key)$"
 )
+_NOT_KNOWN = "0" * 32  # in its place: fits where a text or a key in hex is asked for; nobody logs in with it
 _MOST = 4096  # characters of a line; nobody is shown more
 _IN_LINE = re.compile(  # counted repeats: a hostile line must not cost its length squared
     r"(?i)(?P<head>(?:password|passwd|passphrase|secret|token|bearer|key)['\"]?\s{0,16}:\s{1,16})"
@@ -61,15 +65,19 @@ class Secrets:
 
     Attributes:
         remembered: texts by name that a daemon at work has from before: better than none.
+        held: who is asked of one that is nowhere and not remembered; its text stays where it is.
         texts: what was handed out, by name.
+        found_at: where it was found, by name.
         open: names whose file every user of the box can read.
     """
 
     beside: Path
     environment: Mapping[str, str]
     remembered: Mapping[str, str] = field(default_factory=dict, repr=False)
+    held: Held | None = None
     known: set[str] = field(default_factory=set)
     texts: dict[str, str] = field(default_factory=dict, repr=False)
+    found_at: dict[str, str] = field(default_factory=dict)
     open: set[str] = field(default_factory=set)
 
     def places(self, name: str) -> tuple[str, ...]:
@@ -84,17 +92,14 @@ class Secrets:
         Raises:
             LookupError: there is none; the message says where it was looked for.
         """
-        credentials = self.environment.get("CREDENTIALS_DIRECTORY")
-        text = _from_file(Path(credentials) / name) if credentials else None
-        if text is None:
-            text = _from_file(self.beside / name)
-            if text is not None and _readable_by_others(self.beside / name):
-                self.open.add(name)
-        if text is None:
-            text = self.environment.get(_variable(name))
-        if not text:
-            raise LookupError(f"no secret {name}: looked in {', '.join(self.places(name))}")
-        return self._handed_out(name, text)
+        for place in self.places(name):
+            text = self.environment.get(place[1:]) if place.startswith("$") else _from_file(Path(place))
+            if text:
+                if place == str(self.beside / name) and _readable_by_others(Path(place)):
+                    self.open.add(name)
+                self.found_at[name] = place
+                return self._handed_out(name, text)
+        raise LookupError(f"no secret {name}: looked in {', '.join(self.places(name))}")
 
     def before(self, name: str) -> str:
         """The text that it had when it was last read; "" when nobody knows."""
@@ -184,13 +189,13 @@ def _readable_by_others(path: Path) -> bool:
 
 def resolve(
     root: Map, secrets: Secrets | None, problems: list[Problem]
-) -> tuple[Map, frozenset[tuple[str | int, ...]]]:
-    """The tree with every `!secret` replaced by its text, and the paths where none was found.
+) -> tuple[Map, dict[tuple[str | int, ...], str]]:
+    """The tree with every `!secret` replaced by its text, and path -> name where none was found.
 
     Args:
-        secrets: None does not look anything up: every path is among those without text.
+        secrets: None does not look anything up: every path is among those without text. So are those that another has.
     """
-    unknown: set[tuple[str | int, ...]] = set()
+    unknown: dict[tuple[str | int, ...], str] = {}
 
     def walk(node: Node, path: tuple[str | int, ...]) -> Node:
         if isinstance(node, Map):
@@ -210,23 +215,25 @@ def resolve(
                 text = secrets.get(node.text)
             except LookupError as error:
                 text = secrets.before(node.text)
-                problem = _missing(path, str(error.args[0]), at_work=bool(text))
+                at_daemon, remedy = secrets.held(node.text) if secrets.held and not text else (False, "")
+                if not at_daemon:
+                    problem = _missing(path, str(error.args[0]), at_work=bool(text), remedy=remedy)
             if node.text in secrets.open:
                 message = f"{secrets.beside / node.text} can be read by every user of this box"
                 problem = Problem("open-secret", path, message, "chmod 640, and the group of the daemon", "warning")
         if problem is not None:
             problems.append(place_problem(problem, node.place))
         if not text:
-            unknown.add(path)
-        return Scalar(text or "not-looked-up", node.place, False, node.tag)
+            unknown[path] = node.text
+        return Scalar(text or _NOT_KNOWN, node.place, False, node.tag)
 
     resolved = walk(root, ())
     assert isinstance(resolved, Map)
-    return resolved, frozenset(unknown)
+    return resolved, unknown
 
 
-def _missing(path: tuple[str | int, ...], said: str, *, at_work: bool) -> Problem:
+def _missing(path: tuple[str | int, ...], said: str, *, at_work: bool, remedy: str) -> Problem:
     if at_work:
         message = f"{said}; what is at work goes on with the text that it had, until the daemon ends"
         return Problem("missing-secret", path, message, "put it there, then `citygate reload`", "warning")
-    return Problem("missing-secret", path, said, "put it there, or use --no-secrets to check without")
+    return Problem("missing-secret", path, said, remedy or "put it there; `check --no-secrets` goes without")

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import aiohttp
 import orjson
@@ -18,10 +19,12 @@ from gateway.encode import to_json
 from gateway.http.outcome import PROBLEM, UNREACHABLE, NoDaemon, Refused, UnknownName, exit_code
 from gateway.http.told import told
 from gateway.http.view import VIEW, GatewayView
+from gateway.http.who import closed
 from gateway.journal import fault
 from gateway.sdk.errors import CitygateError, ConfigError
 
 PREFIX = "/control"
+CONFIG_HEADER = "Citygate-Config"  # of every answer: the main file of the daemon
 CONNECT_TIMEOUT_S = 3.0
 BODY_WITHIN_S = 10.0
 
@@ -49,7 +52,14 @@ _VERBS: Mapping[str, Callable[[GatewayView, Mapping[str, Any]], Awaitable[Any]]]
 
 
 async def _serve(request: web.Request) -> web.Response:
-    view, name = request.app[VIEW], request.match_info["verb"]
+    view = request.app[VIEW]
+    response = await _answer(view, request)
+    response.headers[CONFIG_HEADER] = quote(view.config_file)
+    return response
+
+
+async def _answer(view: GatewayView, request: web.Request) -> web.Response:
+    name = request.match_info["verb"]
     try:
         given = _arguments(await _body(request))
         if name in _VERBS:
@@ -124,8 +134,21 @@ def _json(body: Any, *, status: int = 200) -> web.Response:
 # --- the command's side --------------------------------------------------------------------------------------------
 
 
-async def ask(path: Path, verb: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float = 30.0) -> Any:
+Heard = Callable[[Path], None]
+
+
+async def ask(
+    path: Path,
+    verb: str,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    timeout_s: float = 30.0,
+    heard: Heard | None = None,
+) -> Any:
     """Ask the daemon at this socket.
+
+    Args:
+        heard: is told the main file of the daemon that answers.
 
     Returns:
         What the verb returned, as JSON gives it.
@@ -143,21 +166,20 @@ async def ask(path: Path, verb: str, arguments: Mapping[str, Any] | None = None,
             session.post(f"http://citygate{PREFIX}/{verb}", data=to_json(dict(arguments or {}))) as response,
         ):
             body = orjson.loads(await response.read())
-            status = response.status
+            status, config = response.status, response.headers.get(CONFIG_HEADER, "")
     except TimeoutError as error:
         raise Refused(f"the daemon did not answer within {timeout_s:g} s", UNREACHABLE, {}) from error
     except (aiohttp.ClientConnectorError, OSError) as error:
         if _not_permitted(error):
-            raise Refused(
-                f"not allowed to use {path}; join its group (`sudo usermod -aG citygate $USER`, then log in again)",
-                UNREACHABLE,
-                {},
-            ) from error
+            said, remedy = closed(path)
+            raise Refused(said, UNREACHABLE, {"remedy": remedy}) from error
         raise NoDaemon(
             f"no daemon answers at {path}; start one with `citygate run` or `systemctl start citygate`"
         ) from error
     except (aiohttp.ClientError, orjson.JSONDecodeError) as error:
         raise Refused(f"the daemon's answer broke off: {error}", PROBLEM, {}) from error
+    if heard is not None and config:
+        heard(Path(unquote(config)))
     if status != 200:
         raise Refused(str(body.get("error", status)), int(body.get("exit", PROBLEM)), body)
     return body
@@ -167,6 +189,13 @@ def _not_permitted(error: Exception) -> bool:
     return isinstance(error, PermissionError) or isinstance(getattr(error, "os_error", None), PermissionError)
 
 
-def ask_now(path: Path, verb: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float = 30.0) -> Any:
+def ask_now(
+    path: Path,
+    verb: str,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    timeout_s: float = 30.0,
+    heard: Heard | None = None,
+) -> Any:
     """`ask` for who has no loop."""
-    return asyncio.run(ask(path, verb, arguments, timeout_s=timeout_s))
+    return asyncio.run(ask(path, verb, arguments, timeout_s=timeout_s, heard=heard))

@@ -6,6 +6,7 @@ from typing import Any
 from gateway.sdk.errors import BrokerUnavailable, CitygateError, ConfigError, LinkError, NoAnswer
 
 FINE, PROBLEM, USAGE, CONFIG, UNREACHABLE = 0, 1, 2, 3, 4
+START = "`sudo systemctl start citygate`"  # the remedy where only its daemon has what is needed
 
 
 class UnknownName(CitygateError):
@@ -27,6 +28,7 @@ class Refused(CitygateError):
 
     def __init__(self, message: str, exit_code: int, body: Mapping[str, Any]) -> None:
         self.exit_code, self.body = exit_code, body
+        self.remedy = str(body.get("remedy") or "")
         super().__init__(message)
 
 

@@ -18,6 +18,10 @@ class GatewayView(Protocol):
     def verbs(self) -> Mapping[str, Verb]:
         """Verbs beside those below, by name as in `POST /control/NAME` (`buffer-held-list`)."""
 
+    @property
+    def config_file(self) -> str:
+        """The operator's main file, from the root."""
+
     def status(self) -> dict[str, Any]:
         """The status of everything, in the shape of docs/command.md; times are RFC 3339 UTC.
 

@@ -128,6 +128,7 @@ class FakeView:
         self.reasons: tuple[str, ...] = ()
         self.asked: list[tuple[Any, ...]] = []
         self.error: CitygateError | None = None
+        self.config_file = ""
         self.verbs: Mapping[str, Verb] = {"echo": self._echo}
         self.reloaded: dict[str, Any] = {"changed": ["roof"], "restarted": ["roof"], "warnings": []}
 

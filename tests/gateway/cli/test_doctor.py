@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from gateway.cli import doctor
+from gateway.reach import certificate as certificate_of
 from tests.gateway.cli.conftest import Command
 from tests.support.box import Process, eventually, free_port
 from tests.support.fake_view import FakeView
@@ -267,6 +268,6 @@ async def test_a_certificate_is_judged_by_its_issuer_and_its_end(
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
     async with server:
-        finding = await doctor._certificate("milano", "localhost", server.sockets[0].getsockname()[1])
+        finding = await certificate_of("milano", "localhost", server.sockets[0].getsockname()[1])
     assert finding.state == state, finding
     assert ("days" in finding.message) == trusted
