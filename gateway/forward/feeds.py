@@ -71,6 +71,7 @@ class Feeds:
 
     Attributes:
         more: told of such tables when readings of the device are first met.
+        sent_before: up to here an earlier run had sent all, as it noted.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Feeds:
         max_readings: int = 5000,
     ) -> None:
         self.more: Callable[[Sequence[Mapping]], None] = lambda tables: None
+        self.sent_before = 0
         self._recipes = recipes
         self._consumer = consumer
         self._log = log
@@ -106,8 +108,8 @@ class Feeds:
         return self._log.first_seq
 
     def was_sent(self, seq: int) -> bool:
-        """Whether an earlier forwarder of this run had sent all of a set, or was done with it."""
-        return 0 <= seq - self._log.first_seq <= self._sent
+        """Whether an earlier forwarder had sent all of a set, or was done with it: of this run, or of one that noted it."""
+        return seq <= self.sent_before or 0 <= seq - self._log.first_seq <= self._sent
 
     def renumbered(self) -> None:
         """The log's file was opened late: series may be called otherwise, too, and devices be known that are gone."""

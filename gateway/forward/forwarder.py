@@ -165,6 +165,7 @@ class Forwarder:
         """Serve until cancelled."""
         usage = self._common.usage
         self._common.ahead = usage.recall() in ("temporal", "latest-only")
+        self._shared.feeds.sent_before = usage.sent_upto
         try:
             while True:
                 await self._turn()
@@ -183,8 +184,15 @@ class Forwarder:
         return Told(of.sent, self._common.state.doubted, of.accepted.firsts)
 
     async def _note(self) -> None:
-        await self._common.usage.note(self._way.kept_mode)
+        await self._common.usage.note(self._way.kept_mode, self._sent_upto())
         await self._statics.note()
+
+    def _sent_upto(self) -> int:
+        """Up to here all was sent, as is known for sure; 0: numbers are still to change, as the file is not open."""
+        if not self._log.first_seq:
+            return 0
+        counts, upto = self._way.counts, self._shared.feeds.accepted_upto
+        return upto if counts is None or counts.unknown_seq is None else min(upto, counts.unknown_seq - 1)
 
     async def _turn(self) -> None:
         """One step; whatever the broker does wrong ends in a wait."""

@@ -248,6 +248,8 @@ class PastLane:
             counts.unknown = self._unseen.unknown + sum(len(update.readings) for update in owed)
             oldest_us = [self._unseen.unknown_us, *(update.newest_us for update in owed)]
             counts.unknown_us = min((us for us in oldest_us if us is not None), default=None)
+            seqs = [self._unseen.unknown_seq, *(update.seq for update in owed)]
+            counts.unknown_seq = min((seq for seq in seqs if seq is not None), default=None)
         return counts
 
     def hand_over(self, to: Taken) -> None:

@@ -1,4 +1,4 @@
-"""What outlives a restart of one broker's forwarder: bytes of this month, what was learned of it, the way history is sent."""
+"""What outlives a restart of one broker's forwarder: bytes of this month, what was learned of it, how far and how it was sent to."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -23,6 +23,9 @@ class Usage:
 
     Args:
         city: which broker and tenant goes by the name now.
+
+    Attributes:
+        sent_upto: up to here all was sent, as an earlier run noted.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Usage:
         self._clock = clock
         self._recording = recording or Recording()
         self._city = city
+        self.sent_upto = 0
         self._records = ""
         self._of_another: dict[str, bytes] = {}  # takes back what was noted
         self._month = "", 0
@@ -61,15 +65,17 @@ class Usage:
         self._month = month, int(count) if count.isdigit() else 0
         self._counted_bytes = 0
         if kept.get("city", self._city) != self._city:
-            kept, self._of_another = {}, {"mode": b"", "records": b""}  # all but the bytes
+            kept, self._of_another = {}, {"mode": b"", "records": b"", "sent": b""}  # all but the bytes
         batch = kept.get("batch", "")
         self._traffic.batch = int(batch) if batch.isdigit() else 0
+        sent = kept.get("sent", "")
+        self.sent_upto = int(sent) if sent.isdigit() else 0
         self._records = kept.get("records", "")
         self._recording.recall(self._records)
         return kept.get("mode", "")
 
-    async def note(self, mode: str) -> None:
-        """Keep it, if it changed; without a way of sending the one noted before stands.
+    async def note(self, mode: str, sent_upto: int = 0) -> None:
+        """Keep it, if it changed; without a way of sending the one noted before stands, and so for how far was sent.
 
         Raises:
             LogError: the log refuses.
@@ -82,6 +88,8 @@ class Usage:
             state["city"] = self._city.encode()
         if mode:
             state["mode"] = mode.encode()
+        if sent_upto:
+            state["sent"] = str(sent_upto).encode()
         if self._recording.by_itself is not None:
             self._records = self._recording.shown
             state["records"] = self._records.encode()

@@ -34,6 +34,7 @@ class LaneCounts:
     unseen: int = 0  # points that were accepted and never seen in the history
     unknown: int = 0  # points that were read, of which nobody knows that the city has them: may be, or not any more
     unknown_us: int | None = None  # time of the oldest of them
+    unknown_seq: int | None = None  # number of the oldest set with any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -144,6 +144,14 @@ class Unseen:
         return min((update.newest_us for update in firsts if update is not None), default=None)
 
     @property
+    def unknown_seq(self) -> int | None:
+        """Number of the oldest set in the log with any of those."""
+        if not self.unknown:
+            return None
+        items = (item for of in self._of.values() for item in of.items)
+        return min((item.update.seq for item in items if not item.known and item.update.seq), default=None)
+
+    @property
     def sure(self) -> bool:
         """Whether all that waits was accepted, at a broker that writes it into its history by itself."""
         return bool(self.recording.by_itself) and not self.unknown

@@ -39,6 +39,7 @@ FAST = ForwardSettings(
     retry_quick_s=0.1,
     retry_cap_s=0.1,
 )
+PATIENT = replace(FAST, learn_s=600.0, unseen_s=7200.0)
 SHORT = aiohttp.ClientTimeout(total=2.0, sock_connect=0.5, sock_read=0.5)
 DEVICES = tuple(f"air-{n}" for n in range(6))
 
@@ -244,23 +245,51 @@ async def test_a_restart_in_a_backlog_repeats_nothing(box: Box, product: str) ->
     assert_exact(strict, box)
 
 
-async def test_what_an_earlier_run_may_have_sent_is_shown_as_backlog_until_that_is_known(box: Box) -> None:
+async def shown_by_nobody(box: Box, strict: StrictBroker, url: str, left: Path) -> Box:
+    """Live data to a broker whose history shows none of it, for others write all the time; what a kill at the end leaves."""
+    async with box.running(url, PATIENT):
+        for n in range(3):
+            await live(box, n, n + 1)
+            await strict.until(lambda: box.settled)  # so each was current
+        return await box.killed(left)
+
+
+async def test_what_an_earlier_run_may_have_sent_is_shown_as_backlog_until_that_is_known(tmp_path: Path) -> None:
     strict = broker_like("scorpio")
-    patient = replace(FAST, learn_s=600.0, unseen_s=7200.0)
     async with strict.serve() as url:
-        async with strict.neighbour(every_s=0.01):  # nothing shows
-            async with box.running(url, patient):
-                for n in range(3):
-                    await live(box, n, n + 1)
-                    await strict.until(lambda: box.settled)  # so each was current
+        async with strict.neighbour(every_s=0.01):
+            box = await shown_by_nobody(Box(tmp_path / "box"), strict, url, tmp_path / "left")
             sent = len(strict.history())
-            async with box.running(url, patient) as health:
+            async with box.running(url, PATIENT) as health:
                 await strict.until(lambda: box.settled and health.oldest_unsent_at == START)
                 assert 0 < health.backlog <= len(box.expected)
                 assert len(strict.history()) == sent
-        async with box.running(url, patient) as health:
+        async with box.running(url, PATIENT) as health:
             await live(box, 3, 4)
             await strict.until(lambda: health.history == "temporal" and box.settled and health.backlog == 0)
+        await recorded(strict, box)
+    assert_exact(strict, box)
+
+
+async def test_after_a_clean_stop_what_was_sent_is_known_and_what_nobody_knew_stays_so(tmp_path: Path) -> None:
+    strict = broker_like("scorpio")
+    box = Box(tmp_path / "box")
+    async with strict.serve() as url:
+        async with strict.neighbour(every_s=0.01):
+            left = await shown_by_nobody(box, strict, url, tmp_path / "left")
+            sent = len(measured_only(strict.history()))
+            async with box.running(url, PATIENT) as health:
+                await strict.until(lambda: health.history == "temporal" and box.settled)
+                await live(box, 3, 4)
+                await strict.until(lambda: strict.current(entity_id("air-5"), "no2") == 3 and box.settled)
+                assert (health.backlog, len(measured_only(strict.history()))) == (0, sent + 2 * len(DEVICES))
+            for _ in range(2):  # a clean stop does not make known what a kill left unknown
+                async with left.running(url, PATIENT) as health:
+                    await strict.until(lambda: left.settled and health.oldest_unsent_at == START)
+                    assert health.backlog > 0
+        async with box.running(url, PATIENT) as health:
+            await live(box, 4, 5)
+            await strict.until(lambda: box.settled)
         await recorded(strict, box)
     assert_exact(strict, box)
 

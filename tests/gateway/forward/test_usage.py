@@ -165,6 +165,24 @@ async def test_of_another_city_under_the_name_nothing_holds_but_the_bytes(log: L
     assert (usage.recall(), traffic.batch) == ("in-order", 9)
 
 
+async def test_how_far_was_sent_stands_until_more_was_and_only_for_that_city(log: Log, clock: ManualClock) -> None:
+    first = Usage("city", Traffic(), log, clock, city="one")
+    first.recall()
+    assert first.sent_upto == 0
+    await first.note("temporal", 7)
+    await first.note("in-order")
+    for city, upto in (("one", 7), ("two", 0), ("one", 7)):
+        usage = Usage("city", Traffic(), log, clock, city=city)
+        usage.recall()
+        assert usage.sent_upto == upto
+    other = Usage("city", Traffic(), log, clock, city="two")
+    other.recall()
+    await other.note("temporal")
+    back = Usage("city", Traffic(), log, clock, city="two")
+    back.recall()
+    assert back.sent_upto == 0
+
+
 async def test_what_an_older_citygate_noted_holds(log: Log, clock: ManualClock) -> None:
     first = Run(log, clock)
     await first.usage.note("temporal")
