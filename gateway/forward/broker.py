@@ -102,6 +102,7 @@ class Probe:
     Attributes:
         readable: current entities may be read back.
         temporal: there is a temporal API that may be read; None when that shows only after the first write.
+        forbidden: what was said when the temporal API may not be read; "" = it may, or is not there.
         sure: a context broker said so itself. Else somebody on the way may have: it is asked again.
         product: "scorpio", "stellio", "orion-ld", "orion", as far as it reveals itself; "" when it does not.
         version: as the product writes it, "" when it does not tell.
@@ -111,6 +112,7 @@ class Probe:
     readable: bool
     temporal: bool | None
     sure: bool = True
+    forbidden: str = ""
     product: str = ""
     version: str = ""
     date: datetime | None = None

@@ -287,7 +287,8 @@ class Forwarder:
             breakers, now_s = (common.past_breaker, common.look_breaker), self._clock.monotonic_s()
             common.standing.try_in(max(breaker.wait_s(now_s) for breaker in breakers))
         else:
-            common.standing.works("; ".join(filter(None, (self._broker.traffic.warning, common.pace.warning))))
+            warnings = self._broker.traffic.warning, common.pace.warning, common.probing.warning
+            common.standing.works("; ".join(filter(None, warnings)))
 
     def show(self) -> None:
         """Write the health record as it is at this moment; also asked for by who shows it."""

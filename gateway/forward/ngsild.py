@@ -180,11 +180,13 @@ class NgsiLdBroker:
             temporal = False  # the broker spoke beside it; servers say so of a path they lack, and so do proxies
         else:
             temporal = bool(self._readable(past))
+        forbidden = past.reason if past.status == 403 and temporal is False else ""
         who = await self._identified(now)
         return Probe(
             readable=readable is not False,
             temporal=temporal,
-            sure=sure,
+            sure=sure and not forbidden,  # that may be lifted at any time
+            forbidden=forbidden,
             product=who.product,
             version=who.version,
             date=now.date,

@@ -9,6 +9,7 @@ from gateway.sdk.errors import BrokerUnavailable
 
 Mode = Literal["temporal", "in-order", "latest-only"]
 PROBE_CAP_S = 3600.0
+FORBIDDEN = "its history may not be read ({}), so it is sent in order, and what is late is not: allow GET /temporal/entities, or set history: of this broker"
 
 
 def mode_of(wanted: str, probe: Probe) -> Mode:
@@ -26,6 +27,7 @@ class Probing:
     Attributes:
         wanted: another mode than the one in use, which is to be taken up between two stretches of the log.
         product: as the broker named itself when it was last asked.
+        warning: what status must say of it, "" for nothing.
     """
 
     def __init__(self, broker: Broker, clock: Clock, settings: ForwardSettings) -> None:
@@ -34,6 +36,7 @@ class Probing:
         self._settings = settings
         self.wanted: Mode | None = None
         self.product = ""
+        self.warning = ""
         self._at_s: float | None = None  # when it is asked again
         self._asked_s = 0.0
         self._wait_s = settings.probe_again_s
@@ -46,7 +49,11 @@ class Probing:
 
     def later(self, probe: Probe | None) -> None:
         """A broker's own word stands until the next outage; anything else is asked for again."""
-        self.product = self.product if probe is None else probe.product
+        if probe is not None:
+            self.product = probe.product
+            self.warning = (
+                FORBIDDEN.format(probe.forbidden) if probe.forbidden and self._settings.history == "auto" else ""
+            )
         if self._settings.history != "auto" or (probe is not None and probe.sure):
             self._at_s, self._wait_s = None, self._settings.probe_again_s
             return

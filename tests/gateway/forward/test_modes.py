@@ -120,6 +120,24 @@ async def test_a_route_to_the_history_that_comes_later_is_found_and_used(box: Bo
     assert_exact(strict, box)
 
 
+async def test_a_history_that_may_not_be_read_is_told_until_it_may(box: Box) -> None:
+    strict = StrictBroker()
+    async with ingress(strict) as (front, url), box.running(url, QUICK) as health:
+        no = as_json(403, problem("AccessDenied", 403))
+        front.answer = lambda what: no if "/temporal/" in what else None
+        await live(box, 0, 5)
+        await strict.until(lambda: health.history == "in-order" and box.settled)
+        assert (health.state, health.reason.partition(" (403")[0]) == ("ok", "its history may not be read")
+        front.answer = lambda _: None
+        n = 5
+        while health.history != "temporal" or health.reason:
+            await live(box, n, n + 1, pause_s=0.03)
+            n += 1
+            assert n < 200
+        await arrived(strict, box)
+    assert_exact(strict, box)
+
+
 @pytest.mark.parametrize("own_word", [True, False])
 async def test_a_history_that_is_gone_after_an_outage_and_comes_back(box: Box, own_word: bool) -> None:
     """What had been overtaken by the present is held while there is no history, and sent when there is one again."""
