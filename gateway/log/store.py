@@ -902,7 +902,7 @@ class Store:
     # Held pieces
 
     def put_held(self, row: HeldRow, entries: Sequence[Entry], drop: Sequence[int], gaps: Sequence[Gap] = ()) -> int:
-        """Insert a held piece (`id` 0), or update its tries; `drop` others to make room. Returns its id."""
+        """Insert a held piece (`id` 0), or update its tries and add to its readings; `drop` others to make room. Returns its id."""
         body = b"".join(encode(group, self.layouts, kind=HELD) for group in _groups(entries))
         with self._of_held(gaps):
             self._db.executemany("DELETE FROM held WHERE id = ?", [(number,) for number in drop])
@@ -912,6 +912,11 @@ class Store:
                     "UPDATE held SET reason=?, last_us=?, tries=?, next_us=? WHERE id=?",
                     (row.reason, row.last_us, row.tries, row.next_us, row.id),
                 )
+                if body:  # `||` would make text of it
+                    [(before,)] = self._db.execute("SELECT body FROM held WHERE id = ?", (row.id,)).fetchall()
+                    self._db.execute(
+                        "UPDATE held SET readings=?, body=? WHERE id=?", (row.readings, before + body, row.id)
+                    )
                 number = row.id
             else:
                 [(number,)] = self._db.execute(
