@@ -104,6 +104,19 @@ async def test_held_pieces_are_owed_too(tmp_path: Path) -> None:
     assert bring_along(old, new, ManualClock()) == f"{old} still owes 10 readings"
 
 
+async def test_what_everybody_has_is_not_owed_there(tmp_path: Path) -> None:
+    old, new = await old_log(tmp_path / "a"), await old_log(tmp_path / "b")
+    clock = ManualClock()
+    clock.advance(5)
+    log = await opened(old.parent, CITY, OTHER, clock=clock, keep_s=3600.0)
+    await settle(log, "porto", 3)
+    await log.close()
+    for end in ("though it is kept", "and it is gone"):
+        assert bring_along(old, new, ManualClock()) == f"{old} still owes 6 readings", end
+        log = await opened(old.parent, CITY, OTHER, clock=clock)
+        await log.close()
+
+
 @pytest.mark.parametrize("page", [1, 3])
 async def test_a_damaged_log_stays_and_is_named(tmp_path: Path, page: int) -> None:
     old, new = await old_log(tmp_path / "a"), tmp_path / "b" / "buffer.db"
