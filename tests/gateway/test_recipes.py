@@ -92,6 +92,17 @@ def test_another_kind_leaves_the_name_and_the_first_one_again_takes_it_back(conf
     assert (called, "milano") not in back.rows
 
 
+def test_a_new_name_and_another_kind_at_once_are_told_apart(config: Config) -> None:
+    change, known = changed(
+        config, "meter-1: {template: acme/meter", "meter-3: {was: meter-1, template: acme/millivolt"
+    )
+    called = change.moves["meter-1"]
+    assert called.startswith("meter-3 (acme/meter ")
+    assert change.rows[called, "milano"] == known["meter-1", "milano"]
+    assert change.states == {"meter-1": "meter-3"}
+    assert change.moves["@meter-1"] == "@meter-3"
+
+
 def test_a_kind_with_one_point_more_is_the_same(config: Config, tmp_path: Path) -> None:
     more = tmp_path / "templates" / "acme" / "meter.yaml"
     before, plan = config(BASE)
@@ -123,6 +134,13 @@ def test_a_city_that_is_gone_keeps_the_recipes_of_devices_that_are_there(config:
     assert change.rows["meter-1", "milano"] == known["meter-1", "milano"]
     back, _ = config(BASE.replace("acme/meter, unit_id: 1", f"acme/meter, unit_id: 1, entity: {{id: '{ENTITY}x'}}"))
     assert back(change.rows).rows["meter-1", "milano"] != known["meter-1", "milano"], "put back it has the new mapping"
+
+
+def test_a_city_that_is_no_longer_sent_a_device_has_no_recipe_of_it(config: Config) -> None:
+    change, known = changed(config, '["meter-*"]', "[meter-2]")
+    assert ("meter-1", "milano") in known
+    assert ("meter-1", "milano") not in change.rows
+    assert ("meter-1", "") in change.rows
 
 
 def test_what_a_device_that_is_gone_is_sent_to_whom(config: Config) -> None:
