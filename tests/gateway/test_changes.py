@@ -267,13 +267,13 @@ def test_a_long_value_is_shown_as_far_as_there_is_room(tmp_path: Path, length: i
 
 def test_a_profile_that_comes_with_its_broker_has_no_line_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "cities").mkdir()
-    (tmp_path / "cities" / "trento.yaml").write_text("broker: {linger: 2 s}\ntypes: {}\n")
+    (tmp_path / "cities" / "trento.yaml").write_text("broker: {linger: 2 s}\nprovider: Trento\n")
     one = plan_of(tmp_path)
     other = plan_of(tmp_path, BASE + "  trento: {use: cities/trento, url: 'https://trento.example'}\n")
     rows = changes(one, other, difference(one, other))
     assert [row.path for row in rows] == ["brokers.trento"]
     slower = other
-    (tmp_path / "cities" / "trento.yaml").write_text("broker: {linger: 3 s}\ntypes: {}\n")
+    (tmp_path / "cities" / "trento.yaml").write_text("broker: {linger: 3 s}\nprovider: Trento\n")
     other = plan_of(tmp_path, (tmp_path / "citygate.yaml").read_text())
     rows = changes(slower, other, difference(slower, other))
     assert [row.text for row in rows] == ["brokers.trento.linger: 2 s → 3 s"], "and what it gives is shown there once"
