@@ -749,7 +749,7 @@ class Store:
             (after, upto, upto, limit),
         ).fetchall()
         return [
-            (first, last, _header_of(body)) for first, last, body in (_typed(row, (int, int, bytes)) for row in rows)
+            (first, last, header_of(body)) for first, last, body in (_typed(row, (int, int, bytes)) for row in rows)
         ]
 
     def drop(self, first: int, last: int) -> None:
@@ -876,7 +876,7 @@ class Store:
         row = self._db.execute(
             "SELECT body FROM segment WHERE id <= ? AND id + span > ? ORDER BY id DESC LIMIT 1", (upto, after)
         ).fetchone()
-        header = _header_of(row[0]) if row else None
+        header = header_of(row[0]) if row else None
         return None if header is None else header.sealed_us + self.boots.resolve(header.stamp)[0]
 
     def before(self, time_us: int) -> int:
@@ -1181,7 +1181,8 @@ def _damage(what: str) -> sqlite3.DatabaseError:
     return error
 
 
-def _header_of(body: bytes) -> Header | None:
+def header_of(body: bytes) -> Header | None:
+    """Of a segment; None when it is damaged."""
     try:
         return read_header(body)
     except DamagedSegment:

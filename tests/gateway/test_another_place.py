@@ -8,6 +8,7 @@ import pytest
 from gateway.cli import box
 from gateway.config.place import last_place
 from gateway.log.moved import bring_along
+from gateway.log.store import PAGE_BYTES
 from gateway.sdk.testing import ManualClock
 from tests.gateway.log.scene import CITY, OTHER, a_set, everything, opened, settle
 from tests.gateway.test_brokers_that_go import cities, points
@@ -18,6 +19,7 @@ async def old_log(folder: Path) -> Path:
     log = await opened(folder, CITY, OTHER)
     for n in range(5):
         await log.append(a_set(n))
+        await log.commit()
     await settle(log, "milano", 2)
     await log.close()
     return folder / "buffer.db"
@@ -74,6 +76,56 @@ async def test_where_there_is_a_log_already_nothing_is_touched_and_what_is_owed_
     assert old.exists()
     assert before
     assert await owed(new.parent) == OWED
+
+
+async def test_an_old_log_that_owes_nothing_is_left_beside_without_a_word(tmp_path: Path) -> None:
+    old, new = await old_log(tmp_path / "a"), await old_log(tmp_path / "b")
+    clock = ManualClock()
+    clock.advance(5)
+    log = await opened(old.parent, CITY, OTHER, clock=clock)
+    for name, consumer in (("milano", 3), ("porto", 5)):
+        await settle(log, name, consumer)
+    await log.close()
+    assert bring_along(old, new, ManualClock()) == ""
+    assert old.exists()
+
+
+async def test_held_pieces_are_owed_too(tmp_path: Path) -> None:
+    old, new = await old_log(tmp_path / "a"), await old_log(tmp_path / "b")
+    clock = ManualClock()
+    clock.advance(5)
+    log = await opened(old.parent, CITY, OTHER, clock=clock)
+    columns = await log.read("porto")
+    assert columns is not None
+    await log.held.hold("porto", "e", "meter-1", columns, reason="no", at=clock.now())
+    for name in ("milano", "porto"):
+        await log.settle(name, columns.last)
+    await log.close()
+    assert bring_along(old, new, ManualClock()) == f"{old} still owes 10 readings"
+
+
+async def test_what_everybody_has_is_not_owed_there(tmp_path: Path) -> None:
+    old, new = await old_log(tmp_path / "a"), await old_log(tmp_path / "b")
+    clock = ManualClock()
+    clock.advance(5)
+    log = await opened(old.parent, CITY, OTHER, clock=clock, keep_s=3600.0)
+    await settle(log, "porto", 3)
+    await log.close()
+    for end in ("though it is kept", "and it is gone"):
+        assert bring_along(old, new, ManualClock()) == f"{old} still owes 6 readings", end
+        log = await opened(old.parent, CITY, OTHER, clock=clock)
+        await log.close()
+
+
+@pytest.mark.parametrize("page", [1, 3])
+async def test_a_damaged_log_stays_and_is_named(tmp_path: Path, page: int) -> None:
+    old, new = await old_log(tmp_path / "a"), tmp_path / "b" / "buffer.db"
+    with old.open("r+b") as file:
+        file.seek(page * PAGE_BYTES)
+        file.write(b"\xff" * PAGE_BYTES)
+    assert f"{old} could not be brought along: database disk image is malformed" in bring_along(old, new, ManualClock())
+    assert old.exists()
+    assert not list(new.parent.glob("buffer.db*"))
 
 
 async def test_a_log_in_use_is_not_taken(tmp_path: Path) -> None:

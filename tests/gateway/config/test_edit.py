@@ -79,6 +79,10 @@ def test_a_new_link_comes_after_the_others_and_the_links_after_everything() -> N
         "links:\n  roof:\n    driver: bench\n    devices:\n      a: {template: x}",
         "version: 1\n",
         "",
+        "version: 1\n...\n",
+        "version: 1\n...\n# behind the end\n",
+        "links:\n  roof:\n    driver: bench\n    devices:\n      a:\n        template: x\n        note:\n# the end\n",
+        "links:\n  roof:\n    driver: bench\n    devices:\n      a:\n        template: x\n        note:\nhttp: {}\n",
     ],
 )
 def test_everything_else_stays_as_it_was(text: str) -> None:
@@ -98,6 +102,21 @@ def test_everything_else_stays_as_it_was(text: str) -> None:
 def test_a_file_that_cannot_be_added_to_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         with_device(text, "roof", "new", DEVICE)
+
+
+@pytest.mark.parametrize("text", ["NO", "true", "null", "~", "0x1F", "1e3", "12:30", ".inf", "y", "0 s", "a: b", ""])
+def test_a_text_that_could_be_misread_is_quoted(text: str) -> None:
+    assert in_yaml(text) == (text if text == "0 s" else f'"{text}"')
+
+
+def test_a_fragment_that_has_the_link_without_devices_gets_them(tmp_path: Path) -> None:
+    (tmp_path / "citygate.yaml").write_text(BASE)
+    (tmp_path / "conf.d").mkdir()
+    fragment = tmp_path / "conf.d" / "plant.yaml"
+    fragment.write_text("links:\n  plant:\n    driver: bench\n")
+
+    assert put_device(tmp_path, "plant", "p-1", {"template": "acme/air"}) == fragment
+    assert set(make_plan(tmp_path, BenchRegistry()).links["plant"].devices) == {"p-1"}
 
 
 def test_the_fragment_that_has_the_link_is_written_and_the_result_is_a_plan(tmp_path: Path) -> None:
