@@ -330,12 +330,11 @@ class Daemon:
                 await self._end(f"link {name}")
                 if name in self._links:
                     self._links.pop(name).close()
-            told: dict[str, Told | None] = {}
+            told = {}
             for name in change.brokers:
-                await self._end(f"broker {name}")
-                ended = self._forwarders.pop(name, None)
-                if ended is not None and _is_same(self.plan.brokers[name], new.brokers.get(name)):
-                    told[name] = ended.told()
+                said = await self._end_broker(name)
+                if name in self.plan.brokers and _is_same(self.plan.brokers[name], new.brokers.get(name)):
+                    told[name] = said
             await self._log.set_consumers([_consumer(b, devices) for b in new.brokers.values()], devices)
             if self._stop.is_set():  # what is started now, nobody would end
                 raise CitygateError("the daemon is being stopped")
@@ -357,6 +356,25 @@ class Daemon:
                 self._start("devices", Chore("devices", self._tell_of_devices))
             event("reloaded", links=links, brokers=list(change.brokers), changed=shown["changed"][:CHANGES_TOLD])
             return {**shown, "restarted": [*links, *change.brokers]}
+
+    async def _end_broker(self, name: str) -> Told | None:
+        """Stop forwarding to a broker; what the next forwarder is to know."""
+        await self._end(f"broker {name}")
+        ended = self._forwarders.pop(name, None)
+        return None if ended is None else ended.told()
+
+    async def _forget(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Console.forget`; who has read anything of a device that is forgotten begins anew."""
+        forget = console.verbs(self._log)["buffer-forget"]
+        async with self._reload_lock:
+            device = self._log.gone_devices().get(str(given.get("device") or ""), {"brokers": {}})
+            told = {name: await self._end_broker(name) for name in device["brokers"] if name in self.plan.brokers}
+            try:
+                found: dict[str, Any] = await forget(given)
+            finally:
+                for name, said in told.items() if not self._stop.is_set() else ():
+                    self._start_broker(self.plan.brokers[name], said)
+            return found
 
     async def _shown(self, new: Plan) -> dict[str, Any]:
         """What a new plan changes, in words; see `GatewayView.reload`."""
@@ -394,6 +412,7 @@ class Daemon:
     def verbs(self) -> Mapping[str, Verb]:
         """Verbs of parts that bring their own."""
         own = {"write": self._write, "record": self._record, "secrets": self._secrets, "reach": self._reach}
+        own["buffer-forget"] = self._forget
         return {**console.verbs(self._log), **own}
 
     @property
