@@ -23,6 +23,7 @@ from gateway.config.explain import as_json
 from gateway.config.last_good import LastGood
 from gateway.config.place import last_place, note_place
 from gateway.driver_run import SharedLoop, owned_task
+from gateway.fates import Brokers, concerned, fates
 from gateway.forward.broker import Broker
 from gateway.forward.checked import SAMPLE_OF, Checked
 from gateway.forward.dates import Dates
@@ -320,9 +321,9 @@ class Daemon:
                     event("reload_refused")
                     self._standing.refused(error)
                 raise
+            shown = await self._shown(new, devices)
             if dry_run:
-                return await self._shown(new)
-            shown = await self._shown(new)
+                return shown
             keep_secret(self.plan.secrets | new.secrets)  # what goes is still said until it is gone
             change = difference(self.plan, new)
             links = sorted({*change.links, *self._given_up()})
@@ -376,7 +377,7 @@ class Daemon:
                     self._start_broker(self.plan.brokers[name], said)
             return found
 
-    async def _shown(self, new: Plan) -> dict[str, Any]:
+    async def _shown(self, new: Plan, devices: Devices) -> dict[str, Any]:
         """What a new plan changes, in words; see `GatewayView.reload`."""
         found = difference(self.plan, new)
         waits = [row.path for row in waiting(self._standing.opened or self.plan.config, new.config, new.secrets)]
@@ -388,18 +389,32 @@ class Daemon:
             "restarts": {"links": links, "brokers": list(found.brokers)},
             "restarted": [],
             "waiting": waits,
-            "owed": await self._owed(found),
+            **await self._owed(found, new, devices),
             "warnings": [as_json(problem) for problem in new.warnings],
         }
 
-    async def _owed(self, found: Difference) -> dict[str, Any]:
-        """How many readings a change concerns: those that brokers are still to get, and of devices which."""
-        brokers = {name: self._log.backlog(name)[0] for name in self.plan.brokers}
-        devices, whole = await owed_of(self._log, self.plan, set(found.devices))
+    async def _owed(self, found: Difference, new: Plan, after: Devices) -> dict[str, Any]:
+        """How many readings a change concerns, those that brokers are still to get, and of devices which; what becomes of them."""
+        log, known, brokers = self._log, self._log.recipes, _brokers_after(self._log, self.plan, new)
+        backlogs = {name: log.backlog(name)[0] for name in self.plan.brokers}
+        change = after(known)
+        devices = {*found.devices, *concerned(known, change, brokers.renamed)}
+        counts, whole = await owed_of(log, self.plan, devices)
+        sums: dict[str, dict[str, int]] = {}
+        for (device, broker), points in counts.items():
+            if device in found.devices:
+                sums.setdefault(device, {})[broker] = sum(points.values())
+        gone = {name: its["backlog"] for name, its in log.gone_consumers().items()}
+        held = Counter((piece.device, piece.broker) for piece in log.held.pieces())
+        there = {device for device, _ in known if log.is_there(device)}
+        became = fates(known, change, brokers, there=there, owed=counts, backlogs={**gone, **backlogs}, held=held)
         return {
-            "brokers": {name: brokers[name] for name in found.brokers if brokers.get(name)},
-            "devices": devices,
-            "all_counted": whole,
+            "owed": {
+                "brokers": {name: backlogs[name] for name in found.brokers if backlogs.get(name)},
+                "devices": sums,
+                "all_counted": whole,
+            },
+            "becomes": [dataclasses.asdict(fate) for fate in became],
         }
 
     def _given_up(self) -> Iterable[str]:
@@ -667,11 +682,13 @@ def _time(time_us: int) -> datetime:
     return datetime.fromtimestamp(time_us // 1_000_000, UTC) + timedelta(microseconds=time_us % 1_000_000)
 
 
-async def owed_of(log: Log, plan: Plan, devices: Set[str]) -> tuple[dict[str, dict[str, int]], bool]:
-    """Device -> broker -> good readings that it is still to get; and whether all were counted in the time there is."""
+async def owed_of(log: Log, plan: Plan, devices: Set[str]) -> tuple[dict[tuple[str, str], Counter[str]], bool]:
+    """(Device, broker) -> good readings that it is still to get, by point; and whether all were counted in the time there is."""
     upto = {name: log.accepted_upto(name) for name in plan.brokers}
-    takes = {name: _taken(broker) for name, broker in plan.brokers.items()}
-    counts: Counter[tuple[str, str]] = Counter()
+    takes = _devices(plan)
+    takes(log.recipes)
+    wanted = {name: _consumer(broker, takes).takes for name, broker in plan.brokers.items()}
+    counts: dict[tuple[str, str], Counter[str]] = {}
     until_s, place = time.monotonic() + COUNT_WITHIN_S, min(upto.values(), default=0)
     whole = not (devices and upto)
     while not whole and time.monotonic() < until_s:
@@ -687,12 +704,26 @@ async def owed_of(log: Log, plan: Plan, devices: Set[str]) -> tuple[dict[str, di
             of = log.series.get(number)
             if of is not None and quality is Quality.GOOD and of.device in devices:
                 for name, settled in upto.items():
-                    if seq > settled and of.point in takes[name].get(of.device, ()):
-                        counts[of.device, name] += 1
-    found: dict[str, dict[str, int]] = {}
-    for (device, broker), count in counts.items():
-        found.setdefault(device, {})[broker] = count
-    return found, whole
+                    its = wanted[name]
+                    if seq > settled and its is not None and its(of.device, of.point):
+                        counts.setdefault((of.device, name), Counter())[of.point] += 1
+    return counts, whole
+
+
+def _brokers_after(log: Log, old: Plan, new: Plan) -> Brokers:
+    """The brokers of the new plan beside those of the old one, and those that are gone."""
+    gone, buffer = log.gone_consumers().keys(), new.config.buffer
+    before = {*old.brokers, *gone}
+    renamed = {
+        was: name
+        for name, broker in new.brokers.items()
+        if (was := broker.config.was) and was in before and was not in new.brokers and name not in before
+    }
+    both = old.brokers.keys() & new.brokers.keys()
+    moved = {name for name in both if not _is_same(old.brokers[name], new.brokers[name])}
+    age_d = buffer.max_age_s / 86400
+    bounds = f"{age_d:g} days, and while all of the log fits into {buffer.max_size_bytes / 1e6:g} MB"
+    return Brokers(now=set(new.brokers), renamed=renamed, moved=moved, back=gone & new.brokers.keys(), bounds=bounds)
 
 
 def _taken(broker: BrokerPlan) -> dict[str, set[str]]:

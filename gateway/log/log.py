@@ -320,6 +320,15 @@ class Log:
         """What the readings of a device that is no longer in the config become; None when that consumer is owed none."""
         return self._recipes.of(device, consumer)
 
+    def is_there(self, device: str) -> bool:
+        """Whether a device is in the config."""
+        return self._recipes.is_there(device)
+
+    @property
+    def recipes(self) -> Mapping[tuple[str, str], bytes]:
+        """Every recipe by device and consumer; of consumer "" what the device's readings are."""
+        return self._recipes.known
+
     def gone(self) -> Mapping[str, Sequence[str]]:
         """Devices that are no longer in the config, with the consumers that may still be owed readings of them."""
         return self._recipes.gone(self._lanes.cursors)

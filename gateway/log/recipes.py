@@ -196,6 +196,11 @@ class Recipes:
 
     # Who asks
 
+    @property
+    def known(self) -> Mapping[Row, bytes]:
+        """Every recipe."""
+        return dict(self._rows)
+
     def is_there(self, device: str) -> bool:
         """Whether a device is in the config."""
         return device in self._there
