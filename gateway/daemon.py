@@ -8,8 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import version
@@ -23,7 +22,7 @@ from gateway.config.explain import as_json
 from gateway.config.last_good import LastGood
 from gateway.config.place import last_place, note_place
 from gateway.driver_run import SharedLoop, owned_task
-from gateway.fates import Brokers, concerned, fates
+from gateway.fates import foretell
 from gateway.forward.broker import Broker
 from gateway.forward.checked import SAMPLE_OF, Checked
 from gateway.forward.dates import Dates
@@ -49,9 +48,9 @@ from gateway.log.moved import bring_along
 from gateway.models.validator import Validator
 from gateway.plan import BrokerPlan, DevicePlan, Difference, LinkPlan, Plan, difference
 from gateway.reach import lacking_secret, look_at
-from gateway.recipes import Devices, gone_tables
+from gateway.recipes import Devices, devices_of, gone_tables
 from gateway.registry import Registry
-from gateway.sdk.errors import CitygateError, ConfigError, LogError
+from gateway.sdk.errors import CitygateError, ConfigError
 from gateway.sdk.quantities import units
 from gateway.sdk.reading import Quality, ReadingSet
 from gateway.sdk.values import told
@@ -63,7 +62,6 @@ LEAVE_WITHIN_S = 1.0  # everything is committed by then
 TELL_FIRST_S = 60.0  # after the start there is little to tell
 HOUSEKEEPING_S = 2.0
 CHANGES_TOLD = 50  # of a reload, in the journal
-COUNT_WITHIN_S, COUNT_AT_ONCE = 3.0, 5000  # readings owed, for who asks what a change concerns
 WRITER_STUCK_S = 60.0  # a card may take long; longer than this systemd may restart us
 LINK_RETRY_FIRST_S, LINK_RETRY_CAP_S = 1.0, 60.0
 LINK_RETRY_QUICK_S, LINK_RETRY_QUICK_FOR_S = 5.0, 300.0  # an outage is noticed to be over soon, while it is young
@@ -119,7 +117,7 @@ class Daemon:
             LogError: the log cannot be used, or another daemon holds it.
         """
         config = self.plan.config
-        devices = _devices(self.plan)
+        devices = devices_of(self.plan)
         path = Path(config.buffer.path)
         if (before := last_place(self._path)) is not None and before != path.absolute():
             self._left_behind = await asyncio.to_thread(bring_along, before, path, self._clock)
@@ -315,7 +313,7 @@ class Daemon:
         async with self._reload_lock:
             try:
                 new = await asyncio.to_thread(self._standing.read, self.plan)
-                devices = await asyncio.to_thread(_devices, new)
+                devices = await asyncio.to_thread(devices_of, new)
             except Exception as error:
                 if not dry_run:
                     event("reload_refused")
@@ -395,26 +393,27 @@ class Daemon:
 
     async def _owed(self, found: Difference, new: Plan, after: Devices) -> dict[str, Any]:
         """How many readings a change concerns, those that brokers are still to get, and of devices which; what becomes of them."""
-        log, known, brokers = self._log, self._log.recipes, _brokers_after(self._log, self.plan, new)
+        log, known = self._log, self._log.recipes
         backlogs = {name: log.backlog(name)[0] for name in self.plan.brokers}
-        change = after(known)
-        devices = {*found.devices, *concerned(known, change, brokers.renamed)}
-        counts, whole = await owed_of(log, self.plan, devices)
+        told = await foretell(
+            log,
+            new,
+            after(known),
+            there={device for device, _ in known if log.is_there(device)},
+            cities={name: _city(broker) for name, broker in self.plan.brokers.items()},
+            also=set(found.devices),
+        )
         sums: dict[str, dict[str, int]] = {}
-        for (device, broker), points in counts.items():
+        for (device, broker), points in told.counts.items():
             if device in found.devices:
                 sums.setdefault(device, {})[broker] = sum(points.values())
-        gone = {name: its["backlog"] for name, its in log.gone_consumers().items()}
-        held = Counter((piece.device, piece.broker) for piece in log.held.pieces())
-        there = {device for device, _ in known if log.is_there(device)}
-        became = fates(known, change, brokers, there=there, owed=counts, backlogs={**gone, **backlogs}, held=held)
         return {
             "owed": {
                 "brokers": {name: backlogs[name] for name in found.brokers if backlogs.get(name)},
                 "devices": sums,
-                "all_counted": whole,
+                "all_counted": told.whole,
             },
-            "becomes": [dataclasses.asdict(fate) for fate in became],
+            "becomes": [dataclasses.asdict(fate) for fate in told.fates],
         }
 
     def _given_up(self) -> Iterable[str]:
@@ -682,60 +681,9 @@ def _time(time_us: int) -> datetime:
     return datetime.fromtimestamp(time_us // 1_000_000, UTC) + timedelta(microseconds=time_us % 1_000_000)
 
 
-async def owed_of(log: Log, plan: Plan, devices: Set[str]) -> tuple[dict[tuple[str, str], Counter[str]], bool]:
-    """(Device, broker) -> good readings that it is still to get, by point; and whether all were counted in the time there is."""
-    upto = {name: log.accepted_upto(name) for name in plan.brokers}
-    takes = _devices(plan)
-    takes(log.recipes)
-    wanted = {name: _consumer(broker, takes).takes for name, broker in plan.brokers.items()}
-    counts: dict[tuple[str, str], Counter[str]] = {}
-    until_s, place = time.monotonic() + COUNT_WITHIN_S, min(upto.values(), default=0)
-    whole = not (devices and upto)
-    while not whole and time.monotonic() < until_s:
-        try:
-            columns = await log.scan(place, COUNT_AT_ONCE)
-        except LogError:
-            break  # shown elsewhere
-        if columns is None:
-            whole = True
-            continue
-        place = columns.last
-        for seq, number, quality in zip(columns.seq, columns.series, columns.quality, strict=True):
-            of = log.series.get(number)
-            if of is not None and quality is Quality.GOOD and of.device in devices:
-                for name, settled in upto.items():
-                    its = wanted[name]
-                    if seq > settled and its is not None and its(of.device, of.point):
-                        counts.setdefault((of.device, name), Counter())[of.point] += 1
-    return counts, whole
-
-
-def _brokers_after(log: Log, old: Plan, new: Plan) -> Brokers:
-    """The brokers of the new plan beside those of the old one, and those that are gone."""
-    gone, buffer = log.gone_consumers().keys(), new.config.buffer
-    before = {*old.brokers, *gone}
-    renamed = {
-        was: name
-        for name, broker in new.brokers.items()
-        if (was := broker.config.was) and was in before and was not in new.brokers and name not in before
-    }
-    both = old.brokers.keys() & new.brokers.keys()
-    moved = {name for name in both if not _is_same(old.brokers[name], new.brokers[name])}
-    age_d = buffer.max_age_s / 86400
-    bounds = f"{age_d:g} days, and while all of the log fits into {buffer.max_size_bytes / 1e6:g} MB"
-    return Brokers(now=set(new.brokers), renamed=renamed, moved=moved, back=gone & new.brokers.keys(), bounds=bounds)
-
-
 def _taken(broker: BrokerPlan) -> dict[str, set[str]]:
     """Device -> points that a broker gets."""
     return {device: {point for its in mappings for point in its.slots} for device, mappings in broker.mappings.items()}
-
-
-def _devices(plan: Plan) -> Devices:
-    brokers_were = {name: was for name, its in plan.brokers.items() if (was := getattr(its.config, "was", ""))}
-    off = {device for link in plan.links.values() for device in link.device_names} - plan.devices.keys()
-    tables = {name: its.mappings for name, its in plan.brokers.items()}
-    return Devices(plan.devices, tables, off=off, brokers_were=brokers_were)
 
 
 def _consumer(broker: BrokerPlan, devices: Devices) -> Consumer:

@@ -1,12 +1,20 @@
-"""What becomes of readings that are still owed when a config changes, and of the entities they were sent as; for people. Pure."""
+"""What becomes of readings that are still owed when a config changes, and of the entities they were sent as; for people."""
 
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 
+from gateway.forward.greetings import city_of
 from gateway.harmonise.devices import MARK
 from gateway.harmonise.recipe import RecipeError, entities_of, points_of
+from gateway.log.log import Log
 from gateway.log.recipes import Change, Row
+from gateway.plan import Plan
+from gateway.sdk.errors import LogError
+from gateway.sdk.reading import Quality
 
+COUNT_WITHIN_S, COUNT_AT_ONCE = 3.0, 5000
 Counts = Mapping[tuple[str, str], Mapping[str, int]]  # device, broker -> point -> readings
 STAYS = "stays there with its last value"
 
@@ -44,6 +52,93 @@ class Brokers:
     moved: Set[str]
     back: Set[str]
     bounds: str
+
+
+@dataclass(frozen=True, slots=True)
+class Foretold:
+    """What a change makes of a log.
+
+    Attributes:
+        counts: good readings that are to be sent, of devices that are concerned.
+        whole: all were counted, in the time there is.
+    """
+
+    fates: tuple[Fate, ...]
+    counts: Counts
+    whole: bool
+
+
+async def foretell(
+    log: Log,
+    new: Plan,
+    change: Change,
+    *,
+    there: Set[str],
+    cities: Mapping[str, str],
+    also: Set[str] = frozenset(),
+) -> Foretold:
+    """What a new plan makes of what a log owes.
+
+    Args:
+        change: what it makes of the devices.
+        there: devices of the config until now.
+        cities: the brokers until now, each with who goes by the name; "" where that is not known.
+        also: devices to be counted though nothing becomes of them.
+    """
+    known, gone = log.recipes, log.gone_consumers()
+    brokers = _brokers(new, cities, gone.keys())
+    devices = {*also, *concerned(known, change, brokers.renamed)}
+    upto = {name: log.accepted_upto(name) for name in cities}
+    counts, whole = await _counted(log, known, upto, devices)
+    backlogs = {name: its["backlog"] for name, its in gone.items()} | {name: log.backlog(name)[0] for name in cities}
+    held = Counter((piece.device, piece.broker) for piece in log.held.pieces())
+    told = fates(known, change, brokers, there=there, owed=counts, backlogs=backlogs, held=held)
+    return Foretold(told, counts, whole)
+
+
+def _brokers(new: Plan, cities: Mapping[str, str], gone: Set[str]) -> Brokers:
+    before = {*cities, *gone}
+    renamed = {
+        was: name
+        for name, broker in new.brokers.items()
+        if (was := broker.config.was) and was in before and was not in new.brokers and name not in before
+    }
+    now = {name: city_of(its.config.url, its.config.tenant) for name, its in new.brokers.items()}
+    moved = {name for name, city in cities.items() if city and now.get(name, city) != city}
+    buffer = new.config.buffer
+    most = f"{buffer.max_age_s / 86400:g} days, and while all of the log fits into {buffer.max_size_bytes / 1e6:g} MB"
+    return Brokers(now=now.keys(), renamed=renamed, moved=moved, back=gone & now.keys(), bounds=most)
+
+
+async def _counted(
+    log: Log, known: Mapping[Row, bytes], upto: Mapping[str, int], devices: Set[str]
+) -> tuple[dict[Row, Counter[str]], bool]:
+    """(Device, broker) -> good readings that it is still to get, by point; and whether all were counted in the time there is."""
+    takes = {row: _points(body) for row, body in known.items() if row[0] in devices and row[1] in upto}
+    of_device: dict[str, list[str]] = {}
+    for device, broker in takes:
+        of_device.setdefault(device, []).append(broker)
+    counts: dict[Row, Counter[str]] = {}
+    until_s, place = time.monotonic() + COUNT_WITHIN_S, min(upto.values(), default=0)
+    whole = not takes
+    while not whole and time.monotonic() < until_s:
+        try:
+            columns = await log.scan(place, COUNT_AT_ONCE)
+        except LogError:
+            break  # shown elsewhere
+        if columns is None:
+            whole = True
+            continue
+        place = columns.last
+        for seq, number, quality in zip(columns.seq, columns.series, columns.quality, strict=True):
+            of = log.series.get(number)
+            if of is None or quality is not Quality.GOOD:
+                continue
+            for broker in of_device.get(of.device, ()):
+                points = takes[of.device, broker]
+                if seq > upto[broker] and (points is None or of.point in points):
+                    counts.setdefault((of.device, broker), Counter())[of.point] += 1
+    return counts, whole
 
 
 def concerned(known: Mapping[Row, bytes], change: Change, renamed: Mapping[str, str]) -> set[str]:
