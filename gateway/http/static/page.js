@@ -10,8 +10,8 @@ const LONG = 8; // figures that need the room of the trace
 const FILTER_FROM_DEVICES = 13;
 const REJECTED_SHOWN = 3;
 const REJECTED_S = 86400;
-const WAITING = new Set(["waiting", "starting", "paused", "unconfirmed"]);
-const SIGNS = { ok: "●", waiting: "○", starting: "○", paused: "❚❚" };
+const WAITING = new Set(["gone", "waiting", "starting", "paused", "unconfirmed"]);
+const SIGNS = { ok: "●", waiting: "○", starting: "○", gone: "○", paused: "❚❚" };
 const TITLES = { pid: "process", size_bytes: "size", cpu: "CPU" };
 
 let status = null;
@@ -200,7 +200,7 @@ function fact(title, value) {
 }
 
 /* A broker or a device that is no longer in the config, and what is still owed to it, or of it. */
-function goneCard(kind, name, its, remedy) {
+function goneCard(kind, name, its, remedy, command) {
   return make("article", { class: "card", id: `gone-${kind}-${name}` },
     make("header", {}, make("h3", {}, kind === "device" ? `${kind} ${name}` : name), state("gone")),
     make("dl", { class: "facts" },
@@ -209,7 +209,7 @@ function goneCard(kind, name, its, remedy) {
       fact("oldest owed", its.oldest_unsent_at ? since(its.oldest_unsent_at) : ""),
       fact("held for later", its.later || ""),
       fact("refused for good", its.dead || "")),
-    make("p", { class: "quiet small" }, remedy));
+    make("p", { class: "quiet small" }, `${remedy}, or `, make("code", {}, command)));
 }
 
 function brokerCard(name, broker) {
@@ -300,9 +300,9 @@ function show() {
     part("Brokers", [
       ...brokers.length ? brokers.map(([name, broker]) => brokerCard(name, broker)) : [make("p", { class: "quiet" }, "None configured: entities are read from this box.")],
       ...Object.entries(status.log?.gone ?? {}).map(([name, its]) =>
-        goneCard("broker", name, its, `put it back into the config, or citygate buffer forget ${name}`)),
+        goneCard("broker", name, its, "put it back into the config", `citygate buffer forget ${name}`)),
       ...Object.entries(status.log?.gone_devices ?? {}).map(([name, its]) =>
-        goneCard("device", name, its, `it is sent by its last mapping, or citygate buffer forget --device '${name}'`))]),
+        goneCard("device", name, its, "it is sent by its last mapping", `citygate buffer forget --device '${name}'`))]),
     part("This box", box, "box")];
   const wanted = make("main", { id: "main" }, filterBox(), parts);
   morph(byId("main"), wanted);
