@@ -101,7 +101,7 @@ def _brokers(new: Plan, cities: Mapping[str, str], gone: Set[str]) -> Brokers:
     renamed = {
         was: name
         for name, broker in new.brokers.items()
-        if (was := broker.config.was) and was in before and was not in new.brokers and name not in before
+        if (was := broker.config.was) and was in before and name not in before
     }
     now = {name: city_of(its.config.url, its.config.tenant) for name, its in new.brokers.items()}
     moved = {name for name, city in cities.items() if city and now.get(name, city) != city}

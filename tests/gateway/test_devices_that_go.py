@@ -410,6 +410,14 @@ async def test_a_device_that_is_gone_is_told_everywhere_until_nothing_is_owed(tm
     assert points(its.broker) == of("meter-1", 1.0, 2.0, 3.0) | of("meter-0", 9.0)
 
 
+async def test_a_device_of_which_something_is_held_alone_is_told_too(tmp_path: Path) -> None:
+    async with scene(tmp_path / "box") as its, its.at_work():
+        await owes(its, "held", 1.0)
+        await its.reload((METER, ""))
+        await its.until(lambda: its.daemon.status()["log"]["gone_devices"]["meter-1"]["backlog"] == 0)
+        assert its.daemon.status()["log"]["gone_devices"]["meter-1"]["later"] == 1
+
+
 @pytest.mark.parametrize("live", [True, False])
 async def test_what_is_owed_of_a_device_that_is_gone_can_be_given_up(
     tmp_path: Path, live: bool, capsys: pytest.CaptureFixture[str]
