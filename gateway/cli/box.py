@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
@@ -130,24 +130,43 @@ def buffer_path(config: Path) -> Path:
     return Path(found or BufferConfig().path)
 
 
-def brokers(config: Path) -> dict[str, str] | None:
-    """Names of the brokers of this config, each with the name that it had before; None when it cannot be read."""
+class Names(NamedTuple):
+    """Names of a config, each with the name that it had before, "" for none."""
+
+    brokers: dict[str, str]
+    devices: dict[str, str]
+
+
+def names(config: Path) -> Names | None:
+    """The brokers and devices of this config; None when it cannot be read.
+
+    The file is only glanced at, as for `buffer_path`.
+    """
     from gateway.config.loader import config_files
     from gateway.config.tree import MAX_FILE_BYTES
     from gateway.sdk.files import read_bytes
 
-    found: dict[str, str] = {}
+    found = Names({}, {})
     main, fragments = config_files(config)
     for file in (main, *fragments):
         try:
             node: Any = yaml.compose(read_bytes(file, MAX_FILE_BYTES), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            parts = [value for name, value in node.value if name.value == "brokers"] if node is not None else []
-            for name, broker in (entry for part in parts for entry in part.value or ()):
-                was = [str(value.value) for key, value in broker.value or () if key.value == "was"]
-                found[str(name.value)] = was[0] if was else ""
+            found.brokers.update(_names_in(_inside(node, "brokers")))
+            for _, link in (entry for part in _inside(node, "links") for entry in part.value or ()):
+                found.devices.update(_names_in(_inside(link, "devices")))
         except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError):
             return None
     return found
+
+
+def _inside(node: Any, name: str) -> list[Any]:
+    """The values of a key."""
+    return [value for key, value in (node.value or () if node is not None else ()) if key.value == name]
+
+
+def _names_in(parts: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    for name, its in (entry for part in parts for entry in part.value or ()):
+        yield str(name.value), next((str(was.value) for was in _inside(its, "was")), "")
 
 
 def _path_in(text: str) -> str:

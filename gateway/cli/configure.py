@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gateway.cli import box
+from gateway.cli import box, owed
 from gateway.cli.at_daemon import AtDaemon
-from gateway.cli.terminal import complain, say, say_json, table
+from gateway.cli.terminal import complain, printable, say, say_json, table
 from gateway.cli.verbs import DEFAULT_CONFIG, Verbs
 from gateway.config import explain
 from gateway.config.sample import SCHEMA_FILE
@@ -85,6 +85,7 @@ def check(given: argparse.Namespace) -> int:
     problems: tuple[Problem, ...]
     devices: dict[str, Any] = {}
     secrets: dict[str, Any] = {}
+    fates: list[dict[str, Any]] = []
     try:
         at_daemon = AtDaemon(given.config)
         plan = box.make_plan(given.config, with_secrets=not given.no_secrets, held=at_daemon.held)
@@ -92,13 +93,14 @@ def check(given: argparse.Namespace) -> int:
         devices = {name: _device(plan, name) for name in plan.devices}
         if not given.no_secrets:
             secrets = at_daemon.secrets_of(plan)
+        fates = owed.becomes(given.config, plan)
     except ConfigError as error:
         problems = error.problems
     stale = Editor(main_file(given.config).parent).stale()
     problems = (*problems, stale) if stale else problems
     found = explain.report(problems)
     if given.json:
-        say_json({**found, "devices": devices, "secrets": secrets})
+        say_json({**found, "devices": devices, "secrets": secrets, "becomes": fates})
     else:
         for problem in explain.in_order(problems):
             complain(explain.text(problem))
@@ -107,6 +109,8 @@ def check(given: argparse.Namespace) -> int:
         for name, secret in secrets.items():
             if secret["said"]:
                 say(f"secret {name}: {secret['said']}")
+        for fate in fates:
+            say(f"{fate['of']}: {printable(fate['text'])}")
         say(_summary(problems))
     return FINE if found["ok"] else CONFIG
 

@@ -203,6 +203,8 @@ def _consequences(found: Mapping[str, Any], *, dry_run: bool) -> Iterator[str]:
     if named:
         yield f"{'would restart' if dry_run else 'restarted'}: {named}"
     yield from _concerned(found.get("owed", {}))
+    for fate in found.get("becomes", ()):
+        yield f"{fate['of']}: {fate['text']}"
     if found.get("waiting"):
         yield f"waits for a restart of the daemon (`systemctl restart citygate`): {', '.join(found['waiting'])}"
     if not found.get("changed") and not named:

@@ -209,6 +209,11 @@ class Held:
         pieces = [row.id for row in self._rows.values() if row.broker == broker]
         return await self._give_up(pieces, microseconds(at), FORGOTTEN) if pieces else 0
 
+    async def forget_device(self, device: str, at: datetime) -> int:
+        """The same of a device, for all brokers."""
+        pieces = [row.id for row in self._rows.values() if row.device == device]
+        return await self._give_up(pieces, microseconds(at), FORGOTTEN) if pieces else 0
+
     def renamed(self, old: str, new: str) -> None:
         """A broker has another name from now on; in the file with the next commit."""
         self._rows = {

@@ -694,7 +694,7 @@ async def test_leftovers_of_a_salvage_that_was_cut_short_are_none_of_the_next_on
     lose(tmp_path, "gap")
     log = await opened(tmp_path, CITY)
     assert await everything(log, "milano") == list(range(20))
-    assert log.status()["removed_consumers"] == []
+    assert log.status()["gone"] == {}
     assert not list(tmp_path.glob("*.new*"))
     await log.close()
 
