@@ -264,7 +264,8 @@ def _written(child: Schema, *, needed: bool) -> Schema:
 def _loosened(node: Schema) -> Schema:
     """A text may look like a number or a flag, as it is taken as written; an attribute may be a point's name alone."""
     if node.get("writeOnly"):  # a secret: what stands in the file is its name
-        return {key: value for key, value in node.items() if key not in ("minLength", "maxLength", "pattern")}
+        loose = {key: value for key, value in node.items() if key not in ("minLength", "maxLength", "pattern")}
+        return {**loose, "type": ["string", "number", "boolean"]}
     if node.get("type") == "string" and not {"enum", "const", "format"} & set(node) and _may_be_digits(node):
         node["type"] = ["string", "number", "boolean"]
     return node
