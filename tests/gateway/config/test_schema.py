@@ -125,16 +125,19 @@ def test_a_broker_needs_an_address_of_its_own_or_of_its_profile(tmp_path: Path) 
 
 
 def test_a_template_of_one_name_can_mean_another_device_with_another_driver(tmp_path: Path) -> None:
-    points = {"mine": {"a": {"quantity": "pm10"}}, "yours": {"b": {"quantity": "pm10"}}}
+    points = {"mine": {"a": {"quantity": "pm10", "description": "coarse"}}, "yours": {"b": {"quantity": "pm25"}}}
     templates = {
         name: {"acme/air": BenchTemplate.model_validate({"vendor": "A", "model": "B", "points": its})}
         for name, its in points.items()
     }
-    schema = Draft7Validator(file_schema({"mine": BenchDriver(), "yours": BenchDriver()}, Known(templates)))
+    made = file_schema({"mine": BenchDriver(), "yours": BenchDriver()}, Known(templates))
+    schema = Draft7Validator(made)
     text = "version: 1\ngateway: {{id: a, city: b}}\nlinks: {{l: {{driver: {}, devices: {{d: {{template: acme/air, report: {{{}: {{}}}}}}}}}}}}\n"
     assert faults(tmp_path, text.format("mine", "a"), schema) == set()
     assert faults(tmp_path, text.format("yours", "b"), schema) == set()
     assert faults(tmp_path, text.format("yours", "a"), schema) == {"links.l.devices.d.report"}
+    told = {key: its["enumDescriptions"] for key, its in made["definitions"].items() if key.endswith(".point")}
+    assert sorted(told.values()) == [["coarse"], ["pm25"]]
 
 
 def test_links_of_a_driver_that_cannot_be_had_here_may_have_any_key(tmp_path: Path) -> None:
