@@ -118,6 +118,17 @@ def test_flags_and_numbers_stay_what_they_are_beside_a_check_that_expects_a_text
     assert read(tmp_path, "flag: true\nlowered: True\n").lowered == "true"
 
 
+def test_a_check_that_expects_a_flag_gets_one_and_numbers_stay_numbers(tmp_path: Path) -> None:
+    class Switch(ConfigModel):
+        on: Annotated[bool, BeforeValidator(lambda value: value & True)]
+        anything: Any
+
+    instance, problems = validate(Switch, tree_of(tmp_path, "on: true\nanything: 5\n"))
+    assert problems == []
+    assert instance is not None
+    assert (instance.on, instance.anything) == (True, 5)
+
+
 @pytest.mark.parametrize("written", ["", "~", "null"])
 def test_nothing_is_no_text(tmp_path: Path, written: str) -> None:
     _, problems = validate(Fields, tree_of(tmp_path, f"text: {written}\n"))
