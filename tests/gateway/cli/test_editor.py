@@ -136,10 +136,17 @@ def test_check_says_when_a_schema_is_older_than_what_it_is_made_of(citygate: Com
     def said() -> list[str]:
         return [problem["code"] for problem in citygate("check", "-c", str(edited), "--json").json["problems"]]
 
-    assert said() == ["stale-schema"]
+    for text in ("{}", "[]", '{"$comment": 1}', "{", ""):
+        (edited / "citygate.schema.json").write_text(text)
+        assert said() == ["stale-schema"], text
+    put(edited, templates__mine__dust=DUST)
     assert citygate("schema", "--write", "-c", str(edited)).code == 0
     assert said() == []
-    for name in ("templates/mine/dust.yaml", "cities/turin.yaml", "models/index.json", "models/x/context.jsonld"):
+    (edited / "templates" / "mine" / "dust.yaml").rename(edited / "templates" / "mine" / "other.yaml")
+    assert said() == ["stale-schema"]
+    (edited / "templates" / "mine" / "other.yaml").rename(edited / "templates" / "mine" / "dust.yaml")
+    assert said() == []
+    for name in ("templates/mine/new.yaml", "cities/turin.yaml", "models/index.json", "models/x/context.jsonld"):
         file = edited / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text('{"types": {}, "terms": {}}')
