@@ -216,6 +216,17 @@ def _check_gain(gain: float) -> float:
     return gain
 
 
+def _day(value: Any) -> Any:
+    if isinstance(value, int | float):  # it would be taken for seconds since 1970
+        raise ValueError(f"{value} is no day; write it as in 2026-05-01")
+    if isinstance(value, str) and not re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
+        raise ValueError(f"{value} is no day; write it as in 2026-05-01")
+    return value
+
+
+Day = Annotated[date, BeforeValidator(_day)]
+
+
 class Calibration(ConfigModel):
     """Correction of one point: corrected = raw x gain + offset. The raw value is kept in the log."""
 
@@ -223,10 +234,10 @@ class Calibration(ConfigModel):
         1.0, description="factor on the raw value", json_schema_extra={"not": {"const": 0}}
     )
     offset: float = Field(0.0, description="added after the factor, in the point's unit")
-    valid_from: date | None = Field(
+    valid_from: Day | None = Field(
         None, description="day of the calibration (UTC); readings from before are sent as `previous` says, else raw"
     )
-    valid_until: date | None = Field(
+    valid_until: Day | None = Field(
         None, description="last day it is certified for; after it `check` warns, the gain is used on"
     )
     by: str = Field(
