@@ -331,11 +331,12 @@ class Daemon:
                 if name in self._links:
                     self._links.pop(name).close()
             told: dict[str, Told | None] = {}
+            renamed = {its.config.was: name for name, its in new.brokers.items()}
             for name in change.brokers:
                 await self._end(f"broker {name}")
-                ended = self._forwarders.pop(name, None)
-                if ended is not None and _is_same(self.plan.brokers[name], new.brokers.get(name)):
-                    told[name] = ended.told()
+                ended, now = self._forwarders.pop(name, None), renamed.get(name, name)
+                if ended is not None and _is_same(self.plan.brokers[name], new.brokers.get(now)):
+                    told[now] = ended.told()
             await self._log.set_consumers([_consumer(b, devices) for b in new.brokers.values()], devices)
             if self._stop.is_set():  # what is started now, nobody would end
                 raise CitygateError("the daemon is being stopped")
