@@ -96,13 +96,14 @@ def run(given: argparse.Namespace) -> int:
     from gateway.config.last_good import place_of
     from gateway.daemon import serve
     from gateway.journal import set_up
+    from gateway.sdk.files import is_file
 
     set_up(debug=given.debug)
     last_good = place_of(box.buffer_path(given.config))
     try:
         serve(given.config, last_good=last_good, fall_back=given.last_good)
     except ConfigError:
-        if not given.last_good and last_good.is_file():
+        if not given.last_good and is_file(last_good):
             complain("`citygate run --last-good` starts with the config that worked last\n")
         raise
     return FINE
