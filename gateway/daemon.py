@@ -329,11 +329,12 @@ class Daemon:
                 await self._end(f"link {name}")
                 if name in self._links:
                     self._links.pop(name).close()
-            told = {}
+            told: dict[str, Told | None] = {}
+            renamed = {its.config.was: name for name, its in new.brokers.items()}
             for name in change.brokers:
-                said = await self._end_broker(name)
-                if name in self.plan.brokers and _is_same(self.plan.brokers[name], new.brokers.get(name)):
-                    told[name] = said
+                said, now = await self._end_broker(name), renamed.get(name, name)
+                if name in self.plan.brokers and _is_same(self.plan.brokers[name], new.brokers.get(now)):
+                    told[now] = said
             await self._log.set_consumers([_consumer(b, devices) for b in new.brokers.values()], devices)
             if self._stop.is_set():  # what is started now, nobody would end
                 raise CitygateError("the daemon is being stopped")

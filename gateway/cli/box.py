@@ -185,17 +185,19 @@ def _path_in(text: str) -> str:
         return ""
 
 
-def make_plan(config: Path, *, with_secrets: bool = True, held: "Held | None" = None) -> "Plan":
+def make_plan(config: Path, *, with_secrets: bool = True, degraded: bool = False, held: "Held | None" = None) -> "Plan":
     """The plan of this config, as `gateway.plan.make_plan` makes it; from now on nothing that is said has its secrets.
 
     Args:
+        degraded: see there.
         held: whom to ask of a secret that is not here; default: the running daemon.
     """
     from gateway import plan
     from gateway.cli.at_daemon import AtDaemon
     from gateway.registry import Registry
 
-    made = plan.make_plan(config, Registry(), with_secrets=with_secrets, held=held or AtDaemon(config).held)
+    held = held or AtDaemon(config).held
+    made = plan.make_plan(config, Registry(), with_secrets=with_secrets, degraded=degraded, held=held)
     keep_secret(made.secrets)
     return made
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import re
 import shlex
 import socket
@@ -179,7 +180,7 @@ def init(given: argparse.Namespace) -> int:
         say(new_config(given.config, name=given.id, city=given.city, location=given.location)[0].rstrip("\n"))
         return FINE
     file = main_file(given.config)
-    if file.exists():
+    if os.path.lexists(file):  # also a link to a place that is not mounted now
         complain(f"{file} is there already and stays as it is; `citygate init --stdout` prints a new one")
         return PROBLEM
     location = given.location or _asked_location(given)

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from gateway.sdk.config import ConfigModel, FilePath, Secret
 
@@ -63,6 +63,12 @@ class AuthConfig(ConfigModel):
     bearer: Secret | None = Field(None, description="a token that does not change; write !secret NAME")
     header: HeaderAuth | None = Field(None, description="a static header")
     oauth2: OAuth2 | None = Field(None, description="tokens from an identity server")
+
+    @field_validator("bearer", mode="after")
+    @classmethod
+    def _token_alone(cls, token: Secret | None) -> Secret | None:
+        """As people copy it from a header: the word is added when it is sent."""
+        return token and Secret(re.sub("^Bearer +", "", token, flags=re.IGNORECASE))
 
     @model_validator(mode="after")
     def _one(self) -> "AuthConfig":

@@ -251,6 +251,11 @@ class Calibration(ConfigModel):
     def _in_order(self) -> "Calibration":
         if self.valid_from and self.valid_until and self.valid_until < self.valid_from:
             raise ValueError(f"valid_until: {self.valid_until} is before valid_from, {self.valid_from}")
+        if self.previous and self.valid_from is None:
+            raise ValueError("valid_from is missing: beside previous ones this one would count only before their days")
+        for earlier in self.previous:
+            if earlier.valid_from and self.valid_from and earlier.valid_from >= self.valid_from:
+                raise ValueError(f"previous: {earlier.valid_from} is not before valid_from, {self.valid_from}")
         return self
 
 

@@ -1,6 +1,8 @@
 """`buffer.path` names another place: at the next start the log goes there whole, or what the old file owes is named."""
 
 import os
+import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,11 @@ from gateway.cli import box
 from gateway.config.place import last_place
 from gateway.log.moved import bring_along
 from gateway.log.store import PAGE_BYTES
+from gateway.sdk.errors import LogError
 from gateway.sdk.testing import ManualClock
 from tests.gateway.log.scene import CITY, OTHER, a_set, everything, opened, settle
 from tests.gateway.test_brokers_that_go import cities, points
+from tests.support.rights import without_root
 
 
 async def old_log(folder: Path) -> Path:
@@ -153,6 +157,28 @@ async def test_what_is_no_other_log_is_left_alone(tmp_path: Path, what: str) -> 
     assert new.exists() is (what == "the same by a link")
 
 
+async def test_a_place_that_this_user_may_not_enter_is_told_and_stops_nobody() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o777)
+        with without_root():
+            old, closed = await old_log(Path(name) / "old"), Path(name) / "closed"
+            closed.mkdir(mode=0)
+            new = closed / "deeper" / "buffer.db"
+            config = Path(name) / "citygate.yaml"
+            config.write_text(f"buffer: {{path: {new}}}")
+
+            said = bring_along(old, new, ManualClock())
+            log = await opened(new.parent, CITY)
+
+            assert said == f"{old} could not be brought along: [Errno 13] Permission denied: '{new}'"
+            assert f"the right to write {new}" in log.status()["remedy"]
+            assert box.control_socket(config) == new.with_name("control.sock")
+            with pytest.raises(LogError):
+                await log.close()
+            assert await owed(old.parent) == OWED
+        closed.chmod(0o700)
+
+
 async def test_a_box_whose_buffer_moves_sends_all_and_the_command_finds_it_meanwhile(tmp_path: Path) -> None:
     async with cities(tmp_path) as scene:
         its = scene.its
@@ -162,6 +188,10 @@ async def test_a_box_whose_buffer_moves_sends_all_and_the_command_finds_it_meanw
             said = await its.reload((f"{tmp_path}/buffer.db", "elsewhere/buffer.db"))
             assert [line for line in said["changed"] if line.startswith("buffer")]
             assert box.control_socket(its.path) == tmp_path / "control.sock"  # until it is restarted
+            (tmp_path / "elsewhere").mkdir()
+            with socket.socket(socket.AF_UNIX) as left:  # by a daemon that was killed there once
+                left.bind(str(tmp_path / "elsewhere" / "control.sock"))
+            assert box.control_socket(its.path) == tmp_path / "control.sock"
         async with its.at_work():
             await its.until(lambda: box.control_socket(its.path) == tmp_path / "elsewhere" / "control.sock")
             scene.porto.behaviour.fault = ""

@@ -1,6 +1,7 @@
 """A device is put into the file: it is there afterwards, all else is as it was, comments included."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +267,15 @@ def test_a_link_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) ->
     (tmp_path / "citygate.yaml").write_bytes(b"links: {}\nname: \xe4\n")
     with pytest.raises(ConfigError, match="is not UTF-8"):
         put_device(tmp_path, "roof", "new", DEVICE, {"driver": "bench"})
+
+
+def test_those_that_add_at_once_each_add_to_what_the_others_wrote(tmp_path: Path) -> None:
+    (tmp_path / "citygate.yaml").write_text(ROOF + "      a: {}\n")
+    names = [f"new-{number}" for number in range(12)]
+
+    with ThreadPoolExecutor(len(names)) as persons:
+        list(persons.map(lambda name: put_device(tmp_path, "roof", name, DEVICE), names))
+
+    written = yaml.safe_load((tmp_path / "citygate.yaml").read_text())["links"]["roof"]["devices"]
+    assert written.keys() == {"a", *names}
+    assert [file.name for file in tmp_path.iterdir()] == ["citygate.yaml"]
