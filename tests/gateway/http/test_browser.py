@@ -45,13 +45,13 @@ async def test_values_stand_on_the_page_with_unit_and_age(start: Start, tmp_path
     text = re.sub(r"<[^>]+>", " ", page)
     for words in ("School roof", "meter-12", "230.50", "all is well", "milano"):
         assert words in text, words
-    for card, words in (
+    for card, told in (
         ("gone-broker-porto", ("912 readings", "forget porto")),
         ("gone-device-meter-9", ("being counted", "refused for good", "--device 'meter-9'")),
     ):
         its = page.partition(f'id="{card}"')[2].partition("</article>")[0]
         assert 'class="state wait"' in its  # it needs nobody
-        assert all(said in its for said in words)
+        assert all(said in its for said in told)
     assert re.search(r"good \s*\d+ s ago", text)
 
 
