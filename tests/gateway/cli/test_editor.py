@@ -173,6 +173,10 @@ def test_what_adds_a_name_refreshes_the_schema(citygate: Command, edited: Path) 
     as_it_was = schema.stat()
     citygate("add", "-c", str(edited), "air-2", "air-2", "mine/dust", "--link", "port=/dev/ttyAMA1", "--no-test")
     assert schema.stat() == as_it_was  # there was nothing new
+    put(edited, templates__nova__sds011="extends: nova/sds011\npoints: {coarsest: {quantity: pm10}}\n")
+    citygate("add", "-c", str(edited), "air-3", "air-3", "mine/dust", "--link", "port=/dev/ttyAMA2", "--no-test")
+    shipped = air("{template: nova/sds011, report: {coarsest: {on_change: 1}}}")
+    assert faults(schema, shipped) == []  # an own one takes its place
 
 
 def test_a_schema_that_cannot_be_written_does_not_spoil_what_was_done(citygate: Command, edited: Path) -> None:
