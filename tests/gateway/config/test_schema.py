@@ -86,6 +86,7 @@ def test_a_good_file_is_good(tmp_path: Path) -> None:
         ("enabled: true", "enabled: NO", "links.roof.devices.meter-1.enabled"),
         ("gain: 1.02", "gian: 1.02", "links.roof.devices.meter-1.calibrate.voltage"),
         ("  roof:", "  ro of:", "links"),
+        ("      meter-1:", "      met er:", "links.roof.devices"),
         ("from: oldest", "from: later", "brokers.milano.from"),
         ("rate: 500/s", "rate: 500", "brokers.milano.rate"),
         ("trust: auto", "trust: me", "clock.trust"),
@@ -122,6 +123,8 @@ def test_a_broker_needs_an_address_of_its_own_or_of_its_profile(tmp_path: Path) 
     assert faults(tmp_path, head + "brokers: {x: {use: cities/y}}\n") == set()
     assert faults(tmp_path, head + "brokers: {x: {tenant: y}}\n") == {"brokers.x"}
     assert faults(tmp_path, head + "brokers: {x: {use: null, tenant: y}}\n") == {"brokers.x"}
+    secret = "brokers: {x: {url: 'https://b.example', auth: {bearer: 12345678}}}\n"  # a warning of check, no error
+    assert faults(tmp_path, head + secret) == set()
 
 
 def test_a_template_of_one_name_can_mean_another_device_with_another_driver(tmp_path: Path) -> None:
