@@ -217,22 +217,6 @@ def test_what_has_changed_since_it_was_read_is_told_with_what_takes_it_up(live: 
         file.unlink()
 
 
-def test_a_secret_beside_the_file_is_read_again_at_a_reload(alone: LiveBox, citygate: Command) -> None:
-    def said() -> tuple[str, str]:
-        its = citygate("check", "-c", str(alone.folder), "--json").json["secrets"]["milano"]
-        return its["state"], its["said"]
-
-    for name in ("milano", "page"):
-        alone.put(name, "a-first-text-for-both\n", folder="secrets")
-    alone.serve()
-    assert said() == ("ok", "")
-    alone.put("milano", "a second text\n", folder="secrets")
-    assert said()[0] == "changed"
-    assert "`citygate reload` reads it again" in said()[1]
-    assert citygate("reload", "-c", str(alone.folder)).code == 0
-    assert said() == ("ok", "")
-
-
 def test_without_a_daemon_all_else_is_checked_and_it_is_said_who_has_the_secret(
     alone: LiveBox, citygate: Command
 ) -> None:
