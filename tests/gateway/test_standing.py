@@ -559,7 +559,8 @@ async def test_of_a_secret_it_is_told_where_it_was_read_and_what_is_there_now(tm
         file.unlink()
         assert (await told(its))["now"] == "gone"
         await its.reload()
-        assert ((await told(its))["now"], (await told(its))["place"]) == ("gone", "")
+        row = await told(its)
+        assert (row["now"], row["place"], row["taken_up_by"]) == ("gone", "", "reload")
         secret(tmp_path, "hunter3hunter3")
         assert (await told(its))["now"] == "same"
 
