@@ -482,8 +482,6 @@ class Daemon:
         return {"link": name}
 
     async def _leave(self, name: str) -> None:
-        if name in self._lent:
-            return
         await self._end(f"link {name}")
         if name in self._links:
             self._links.pop(name).close()
