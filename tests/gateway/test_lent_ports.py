@@ -1,14 +1,17 @@
 """A command may have the wire of a link for a while: the link rests, and goes on by itself whatever becomes of the command."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.http.outcome import UnknownName
+from gateway.sdk.driver import Context
 from gateway.sdk.errors import CitygateError
 from tests.gateway.daemon_scene import InProcess, box
 
+AIR = "  air:\n    driver: bench\n    host: 192.0.2.1\n    devices:\n      air-1: {template: acme/air}\n"
 PORT = "/dev/serial/by-id/usb-x"
 
 
@@ -59,6 +62,17 @@ async def test_the_link_is_known_by_its_wire(tmp_path: Path, place: dict[str, An
         assert (await its.daemon.verbs["lend"]({**place, "seconds": 60}))["link"] == link
 
 
+async def test_a_link_that_is_off_has_no_port_to_lend(tmp_path: Path) -> None:
+    async with box(tmp_path, ("template: acme/air", "template: acme/air, key: !secret nowhere")) as its:
+        assert await lend(its, 60, host="192.0.2.1") == ""
+        assert its.link("air")["state"] == "off"
+
+
+async def test_who_listens_everywhere_listens_at_each_address(tmp_path: Path) -> None:
+    async with box(tmp_path, ("host: 192.0.2.1", "host: 0.0.0.0")) as its:
+        assert await lend(its, 60, host="127.0.0.1") == "air"
+
+
 async def test_a_port_is_known_by_whatever_name_leads_to_it(tmp_path: Path) -> None:
     (tmp_path / "tty").write_text("")
     (tmp_path / "by-id").symlink_to(tmp_path / "tty")
@@ -83,11 +97,36 @@ async def test_a_reload_while_it_is_lent_starts_no_link_twice_and_one_that_is_go
         assert its.runs() == {"roof": 2, "air": 1}
 
         await lend(its, 60, host="192.0.2.1")
-        gone = "  air:\n    driver: bench\n    host: 192.0.2.1\n    devices:\n      air-1: {template: acme/air}\n"
-        await its.reload((gone, ""))
+        await its.reload((AIR, ""))
         assert await lend(its, 0, host="192.0.2.1") == ""
         await its.reload()
         assert its.runs() == {"roof": 2, "air": 1}
+
+
+async def test_a_time_that_is_over_in_the_middle_of_a_reload_starts_no_link_twice(tmp_path: Path) -> None:
+    async def slow_to_end(_: Context) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(2.2)  # longer than from one look at the times to the next
+
+    async with box(tmp_path) as its:
+        its.driver.work["roof"] = slow_to_end
+        await lend(its, 60)
+        await lend(its, 0)
+        await its.until(lambda: its.runs() == {"roof": 2, "air": 1})
+        its.driver.work.clear()
+        await lend(its, 0.05, host="192.0.2.1")
+        await its.reload(("unit_id: 1", "unit_id: 2"), ("host: 192.0.2.1", "host: 192.0.2.3"))
+        assert its.runs() == {"roof": 3, "air": 2}
+
+
+async def test_a_time_of_a_link_that_is_gone_meanwhile_is_nothing(tmp_path: Path) -> None:
+    async with box(tmp_path) as its:
+        await lend(its, 0.001, host="192.0.2.1")
+        await its.reload((AIR, ""))
+        assert await lend(its, 60) == "roof"
+        assert list(its.daemon.status()["links"]) == ["roof"]
 
 
 async def test_a_stop_while_it_is_lent_is_clean(tmp_path: Path) -> None:

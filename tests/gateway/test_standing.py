@@ -14,6 +14,7 @@ import pytest
 from pydantic import Field
 
 from gateway.config.last_good import LastGood, snapshot
+from gateway.hidden import hidden
 from gateway.http.metrics import render
 from gateway.log.log import Log
 from gateway.sdk.errors import ConfigError
@@ -601,3 +602,4 @@ async def test_the_brokers_of_the_file_as_it_is_now_are_looked_at_and_none_witho
         secret(tmp_path, "hunter2hunter2")
         found = await its.daemon.verbs["reach"]({})
         assert [row["state"] for row in found["lodi"]] == ["ok"] * 4
+        assert "hunter2" not in hidden("a broker says hunter2hunter2"), "before it can be said by one"

@@ -1,13 +1,19 @@
 """Where the command looks for the daemon: also with secrets in the file, fragments, and while the file is broken."""
 
+import asyncio
 import contextlib
 import socket
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gateway.cli import box
 from gateway.cli.box import buffer_path, control_socket, log_place
 from gateway.config.place import note_place
+from gateway.sdk.errors import LinkError
+from tests.support.fake_view import FakeView
 
 HEAD = "version: 1\ngateway: {id: gw, city: milano}\n"
 
@@ -107,3 +113,40 @@ def test_without_a_daemon_the_log_is_where_it_was_last_unless_this_shell_says_an
     assert log_place(noted) == noted / "b" / "b.db"
     (noted / "b" / "b.db").unlink()
     assert log_place(noted) == noted / "none" / "b.db"
+
+
+async def test_a_wire_is_borrowed_again_and_again_while_it_is_needed_and_given_back(
+    daemon: FakeView, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(box, "LEND_S", 0.03)
+    asked: list[Mapping[str, Any]] = []
+    thrice = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    async def lend(given: Mapping[str, Any]) -> Any:
+        asked.append(given)
+        if len(asked) == 3:
+            loop.call_soon_threadsafe(thrice.set)
+        return {"link": "roof"}
+
+    daemon.verbs = {"lend": lend}
+
+    async def work(ends: Exception) -> None:
+        async with box.borrowed(folder, {"port": "/dev/ttyS0"}):
+            await thrice.wait()
+            raise ends
+
+    with pytest.raises(LinkError, match="no answer"):
+        await work(LinkError("no answer"))
+    assert {given["port"] for given in asked} == {"/dev/ttyS0"}
+    assert all(given["seconds"] == 0.03 for given in asked[:-1])
+    assert asked[-1]["seconds"] == 0
+
+
+async def test_a_port_that_is_busy_says_why_the_daemon_was_not_asked(daemon: FakeView, folder: Path) -> None:
+    async def work() -> None:
+        async with box.borrowed(folder, {"port": "/dev/ttyS0"}):
+            raise LinkError("port is taken")
+
+    with pytest.raises(LinkError, match="port is taken; this daemon has no verb lend"):
+        await work()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -248,7 +249,8 @@ def test_a_broker_is_not_asked_with_a_login_that_is_not_known(alone: LiveBox, li
 def test_without_a_daemon_a_device_is_read_though_a_brokers_login_is_not_known(
     alone: LiveBox, citygate: Command
 ) -> None:
-    alone.write(alone.config.read_text().replace("links: {}", METER))
+    lora = "lora: {driver: chirpstack, url: 'mqtt://127.0.0.1:1', username: gw, password: !secret lora, devices: {}}"
+    alone.write(alone.config.read_text().replace("links: {}", METER.replace("{plant", f"{{{lora}, plant")))
     ended = citygate("read", "meter-1", "-c", str(alone.folder))
     assert (ended.code, "cannot connect to 127.0.0.1:1" in ended.err) == (4, True)
 
@@ -275,6 +277,28 @@ def test_once_starts_no_daemon_where_that_of_another_user_has_its_log(
     assert ended.code == 4
     assert f"{alone.folder}/state belongs to the user of one" in ended.err
     assert list((alone.folder / "state").iterdir()) == []
+
+
+def test_who_may_not_use_the_socket_is_told_what_to_do_by_each_verb(citygate: Command) -> None:
+    with tempfile.TemporaryDirectory() as name, socket.socket(socket.AF_UNIX) as server:
+        folder = Path(name)  # pytest's own is closed to others
+        folder.chmod(0o755)
+        (folder / "citygate.yaml").write_text(CONFIG.format(folder=folder, port=0, url="http://127.0.0.1:1"))
+        citygate("status", "-c", name)  # what it needs is loaded before rights are given up
+        (folder / "state").mkdir()
+        server.bind(str(folder / "state" / "control.sock"))
+        server.listen()
+        (folder / "state" / "control.sock").chmod(0)
+        with without_root():
+            for verb in (("once",), ("status",), ("preview", "x"), ("reload",), ("buffer", "status")):
+                ended = citygate(*verb, "-c", name, "--json")
+                assert ended.code == 4, verb
+                assert f"{folder}/state/control.sock" in ended.json["error"]
+                assert "`sudo citygate …`" in ended.json["remedy"]
+            check = citygate("check", "-c", name, "--json")
+        assert check.code == 3
+        assert {problem["code"] for problem in check.json["problems"]} == {"missing-secret"}
+        assert all("the daemon may have it, but" in problem["remedy"] for problem in check.json["problems"])
 
 
 def test_a_log_that_this_user_may_not_write_is_left_alone(citygate: Command) -> None:

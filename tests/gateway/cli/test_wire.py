@@ -87,6 +87,7 @@ def test_a_running_daemon_leaves_its_line_to_a_scan_and_takes_it_up_again(box: B
     assert (found.code, [its["unit_id"] for its in found.json]) == (0, [1]), found.err
     assert "the daemon leaves link roof to this command" in found.err
 
+    assert box.status()["links"]["roof"]["state"] != "paused"
     sets = box.device("roof", "climate")["sets"]
     eventually("it is read again", lambda: box.device("roof", "climate")["sets"] > sets)
     assert box.status()["links"]["roof"]["restarts"] == 0
