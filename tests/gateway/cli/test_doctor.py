@@ -78,8 +78,15 @@ def test_what_the_daemon_has_open_is_not_opened_beside_it(citygate: Command, dae
 
     daemon.config_file = "/etc/another/citygate.yaml"  # its links of the same name are other links
     daemon.shown["links"]["roof"].update(state="ok", reason="", remedy="")
-    code, findings = found(citygate, config(folder, links))
+
+    async def reach(_: object) -> object:
+        return {"milano": [{"check": "milano", "state": "ok", "message": "", "remedy": ""}]}
+
+    daemon.verbs = {"reach": reach}
+    broker = f"{{milano: {{url: 'http://127.0.0.1:{free_port()}'}}}}"
+    code, findings = found(citygate, config(folder, links, broker))
     assert (code, findings["roof"][0]["state"], findings["daemon"][0]["state"]) == (4, "unreachable", "warn")
+    assert findings["milano"][0]["state"] == "unreachable", "nor are its brokers"
     assert findings["disk"][-1]["message"].startswith(f"{folder}:")
 
 
