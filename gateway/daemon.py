@@ -41,7 +41,7 @@ from gateway.http.server import Server
 from gateway.http.shapes import exchange_row, reading_rows, socket_path, utc
 from gateway.http.view import Verb
 from gateway.journal import bind, event, fault
-from gateway.link import LinkService
+from gateway.link import LinkService, is_at
 from gateway.log import console
 from gateway.log.log import Consumer, Log, LogSettings
 from gateway.log.moved import bring_along
@@ -62,6 +62,7 @@ LEAVE_WITHIN_S = 1.0  # everything is committed by then
 TELL_FIRST_S = 60.0  # after the start there is little to tell
 HOUSEKEEPING_S = 2.0
 CHANGES_TOLD = 50  # of a reload, in the journal
+LEND_S = 60.0  # a port; who needs it longer asks again
 WRITER_STUCK_S = 60.0  # a card may take long; longer than this systemd may restart us
 LINK_RETRY_FIRST_S, LINK_RETRY_CAP_S = 1.0, 60.0
 LINK_RETRY_QUICK_S, LINK_RETRY_QUICK_FOR_S = 5.0, 300.0  # an outage is noticed to be over soon, while it is young
@@ -106,6 +107,7 @@ class Daemon:
         self._log: Log
         self._group: asyncio.TaskGroup
         self.server: Server | None = None
+        self._lent: dict[str, float] = {}  # link -> until when a command has its port
         self._left_behind = ""  # what another place still owes
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -194,6 +196,7 @@ class Daemon:
             link.close()
 
     def _start_link(self, plan: LinkPlan) -> None:
+        self._lent.pop(plan.name, None)
         record = self._health.link(plan.name, plan.driver_name)
         record.driver = plan.driver_name
         if plan.driver is None or plan.config is None or plan.fault:
@@ -260,6 +263,7 @@ class Daemon:
         while True:
             for link in self._links.values():
                 link.end_pauses()
+            self._take_back_ports()
             self._health.log = self._log.status()
             self._health.clock = self._clock.status()
             if self._health.log.get("writer_busy_s", 0) < WRITER_STUCK_S:
@@ -426,9 +430,15 @@ class Daemon:
     @property
     def verbs(self) -> Mapping[str, Verb]:
         """Verbs of parts that bring their own."""
-        own = {"write": self._write, "record": self._record, "secrets": self._secrets, "reach": self._reach}
-        own["buffer-forget"] = self._forget
-        return {**console.verbs(self._log), **own}
+        return {
+            **console.verbs(self._log),
+            "write": self._write,
+            "record": self._record,
+            "secrets": self._secrets,
+            "reach": self._reach,
+            "lend": self._lend,
+            "buffer-forget": self._forget,
+        }
 
     @property
     def config_file(self) -> str:
@@ -450,6 +460,41 @@ class Daemon:
             return [dataclasses.asdict(finding) async for finding in found]
 
         return dict(zip(new.brokers, await asyncio.gather(*map(looked, new.brokers.values())), strict=True))
+
+    async def _lend(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Leave the wire of a link to a command for `seconds`, until it asks again; 0 ends it, and so does the time. By `port`, or
+        `host` and `port`: `{link}`, "" where no link of ours is at work."""
+        seconds = given.get("seconds")
+        if not isinstance(seconds, int | float) or not 0 <= seconds <= LEND_S:
+            raise UnknownName(f"a port is lent for up to {LEND_S:g} s")
+        async with self._reload_lock:
+            name = next(
+                (its.name for its in self.plan.links.values() if not its.fault and is_at(its.config, given)), ""
+            )
+            if self._stop.is_set():
+                raise CitygateError("the daemon is being stopped")
+            if name and seconds:
+                await self._leave(name)
+                self._lent[name] = self._clock.monotonic_s() + seconds
+            elif name in self._lent:
+                self._lent[name] = 0.0
+        self._take_back_ports()
+        return {"link": name}
+
+    async def _leave(self, name: str) -> None:
+        await self._end(f"link {name}")
+        if name in self._links:
+            self._links.pop(name).close()
+        self._health.set_state(self._health.links[name], name, "paused", "a command has its port", "it ends by itself")
+
+    def _take_back_ports(self) -> None:
+        """Start the links whose time is over; a reload in the middle of its work starts none twice."""
+        if self._stop.is_set() or self._reload_lock.locked():
+            return
+        for name in [name for name, until_s in self._lent.items() if until_s <= self._clock.monotonic_s()]:
+            del self._lent[name]
+            if name in self.plan.links:
+                self._start_link(self.plan.links[name])
 
     async def _write(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Write one allow-listed point: `device`, `point`, `value`; answers as `read` does."""

@@ -20,12 +20,14 @@ from gateway.sdk.driver import Clock, Context, Driver, Exchange, Receipt, Reques
 from gateway.sdk.errors import DRIVER_FAULT, ConfigError, FrameError, LinkError, said
 from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason, TimeSource, Value
 from gateway.sdk.recording import MAX_BYTES, Chunk, Direction, written
-from gateway.sdk.streams import Tap, open_serial, open_tcp
+from gateway.sdk.streams import Tap, open_serial, open_tcp, usb_path
 from gateway.sdk.values import told
 
 SILENT_AFTER_S = 120.0  # a driver loop that calls no `progress` for so long is restarted
 REJECT_EVENT_EVERY_S = 60.0
 MAX_FAULTS = 16  # tracebacks kept of a link's decoders, one of each place
+TCP_PORT = 502  # where a link says none
+ANY_HOST = {"0.0.0.0", "::"}
 WRONG_TIME_SHOWN_S = 3600.0  # after the last time that was out of bounds
 
 
@@ -38,6 +40,23 @@ class _Settled:
 
 
 NOTHING_TO_LOG = _Settled()
+
+
+def is_at(config: LinkConfig | None, place: Mapping[str, Any]) -> bool:
+    """Whether a link has the wire at `port`, or at `host` and `port`."""
+    host, port = getattr(config, "host", ""), getattr(config, "port", "")
+    asked_host, asked_port = place.get("host") or "", place.get("port") or ""
+    if host or asked_host:
+        hosts = {host, asked_host}
+        return str(port or TCP_PORT) == str(asked_port or TCP_PORT) and (len(hosts) == 1 or bool(hosts & ANY_HOST))
+    return isinstance(port, str) and port != "" and _device_file(port) == _device_file(str(asked_port))
+
+
+def _device_file(port: str) -> str:
+    if port[:4].lower() == "usb:":
+        with contextlib.suppress(LinkError):  # not plugged in: nobody has it open
+            port = usb_path(port)
+    return os.path.realpath(port)
 
 
 class LinkService:

@@ -82,6 +82,8 @@ def _said_of(plan: "Plan", name: str, told: Mapping[str, Any]) -> tuple[str, str
         return "ok", f"only the daemon has it, from {its['place']}, read at {read_at}; {again}"
     if here != its["place"] and _changed_since(Path(here), read_at):
         return "changed", f"{here} has changed since the daemon read its own from {its['place']} at {read_at}; {again}"
+    if here != its["place"]:
+        return "ok", f"{here}; the daemon has its own from {its['place']}, read at {read_at}; {again}"
     return "ok", ""
 
 

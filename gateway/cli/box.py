@@ -34,6 +34,7 @@ READ_WITHIN_S = 30.0
 START_WITHIN_S = 30.0
 STOP_WITHIN_S = 10.0
 TELL_WITHIN_S = 5.0
+LEND_S = 60.0
 
 
 def control_socket(config: Path) -> Path:
@@ -346,6 +347,46 @@ class _NotLogged:
     def durable(self) -> Awaitable[None]:
         # nothing is kept here, so a source that waits for this (MQTT) keeps it and sends it to the daemon
         return asyncio.get_running_loop().create_future()
+
+
+@contextlib.asynccontextmanager
+async def borrowed(config: Path, place: dict[str, Any]) -> AsyncIterator[None]:
+    """The wire at `port`, or at `host` and `port`, for as long as this lasts: the running daemon leaves it, if it has it."""
+    from gateway.http.control import ask
+
+    path, refused = control_socket(config), ""
+
+    async def lend(seconds: float) -> str:
+        return str((await ask(path, "lend", {**place, "seconds": seconds}))["link"])
+
+    async def again() -> None:
+        while True:
+            await asyncio.sleep(LEND_S / 3)
+            with contextlib.suppress(CitygateError):
+                await lend(LEND_S)
+
+    try:
+        link = await lend(LEND_S)
+    except NoDaemon:
+        link = ""
+    except Refused as error:
+        link, refused = "", "; ".join(filter(None, (str(error), error.remedy)))
+    if not link:
+        try:
+            yield
+        except LinkError as error:
+            if not refused:
+                raise
+            raise LinkError(f"{error}; {refused}") from error
+        return
+    complain(f"the daemon leaves link {link} to this command; its devices are not read meanwhile")
+    lending = asyncio.create_task(again(), name="lending")
+    try:
+        yield
+    finally:
+        lending.cancel()
+        with contextlib.suppress(CitygateError):
+            await lend(0)
 
 
 def driver_context(waiting: "asyncio.Queue[Request]", heard: Heard | None = None) -> Any:

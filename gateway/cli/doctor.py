@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ from gateway.cli.terminal import colour, printable, say, say_json
 from gateway.cli.verbs import Verbs
 from gateway.http.outcome import FINE, PROBLEM, UNREACHABLE, NoDaemon, Refused
 from gateway.http.who import user
-from gateway.reach import REACH_WITHIN_S, Finding, State, lacking_secret, look_at, reach
+from gateway.reach import REACH_WITHIN_S, SKEW_WARN_S, Finding, State, lacking_secret, look_at, reach
 from gateway.sdk.errors import ConfigError
 from gateway.sdk.libraries import lacking
 
@@ -88,11 +88,11 @@ async def look(config: Path) -> AsyncIterator[Finding]:
     at_daemon = AtDaemon(config)
     plan, finding = await asyncio.to_thread(_config, config, at_daemon)
     yield finding
-    yield _clock(plan)
+    running, status, of_daemon = await _daemon(config)
+    yield _clock(plan, status.get("clock", {}))
     for finding in _power():
         yield finding
-    running, status, finding = await _daemon(config)
-    yield finding
+    yield of_daemon
     if plan is None:
         return
     for finding in await asyncio.to_thread(_secrets, plan, at_daemon):
@@ -181,11 +181,20 @@ async def _brokers(config: Path, plan: "Plan", *, by_daemon: bool) -> AsyncItera
             yield finding
 
 
-def _clock(plan: "Plan | None") -> Finding:
+def _clock(plan: "Plan | None", told: Mapping[str, Any]) -> Finding:
+    """The daemon may have a source of its own, and knows by how much the system's clock is wrong."""
     from gateway.clock import BUILT_AT, rtc_s, synchronised
 
     now = datetime.now(UTC)
     shown = f"{now:%Y-%m-%d %H:%M:%S} UTC"
+    if told.get("state") == "ok":
+        correction_s = told.get("correction_s") or 0.0
+        way = "behind" if correction_s > 0 else "ahead"
+        differs = f"; the system's is {abs(correction_s):.0f} s {way}" if abs(correction_s) > SKEW_WARN_S else ""
+        now += timedelta(seconds=correction_s)
+        return Finding(
+            "clock", "ok", f"{now:%Y-%m-%d %H:%M:%S} UTC, as the daemon has it from {told.get('source')}{differs}"
+        )
     if now < BUILT_AT:
         return Finding("clock", "bad", f"{shown} is before this software was made", "set it; start a time service")
     if plan is not None and plan.config.clock.trust == "system":

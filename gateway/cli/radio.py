@@ -11,12 +11,14 @@ from gateway.http.outcome import FINE, UNREACHABLE, UnknownName
 from gateway.registry import Registry
 from gateway.sdk.driver import Request, Scans
 
+SEMTECH_PORT = 1700
+
 
 def scan_lora(given: argparse.Namespace) -> int:
     """Listen and tell.
 
     Raises:
-        LinkError: the broker is not reachable, or the address is taken (a running daemon's status lists who is heard).
+        LinkError: the broker is not reachable, or the address is taken.
     """
     where = str(given.where)
     driver = Registry().driver(given.server if "://" in where else "semtech-udp")
@@ -26,7 +28,13 @@ def scan_lora(given: argparse.Namespace) -> int:
     except OSError as error:
         raise UnknownName(f"cannot read {given.password_file}: {error.strerror}") from None
     options = {**_place(where, given.username, password), "for_s": given.for_s}
-    return asyncio.run(_listen(driver, options, as_json=given.json))
+    place = {"port": SEMTECH_PORT, **options} if "host" in options else {}
+
+    async def work() -> int:
+        async with box.borrowed(given.config, {key: place[key] for key in ("host", "port") if key in place}):
+            return await _listen(driver, options, as_json=given.json)
+
+    return asyncio.run(work())
 
 
 def _place(where: str, username: str, password: str) -> dict[str, Any]:

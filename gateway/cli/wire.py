@@ -29,10 +29,9 @@ def add_verbs(verbs: Verbs) -> None:
     scan_verb = verbs.add(
         "scan",
         scan,
-        config=False,
         help="look for devices on a line; read-only",
         about="Look for devices, read-only and bounded: every unit at every speed; says what answered and which "
-        "template fits. The line must be free: stop the daemon, or the port is taken.",
+        "template fits. A running daemon leaves the line to it, and goes on with its devices afterwards.",
         examples=(
             "citygate scan modbus /dev/ttyUSB0",
             "citygate scan modbus /dev/ttyUSB0 --units 1-247 --baud 9600,19200 --parity N,E",
@@ -49,7 +48,6 @@ def add_verbs(verbs: Verbs) -> None:
     provision_verb = verbs.add(
         "provision",
         provision,
-        config=False,
         help="give a new sensor its unit id and speed",
         about="Set unit id and baud rate of the one new device on a line, by the registers that its template declares, and "
         "read them back. Most probes are sold as unit 1: set each up alone before they share a line.",
@@ -66,7 +64,6 @@ def add_verbs(verbs: Verbs) -> None:
     solve_verb = verbs.add(
         "solve",
         solve,
-        config=False,
         help="which registers, read how, give the value on the display",
         about="Read the registers of one unit and list the encodings that give the value on its display: address, type, "
         "word order, scale, ready for a template.",
@@ -146,14 +143,18 @@ def _place(given: argparse.Namespace) -> dict[str, Any]:
     return {**place, "baud_rates": given.baud, "parities": given.parity}
 
 
-def _run(events: Callable[[Any], AsyncIterator[Event]], show: Callable[[Event], None]) -> list[Event]:
-    """All events of a driver's work at a port opened here."""
+def _run(
+    given: argparse.Namespace, events: Callable[[Any], AsyncIterator[Event]], show: Callable[[Event], None]
+) -> list[Event]:
+    """All events of a driver's work at a port opened here, which a running daemon leaves for that."""
 
     async def work() -> list[Event]:
         found = []
-        async for event in events(box.driver_context(asyncio.Queue[Request]())):
-            show(event)
-            found.append(event)
+        place = {key: value for key, value in _place(given).items() if key in ("host", "port")}
+        async with box.borrowed(given.config, place):
+            async for event in events(box.driver_context(asyncio.Queue[Request]())):
+                show(event)
+                found.append(event)
         return found
 
     return asyncio.run(work())
@@ -175,7 +176,9 @@ def scan(given: argparse.Namespace) -> int:
     driver = _driver(given.driver, Scans)
     options = {**_place(given), "units": given.units, "all": given.all, "templates": _templates(driver)}
     assert isinstance(driver, Scans)
-    events = _run(lambda context: driver.scan(options, context), lambda event: _show_scan(event, as_json=given.json))
+    events = _run(
+        given, lambda context: driver.scan(options, context), lambda event: _show_scan(event, as_json=given.json)
+    )
     found = [event["found"] for event in events if "found" in event]
     if given.json:
         say_json(found)
@@ -229,7 +232,7 @@ def provision(given: argparse.Namespace) -> int:
             if text:
                 complain(text)
 
-    [*_, last] = _run(lambda context: driver.provision(options, context), show)
+    [*_, last] = _run(given, lambda context: driver.provision(options, context), show)
     if given.json:
         say_json(last["done"])
     else:
@@ -249,7 +252,7 @@ def solve(given: argparse.Namespace) -> int:
         "value": given.value,
     }
     assert isinstance(driver, Solves)
-    events = _run(lambda context: driver.solve(options, context), lambda _: None)
+    events = _run(given, lambda context: driver.solve(options, context), lambda _: None)
     ways = [event["way"] for event in events if "way" in event]
     if given.json:
         say_json(ways)

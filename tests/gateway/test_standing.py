@@ -14,10 +14,12 @@ import pytest
 from pydantic import Field
 
 from gateway.config.last_good import LastGood, snapshot
+from gateway.hidden import hidden
 from gateway.http.metrics import render
 from gateway.log.log import Log
 from gateway.sdk.errors import ConfigError
 from gateway.sdk.reading import Reason
+from gateway.sdk.testing import ManualClock
 from gateway.standing import Standing
 from tests.gateway.daemon_scene import InProcess, box
 from tests.gateway.test_plan import BASE
@@ -535,3 +537,69 @@ async def test_a_missing_secret_of_a_link_stops_that_link_alone(tmp_path: Path) 
         secret(tmp_path, "hunter2hunter2")
         assert (await its.reload())["restarted"] == ["air"]
         assert its.driver.runs["air"][-1][0].devices["air-1"].key.get_secret_value() == "hunter2hunter2"  # type: ignore[union-attr]
+
+
+async def told(its: InProcess) -> dict[str, Any]:
+    """What is said of the secret of Lodi; never its text."""
+    answer = await its.daemon.verbs["secrets"]({})
+    assert answer["config"] == str(its.path)
+    assert "hunter" not in str(answer)
+    row: dict[str, Any] = answer["secrets"]["lodi"]
+    return row
+
+
+async def test_of_a_secret_it_is_told_where_it_was_read_and_what_is_there_now(tmp_path: Path) -> None:
+    file = secret(tmp_path, "hunter2hunter2")
+    async with box(tmp_path, ("brokers:\n", "brokers:\n" + LODI)) as its:
+        since = its.daemon.status()["config"]["since"]
+        assert await told(its) == {"place": str(file), "read_at": since, "now": "same", "taken_up_by": "reload"}
+        file.write_text("hunter3hunter3\n")
+        assert (await told(its))["now"] == "changed"
+        await its.reload()
+        assert (await told(its))["now"] == "same"
+        file.unlink()
+        assert (await told(its))["now"] == "gone"
+        await its.reload()
+        row = await told(its)
+        assert (row["now"], row["place"], row["taken_up_by"]) == ("gone", "", "reload")
+        secret(tmp_path, "hunter3hunter3")
+        assert (await told(its))["now"] == "same"
+
+
+def test_what_the_service_was_given_is_as_it_was_at_the_start_whatever_was_read_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "citygate.yaml"
+    file.write_text(BASE + LODI + LODI.replace("lodi", "monza"))
+    secret(tmp_path, "hunter2hunter2")
+    monkeypatch.setenv("CITYGATE_SECRET_MONZA", "hunter4hunter4")
+    clock = ManualClock()
+    standing = Standing(file, BenchRegistry(), None, clock.now)
+    started = standing.secrets(standing.start(fall_back=False))["secrets"]["monza"]
+    assert (started["place"], started["taken_up_by"]) == ("$CITYGATE_SECRET_MONZA", "restart")
+    clock.advance(3600.0)
+    read = standing.read()
+    standing.at_work(read)
+    rows = standing.secrets(read)["secrets"]
+    assert rows["monza"]["read_at"] == started["read_at"]
+    assert rows["lodi"]["read_at"] > started["read_at"]
+
+
+async def test_the_brokers_of_the_file_as_it_is_now_are_looked_at_and_none_without_its_login(tmp_path: Path) -> None:
+    async with box(tmp_path) as its:
+        found = await its.daemon.verbs["reach"]({})
+        assert [row["state"] for row in found["milano"]] == ["ok"] * 4
+        its.edit(
+            (
+                "brokers:\n",
+                "brokers:\n" + LODI.replace("http://127.0.0.1:9", its.daemon.plan.brokers["milano"].config.url),
+            )
+        )
+        found = await its.daemon.verbs["reach"]({})
+        assert [row["state"] for row in found["lodi"]] == ["ok", "warn"]
+        assert found["lodi"][1]["message"] == "login not tried: its secret lodi is not to be had"
+        assert list(its.daemon.plan.brokers) == ["milano"], "nothing is applied"
+        secret(tmp_path, "hunter2hunter2")
+        found = await its.daemon.verbs["reach"]({})
+        assert [row["state"] for row in found["lodi"]] == ["ok"] * 4
+        assert "hunter2" not in hidden("a broker says hunter2hunter2"), "before it can be said by one"

@@ -46,6 +46,50 @@ def test_a_box_that_is_well_ends_with_0(citygate: Command, daemon: FakeView, fol
     assert findings["clock"][0]["state"] == "ok"
 
 
+def test_a_clock_that_the_daemon_has_from_elsewhere_is_taken_at_its_word(
+    citygate: Command, daemon: FakeView, folder: Path
+) -> None:
+    (folder / "citygate.yaml").write_text((config(folder) / "citygate.yaml").read_text().replace("clock:", "x-clock:"))
+    daemon.shown["clock"] = {"state": "ok", "source": "gnss", "correction_s": 3600.0}
+    _, findings = found(citygate, folder)
+    [clock] = findings["clock"]
+    assert clock["state"] == "ok"
+    assert "as the daemon has it from gnss; the system's is 3600 s behind" in clock["message"]
+    daemon.shown["clock"] = {"state": "unconfirmed", "source": "", "correction_s": 0.0}
+    _, findings = found(citygate, folder)
+    assert "daemon" not in findings["clock"][0]["message"]
+
+
+def test_what_the_daemon_has_open_is_not_opened_beside_it(citygate: Command, daemon: FakeView, folder: Path) -> None:
+    meters = "devices: {m: {template: eastron/sdm120, unit_id: 1, every: 1 s}}"
+    links = f"{{roof: {{driver: modbus, host: 127.0.0.1, port: {free_port()}, {meters}}}}}"
+    daemon.shown["links"]["roof"].update(state="bad", reason="nothing can be read", remedy="another speed")
+    daemon.shown["log"]["path"] = str(folder / "card" / "buffer.db")
+    (folder / "card").mkdir()
+    code, findings = found(citygate, config(folder, links))
+    [roof] = findings["roof"]
+    assert (code, roof["state"], roof["remedy"]) == (0, "warn", "another speed")
+    assert "in use by the daemon, link bad: nothing can be read" in roof["message"]
+    assert findings["disk"][-1]["message"].startswith(str(folder / "card"))
+
+    daemon.shown["links"]["roof"].update(state="down", reason="no answer", remedy="")
+    code, findings = found(citygate, config(folder, links))
+    assert (code, findings["roof"][0]["state"]) == (4, "unreachable")
+
+    daemon.config_file = "/etc/another/citygate.yaml"  # its links of the same name are other links
+    daemon.shown["links"]["roof"].update(state="ok", reason="", remedy="")
+
+    async def reach(_: object) -> object:
+        return {"milano": [{"check": "milano", "state": "ok", "message": "", "remedy": ""}]}
+
+    daemon.verbs = {"reach": reach}
+    broker = f"{{milano: {{url: 'http://127.0.0.1:{free_port()}'}}}}"
+    code, findings = found(citygate, config(folder, links, broker))
+    assert (code, findings["roof"][0]["state"], findings["daemon"][0]["state"]) == (4, "unreachable", "warn")
+    assert findings["milano"][0]["state"] == "unreachable", "nor are its brokers"
+    assert findings["disk"][-1]["message"].startswith(f"{folder}:")
+
+
 def test_a_box_without_its_daemon_is_warned_about(citygate: Command, folder: Path) -> None:
     _, findings = found(citygate, config(folder))
     assert findings["daemon"][0]["state"] == "warn"

@@ -171,3 +171,22 @@ def test_what_was_rejected_is_told_with_device_age_and_remedy() -> None:
     assert "5× rejected of bin-42, 5 s ago: not JSON" in text
     assert "→ set json = true" in text
     assert "old news" not in text
+
+
+def test_a_daemon_that_runs_another_file_is_remarked_upon_in_any_alphabet(
+    citygate: Command, daemon: FakeView, folder: Path
+) -> None:
+    daemon.config_file = "/etc/città 1/citygate.yaml"
+    assert "! the daemon here runs /etc/città 1/citygate.yaml, not " in citygate("status", "-c", str(folder)).err
+    assert citygate("reload", "-c", str(folder)).code == 2
+    assert daemon.asked == []
+
+
+def test_a_daemon_that_cannot_tell_its_status_can_be_reloaded(
+    citygate: Command, daemon: FakeView, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.config_file = str(folder / "citygate.yaml")
+    monkeypatch.setattr(daemon, "status", dict[str, dict[str, str]]().popitem)
+    assert citygate("status", "-c", str(folder)).code == 1
+    assert citygate("reload", "-c", str(folder)).code == 0
+    assert daemon.asked == [("reload",)]

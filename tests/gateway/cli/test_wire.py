@@ -78,6 +78,22 @@ def test_scan_solve_and_provision_a_device_that_nobody_has_set_up(box: Box, city
 
 
 @pytest.mark.usefixtures("simulator")
+def test_a_running_daemon_leaves_its_line_to_a_scan_and_takes_it_up_again(box: Box, citygate: Command) -> None:
+    port, config = str(box.folder / "roof"), ("-c", str(box.config))
+    box.start_daemon()
+    eventually("the device is well", lambda: box.device("roof", "climate").get("state") == "ok")
+
+    found = citygate("scan", "modbus", port, *config, "--units", "1-2", "--baud", "9600", "--parity", "N", "--json")
+    assert (found.code, [its["unit_id"] for its in found.json]) == (0, [1]), found.err
+    assert "the daemon leaves link roof to this command" in found.err
+
+    assert box.status()["links"]["roof"]["state"] != "paused"
+    sets = box.device("roof", "climate")["sets"]
+    eventually("it is read again", lambda: box.device("roof", "climate")["sets"] > sets)
+    assert box.status()["links"]["roof"]["restarts"] == 0
+
+
+@pytest.mark.usefixtures("simulator")
 def test_write_needs_permission_and_is_read_back_with_and_without_a_daemon(box: Box, citygate: Command) -> None:
     config = ("-c", str(box.config))
 

@@ -12,6 +12,7 @@ from gateway.config.explain import text
 from gateway.config.loader import load
 from gateway.config.secrets import Secrets, hide_in_line, redacted
 from gateway.plan import make_plan
+from gateway.registry import Registry
 from gateway.sdk.errors import ConfigError
 from tests.support.bench_driver import BenchDriver, BenchRegistry
 
@@ -72,6 +73,46 @@ def test_a_file_that_cannot_be_a_secret_is_a_problem(box: Path, content: bytes) 
     with pytest.raises(ConfigError) as caught:
         make_plan(box, BenchRegistry())
     assert [problem.code for problem in caught.value.problems] == ["missing-secret"]
+
+
+def test_an_empty_variable_is_no_secret(box: Path) -> None:
+    loaded = load(box, lambda _: BenchDriver(), environment={"CITYGATE_SECRET_LORA_KEY": ""})
+    assert [problem.code for problem in loaded.problems] == ["missing-secret"]
+
+
+def test_who_has_a_secret_that_is_not_here_is_asked_and_without_its_text_all_else_is_there(box: Path) -> None:
+    asked = []
+
+    def held(name: str) -> tuple[bool, str]:
+        asked.append(name)
+        return True, ""
+
+    plan = make_plan(box, BenchRegistry(), held=held)
+    assert (asked, plan.warnings, plan.secret_texts) == (["lora-key"], (), {})
+    assert plan.untold == {("links", "roof", "devices", "meter-1", "key"): "lora-key"}
+    assert list(plan.devices) == ["meter-1"]
+
+    put(box / "secrets", "hunter2hunter2")
+    plan = make_plan(box, BenchRegistry(), held=held)
+    assert (len(asked), plan.untold) == (1, {})
+    assert plan.secret_places == {"lora-key": str(box / "secrets" / "lora-key")}
+
+
+def test_who_does_not_have_it_says_what_to_do(box: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_plan(box, BenchRegistry(), held=lambda name: (False, f"ask for {name} elsewhere"))
+    assert [problem.remedy for problem in caught.value.problems] == ["ask for lora-key elsewhere"]
+
+
+def test_a_key_in_hex_that_is_not_told_takes_no_device_with_it(tmp_path: Path) -> None:
+    keys = "abp: {dev_addr: 49be7df1, nwk_s_key: !secret nwk, app_s_key: !secret app}"
+    device = f"{{template: milesight/am103, activation: {{{keys}}}}}"
+    (tmp_path / "citygate.yaml").write_text(
+        "version: 1\ngateway: {id: gw-1, city: milano, location: [9.1, 45.5]}\n"
+        f"links: {{lora: {{driver: semtech-udp, devices: {{soil: {device}}}}}}}\n"
+    )
+    plan = make_plan(tmp_path, Registry(), with_secrets=False)
+    assert list(plan.devices) == ["soil"]
 
 
 def test_a_secret_that_everybody_can_read_is_a_warning(box: Path) -> None:
