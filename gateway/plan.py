@@ -15,6 +15,7 @@ from gateway.config.secrets import Held, without_secrets
 from gateway.config.templates import LoadedTemplate, Templates, check_samples
 from gateway.config.tree import Map, Place, Scalar, Source, find
 from gateway.config.validate import validate
+from gateway.environment import NOTHING, Environment
 from gateway.harmonise.compile import Mapping as EntityTable
 from gateway.harmonise.compile import Slot, compile_device, joined, merged
 from gateway.harmonise.devices import MARK, box_table, sensor_table
@@ -123,6 +124,7 @@ def make_plan(
     home: Path | None = None,
     remembered: Mapping[str, str] | None = None,
     held: Held | None = None,
+    environment: Environment = NOTHING,
 ) -> Plan:
     """Read and check the operator's file.
 
@@ -130,7 +132,7 @@ def make_plan(
         path: file or folder, as given to `-c`.
         with_secrets: False checks without looking secrets up (laptop, CI).
         degraded: a broker or link whose secret is missing stays off, and that is a warning; else it is an error.
-        home, remembered, held: see `gateway.config.loader.load`.
+        home, remembered, held, environment: see `gateway.config.loader.load`.
 
     Raises:
         ConfigError: carries every problem, warnings too, in order of file and line.
@@ -142,6 +144,7 @@ def make_plan(
         home=home,
         remembered=remembered,
         held=held,
+        environment=environment,
     )
     if degraded:
         loaded, off = _without_what_lacks_a_secret(loaded)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from gateway.cli import box, owed
 from gateway.cli.at_daemon import AtDaemon
 from gateway.cli.terminal import complain, printable, say, say_json, table
-from gateway.cli.verbs import DEFAULT_CONFIG, Verbs
+from gateway.cli.verbs import Verbs
 from gateway.config import explain
 from gateway.config.sample import SCHEMA_FILE
+from gateway.environment import DEFAULT_CONFIG
 from gateway.http.outcome import CONFIG, FINE, PROBLEM
 from gateway.sdk.errors import CitygateError, ConfigError, Problem
 

@@ -20,6 +20,7 @@ from gateway.cli import (
     extend,
     models,
     operate,
+    outside,
     reports,
     simulate,
     wire,
@@ -49,7 +50,8 @@ FIRST_STEPS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     try:
-        return _run(parser().parse_args(arguments))
+        with outside.read():
+            return _run(parser().parse_args(arguments))
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # `citygate … | head`; not every argparse catches it when it prints the help

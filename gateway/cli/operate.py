@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.cli import box
+from gateway.cli.outside import environment
 from gateway.cli.status_text import counted, status_text
 from gateway.cli.terminal import colour, complain, printable, say, say_json
 from gateway.cli.verbs import Verbs, duration
@@ -100,9 +101,10 @@ def run(given: argparse.Namespace) -> int:
     from gateway.sdk.files import is_file
 
     set_up(debug=given.debug)
-    last_good = place_of(box.buffer_path(given.config))
+    told = environment()
+    last_good = place_of(box.buffer_path(given.config), told)
     try:
-        serve(given.config, last_good=last_good, fall_back=given.last_good)
+        serve(given.config, told, last_good=last_good, fall_back=given.last_good)
     except ConfigError:
         kept = _kept(given.config, last_good)
         if not given.last_good and is_file(kept):

@@ -31,6 +31,7 @@ from gateway.config.tree import (
     read_tree,
 )
 from gateway.config.validate import KeyPath, validate
+from gateway.environment import NOTHING, Environment
 from gateway.sdk.config import CONFIG_FOLDER, LinkConfig
 from gateway.sdk.driver import Driver
 from gateway.sdk.errors import Problem
@@ -86,6 +87,7 @@ class Loaded:
         with_secrets: whether they were looked up: this is the box that the config is for.
         places: where those of `texts` were found.
         untold: path -> name of secrets whose text is not known here.
+        environment: what else the process was told when they were read.
     """
 
     config: Config | None
@@ -101,6 +103,7 @@ class Loaded:
     with_secrets: bool = True
     places: Mapping[str, str] = field(default_factory=dict)
     untold: Mapping[KeyPath, str] = field(default_factory=dict)
+    environment: Environment = NOTHING
 
 
 def config_files(path: Path) -> tuple[Path, tuple[Path, ...]]:
@@ -116,7 +119,7 @@ def load(
     find_driver: FindDriver,
     *,
     with_secrets: bool = True,
-    environment: Mapping[str, str] | None = None,
+    environment: Environment = NOTHING,
     home: Path | None = None,
     remembered: Mapping[str, str] | None = None,
     held: Held | None = None,
@@ -125,12 +128,11 @@ def load(
 
     Args:
         with_secrets: False does not look secrets up and does not complain about them.
-        environment: for overrides and secrets; default: the process's.
+        environment: for overrides and secrets.
         home: the operator's folder, when the files are a copy that lies elsewhere: secrets are there.
         remembered: texts of secrets by name, for those that are not to be had any more.
         held: asked of those that are not to be had here.
     """
-    environment = os.environ if environment is None else environment
     return _Load(path, find_driver, with_secrets, environment, home, remembered or {}, held).run()
 
 
@@ -141,7 +143,7 @@ class _Load:
     path: Path
     find_driver: FindDriver
     with_secrets: bool
-    environment: Mapping[str, str]
+    environment: Environment
     home: Path | None
     remembered: Mapping[str, str]
     held: Held | None = None
@@ -166,7 +168,7 @@ class _Load:
         for fragment in fragments:
             trees.append(read_tree(fragment, self.problems))
             root = merge(root, trees[-1], self.problems)
-        root = migrate(override(root, self.environment, self.problems), self.problems)
+        root = migrate(override(root, self.environment.overrides, self.problems), self.problems)
         self.found = counted(root)
         profiles: dict[str, tuple[CityProfile, Map]] = {}
         root = self._with_profiles(root, profiles)
@@ -194,6 +196,7 @@ class _Load:
             self.with_secrets,
             secrets.found_at,
             untold,
+            self.environment,
         )
 
     def _closed(self) -> None:

@@ -52,3 +52,22 @@ def test_a_fragment_and_the_environment_may_say_it(tmp_path: Path, monkeypatch: 
     assert buffer_path(tmp_path) == Path("/mnt/b.db")
     monkeypatch.setenv("CITYGATE__BUFFER__PATH", "/env/b.db")
     assert buffer_path(tmp_path) == Path("/env/b.db")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("CITYGATE__buffer__Path", "/env/b.db", "/env/b.db"),
+        ("CITYGATE__BUFFER", "{path: /env/b.db}", "/env/b.db"),
+        ("CITYGATE__BUFFER", "{max_size: 1 GB}", "/var/lib/citygate/buffer.db"),
+        ("CITYGATE__BUFFER__PATH", "{path: /env/b.db}", "/data/b.db"),
+        ("CITYGATE__BUFFER__PATH", "", "/data/b.db"),
+        ("CITYGATE__HTTP__LISTEN", "", "/data/b.db"),
+    ],
+)
+def test_a_variable_says_it_in_any_form_that_the_daemon_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, found: str
+) -> None:
+    (tmp_path / "citygate.yaml").write_text(HEAD + "buffer: {path: /data/b.db}\n")
+    monkeypatch.setenv(name, text)
+    assert buffer_path(tmp_path) == Path(found)
