@@ -16,8 +16,8 @@ from gateway.cli.verbs import EXIT_CODES, Verbs
 from gateway.http.outcome import USAGE, Refused, exit_code
 from gateway.sdk.errors import CitygateError, ConfigError
 
-# Title -> modules with their verbs. A module is loaded when one of its verbs is asked for; for the help, or a verb that is
-# in no row, all are: half of the time of `citygate status` would be theirs.
+# Title -> modules with their verbs. A module is loaded when one of its verbs is asked for; all are for the help, and for a
+# verb that is in no row.
 GROUPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "try it without hardware": {"demo": ("demo",), "simulate": ("simulate",)},
     "set up a box": {"configure": ("init", "schema", "check"), "adding": ("add",)},
