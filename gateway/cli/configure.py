@@ -154,7 +154,9 @@ def schema(given: argparse.Namespace) -> int:
 
     editor = Editor(main_file(given.config).parent)
     if given.write:
-        with writing(editor.folder):
+        from gateway.config.edit import alone
+
+        with writing(editor.folder), alone(editor.folder):
             written = editor.write()
         if given.json:
             say_json({"files": [str(file) for file in written]})
@@ -218,14 +220,21 @@ def new_config(
 
 
 def write_new(config: Path, text: str, editor: "Editor") -> None:
-    """A config where there was none, with its schema for the editor."""
-    from gateway.config.edit import replace_file
+    """A config where there was none, with its schema for the editor.
+
+    Raises:
+        CitygateError: somebody else was quicker, or it cannot be written.
+    """
+    from gateway.config.edit import alone, replace_file
 
     file = main_file(config)
     with writing(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
-        editor.write()
-        replace_file(file, text)
+        with alone(file.parent):
+            if os.path.lexists(file):
+                raise CitygateError(f"{file} has been written meanwhile and stays as it is; try again")
+            editor.write()
+            replace_file(file, text)
 
 
 def main_file(config: Path) -> Path:

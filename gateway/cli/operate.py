@@ -111,7 +111,7 @@ def run(given: argparse.Namespace) -> int:
             complain("`citygate run --last-good` starts with the config that worked last\n")
         if not given.last_good or kept == last_good:
             raise
-        serve(given.config, last_good=kept, fall_back=True)
+        serve(given.config, told, last_good=kept, fall_back=True)
     return FINE
 
 
@@ -121,8 +121,9 @@ def _kept(config: Path, expected: Path) -> Path:
     from gateway.config.place import last_place
     from gateway.sdk.files import is_file
 
-    before = last_place(config)
-    return expected if before is None or is_file(expected) else place_of(before)
+    told = environment()
+    before = last_place(config, told)
+    return expected if before is None or is_file(expected) else place_of(before, told)
 
 
 def status(given: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """What fits every model and cannot be meant: places far from the box, times to come, files and variables that do nothing."""
 
+import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from math import asin, cos, radians, sin, sqrt
