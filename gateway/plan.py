@@ -99,6 +99,7 @@ class Plan:
         secret_texts: those that `!secret` named, by name.
         secret_places: where these were found; none of one that is remembered alone.
         untold: path -> name of secrets whose text is not known here: nobody can log in with them.
+        found: how many links, devices and brokers there are.
     """
 
     config: Config
@@ -113,6 +114,7 @@ class Plan:
     secret_texts: Mapping[str, str] = field(default_factory=dict, repr=False)
     secret_places: Mapping[str, str] = field(default_factory=dict)
     untold: Mapping[tuple[str | int, ...], str] = field(default_factory=dict)
+    found: str = ""
 
 
 def make_plan(
@@ -170,7 +172,7 @@ def make_plan(
     read_api = compiled[0][1]
     ordered = in_order(without_secrets(problem, loaded.secrets) for problem in problems)
     if loaded.config is None or any(problem.severity == "error" for problem in ordered):
-        raise ConfigError(ordered)
+        raise ConfigError(ordered, loaded.found)
     brokers = {
         name: BrokerPlan(
             name, _at(config, profiles[name]), profiles[name], _sent(config, tables[name]), *_off(off, "brokers", name)
@@ -190,6 +192,7 @@ def make_plan(
         loaded.texts,
         loaded.places,
         loaded.untold,
+        loaded.found,
     )
 
 

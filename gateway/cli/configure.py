@@ -91,18 +91,18 @@ def check(given: argparse.Namespace) -> int:
     try:
         at_daemon = AtDaemon(given.config)
         plan = box.make_plan(given.config, with_secrets=not given.no_secrets, held=at_daemon.held)
-        problems = tuple(_of_check(problem) for problem in plan.warnings)
+        problems, holds = tuple(_of_check(problem) for problem in plan.warnings), plan.found
         devices = {name: _device(plan, name) for name in plan.devices}
         if not given.no_secrets:
             secrets = at_daemon.secrets_of(plan)
         fates = owed.becomes(given.config, plan)
     except ConfigError as error:
-        problems = error.problems
+        problems, holds = error.problems, error.found
     stale = Editor(main_file(given.config).parent).stale()
     problems = (*problems, stale) if stale else problems
     found = explain.report(problems)
     if given.json:
-        say_json({**found, "devices": devices, "secrets": secrets, "becomes": fates})
+        say_json({**found, "found": holds, "devices": devices, "secrets": secrets, "becomes": fates})
     else:
         for problem in explain.in_order(problems):
             complain(explain.text(problem))
@@ -113,7 +113,7 @@ def check(given: argparse.Namespace) -> int:
                 say(f"secret {name}: {secret['said']}")
         for fate in fates:
             say(f"{fate['of']}: {printable(fate['text'])}")
-        say(_summary(problems))
+        say(f"{holds}: {_summary(problems)}")
     return FINE if found["ok"] else CONFIG
 
 

@@ -18,8 +18,10 @@ from gateway.config.secrets import Held, Secrets, resolve, without_secrets
 from gateway.config.templates import LoadedTemplate, Templates, yaml_files
 from gateway.config.tree import (
     Entry,
+    Items,
     Map,
     Node,
+    Place,
     Scalar,
     Source,
     counted,
@@ -88,6 +90,7 @@ class Loaded:
         places: where those of `texts` were found.
         untold: path -> name of secrets whose text is not known here.
         environment: what else the process was told when they were read.
+        found: how many links, devices and brokers there are, with errors or without.
     """
 
     config: Config | None
@@ -104,6 +107,7 @@ class Loaded:
     places: Mapping[str, str] = field(default_factory=dict)
     untold: Mapping[KeyPath, str] = field(default_factory=dict)
     environment: Environment = NOTHING
+    found: str = ""
 
 
 def config_files(path: Path) -> tuple[Path, tuple[Path, ...]]:
@@ -170,6 +174,7 @@ class _Load:
             root = merge(root, trees[-1], self.problems)
         root = migrate(override(root, self.environment.overrides, self.problems), self.problems)
         self.found = counted(root)
+        self.ends = dict(filter(None, map(_end, trees)))
         profiles: dict[str, tuple[CityProfile, Map]] = {}
         root = self._with_profiles(root, profiles)
         secrets = Secrets((self.home or self.folder) / "secrets", self.environment, self.remembered, self.held)
@@ -197,6 +202,7 @@ class _Load:
             secrets.found_at,
             untold,
             self.environment,
+            self.found,
         )
 
     def _closed(self) -> None:
@@ -232,12 +238,28 @@ class _Load:
             for problem in self.problems
             if (problem.path not in untold or problem.code in about) and problem.code not in self.hidden
         ]
-        return tuple(
-            without_secrets(
-                _cut_off(replace(problem, source=_line(problem, sources)), sources, self.found), secrets.known
-            )
-            for problem in kept
-        )
+        told = [self._cut_off(replace(problem, source=_line(problem, sources)), sources) for problem in kept]
+        told += self._silent_ends(told, sources)
+        return tuple(without_secrets(problem, secrets.known) for problem in told)
+
+    def _cut_off(self, problem: Problem, sources: Mapping[str, Source]) -> Problem:
+        """What stands at the end of a file that may have been cut off: the rest may be valid YAML."""
+        end, source = self.ends.get(problem.file), sources.get(problem.file)
+        if end is None or source is None or problem.code not in _BY_A_CUT or not problem.line:
+            return problem
+        if not source.lines or any(map(str.strip, source.lines[problem.line :])):
+            return problem
+        hint = f"{end.message}: {self._asks()}"
+        return replace(problem, remedy=f"{problem.remedy}; {hint}" if problem.remedy else hint)
+
+    def _silent_ends(self, told: list[Problem], sources: Mapping[str, Source]) -> Iterator[Problem]:
+        """Ends of files of which no problem speaks."""
+        for name, end in self.ends.items():
+            if not any(problem.file == name and end.message in problem.remedy for problem in told):
+                yield replace(end, remedy=self._asks(), source=_line(end, sources))
+
+    def _asks(self) -> str:
+        return f"was it cut off? Found: {self.found}"
 
     def _config(self, root: Map) -> Config | None:
         links = root.entries.get("links")
@@ -370,15 +392,36 @@ class _Load:
 _BY_A_CUT = frozenset(("wrong-type", "missing-key", "missing-value", "unknown-key"))
 
 
-def _cut_off(problem: Problem, sources: Mapping[str, Source], found: str) -> Problem:
-    """Of a file that was cut off somewhere the rest may be valid YAML; its last line has no end then."""
-    source = sources.get(problem.file)
-    if source is None or source.whole or problem.code not in _BY_A_CUT or not problem.line:
-        return problem
-    if not source.lines or any(map(str.strip, source.lines[problem.line :])):
-        return problem
-    hint = f"the file ends here without a line end: was it cut off? Found: {found}"
-    return replace(problem, remedy=f"{problem.remedy}; {hint}" if problem.remedy else hint)
+def _end(tree: Map) -> tuple[str, Problem] | None:
+    """The end of a file that looks as if there had been more: without a line end, or with a key that has no value."""
+    source = tree.place.source
+    last = next((number for number in range(len(source.lines), 0, -1) if source.lines[number - 1].strip()), 0)
+    if not source.parsed or not last:
+        return None
+    place = Place(source, last, len(source.lines[last - 1]))
+    message = "the file ends here without a line end"
+    if source.whole:
+        key = _last_key(tree)
+        if key is None or key.line != last:
+            return None
+        place, message = key, "the file ends with a key that has no value"
+    return source.name, place_problem(Problem("cut-off", (), message, severity="warning"), place)
+
+
+def _last_key(tree: Map) -> Place | None:
+    """The last key of a file, when nothing stands behind it."""
+    node: Node = tree
+    key = tree.place
+    while isinstance(node, Map | Items):
+        inner = (
+            [(entry.key, entry.node) for entry in node.entries.values()]
+            if isinstance(node, Map)
+            else [(its.place, its) for its in node.items]
+        )
+        if not inner:
+            return None
+        key, node = max(inner, key=lambda its: its[0].line)
+    return key if not node.text and node.plain and not node.tag else None
 
 
 def _line(problem: Problem, sources: Mapping[str, Source]) -> str:

@@ -147,7 +147,7 @@ def read_tree(path: Traversable, problems: list[Problem]) -> Map:
 def tree_of(text: str, source: Source, problems: list[Problem]) -> Map:
     """The tree of a text that is already there, as `read_tree` makes it."""
     source.lines = re.split("\r\n|[\n\r\x85\u2028\u2029]", text.removesuffix("\n"))  # what ends a line in YAML
-    source.whole = not text or text.endswith("\n")
+    source.whole = not text or text.endswith(tuple("\n\r\x85\u2028\u2029"))
     try:
         return _Builder(source, problems).build(_without_odd_blanks(text, source, problems))
     except Unreadable as error:
