@@ -47,9 +47,9 @@ def distance_km(one: tuple[float, float], other: tuple[float, float]) -> float:
 
 def _far_devices(loaded: Loaded, link: LoadedLink) -> Iterator[Problem]:
     box = loaded.gateway.location if loaded.gateway else None
-    if box is None or link.config is None:
+    if box is None or link.sound is None:
         return
-    for name, device in link.config.devices.items():
+    for name, device in link.sound.devices.items():
         if device.location is None:
             continue
         path: PathOf = ("links", link.name, "devices", name, "location")

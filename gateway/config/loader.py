@@ -63,7 +63,8 @@ FindDriver = Callable[[str], Driver[Any] | NoDriver]
 
 @dataclass(frozen=True, slots=True)
 class LoadedLink:
-    """One link of the file. `config` is None when it has errors or its driver cannot be had (then `fault` says so)."""
+    """One link of the file. `config` is None when it has errors or its driver cannot be had (then `fault` says so); `sound`
+    is what can be said of it all the same: it without the devices that have errors."""
 
     name: str
     driver_name: str
@@ -73,6 +74,7 @@ class LoadedLink:
     templates: Mapping[str, LoadedTemplate]
     fault: str = ""
     remedy: str = ""
+    sound: LinkConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,7 +371,37 @@ class _Load:
         config, problems = validate(driver.config_model, node, ("links", name), given, entry)
         broken = {("links", name, *place) for place, template in given.items() if template is None}
         self.problems += [problem for problem in problems if problem.path not in broken]
-        return LoadedLink(name, driver.name, driver, config, names, templates)
+        sound = config or self._sound(driver, name, entry, given, problems)
+        return LoadedLink(name, driver.name, driver, config, names, templates, sound=sound)
+
+    def _sound(
+        self, driver: Driver[Any], name: str, entry: Entry, given: Mapping[KeyPath, Any], problems: list[Problem]
+    ) -> LinkConfig | None:
+        """The link without devices that have errors and without unknown keys: what concerns it as a whole shows beside them."""
+        node = entry.node
+        devices = node.get("devices") if isinstance(node, Map) else None
+        if not isinstance(node, Map) or not isinstance(devices, Map):
+            return None
+        wrong: set[str | int] = set()
+        unknown: set[str | int] = set()
+        for problem in problems:
+            match problem.path[2:]:
+                case ("devices", device, *_):
+                    wrong.add(device)
+                case (key,) if problem.code == "unknown-key":
+                    unknown.add(key)
+                case _:
+                    return None
+        if wrong >= devices.entries.keys():
+            return None
+        rest = Map({key: its for key, its in devices.entries.items() if key not in wrong}, devices.place)
+        known = {key: its for key, its in node.entries.items() if key not in unknown}
+        whole = Map({**known, "devices": Entry(known["devices"].key, rest)}, node.place)
+        ready = {place: template for place, template in given.items() if place[1] not in wrong}
+        config, more = validate(driver.config_model, whole, ("links", name), ready, entry)
+        if not unknown:  # else it may be for want of what is misspelt
+            self.problems += more
+        return config
 
     def _check_name(self, name: str, path: KeyPath, entry: Entry) -> None:
         if not NAME.fullmatch(name):
