@@ -43,7 +43,7 @@ def _address(text: str) -> str:
 
 
 def _number(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and 0 < int(text[:20]) <= _MAX_USEC):
+    if not (text.isdecimal() and 0 < int(text[:20]) <= _MAX_USEC):
         raise ValueError("is no number above 0")
     return int(text)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.cli.main import main
 from gateway.cli.terminal import colour
 from gateway.environment import NOTHING, OVERRIDES, SECRETS, Environment
 from tests.gateway.daemon_scene import box
@@ -180,6 +181,33 @@ async def test_a_daemon_says_what_it_leaves_aside_and_runs(
 
     said = [line for line in capsys.readouterr().out.splitlines() if "variable_ignored" in line]
     assert [name in line for name, line in zip(("NOTIFY_SOCKET", "WATCHDOG_USEC"), said, strict=True)] == [True, True]
+
+
+async def test_an_override_holds_at_start_at_a_reload_and_with_the_last_good_config(
+    outside: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    outside.setenv("CITYGATE__GATEWAY__NAME", "school roof")
+    outside.setenv("STATE_DIRECTORY", str(tmp_path))
+    async with box(tmp_path) as its:
+        assert its.daemon.plan.config.gateway.name == "school roof"
+        await its.reload(("unit_id: 1", "unit_id: 2"))
+        assert its.daemon.plan.config.gateway.name == "school roof"
+        await its.until(lambda: its.last_good.exists() and "unit_id: 2" in its.last_good.read_text())
+    its.edit(("unit_id: 2", "unit_id: 300"))
+    async with its.at_work():
+        assert its.daemon.status()["config"]["using"] == "last good"
+        assert its.daemon.plan.config.gateway.name == "school roof"
+
+
+def test_an_override_holds_for_the_verbs(
+    outside: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "citygate.yaml").write_text("version: 1\ngateway: {id: gw-1, city: milano}\nlinks: {}\n")
+    outside.setenv("CITYGATE_CONFIG", str(tmp_path))
+    outside.setenv("CITYGATE__HTTP__LISTN", "127.0.0.1:1")
+
+    assert main(["check"]) == 3
+    assert "environment CITYGATE__HTTP__LISTN: error: http.listn: unknown key" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
