@@ -56,10 +56,7 @@ def validate(
         try:
             instance = model.model_validate(data)
             if not doubtful:
-                errors = _flags_for_numbers(model, node, written, given)
-                if not errors:
-                    return instance, []
-                break
+                return instance, []
         except ValidationError as error:
             errors = error.errors(include_url=False, include_input=False)
         except Exception as error:  # noqa: BLE001 - a driver's validator may raise anything on strange input
@@ -67,8 +64,7 @@ def validate(
                 flags |= unseen
                 continue
             # it may have expected a text: give it texts, the doubtful ones last, as they would then pass as numbers
-            numbers = {path for path, its in _scalars(node, ()) if not isinstance(plain_value(its), str | None)}
-            more = (numbers - written) or doubtful
+            more = (set(_numbers(node, ())) - written) or doubtful
             if not more:
                 return None, [_driver_bug(model, error, prefix, entry, node)]
         else:
@@ -82,36 +78,16 @@ def validate(
     return None, [_at_key(problem, prefix, entry) for problem in from_pydantic(errors, model, node, prefix)]
 
 
-def _scalars(node: Node, path: KeyPath) -> Iterator[tuple[KeyPath, Scalar]]:
+def _numbers(node: Node, path: KeyPath) -> Iterator[KeyPath]:
+    """Where a scalar is handed over as something else than a text."""
     if isinstance(node, Map):
         for key, entry in node.entries.items():
-            yield from _scalars(entry.node, (*path, key))
+            yield from _numbers(entry.node, (*path, key))
     elif isinstance(node, Items):
         for index, item in enumerate(node.items):
-            yield from _scalars(item, (*path, index))
-    else:
-        yield path, node
-
-
-def _flags_for_numbers(
-    model: type[BaseModel], node: Node, written: set[KeyPath], given: Mapping[KeyPath, Any]
-) -> list[ErrorDetails]:
-    """What is wrong where a number is wanted and `true` stands, which pydantic takes for a 1 and no editor does."""
-    flags = {
-        path: its for path, its in _scalars(node, ()) if isinstance(plain_value(its), bool) and path not in written
-    }
-    if not flags:
-        return []
-    try:
-        model.model_validate(_data(node, (), written, {**flags, **given}, set()))  # as they are they fit nothing
-    except ValidationError as error:
-        errors = [(find(node, its["loc"]).path, its) for its in error.errors(include_url=False, include_input=False)]
-    except Exception:  # noqa: BLE001 - a driver's validator may raise anything on strange input
-        return []
-    else:
-        return []
-    others = {path for path, its in errors if not its["type"].startswith(("int_", "float_", "literal_error"))}
-    return [its for path, its in errors if path in flags and path not in others]
+            yield from _numbers(item, (*path, index))
+    elif not isinstance(plain_value(node), str | None):
+        yield path
 
 
 def _as_text(node: Node, errors: list[ErrorDetails], doubtful: set[KeyPath]) -> set[KeyPath]:
