@@ -22,6 +22,7 @@ from gateway.config.explain import as_json
 from gateway.config.last_good import LastGood
 from gateway.config.place import last_place, note_place
 from gateway.driver_run import SharedLoop, owned_task
+from gateway.environment import NOTHING, Environment
 from gateway.fates import foretell
 from gateway.forward.broker import Broker
 from gateway.forward.checked import SAMPLE_OF, Checked
@@ -33,7 +34,7 @@ from gateway.forward.settings import settings_of
 from gateway.forward.updates import Told
 from gateway.harmonise.devices import box_set, sensor_set
 from gateway.harmonise.entity import Entity, harmonise
-from gateway.health import BrokerHealth, BrokerState, Health, LinkHealth, notify, set_state, watchdog_every_s
+from gateway.health import BrokerHealth, BrokerState, Health, LinkHealth, notify, set_state
 from gateway.hidden import keep_secret
 from gateway.http.outcome import UnknownName
 from gateway.http.preview import Good, previewed, sample_values
@@ -73,6 +74,7 @@ class Daemon:
 
     Args:
         path: the operator's file or its folder.
+        environment: what the process is told from outside.
         last_good: file that keeps the last config that worked; None keeps none.
         fall_back: start with that one when the operator's file is wrong.
 
@@ -83,6 +85,7 @@ class Daemon:
     def __init__(
         self,
         path: Path,
+        environment: Environment = NOTHING,
         *,
         registry: Registry | None = None,
         clock: SystemClock | None = None,
@@ -91,7 +94,9 @@ class Daemon:
     ) -> None:
         self._path = path
         kept = LastGood(last_good) if last_good is not None else None
-        self._standing = Standing(path, registry or Registry(), kept, lambda: datetime.now(UTC))
+        self._environment = environment
+        self._notify = partial(notify, environment.service_manager)
+        self._standing = Standing(path, registry or Registry(), kept, lambda: datetime.now(UTC), environment)
         self.plan: Plan = self._standing.start(fall_back=fall_back)
         keep_secret(self.plan.secrets)
         self._clock = clock or SystemClock(trust=self.plan.config.clock.trust)
@@ -118,13 +123,15 @@ class Daemon:
         Raises:
             LogError: the log cannot be used, or another daemon holds it.
         """
+        for name, what in self._environment.wrong.items():
+            event("variable_ignored", variable=name, reason=what)
         config = self.plan.config
         devices = devices_of(self.plan)
         path = Path(config.buffer.path)
-        if (before := last_place(self._path)) is not None and before != path.absolute():
+        if (before := last_place(self._path, self._environment)) is not None and before != path.absolute():
             self._left_behind = await asyncio.to_thread(bring_along, before, path, self._clock)
         if not self._left_behind:
-            note_place(self._path, path)
+            note_place(self._path, path, self._environment)
         self._log = await Log.open(
             _log_settings(self.plan),
             clock=self._clock,
@@ -151,10 +158,10 @@ class Daemon:
                 for broker in self.plan.brokers.values():
                     self._start_broker(broker)
                 event("started", gateway=config.gateway.id, links=len(self.plan.links), brokers=len(self.plan.brokers))
-                notify("READY=1")
+                self._notify("READY=1")
                 self._standing.good()
                 await self._stop.wait()
-                notify("STOPPING=1")
+                self._notify("STOPPING=1")
                 await self._stop_all()
         finally:
             await self._log.close()
@@ -259,7 +266,7 @@ class Daemon:
 
     async def _housekeep(self) -> None:
         """Feed the watchdog while loop and writer live, and keep log and clock in the health records."""
-        every_s = min(HOUSEKEEPING_S, (watchdog_every_s() or 60.0) / 3)
+        every_s = min(HOUSEKEEPING_S, (self._environment.watchdog_every_s(os.getpid()) or 60.0) / 3)
         while True:
             for link in self._links.values():
                 link.end_pauses()
@@ -267,10 +274,10 @@ class Daemon:
             self._health.log = self._log.status()
             self._health.clock = self._clock.status()
             if self._health.log.get("writer_busy_s", 0) < WRITER_STUCK_S:
-                notify("WATCHDOG=1")
+                self._notify("WATCHDOG=1")
             self._look_at_brokers()
             bad = [*self._standing.reasons(), *self._health.bad()]
-            notify(f"STATUS={told(bad[0]) if bad else 'all is well'}")
+            self._notify(f"STATUS={told(bad[0]) if bad else 'all is well'}")
             await asyncio.sleep(every_s)
 
     async def _tell_of_devices(self) -> None:
@@ -304,13 +311,13 @@ class Daemon:
         while True:
             await self._reload_asked.wait()
             self._reload_asked.clear()
-            notify(f"RELOADING=1\nMONOTONIC_USEC={int(time.clock_gettime(time.CLOCK_MONOTONIC) * 1e6)}")
+            self._notify(f"RELOADING=1\nMONOTONIC_USEC={int(time.clock_gettime(time.CLOCK_MONOTONIC) * 1e6)}")
             try:
                 await self.reload()
             except ConfigError:
                 pass  # told and shown
             finally:
-                notify("READY=1")
+                self._notify("READY=1")
 
     async def reload(self, *, dry_run: bool = False) -> dict[str, Any]:
         """Validate, then restart only what changed. See `GatewayView.reload`."""
@@ -753,18 +760,20 @@ def _log_settings(plan: Plan) -> LogSettings:
     )
 
 
-def serve(path: Path, *, last_good: Path | None = None, fall_back: bool = False) -> None:
+def serve(
+    path: Path, environment: Environment = NOTHING, *, last_good: Path | None = None, fall_back: bool = False
+) -> None:
     """Run the daemon of this config until it is told to stop; then nothing that a driver left behind can hold it.
 
     Args:
-        last_good, fall_back: see `Daemon`.
+        environment, last_good, fall_back: see `Daemon`.
 
     Raises:
         ConfigError: with every problem; nothing was touched.
         LogError: the log cannot be used, or another daemon holds it.
         CitygateError: something in this process has ended it that had no right to; a new start helps.
     """
-    daemon = Daemon(path, last_good=last_good, fall_back=fall_back)
+    daemon = Daemon(path, environment, last_good=last_good, fall_back=fall_back)
     with asyncio.Runner(loop_factory=SharedLoop) as runner:
         loop = runner.get_loop()
         loop.set_task_factory(owned_task)

@@ -1,7 +1,6 @@
 """State of links, devices, brokers and the box: plain records, written by who knows, shown by status, page and metrics."""
 
 import contextlib
-import os
 import re
 import socket
 from collections import Counter
@@ -266,20 +265,10 @@ class Health:
         return lines
 
 
-def notify(state: str) -> None:
-    """Tell systemd (`READY=1`, `WATCHDOG=1`, `STATUS=…`); nothing when it did not start us. Protocol: sd_notify(3)."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
+def notify(address: str, state: str) -> None:
+    """Tell systemd (`READY=1`, `WATCHDOG=1`, `STATUS=…`); without its address nothing. Protocol: sd_notify(3)."""
     if not address:
         return
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.connect("\0" + address[1:] if address.startswith("@") else address)
         sock.sendall(state.encode(errors="replace"))
-
-
-def watchdog_every_s() -> float | None:
-    """How often systemd wants to hear from us, at most; None when it does not watch."""
-    microseconds = os.environ.get("WATCHDOG_USEC", "")
-    pid = os.environ.get("WATCHDOG_PID", "")
-    if not microseconds.isdigit() or (pid.isdigit() and int(pid) != os.getpid()):
-        return None
-    return int(microseconds) / 1e6

@@ -15,6 +15,7 @@ from gateway.config.secrets import Held, without_secrets
 from gateway.config.templates import LoadedTemplate, Templates, check_samples
 from gateway.config.tree import Map, Place, Scalar, Source, find
 from gateway.config.validate import validate
+from gateway.environment import NOTHING, Environment
 from gateway.harmonise.compile import Mapping as EntityTable
 from gateway.harmonise.compile import Slot, compile_device, joined, merged
 from gateway.harmonise.devices import MARK, box_table, sensor_table
@@ -98,6 +99,7 @@ class Plan:
         secret_texts: those that `!secret` named, by name.
         secret_places: where these were found; none of one that is remembered alone.
         untold: path -> name of secrets whose text is not known here: nobody can log in with them.
+        found: how many links, devices and brokers there are.
     """
 
     config: Config
@@ -112,6 +114,7 @@ class Plan:
     secret_texts: Mapping[str, str] = field(default_factory=dict, repr=False)
     secret_places: Mapping[str, str] = field(default_factory=dict)
     untold: Mapping[tuple[str | int, ...], str] = field(default_factory=dict)
+    found: str = ""
 
 
 def make_plan(
@@ -123,6 +126,7 @@ def make_plan(
     home: Path | None = None,
     remembered: Mapping[str, str] | None = None,
     held: Held | None = None,
+    environment: Environment = NOTHING,
 ) -> Plan:
     """Read and check the operator's file.
 
@@ -130,7 +134,7 @@ def make_plan(
         path: file or folder, as given to `-c`.
         with_secrets: False checks without looking secrets up (laptop, CI).
         degraded: a broker or link whose secret is missing stays off, and that is a warning; else it is an error.
-        home, remembered, held: see `gateway.config.loader.load`.
+        home, remembered, held, environment: see `gateway.config.loader.load`.
 
     Raises:
         ConfigError: carries every problem, warnings too, in order of file and line.
@@ -142,6 +146,7 @@ def make_plan(
         home=home,
         remembered=remembered,
         held=held,
+        environment=environment,
     )
     if degraded:
         loaded, off = _without_what_lacks_a_secret(loaded)
@@ -167,7 +172,7 @@ def make_plan(
     read_api = compiled[0][1]
     ordered = in_order(without_secrets(problem, loaded.secrets) for problem in problems)
     if loaded.config is None or any(problem.severity == "error" for problem in ordered):
-        raise ConfigError(ordered)
+        raise ConfigError(ordered, loaded.found)
     brokers = {
         name: BrokerPlan(
             name, _at(config, profiles[name]), profiles[name], _sent(config, tables[name]), *_off(off, "brokers", name)
@@ -187,6 +192,7 @@ def make_plan(
         loaded.texts,
         loaded.places,
         loaded.untold,
+        loaded.found,
     )
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,6 +14,7 @@ from gateway.config.last_good import Kept, LastGood, NotKept, Snapshot, Unpacked
 from gateway.config.loader import MAIN_FILE, config_files
 from gateway.config.model import Config
 from gateway.config.secrets import Secrets
+from gateway.environment import NOTHING, Environment
 from gateway.journal import event
 from gateway.plan import Drivers, Plan, make_plan
 from gateway.sdk.errors import ConfigError, Problem
@@ -34,6 +34,7 @@ class Standing:
         path: the operator's file or its folder.
         kept: where the last good config is kept; None keeps none.
         now: the time.
+        environment: what the process is told from outside.
 
     Attributes:
         opened: what the daemon was started with: log, HTTP and clock are as it says; with when.
@@ -48,6 +49,7 @@ class Standing:
     registry: Drivers
     kept: LastGood | None
     now: Callable[[], datetime]
+    environment: Environment = NOTHING
     opened: Config | None = None
     opened_at: datetime | None = None
     since: datetime | None = None
@@ -90,7 +92,7 @@ class Standing:
         """
         before = self._snapshot()
         remembered = at_work.secret_texts if at_work is not None else {}
-        plan = make_plan(self.path, self.registry, degraded=True, remembered=remembered)
+        plan = make_plan(self.path, self.registry, degraded=True, remembered=remembered, environment=self.environment)
         # somebody may be writing it: what is kept must be what was read
         self._read = before if before == self._snapshot() else None
         return plan
@@ -107,9 +109,9 @@ class Standing:
             found = kept.read()
             if not self._is_ours(found):
                 raise NotKept(f"the last good config {kept.file} is that of {found.config}")
-            self._unpacked = Unpacked(found)
+            self._unpacked = Unpacked(found, self.environment.runtime)
             home = Path(found.config).parent
-            plan = make_plan(self._unpacked.main, self.registry, degraded=True, home=home)
+            plan = make_plan(self._unpacked.main, self.registry, degraded=True, home=home, environment=self.environment)
         except NotKept as why:
             self._forget_copy()
             raise ConfigError((*problems, _last_good_problem(self.kept, str(why)))) from error
@@ -200,7 +202,7 @@ class Standing:
         """Of each secret at work where it was read, what is there now and what takes that up; never a text:
         `{config, secrets: {NAME: {place, read_at, now: same | changed | gone, taken_up_by: reload | restart}}}`."""
         beside = self.file.parent / "secrets"
-        now = Secrets(beside, os.environ)
+        now = Secrets(beside, self.environment)
         found = {}
         for name, text in plan.secret_texts.items():
             place = plan.secret_places.get(name, "")

@@ -172,9 +172,6 @@ def _write(given: argparse.Namespace, wanted: _Wanted, trial: Path, *, new_box: 
         written = wanted.put(given.config)
         Editor(file.parent).refresh()  # the device's type may be new in templates/
         return written
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(file):
-        raise CitygateError(f"{file} has been written meanwhile and stays as it is; try again")
     configure.write_new(given.config, trial.read_text(encoding="utf-8"), Editor(file.parent))
     return file
 

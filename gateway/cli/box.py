@@ -11,13 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
+from gateway.cli.outside import environment
 from gateway.cli.terminal import complain
 from gateway.hidden import keep_secret
 from gateway.http.outcome import START, UNREACHABLE, NoDaemon, Refused, UnknownName
@@ -59,8 +60,9 @@ def _places(config: Path) -> list[Path]:
     """Where its log may be, the likeliest first."""
     from gateway.config.place import noted_places
 
-    by_file, noted = buffer_path(config), noted_places(config)
-    said_here = "CITYGATE__BUFFER__PATH" in os.environ
+    told = environment()
+    by_file, noted = buffer_path(config), noted_places(config, told)
+    said_here = _path_told(told.overrides) is not None
     return list(dict.fromkeys((by_file, *noted) if said_here else (*noted, by_file)))
 
 
@@ -121,9 +123,10 @@ def buffer_path(config: Path) -> Path:
     from gateway.sdk.config import beside
     from gateway.sdk.files import read_bytes
 
-    found = os.environ.get("CITYGATE__BUFFER__PATH", "")
+    told = _path_told(environment().overrides)
+    found = told or ""
     main, fragments = config_files(config)
-    for file in () if found else (main, *fragments):
+    for file in (main, *fragments) if told is None else ():
         with contextlib.suppress(OSError):
             found = _path_in(read_bytes(file, MAX_FILE_BYTES).decode(errors="replace")) or found
     with contextlib.suppress(ValueError):  # ~nobody: told by whoever reads the file in full
@@ -170,6 +173,20 @@ def _names_in(parts: Iterable[Any]) -> Iterator[tuple[str, str]]:
         yield str(name.value), next((str(was.value) for was in _inside(its, "was")), "")
 
 
+def _path_told(overrides: Mapping[str, str]) -> str | None:
+    """`buffer.path` as `CITYGATE__BUFFER__PATH` and its like say it; "" is the default, None is what the files say."""
+    if not overrides:
+        return None
+    from gateway.config.tree import Entry, Map, Place, Scalar, Source, find, override
+
+    place = Place(Source("", []), 0, 0)
+    buffer = Map({"path": Entry(place, Scalar("", place))}, place)  # "": of the files
+    found = find(override(Map({"buffer": Entry(place, buffer)}, place), overrides, []), ("buffer", "path"))
+    if found.missing is not None:
+        return ""
+    return found.node.text or None if isinstance(found.node, Scalar) else None
+
+
 def _path_in(text: str) -> str:
     """`buffer.path` of one file as far as it can be read; "" when it says nothing."""
     try:
@@ -197,8 +214,8 @@ def make_plan(config: Path, *, with_secrets: bool = True, degraded: bool = False
     from gateway.cli.at_daemon import AtDaemon
     from gateway.registry import Registry
 
-    held = held or AtDaemon(config).held
-    made = plan.make_plan(config, Registry(), with_secrets=with_secrets, degraded=degraded, held=held)
+    held, told = held or AtDaemon(config).held, environment()
+    made = plan.make_plan(config, Registry(), with_secrets=with_secrets, degraded=degraded, held=held, environment=told)
     keep_secret(made.secrets)
     return made
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from gateway.cli import box, owed
 from gateway.cli.at_daemon import AtDaemon
 from gateway.cli.terminal import complain, printable, say, say_json, table
-from gateway.cli.verbs import DEFAULT_CONFIG, Verbs
+from gateway.cli.verbs import Verbs
 from gateway.config import explain
 from gateway.config.sample import SCHEMA_FILE
+from gateway.environment import DEFAULT_CONFIG
 from gateway.http.outcome import CONFIG, FINE, PROBLEM
 from gateway.sdk.errors import CitygateError, ConfigError, Problem
 
@@ -90,18 +91,18 @@ def check(given: argparse.Namespace) -> int:
     try:
         at_daemon = AtDaemon(given.config)
         plan = box.make_plan(given.config, with_secrets=not given.no_secrets, held=at_daemon.held)
-        problems = tuple(_of_check(problem) for problem in plan.warnings)
+        problems, holds = tuple(_of_check(problem) for problem in plan.warnings), plan.found
         devices = {name: _device(plan, name) for name in plan.devices}
         if not given.no_secrets:
             secrets = at_daemon.secrets_of(plan)
         fates = owed.becomes(given.config, plan)
     except ConfigError as error:
-        problems = error.problems
+        problems, holds = error.problems, error.found
     stale = Editor(main_file(given.config).parent).stale()
     problems = (*problems, stale) if stale else problems
     found = explain.report(problems)
     if given.json:
-        say_json({**found, "devices": devices, "secrets": secrets, "becomes": fates})
+        say_json({**found, "found": holds, "devices": devices, "secrets": secrets, "becomes": fates})
     else:
         for problem in explain.in_order(problems):
             complain(explain.text(problem))
@@ -112,7 +113,7 @@ def check(given: argparse.Namespace) -> int:
                 say(f"secret {name}: {secret['said']}")
         for fate in fates:
             say(f"{fate['of']}: {printable(fate['text'])}")
-        say(_summary(problems))
+        say(f"{holds}: {_summary(problems)}")
     return FINE if found["ok"] else CONFIG
 
 
@@ -153,7 +154,9 @@ def schema(given: argparse.Namespace) -> int:
 
     editor = Editor(main_file(given.config).parent)
     if given.write:
-        with writing(editor.folder):
+        from gateway.config.edit import alone
+
+        with writing(editor.folder), alone(editor.folder):
             written = editor.write()
         if given.json:
             say_json({"files": [str(file) for file in written]})
@@ -217,14 +220,21 @@ def new_config(
 
 
 def write_new(config: Path, text: str, editor: "Editor") -> None:
-    """A config where there was none, with its schema for the editor."""
-    from gateway.config.edit import replace_file
+    """A config where there was none, with its schema for the editor.
+
+    Raises:
+        CitygateError: somebody else was quicker, or it cannot be written.
+    """
+    from gateway.config.edit import alone, replace_file
 
     file = main_file(config)
     with writing(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
-        editor.write()
-        replace_file(file, text)
+        with alone(file.parent):
+            if os.path.lexists(file):
+                raise CitygateError(f"{file} has been written meanwhile and stays as it is; try again")
+            editor.write()
+            replace_file(file, text)
 
 
 def main_file(config: Path) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from gateway.cli.terminal import complain
-from gateway.config.edit import replace_file
+from gateway.config.edit import alone, replace_file
 from gateway.config.known import EntityNames, Known, Schema
 from gateway.config.last_good import own_files
 from gateway.config.loader import FRAGMENTS, shipped
@@ -84,7 +84,8 @@ class Editor:
         """Write them anew when there are some, made of something else than there is now; what hinders that is told."""
         if self.stale() is not None:
             try:
-                self.write()
+                with alone(self.folder):
+                    self.write()
             except OSError as error:
                 complain(f"{error.filename} cannot be written: {error.strerror}; later: citygate schema --write")
 

@@ -1,4 +1,4 @@
-"""`citygate`: arguments, exit codes, `--json`. Each group of verbs is a module with `add_verbs`: a new one is one line."""
+"""`citygate`: arguments, exit codes, `--json`. Each group of verbs is a module with `add_verbs`: a new one is one word."""
 
 import argparse
 import difflib
@@ -6,37 +6,29 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import NoReturn
 
-from gateway.cli import (
-    adding,
-    buffer,
-    commission,
-    configure,
-    demo,
-    devices,
-    doctor,
-    extend,
-    models,
-    operate,
-    reports,
-    simulate,
-    wire,
-)
+from gateway.cli import outside
 from gateway.cli.terminal import colour, complain, say_json, width
 from gateway.cli.verbs import EXIT_CODES, Verbs
 from gateway.http.outcome import USAGE, Refused, exit_code
 from gateway.sdk.errors import CitygateError, ConfigError
 
-GROUPS = (
-    ("try it without hardware", (demo, simulate)),
-    ("set up a box", (configure, adding)),
-    ("look at a device", (devices, wire)),
-    ("run the box", (operate, buffer)),
-    ("prove that it works", (doctor, commission, reports)),
-    ("add what is missing", (extend, models)),
-)
+# Title -> modules with their verbs. A module is loaded when one of its verbs is asked for; all are for the help, and for a
+# verb that is in no row.
+GROUPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "try it without hardware": {"demo": ("demo",), "simulate": ("simulate",)},
+    "set up a box": {"configure": ("init", "schema", "check"), "adding": ("add",)},
+    "look at a device": {
+        "devices": ("decode", "read", "preview"),
+        "wire": ("scan", "provision", "solve", "write", "record", "case"),
+    },
+    "run the box": {"operate": ("run", "status", "watch", "reload", "once", "pause"), "buffer": ("buffer",)},
+    "prove that it works": {"doctor": ("doctor",), "commission": ("commission",), "reports": ("bundle",)},
+    "add what is missing": {"extend": ("drivers", "templates"), "models": ("models",)},
+}
 INTERRUPTED = 130  # as a shell reports SIGINT
 
 ABOUT = "Edge gateway for city sensors: any sensor in, harmonised NGSI entities out, nothing lost in between."
@@ -49,7 +41,9 @@ FIRST_STEPS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     try:
-        return _run(parser().parse_args(arguments))
+        with outside.read():
+            words = sys.argv[1:] if arguments is None else arguments
+            return _run(parser(*words[:1]).parse_args(words))
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # `citygate … | head`; not every argparse catches it when it prints the help
@@ -99,15 +93,17 @@ class _Top(argparse.ArgumentParser):
         self.exit(USAGE, f"usage: citygate VERB …\ncitygate: {message}\n`citygate --help` lists the verbs\n")
 
 
-def parser() -> argparse.ArgumentParser:
-    """All verbs with their help."""
+def parser(verb: str = "") -> argparse.ArgumentParser:
+    """All verbs with their help, or at least this one."""
     top = _Top(prog="citygate", allow_abbrev=False)
     subparsers = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=argparse.ArgumentParser)
+    known = any(verb in names for modules in GROUPS.values() for names in modules.values())
     sections = []
-    for title, modules in GROUPS:
+    for title, modules in GROUPS.items():
         verbs = Verbs(subparsers)
-        for module in modules:
-            module.add_verbs(verbs)
+        for module, names in modules.items():
+            if verb in names or not known:
+                import_module(f"gateway.cli.{module}").add_verbs(verbs)
         sections.append((title, verbs))
     top.sections = sections
     return top

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.cli import box
+from gateway.cli.outside import environment
 from gateway.cli.status_text import counted, status_text
 from gateway.cli.terminal import colour, complain, printable, say, say_json
 from gateway.cli.verbs import Verbs, duration
@@ -100,16 +101,17 @@ def run(given: argparse.Namespace) -> int:
     from gateway.sdk.files import is_file
 
     set_up(debug=given.debug)
-    last_good = place_of(box.buffer_path(given.config))
+    told = environment()
+    last_good = place_of(box.buffer_path(given.config), told)
     try:
-        serve(given.config, last_good=last_good, fall_back=given.last_good)
+        serve(given.config, told, last_good=last_good, fall_back=given.last_good)
     except ConfigError:
         kept = _kept(given.config, last_good)
         if not given.last_good and is_file(kept):
             complain("`citygate run --last-good` starts with the config that worked last\n")
         if not given.last_good or kept == last_good:
             raise
-        serve(given.config, last_good=kept, fall_back=True)
+        serve(given.config, told, last_good=kept, fall_back=True)
     return FINE
 
 
@@ -119,8 +121,9 @@ def _kept(config: Path, expected: Path) -> Path:
     from gateway.config.place import last_place
     from gateway.sdk.files import is_file
 
-    before = last_place(config)
-    return expected if before is None or is_file(expected) else place_of(before)
+    told = environment()
+    before = last_place(config, told)
+    return expected if before is None or is_file(expected) else place_of(before, told)
 
 
 def status(given: argparse.Namespace) -> int:

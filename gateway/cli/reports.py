@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from gateway.cli import box
+from gateway.cli.outside import environment
 from gateway.cli.terminal import say, say_json
 from gateway.cli.verbs import Verbs
 from gateway.encode import to_json
@@ -96,7 +97,7 @@ def _loaded(config: Path) -> "Loaded":
     from gateway.registry import Registry
 
     registry = Registry()
-    return load(config, lambda name: find_driver(registry, name))
+    return load(config, lambda name: find_driver(registry, name), environment=environment())
 
 
 def _contents(config: Path, loaded: "Loaded") -> Iterator[tuple[str, str]]:

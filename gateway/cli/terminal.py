@@ -1,6 +1,5 @@
 """What goes to the terminal: JSON for programs, text for people, colour only where somebody looks."""
 
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -8,6 +7,7 @@ from typing import Any, TextIO
 
 import orjson
 
+from gateway.cli.outside import environment
 from gateway.encode import to_json
 from gateway.hidden import ANY_CASE, all_hidden, hidden
 
@@ -40,7 +40,7 @@ def say_json(value: Any, *, line: bool = False) -> None:
 def colour(text: str, name: str, stream: TextIO | None = None) -> str:
     """The text in a colour, plain where the stream is no terminal or `NO_COLOR` is set."""
     out = stream or sys.stdout
-    if not out.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+    if not out.isatty() or (told := environment()).no_color or told.terminal == "dumb":
         return text
     return f"\033[{COLOURS[name]}m{text}\033[0m"
 

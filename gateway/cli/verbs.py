@@ -1,16 +1,16 @@
 """How a verb is added to the command: its arguments, its help with examples, and the function that does it."""
 
 import argparse
-import os
 import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+from gateway.cli.outside import environment
 from gateway.cli.terminal import width
+from gateway.environment import DEFAULT_CONFIG
 
 Run = Callable[[argparse.Namespace], int]
-DEFAULT_CONFIG = "/etc/citygate"
 EXIT_CODES = (
     "exit codes: 0 fine · 1 problem found · 2 wrong use · 3 config invalid · 4 device, broker or daemon unreachable"
 )
@@ -59,7 +59,7 @@ class Verbs:
                 "--config",
                 metavar="FILE|DIR",
                 type=Path,
-                default=Path(os.environ.get("CITYGATE_CONFIG", DEFAULT_CONFIG)),
+                default=environment().config,
                 help=f"config file, or the folder of citygate.yaml and conf.d/ (default: $CITYGATE_CONFIG or {DEFAULT_CONFIG})",
             )
         verb.add_argument("--json", action="store_true", help="one JSON object or list on standard output")

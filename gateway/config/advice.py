@@ -114,27 +114,27 @@ def _asked(
 
 
 def _claims_of(link: LoadedLink) -> Iterator[Claim]:
-    if link.config is not None:
-        yield from link.config.claims()
+    if link.sound is not None:
+        yield from link.sound.claims()
 
 
 def _link(link: LoadedLink, claims: Sequence[Claim]) -> Iterator[Problem]:
-    if link.config is None:
+    if link.sound is None:
         return
-    port = getattr(link.config, "port", "")
+    port = getattr(link.sound, "port", "")
     if isinstance(port, str) and _UNSTABLE.fullmatch(port):
         remedy = f"{_stable_name(port)} stays the same after a replug"
         message = f"{port} may be another adapter after a replug or a restart"
         yield Problem("unstable-port", ("links", link.name, "port"), message, remedy, "warning")
-    for name, device in link.config.devices.items():
+    for name, device in link.sound.devices.items():
         yield from _needs(device, ("links", link.name, "devices", name))
         yield from _expired(device, ("links", link.name, "devices", name))
-    yield from _shared_addresses(link.name, link.config, {claim.path for claim in claims if claim.within})
+    yield from _shared_addresses(link.name, link.sound, {claim.path for claim in claims if claim.within})
 
 
 def _of_driver(link: LoadedLink) -> Iterator[Problem]:
-    if link.config is not None and isinstance(link.driver, Warns):
-        for its in link.driver.warnings(link.config):
+    if link.sound is not None and isinstance(link.driver, Warns):
+        for its in link.driver.warnings(link.sound):
             yield replace(its, path=("links", link.name, *its.path), severity="warning")
 
 

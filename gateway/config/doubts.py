@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from gateway.config.explain import did_you_mean
 from gateway.config.loader import Loaded, LoadedLink
 from gateway.config.model import Config
-from gateway.config.tree import OVERRIDE
+from gateway.environment import CONFIG, OVERRIDE, OWN, SECRET, Environment
 from gateway.sdk.errors import Problem
 from gateway.sdk.files import read_bytes
 
@@ -25,7 +26,7 @@ _MAX_PEM_BYTES = 1 << 20
 PathOf = tuple[str | int, ...]
 
 
-def doubts(loaded: Loaded, environment: Mapping[str, str] | None = None) -> Iterator[Problem]:
+def doubts(loaded: Loaded) -> Iterator[Problem]:
     """Problems without a place, except those that have none in the file."""
     for link in loaded.links.values():
         yield from _far_devices(loaded, link)
@@ -34,7 +35,7 @@ def doubts(loaded: Loaded, environment: Mapping[str, str] | None = None) -> Iter
         yield from _buffer_place(loaded, loaded.config)
         if loaded.with_secrets:  # elsewhere its files are not there either
             yield from _files(loaded.config, ())
-    yield from _variables(os.environ if environment is None else environment)
+    yield from _variables(loaded.environment)
 
 
 def distance_km(one: tuple[float, float], other: tuple[float, float]) -> float:
@@ -46,9 +47,9 @@ def distance_km(one: tuple[float, float], other: tuple[float, float]) -> float:
 
 def _far_devices(loaded: Loaded, link: LoadedLink) -> Iterator[Problem]:
     box = loaded.gateway.location if loaded.gateway else None
-    if box is None or link.config is None:
+    if box is None or link.sound is None:
         return
-    for name, device in link.config.devices.items():
+    for name, device in link.sound.devices.items():
         if device.location is None:
             continue
         path: PathOf = ("links", link.name, "devices", name, "location")
@@ -119,15 +120,24 @@ def _pem(file: Path, path: PathOf) -> Iterator[Problem]:
         yield Problem("missing-file", path, f"{file} cannot be read: {said}", remedy, "warning")
 
 
-def _variables(environment: Mapping[str, str]) -> Iterator[Problem]:
-    """`CITYGATE_HTTP_LISTEN` does nothing: two underscores part the keys."""
-    single = OVERRIDE.removesuffix("_")
-    for name in sorted(environment):
-        if not name.upper().startswith(single) or name.startswith(OVERRIDE):
-            continue
-        part, _, rest = name[len(single) :].strip("_").partition("_")
-        if part.lower() in Config.model_fields and rest:
-            meant = f"{OVERRIDE}{part}__{rest.strip('_')}".upper()
-            message = f"{name} is set and changes nothing"
-            yield Problem("ignored-variable", (), message, f"two underscores part the keys: {meant}", "warning",
-                          file=f"environment {name}")  # fmt: skip
+def _variables(environment: Environment) -> Iterator[Problem]:
+    """What is set and changes nothing."""
+    for name, what in environment.wrong.items():
+        yield _ignored(name, f"{name} {what}", "correct it or take it away: until then it is as if it were not set")
+    for name in environment.others:
+        if remedy := _meant(name):
+            yield _ignored(name, f"{name} is set and changes nothing", remedy)
+
+
+def _ignored(name: str, message: str, remedy: str) -> Problem:
+    return Problem("ignored-variable", (), message, remedy, "warning", file=f"environment {name}")
+
+
+def _meant(name: str) -> str:
+    """What somebody meant by `CITYGATE_HTTP_LISTEN`; "" when nothing is near."""
+    part, _, rest = name[len(OWN) :].strip("_").upper().partition("_")
+    if part.lower() in Config.model_fields and rest:
+        return f"two underscores part the keys: {OVERRIDE}{part}__{rest.strip('_')}"
+    if part in ("SECRET", "SECRETS") and rest:
+        return f"did you mean {SECRET}{rest.strip('_')}?"
+    return f"did you mean {CONFIG}?" if did_you_mean(f"{part}_{rest}".strip("_"), ("CONFIG",)) else ""

@@ -30,6 +30,7 @@ from gateway.config.tree import (
     tree_of,
 )
 from gateway.sdk.errors import ConfigError, Problem
+from gateway.sdk.files import sync_folder
 
 _SAFE = re.compile(r"[A-Za-z/][\w./+@-]*(?::[\w./+@-]+)*|[0-9]+(?:\.[0-9]+)? ?[A-Za-z/]+")
 _NOWHERE = Place(Source("", []), 0, 0)
@@ -52,20 +53,8 @@ def put_device(
     Raises:
         ConfigError: there is such a device, no such link, or the file has a form that cannot be added to.
     """
-    with _alone(config_files(config)[0].parent):
+    with alone(config_files(config)[0].parent):
         return _put(config, link, device, settings, link_settings)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Of two that add at once each adds to what the other wrote."""
-    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(OSError):  # a network's file system may have no locks
-            fcntl.flock(place, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(place)
 
 
 def _put(
@@ -83,7 +72,10 @@ def _put(
     if home is not None and link_settings:
         raise ConfigError(f"link {link} is there already: its keys are changed in {home}, not with --link")
     file = home or main
-    replace_file(file, with_device(files[file], link, device, settings, link_settings))
+    changed = with_device(files[file], link, device, settings, link_settings)
+    if _text(file) != files[file]:  # an editor asks for no lock
+        raise ConfigError(f"{file} was changed meanwhile and stays as it is; try again")
+    replace_file(file, changed)
     return file
 
 
@@ -359,8 +351,20 @@ def _same(one: Node, other: Node) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No other command changes the files of this config meanwhile; it is waited for. One that is killed lets go."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def replace_file(file: Path, text: str) -> None:
-    """Whole or not at all; owner and mode of what was there stay, and a link to the file stays one."""
+    """Whole or not at all, also at a power cut; owner and mode of what was there stay, and a link to the file stays one."""
     file = file.resolve()
     new = file.with_name(f".{file.name}.new")
     try:
@@ -371,6 +375,7 @@ def replace_file(file: Path, text: str) -> None:
             out.flush()
             os.fsync(out.fileno())
         os.replace(new, file)
+        sync_folder(file.parent)
     finally:
         new.unlink(missing_ok=True)
 

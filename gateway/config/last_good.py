@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from gateway.config.loader import config_files
+from gateway.environment import Environment
 from gateway.sdk.errors import CitygateError, Problem
 from gateway.sdk.files import read_bytes, sync_folder
 
@@ -190,17 +191,16 @@ def _write(file: Path, data: bytes) -> None:
 class Unpacked:
     """A kept config as files in a folder of its own, for as long as this lives: models are read from it when needed.
 
+    Args:
+        runtime: folder in memory, which takes them also when the card is full; None: that for temporary files.
+
     Raises:
         NotKept: there is no room for it.
     """
 
-    def __init__(self, kept: Kept) -> None:
-        # /run is in memory: it takes them also when the card is full
-        runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    def __init__(self, kept: Kept, runtime: Path | None = None) -> None:
         try:
-            self._folder = tempfile.TemporaryDirectory(
-                prefix="last-good-", dir=runtime or None, ignore_cleanup_errors=True
-            )
+            self._folder = tempfile.TemporaryDirectory(prefix="last-good-", dir=runtime, ignore_cleanup_errors=True)
             self.folder = Path(self._folder.name)
             for name, text in kept.snapshot.files.items():
                 file = self.folder / name
@@ -219,7 +219,6 @@ class Unpacked:
         return replace(problem, file=problem.file.replace(f"{self.folder}/", "last good config: "))
 
 
-def place_of(buffer: Path, environment: Mapping[str, str] | None = None) -> Path:
+def place_of(buffer: Path, environment: Environment) -> Path:
     """Where the last good config is: in the service's own folder, which no config can move; else beside the buffer."""
-    state = (os.environ if environment is None else environment).get("STATE_DIRECTORY", "").partition(":")[0]
-    return (Path(state) if state else buffer.parent) / "last-good.json"
+    return (environment.state or buffer.parent) / "last-good.json"

@@ -18,8 +18,10 @@ from gateway.config.secrets import Held, Secrets, resolve, without_secrets
 from gateway.config.templates import LoadedTemplate, Templates, yaml_files
 from gateway.config.tree import (
     Entry,
+    Items,
     Map,
     Node,
+    Place,
     Scalar,
     Source,
     counted,
@@ -31,6 +33,7 @@ from gateway.config.tree import (
     read_tree,
 )
 from gateway.config.validate import KeyPath, validate
+from gateway.environment import NOTHING, Environment
 from gateway.sdk.config import CONFIG_FOLDER, LinkConfig
 from gateway.sdk.driver import Driver
 from gateway.sdk.errors import Problem
@@ -60,7 +63,8 @@ FindDriver = Callable[[str], Driver[Any] | NoDriver]
 
 @dataclass(frozen=True, slots=True)
 class LoadedLink:
-    """One link of the file. `config` is None when it has errors or its driver cannot be had (then `fault` says so)."""
+    """One link of the file. `config` is None when it has errors or its driver cannot be had (then `fault` says so); `sound`
+    is what can be said of it all the same: it without the devices that have errors."""
 
     name: str
     driver_name: str
@@ -70,6 +74,7 @@ class LoadedLink:
     templates: Mapping[str, LoadedTemplate]
     fault: str = ""
     remedy: str = ""
+    sound: LinkConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,8 @@ class Loaded:
         with_secrets: whether they were looked up: this is the box that the config is for.
         places: where those of `texts` were found.
         untold: path -> name of secrets whose text is not known here.
+        environment: what else the process was told when they were read.
+        found: how many links, devices and brokers there are, with errors or without.
     """
 
     config: Config | None
@@ -101,6 +108,8 @@ class Loaded:
     with_secrets: bool = True
     places: Mapping[str, str] = field(default_factory=dict)
     untold: Mapping[KeyPath, str] = field(default_factory=dict)
+    environment: Environment = NOTHING
+    found: str = ""
 
 
 def config_files(path: Path) -> tuple[Path, tuple[Path, ...]]:
@@ -116,7 +125,7 @@ def load(
     find_driver: FindDriver,
     *,
     with_secrets: bool = True,
-    environment: Mapping[str, str] | None = None,
+    environment: Environment = NOTHING,
     home: Path | None = None,
     remembered: Mapping[str, str] | None = None,
     held: Held | None = None,
@@ -125,12 +134,11 @@ def load(
 
     Args:
         with_secrets: False does not look secrets up and does not complain about them.
-        environment: for overrides and secrets; default: the process's.
+        environment: for overrides and secrets.
         home: the operator's folder, when the files are a copy that lies elsewhere: secrets are there.
         remembered: texts of secrets by name, for those that are not to be had any more.
         held: asked of those that are not to be had here.
     """
-    environment = os.environ if environment is None else environment
     return _Load(path, find_driver, with_secrets, environment, home, remembered or {}, held).run()
 
 
@@ -141,7 +149,7 @@ class _Load:
     path: Path
     find_driver: FindDriver
     with_secrets: bool
-    environment: Mapping[str, str]
+    environment: Environment
     home: Path | None
     remembered: Mapping[str, str]
     held: Held | None = None
@@ -166,8 +174,9 @@ class _Load:
         for fragment in fragments:
             trees.append(read_tree(fragment, self.problems))
             root = merge(root, trees[-1], self.problems)
-        root = migrate(override(root, self.environment, self.problems), self.problems)
+        root = migrate(override(root, self.environment.overrides, self.problems), self.problems)
         self.found = counted(root)
+        self.ends = dict(filter(None, map(_end, trees)))
         profiles: dict[str, tuple[CityProfile, Map]] = {}
         root = self._with_profiles(root, profiles)
         secrets = Secrets((self.home or self.folder) / "secrets", self.environment, self.remembered, self.held)
@@ -194,6 +203,8 @@ class _Load:
             self.with_secrets,
             secrets.found_at,
             untold,
+            self.environment,
+            self.found,
         )
 
     def _closed(self) -> None:
@@ -229,12 +240,28 @@ class _Load:
             for problem in self.problems
             if (problem.path not in untold or problem.code in about) and problem.code not in self.hidden
         ]
-        return tuple(
-            without_secrets(
-                _cut_off(replace(problem, source=_line(problem, sources)), sources, self.found), secrets.known
-            )
-            for problem in kept
-        )
+        told = [self._cut_off(replace(problem, source=_line(problem, sources)), sources) for problem in kept]
+        told += self._silent_ends(told, sources)
+        return tuple(without_secrets(problem, secrets.known) for problem in told)
+
+    def _cut_off(self, problem: Problem, sources: Mapping[str, Source]) -> Problem:
+        """What stands at the end of a file that may have been cut off: the rest may be valid YAML."""
+        end, source = self.ends.get(problem.file), sources.get(problem.file)
+        if end is None or source is None or problem.code not in _BY_A_CUT or not problem.line:
+            return problem
+        if not source.lines or any(map(str.strip, source.lines[problem.line :])):
+            return problem
+        hint = f"{end.message}: {self._asks()}"
+        return replace(problem, remedy=f"{problem.remedy}; {hint}" if problem.remedy else hint)
+
+    def _silent_ends(self, told: list[Problem], sources: Mapping[str, Source]) -> Iterator[Problem]:
+        """Ends of files of which no problem speaks."""
+        for name, end in self.ends.items():
+            if not any(problem.file == name and end.message in problem.remedy for problem in told):
+                yield replace(end, remedy=self._asks(), source=_line(end, sources))
+
+    def _asks(self) -> str:
+        return f"was it cut off? Found: {self.found}"
 
     def _config(self, root: Map) -> Config | None:
         links = root.entries.get("links")
@@ -344,7 +371,37 @@ class _Load:
         config, problems = validate(driver.config_model, node, ("links", name), given, entry)
         broken = {("links", name, *place) for place, template in given.items() if template is None}
         self.problems += [problem for problem in problems if problem.path not in broken]
-        return LoadedLink(name, driver.name, driver, config, names, templates)
+        sound = config or self._sound(driver, name, entry, given, problems)
+        return LoadedLink(name, driver.name, driver, config, names, templates, sound=sound)
+
+    def _sound(
+        self, driver: Driver[Any], name: str, entry: Entry, given: Mapping[KeyPath, Any], problems: list[Problem]
+    ) -> LinkConfig | None:
+        """The link without devices that have errors and without unknown keys: what concerns it as a whole shows beside them."""
+        node = entry.node
+        devices = node.get("devices") if isinstance(node, Map) else None
+        if not isinstance(node, Map) or not isinstance(devices, Map):
+            return None
+        wrong: set[str | int] = set()
+        unknown: set[str | int] = set()
+        for problem in problems:
+            match problem.path[2:]:
+                case ("devices", device, *_):
+                    wrong.add(device)
+                case (key,) if problem.code == "unknown-key":
+                    unknown.add(key)
+                case _:
+                    return None
+        if wrong >= devices.entries.keys():
+            return None
+        rest = Map({key: its for key, its in devices.entries.items() if key not in wrong}, devices.place)
+        known = {key: its for key, its in node.entries.items() if key not in unknown}
+        whole = Map({**known, "devices": Entry(known["devices"].key, rest)}, node.place)
+        ready = {place: template for place, template in given.items() if place[1] not in wrong}
+        config, more = validate(driver.config_model, whole, ("links", name), ready, entry)
+        if not unknown:  # else it may be for want of what is misspelt
+            self.problems += more
+        return config
 
     def _check_name(self, name: str, path: KeyPath, entry: Entry) -> None:
         if not NAME.fullmatch(name):
@@ -367,15 +424,36 @@ class _Load:
 _BY_A_CUT = frozenset(("wrong-type", "missing-key", "missing-value", "unknown-key"))
 
 
-def _cut_off(problem: Problem, sources: Mapping[str, Source], found: str) -> Problem:
-    """Of a file that was cut off somewhere the rest may be valid YAML; its last line has no end then."""
-    source = sources.get(problem.file)
-    if source is None or source.whole or problem.code not in _BY_A_CUT or not problem.line:
-        return problem
-    if not source.lines or any(map(str.strip, source.lines[problem.line :])):
-        return problem
-    hint = f"the file ends here without a line end: was it cut off? Found: {found}"
-    return replace(problem, remedy=f"{problem.remedy}; {hint}" if problem.remedy else hint)
+def _end(tree: Map) -> tuple[str, Problem] | None:
+    """The end of a file that looks as if there had been more: without a line end, or with a key that has no value."""
+    source = tree.place.source
+    last = next((number for number in range(len(source.lines), 0, -1) if source.lines[number - 1].strip()), 0)
+    if not source.parsed or not last:
+        return None
+    place = Place(source, last, len(source.lines[last - 1]))
+    message = "the file ends here without a line end"
+    if source.whole:
+        key = _last_key(tree)
+        if key is None or key.line != last:
+            return None
+        place, message = key, "the file ends with a key that has no value"
+    return source.name, place_problem(Problem("cut-off", (), message, severity="warning"), place)
+
+
+def _last_key(tree: Map) -> Place | None:
+    """The last key of a file, when nothing stands behind it."""
+    node: Node = tree
+    key = tree.place
+    while isinstance(node, Map | Items):
+        inner = (
+            [(entry.key, entry.node) for entry in node.entries.values()]
+            if isinstance(node, Map)
+            else [(its.place, its) for its in node.items]
+        )
+        if not inner:
+            return None
+        key, node = max(inner, key=lambda its: its[0].line)
+    return key if not node.text and node.plain and not node.tag else None
 
 
 def _line(problem: Problem, sources: Mapping[str, Source]) -> str:

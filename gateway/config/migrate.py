@@ -33,9 +33,9 @@ def migrate(
     """The tree as the present version writes it; a warning for each old key."""
     given = root.get("version")
     written = int(given.text) if isinstance(given, Scalar) and given.text.isdecimal() else version
-    for older in range(written, version):
+    for older in range(written, version) if written else ():
         root = migrations[older](root) if older in migrations else root
-    if written < version and isinstance(given, Scalar):
+    if 0 < written < version and isinstance(given, Scalar):
         entry = Entry(root.entries["version"].key, Scalar(str(version), given.place))
         root = Map({**root.entries, "version": entry}, root.place, root.dropped)
     for rule in renamed:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gateway.config.tree import Entry, Items, Map, Node, Scalar, place_problem
+from gateway.environment import SECRET, Environment
 from gateway.hidden import HIDDEN, MIN_HIDDEN
 from gateway.sdk.errors import Problem
 from gateway.sdk.files import read_bytes
@@ -72,7 +73,7 @@ class Secrets:
     """
 
     beside: Path
-    environment: Mapping[str, str]
+    environment: Environment
     remembered: Mapping[str, str] = field(default_factory=dict, repr=False)
     held: Held | None = None
     known: set[str] = field(default_factory=set)
@@ -82,8 +83,8 @@ class Secrets:
 
     def places(self, name: str) -> tuple[str, ...]:
         """Where a name is looked for, for the message when it is nowhere."""
-        credentials = self.environment.get("CREDENTIALS_DIRECTORY")
-        folders = (*((credentials,) if credentials else ()), str(self.beside))
+        credentials = self.environment.credentials
+        folders = (*((str(credentials),) if credentials else ()), str(self.beside))
         return (*(f"{folder}/{name}" for folder in folders), f"${_variable(name)}")
 
     def get(self, name: str) -> str:
@@ -93,7 +94,7 @@ class Secrets:
             LookupError: there is none; the message says where it was looked for.
         """
         for place in self.places(name):
-            text = self.environment.get(place[1:]) if place.startswith("$") else _from_file(Path(place))
+            text = self.environment.secret_texts.get(place[1:]) if place.startswith("$") else _from_file(Path(place))
             if text:
                 if place == str(self.beside / name) and _readable_by_others(Path(place)):
                     self.open.add(name)
@@ -161,7 +162,7 @@ def hide_logins(text: str) -> str:
 
 
 def _variable(name: str) -> str:
-    return f"CITYGATE_SECRET_{re.sub(r'[^A-Za-z0-9]', '_', name).upper()}"
+    return f"{SECRET}{re.sub(r'[^A-Za-z0-9]', '_', name).upper()}"
 
 
 def _from_file(path: Path) -> str | None:

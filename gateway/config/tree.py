@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from gateway.environment import OVERRIDE
 from gateway.sdk.errors import Problem
 from gateway.sdk.files import read_bytes
 
@@ -146,7 +147,7 @@ def read_tree(path: Traversable, problems: list[Problem]) -> Map:
 def tree_of(text: str, source: Source, problems: list[Problem]) -> Map:
     """The tree of a text that is already there, as `read_tree` makes it."""
     source.lines = re.split("\r\n|[\n\r\x85\u2028\u2029]", text.removesuffix("\n"))  # what ends a line in YAML
-    source.whole = not text or text.endswith("\n")
+    source.whole = not text or text.endswith(tuple("\n\r\x85\u2028\u2029"))
     try:
         return _Builder(source, problems).build(_without_odd_blanks(text, source, problems))
     except Unreadable as error:
@@ -648,19 +649,16 @@ def overlay(base: Map, over: Map) -> Map:
     return Map(entries, over.place, over.dropped)
 
 
-OVERRIDE = "CITYGATE__"
-
-
-def override(root: Map, environment: Mapping[str, str], problems: list[Problem]) -> Map:
+def override(root: Map, variables: Mapping[str, str], problems: list[Problem]) -> Map:
     """The tree with `CITYGATE__HTTP__LISTEN=…` and the like in place of what the files say.
 
     Parts are joined by two underscores; letter case and `-`, `.`, `_` do not matter where the files have the key already.
     A variable that fits no key is found when the tree is checked: unknown keys are errors. `[…]` and `{…}` are lists and
     maps, all else is one value.
     """
-    for name in sorted(variable for variable in environment if variable.startswith(OVERRIDE)):
+    for name in sorted(variables):
         parts = name.removeprefix(OVERRIDE).split("__")
-        text, place = environment[name], Place(Source(f"environment {name}", []), 0, 0)
+        text, place = variables[name], Place(Source(f"environment {name}", []), 0, 0)
         value: Node = Scalar(text, place)
         if (text[:1], text[-1:]) in (("[", "]"), ("{", "}")):
             try:

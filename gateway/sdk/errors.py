@@ -45,12 +45,16 @@ MAX_TOLD = 10  # problems in an error's own text; `problems` has them all
 
 
 class ConfigError(CitygateError):
-    """The config is not applied; the working one stays. Carries every problem at once."""
+    """The config is not applied; the working one stays. Carries every problem at once.
 
-    def __init__(self, problems: tuple[Problem, ...] | str) -> None:
+    Attributes:
+        found: how many links, devices and brokers its files have; "" when that was not asked.
+    """
+
+    def __init__(self, problems: tuple[Problem, ...] | str, found: str = "") -> None:
         if isinstance(problems, str):
             problems = (Problem(code="config", path=(), message=problems),)
-        self.problems = problems
+        self.problems, self.found = problems, found
         errors = [problem for problem in problems if problem.severity == "error"]
         told = [f"{'.'.join(map(str, p.path))}: {p.message}" if p.path else p.message for p in errors[:MAX_TOLD]]
         super().__init__("; ".join(told) + (f"; and {len(errors) - MAX_TOLD} more" if len(errors) > MAX_TOLD else ""))

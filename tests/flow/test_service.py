@@ -86,8 +86,9 @@ LOWERED = """
 import sys
 from pathlib import Path
 from gateway import daemon
+from gateway.environment import Environment
 daemon.WRITER_STUCK_S = 1.0  # so that a card needs not hang for a minute
-daemon.serve(Path(sys.argv[1]))
+daemon.serve(Path(sys.argv[1]), Environment())
 """
 BUSY = """
 links:

@@ -11,6 +11,7 @@ from typing import Any
 
 from gateway.clock import Box, SystemClock, this_box
 from gateway.daemon import Daemon
+from gateway.environment import Environment
 from gateway.sdk.driver import Context
 from gateway.sdk.reading import Quality, Reading, ReadingSet, Reason, Value
 from tests.support.bench_driver import BenchDriver, BenchLink, BenchRegistry
@@ -158,6 +159,7 @@ class InProcess:
         self.driver.runs.clear()
         self.daemon = Daemon(
             self.path,
+            Environment(),
             registry=HandRegistry(self.driver),  # type: ignore[arg-type]
             clock=self.clock or SystemClock(trust="system"),
             last_good=self.last_good,

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.cli import box
 from gateway.config.place import last_place
+from gateway.environment import Environment
 from gateway.log.moved import bring_along
 from gateway.log.store import PAGE_BYTES
 from gateway.sdk.errors import LogError
@@ -184,7 +185,7 @@ async def test_a_box_whose_buffer_moves_sends_all_and_the_command_finds_it_meanw
         its = scene.its
         async with its.at_work():
             await scene.owes("memory")
-            assert last_place(its.path) == tmp_path / "buffer.db"
+            assert last_place(its.path, Environment()) == tmp_path / "buffer.db"
             said = await its.reload((f"{tmp_path}/buffer.db", "elsewhere/buffer.db"))
             assert [line for line in said["changed"] if line.startswith("buffer")]
             assert box.control_socket(its.path) == tmp_path / "control.sock"  # until it is restarted

@@ -105,7 +105,7 @@ def _whole(case: bytes) -> Any:
     """Read, hidden, checked with the drivers; one case in eight compiled as well."""
     file = _beside()[0]
     file.write_bytes(case)
-    loaded = load(file, lambda name: find_driver(REGISTRY, name), environment={})
+    loaded = load(file, lambda name: find_driver(REGISTRY, name))
     shown = [line for source in loaded.sources.values() for line in shown_lines(source)]
     _shown(case, list(loaded.problems), shown)
     if sum(case) % 8:

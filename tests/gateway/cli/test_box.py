@@ -12,6 +12,7 @@ import pytest
 from gateway.cli import box
 from gateway.cli.box import buffer_path, control_socket, log_place
 from gateway.config.place import note_place
+from gateway.environment import Environment
 from gateway.sdk.errors import LinkError
 from tests.support.fake_view import FakeView
 
@@ -71,7 +72,7 @@ def noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in "abc":
         (tmp_path / name).mkdir()
         (tmp_path / name / "b.db").touch()
-    note_place(tmp_path, tmp_path / "b" / "b.db")
+    note_place(tmp_path, tmp_path / "b" / "b.db", Environment())
     return tmp_path
 
 
@@ -150,3 +151,22 @@ async def test_a_port_that_is_busy_says_why_the_daemon_was_not_asked(daemon: Fak
 
     with pytest.raises(LinkError, match="port is taken; this daemon has no verb lend"):
         await work()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("CITYGATE__buffer__Path", "/env/b.db", "/env/b.db"),
+        ("CITYGATE__BUFFER", "{path: /env/b.db}", "/env/b.db"),
+        ("CITYGATE__BUFFER", "{max_size: 1 GB}", "/var/lib/citygate/buffer.db"),
+        ("CITYGATE__BUFFER__PATH", "{path: /env/b.db}", "/data/b.db"),
+        ("CITYGATE__BUFFER__PATH", "", "/data/b.db"),
+        ("CITYGATE__HTTP__LISTEN", "", "/data/b.db"),
+    ],
+)
+def test_a_variable_says_it_in_any_form_that_the_daemon_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, found: str
+) -> None:
+    (tmp_path / "citygate.yaml").write_text(HEAD + "buffer: {path: /data/b.db}\n")
+    monkeypatch.setenv(name, text)
+    assert buffer_path(tmp_path) == Path(found)

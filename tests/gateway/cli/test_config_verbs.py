@@ -117,3 +117,28 @@ def test_drivers_are_listed_with_their_package(citygate: Command) -> None:
     assert rows["serial"]["package"].startswith("citygate ")
     assert rows["serial"]["fault"] == ""
     assert rows["serial"]["templates"] >= 1
+
+
+def test_check_always_says_what_it_found(citygate: Command, tmp_path: Path) -> None:
+    file = tmp_path / "citygate.yaml"
+    file.write_text(
+        "version: 1\ngateway: {id: gw-1, city: milano, location: [9.159, 45.503]}\n"
+        "brokers: {milano: {url: 'https://broker.example'}}\nlinks:\n  roof:\n    driver: modbus\n    host: 192.0.2.1\n"
+        "    devices:\n      meter-1: {template: eastron/sdm630, unit_id: 1}\n"
+        "      meter-2: {template: eastron/sdm630, unit_id: 2}\n"
+    )
+    assert citygate("check", "-c", str(file)).out.endswith("1 link, 2 devices, 1 broker: fine: no problem found\n")
+    assert citygate("check", "-c", str(file), "--json").json["found"] == "1 link, 2 devices, 1 broker"
+
+    whole = file.read_text()
+    file.write_text(whole[: whole.index("      meter-2")])
+    assert citygate("check", "-c", str(file)).out.endswith("1 link, 1 device, 1 broker: fine: no problem found\n")
+
+    file.write_text(whole.removesuffix("\n"))
+    ended = citygate("check", "-c", str(file))
+    assert ended.out.endswith("1 link, 2 devices, 1 broker: 1 warning\n")
+    assert "the file ends here without a line end [cut-off]" in ended.err
+
+    file.write_text(whole + "buffer:\n  max_syze: 1 GB\n")
+    ended = citygate("check", "-c", str(file))
+    assert ended.out.endswith("1 link, 2 devices, 1 broker: 1 error\n")

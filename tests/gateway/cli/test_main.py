@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from gateway.cli.main import parser
+from gateway.cli.main import GROUPS, parser
 from gateway.cli.verbs import duration
 from tests.gateway.cli.conftest import Command
 
@@ -58,3 +58,20 @@ def test_output_into_a_closed_pipe_is_no_error() -> None:
 )
 def test_durations_are_taken_as_people_write_them(text: str, seconds: float) -> None:
     assert duration(text) == pytest.approx(seconds)
+
+
+def test_a_verb_whose_module_is_loaded_alone_is_the_same() -> None:
+    rows = {name: names for modules in GROUPS.values() for names in modules.values() for name in names}
+    for verb, text in verbs().items():
+        [action] = [action for action in parser(verb)._actions if action.dest == "verb"]
+        assert isinstance(action.choices, dict)
+        assert tuple(action.choices) == rows[verb], "its row in GROUPS"
+        assert action.choices[verb].format_help() == text
+
+
+def test_a_verb_loads_no_other_module_than_its_own() -> None:
+    code = "import sys; from gateway.cli.main import main; main(['status', '-c', '/nowhere']); print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    loaded = set(ended.stdout.split())
+    assert "gateway.cli.operate" in loaded
+    assert not {"gateway.cli.demo", "gateway.config.edit", "gateway.plan", "gateway.daemon"} & loaded

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config.explain import text
+from gateway.environment import Environment
 from gateway.plan import make_plan
 from gateway.sdk.errors import ConfigError, Problem
 from tests.support.bench_driver import BenchRegistry
@@ -20,7 +21,7 @@ WRITE = bool(os.environ.get("CITYGATE_WRITE_CASES"))
 
 def problems_of(folder: Path) -> tuple[Problem, ...]:
     try:
-        return make_plan(folder, BenchRegistry()).warnings
+        return make_plan(folder, BenchRegistry(), environment=Environment()).warnings
     except ConfigError as error:
         return error.problems
 

@@ -68,7 +68,7 @@ WAYS = {
 
 def loaded(folder: Path, body: str) -> Loaded:
     (folder / "citygate.yaml").write_text(HEAD + body)
-    return load(folder, lambda name: find_driver(BenchRegistry(), name), environment={})
+    return load(folder, lambda name: find_driver(BenchRegistry(), name))
 
 
 def said(folder: Path, body: str) -> str:
@@ -177,7 +177,7 @@ def test_a_pipe_in_place_of_a_file_is_a_problem_and_keeps_nobody_waiting(tmp_pat
     pipe.unlink(missing_ok=True)
     os.mkfifo(pipe)
 
-    problems = load(tmp_path, lambda name: find_driver(BenchRegistry(), name), environment={}).problems
+    problems = load(tmp_path, lambda name: find_driver(BenchRegistry(), name)).problems
 
     # a template that cannot be read is looked for among the shipped ones, as one that is not there
     assert place.startswith("templates") or any("no regular file" in problem.message for problem in problems)

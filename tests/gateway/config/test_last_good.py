@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.config.last_good import MAX_OWN_BYTES, LastGood, NotKept, Snapshot, Unpacked, place_of, snapshot
+from gateway.environment import NOTHING
 from gateway.sdk.errors import Problem
 from tests.support.rights import run_on_a_card, without_root
 
@@ -199,5 +200,6 @@ def test_a_copy_is_there_as_long_as_it_is_needed_and_its_problems_name_it(tmp_pa
 
 def test_it_is_in_the_services_own_folder_else_beside_the_buffer(tmp_path: Path) -> None:
     buffer = Path("/data/b.db")
-    assert place_of(buffer, {"STATE_DIRECTORY": "/var/lib/citygate:/x"}) == Path("/var/lib/citygate/last-good.json")
-    assert place_of(buffer, {}) == Path("/data/last-good.json")
+    told = NOTHING.model_copy(update={"state": Path("/var/lib/citygate")})
+    assert place_of(buffer, told) == Path("/var/lib/citygate/last-good.json")
+    assert place_of(buffer, NOTHING) == Path("/data/last-good.json")

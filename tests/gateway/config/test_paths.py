@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cli import box
+from gateway.environment import Environment
 from gateway.http.shapes import socket_path
 from gateway.plan import make_plan
 from gateway.registry import Registry
@@ -68,4 +69,8 @@ def test_the_variable_that_overrides_it_begins_there_too(tmp_path: Path, monkeyp
     file = tmp_path / "citygate.yaml"
     file.write_text(CONFIG.format(path="/elsewhere/buffer.db"))
     monkeypatch.setenv("CITYGATE__BUFFER__PATH", "mine.db")
-    assert make_plan(file, Registry()).config.buffer.path == str(tmp_path / "mine.db") == str(box.buffer_path(file))
+    assert (
+        make_plan(file, Registry(), environment=Environment()).config.buffer.path
+        == str(tmp_path / "mine.db")
+        == str(box.buffer_path(file))
+    )

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from pydantic import SecretStr
 from gateway.config.explain import text
 from gateway.config.loader import load
 from gateway.config.secrets import Secrets, hide_in_line, redacted
+from gateway.environment import NOTHING, Environment
 from gateway.plan import make_plan
 from gateway.registry import Registry
 from gateway.sdk.errors import ConfigError
@@ -34,8 +36,8 @@ def box(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def key_of(box: Path, environment: dict[str, str]) -> str:
-    loaded = load(box, lambda _: BenchDriver(), environment=environment)
+def key_of(box: Path, **told: Any) -> str:
+    loaded = load(box, lambda _: BenchDriver(), environment=NOTHING.model_copy(update=told))
     assert not loaded.problems
     assert loaded.config is not None
     key = loaded.config.links["roof"].devices["meter-1"].key  # type: ignore[attr-defined]
@@ -51,12 +53,12 @@ def put(folder: Path, content: str | bytes) -> None:
 
 
 def test_credentials_of_the_service_manager_come_before_the_folder_and_the_environment(box: Path) -> None:
-    environment = {"CITYGATE_SECRET_LORA_KEY": "from-environment"}
-    assert key_of(box, environment) == "from-environment"
+    texts = {"CITYGATE_SECRET_LORA_KEY": "from-environment"}
+    assert key_of(box, secret_texts=texts) == "from-environment"
     put(box / "secrets", "from-folder\n")
-    assert key_of(box, environment) == "from-folder"
+    assert key_of(box, secret_texts=texts) == "from-folder"
     put(box / "credentials", "from-credentials\n")
-    assert key_of(box, {**environment, "CREDENTIALS_DIRECTORY": str(box / "credentials")}) == "from-credentials"
+    assert key_of(box, secret_texts=texts, credentials=box / "credentials") == "from-credentials"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,7 @@ def test_credentials_of_the_service_manager_come_before_the_folder_and_the_envir
 )
 def test_only_the_line_end_of_the_file_is_dropped_and_digits_stay_a_text(box: Path, content: str, text: str) -> None:
     put(box / "secrets", content)
-    assert key_of(box, {}) == text
+    assert key_of(box) == text
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe", b"a\0b", b"x" * 20_000])
@@ -75,8 +77,9 @@ def test_a_file_that_cannot_be_a_secret_is_a_problem(box: Path, content: bytes) 
     assert [problem.code for problem in caught.value.problems] == ["missing-secret"]
 
 
-def test_an_empty_variable_is_no_secret(box: Path) -> None:
-    loaded = load(box, lambda _: BenchDriver(), environment={"CITYGATE_SECRET_LORA_KEY": ""})
+def test_an_empty_variable_is_no_secret(box: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CITYGATE_SECRET_LORA_KEY", "")
+    loaded = load(box, lambda _: BenchDriver(), environment=Environment())
     assert [problem.code for problem in loaded.problems] == ["missing-secret"]
 
 
@@ -152,7 +155,8 @@ def test_a_plan_does_not_print_its_secrets(box: Path) -> None:
 
 
 def test_known_secrets_are_hidden_in_any_text(tmp_path: Path) -> None:
-    secrets = Secrets(tmp_path, {"CITYGATE_SECRET_A": "hunter2", "CITYGATE_SECRET_B": "hunter2hunter2"})
+    texts = {"CITYGATE_SECRET_A": "hunter2", "CITYGATE_SECRET_B": "hunter2hunter2"}
+    secrets = Secrets(tmp_path, NOTHING.model_copy(update={"secret_texts": texts}))
     secrets.get("a")
     secrets.get("b")
     assert redacted("login hunter2hunter2 failed, hunter2 too", secrets.known) == "login ••• failed, ••• too"

@@ -118,7 +118,7 @@ def test_an_unreadable_file_says_so(tmp_path: Path) -> None:
 def test_an_override_finds_a_key_whatever_its_case_and_dashes(tmp_path: Path) -> None:
     tree, _ = read(tmp_path, "links: {roof-rs485.a: {port: /dev/a}}\n")
 
-    environment = {"CITYGATE__LINKS__ROOF_RS485_A__PORT": "/dev/b", "CITYGATE__HTTP__LISTEN": "[::1]:1", "PATH": "x"}
+    environment = {"CITYGATE__LINKS__ROOF_RS485_A__PORT": "/dev/b", "CITYGATE__HTTP__LISTEN": "[::1]:1"}
     changed = override(tree, environment, [])
 
     assert plain(changed) == {"links": {"roof-rs485.a": {"port": "/dev/b"}}, "http": {"listen": "[::1]:1"}}
