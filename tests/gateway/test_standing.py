@@ -574,7 +574,7 @@ def test_what_the_service_was_given_is_as_it_was_at_the_start_whatever_was_read_
     secret(tmp_path, "hunter2hunter2")
     monkeypatch.setenv("CITYGATE_SECRET_MONZA", "hunter4hunter4")
     clock = ManualClock()
-    standing = Standing(file, BenchRegistry(), None, clock.now)
+    standing = Standing(file, BenchRegistry(), None, clock.now, environment=Environment())
     started = standing.secrets(standing.start(fall_back=False))["secrets"]["monza"]
     assert (started["place"], started["taken_up_by"]) == ("$CITYGATE_SECRET_MONZA", "restart")
     clock.advance(3600.0)
