@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from gateway.config.advice import advise
 from gateway.config.explain import in_order, locate
-from gateway.config.loader import Loaded, LoadedLink, NoDriver, config_files, load
+from gateway.config.loader import Loaded, LoadedLink, NoDriver, load
 from gateway.config.model import NAME, BrokerConfig, CityProfile, Config
 from gateway.config.secrets import Held, without_secrets
 from gateway.config.templates import LoadedTemplate, Templates, check_samples
@@ -152,8 +152,11 @@ def make_plan(
     location = loaded.gateway.location if loaded.gateway else (0.0, 0.0)
     links = {name: _link_plan(link, location, off.get(("links", name), "")) for name, link in loaded.links.items()}
     devices = {name: device for link in links.values() for name, device in link.devices.items()}
-    models, found = extended(config_files(path)[0].parent / "models")
-    problems += [*found, *_unknown_types(loaded, models)]
+    models = catalogue()
+    for folder in reversed(loaded.folders):
+        models, found = extended(folder / "models", models)
+        problems += found
+    problems += _unknown_types(loaded, models)
     checked = devices | _rough_devices(loaded, location)
     if same := _named_like_the_box(loaded):
         problems.append(same)
@@ -434,11 +437,11 @@ def _without_assets(table: EntityTable, ids: Set[str]) -> EntityTable:
     return replace(table, static=static)
 
 
-def check_template(driver: Driver[Any], name: str, beside: Path) -> tuple[LoadedTemplate, tuple[Problem, ...]]:
+def check_template(driver: Driver[Any], name: str, *beside: Path) -> tuple[LoadedTemplate, tuple[Problem, ...]]:
     """A template with all that is wrong with it: its file, its sample frames, its default mapping.
 
     Args:
-        beside: the folder of own templates, which come first.
+        beside: folders of own templates, which come first.
     """
     problems: list[Problem] = []
     asked = Scalar(name, Place(Source("", []), 0, 0))

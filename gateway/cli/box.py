@@ -25,6 +25,7 @@ from gateway.http.shapes import socket_path
 from gateway.sdk.errors import DRIVER_FAULT, CitygateError, FrameError, LinkError, said
 
 if TYPE_CHECKING:
+    from gateway.config.loader import Loaded
     from gateway.config.secrets import Held
     from gateway.plan import DevicePlan, Plan
     from gateway.sdk.driver import Exchange, Request
@@ -114,37 +115,48 @@ def buffer_path(config: Path) -> Path:
 
     The file is only glanced at, because `status` has to work on a box whose new config is broken.
     """
-    from gateway.config.loader import config_files
     from gateway.config.model import BufferConfig
     from gateway.config.tree import MAX_FILE_BYTES
     from gateway.sdk.config import beside
     from gateway.sdk.files import read_bytes
 
     found = os.environ.get("CITYGATE__BUFFER__PATH", "")
-    main, fragments = config_files(config)
-    for file in () if found else (main, *fragments):
+    files = _lowest_first(config)
+    folder = files[-1][0]
+    for where, file in () if found else files:
         with contextlib.suppress(OSError):
-            found = _path_in(read_bytes(file, MAX_FILE_BYTES).decode(errors="replace")) or found
+            said = _path_in(read_bytes(file, MAX_FILE_BYTES).decode(errors="replace"))
+            found, folder = (said, where) if said else (found, folder)
     with contextlib.suppress(ValueError):  # ~nobody: told by whoever reads the file in full
-        found = beside(main.parent, found) if found else ""
+        found = beside(folder, found) if found else ""
     return Path(found or BufferConfig().path)
+
+
+def _lowest_first(config: Path) -> list[tuple[Path, Path]]:
+    """The files of a config, what wins last, each with the folder where its relative paths begin."""
+    from gateway.config.loader import config_files, files_of
+
+    main, fragments = config_files(config)
+    bases = files_of(config)[1 + len(fragments) :]
+    return [*((base.parent, base) for base in bases), *((main.parent, file) for file in (*fragments, main))]
 
 
 def brokers(config: Path) -> dict[str, str] | None:
     """Names of the brokers of this config, each with the name that it had before; None when it cannot be read."""
-    from gateway.config.loader import config_files
     from gateway.config.tree import MAX_FILE_BYTES
     from gateway.sdk.files import read_bytes
 
     found: dict[str, str] = {}
-    main, fragments = config_files(config)
-    for file in (main, *fragments):
+    for _, file in _lowest_first(config):
         try:
             node: Any = yaml.compose(read_bytes(file, MAX_FILE_BYTES), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
             parts = [value for name, value in node.value if name.value == "brokers"] if node is not None else []
             for name, broker in (entry for part in parts for entry in part.value or ()):
+                if broker.tag.endswith(":null") and broker.value:  # what a base has and this box has not
+                    found.pop(str(name.value), None)
+                    continue
                 was = [str(value.value) for key, value in broker.value or () if key.value == "was"]
-                found[str(name.value)] = was[0] if was else ""
+                found[str(name.value)] = was[0] if was else found.get(str(name.value), "")
         except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError):
             return None
     return found
@@ -166,17 +178,21 @@ def _path_in(text: str) -> str:
         return ""
 
 
-def make_plan(config: Path, *, with_secrets: bool = True, held: "Held | None" = None) -> "Plan":
+def make_plan(
+    config: Path, *, with_secrets: bool = True, held: "Held | None" = None, home: Path | None = None
+) -> "Plan":
     """The plan of this config, as `gateway.plan.make_plan` makes it; from now on nothing that is said has its secrets.
 
     Args:
         held: whom to ask of a secret that is not here; default: the running daemon.
+        home: see `gateway.config.loader.load`.
     """
     from gateway import plan
     from gateway.cli.at_daemon import AtDaemon
     from gateway.registry import Registry
 
-    made = plan.make_plan(config, Registry(), with_secrets=with_secrets, held=held or AtDaemon(config).held)
+    asked = held or AtDaemon(config).held
+    made = plan.make_plan(config, Registry(), with_secrets=with_secrets, held=asked, home=home)
     keep_secret(made.secrets)
     return made
 
@@ -184,6 +200,18 @@ def make_plan(config: Path, *, with_secrets: bool = True, held: "Held | None" = 
 def somebody_has_it(_: str) -> tuple[bool, str]:
     """For who does not need the text of a secret to go on."""
     return True, ""
+
+
+def loaded(config: Path, *, with_secrets: bool = True) -> "Loaded":
+    """What the files of this config say, right or wrong; from now on nothing that is said has its secrets."""
+    from gateway.config.loader import load
+    from gateway.plan import find_driver
+    from gateway.registry import Registry
+
+    registry = Registry()
+    found = load(config, lambda name: find_driver(registry, name), with_secrets=with_secrets)
+    keep_secret(found.secrets)
+    return found
 
 
 def ask(config: Path, verb: str, *, timeout_s: float = 40.0, **arguments: Any) -> Any:

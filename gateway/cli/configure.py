@@ -73,7 +73,17 @@ def add_verbs(verbs: Verbs) -> None:
         help="find every problem of a config, with place and remedy; no network",
         about="Read config, templates and mappings as `run` would, and list every problem with its place and remedy. "
         "Touches no network and no port. Warnings alone end with 0.",
-        examples=("citygate check", "citygate check -c ./my-box --no-secrets", "citygate check --json | jq .problems"),
+        examples=(
+            "citygate check",
+            "citygate check -c ./my-box --no-secrets",
+            "citygate check --effective",
+            "citygate check --json | jq .problems",
+        ),
+    )
+    check_verb.add_argument(
+        "--effective",
+        action="store_true",
+        help="show the config as it counts, each value with the file and line that gave it",
     )
     check_verb.add_argument("--no-secrets", action="store_true", help="do not look up secrets (on a laptop, in CI)")
 
@@ -81,6 +91,9 @@ def add_verbs(verbs: Verbs) -> None:
 def check(given: argparse.Namespace) -> int:
     """`citygate check`."""
     from gateway.cli.editor import Editor
+    from gateway.config import effective
+    from gateway.config.bases import tidy
+    from gateway.config.loader import files_of
 
     problems: tuple[Problem, ...]
     devices: dict[str, Any] = {}
@@ -97,8 +110,16 @@ def check(given: argparse.Namespace) -> int:
     stale = Editor(main_file(given.config).parent).stale()
     problems = (*problems, stale) if stale else problems
     found = explain.report(problems)
+    files = [str(tidy(file)) for file in files_of(given.config)]
+    shown = effective.lines(box.loaded(given.config, with_secrets=False)) if given.effective else ()
     if given.json:
-        say_json({**found, "devices": devices, "secrets": secrets})
+        rows = {"effective": [effective.as_json(line) for line in shown]} if given.effective else {}
+        say_json({**found, "files": files, "devices": devices, "secrets": secrets, **rows})
+    elif given.effective:
+        for problem in explain.in_order(problems):
+            complain(explain.text(problem))
+        for row in effective.text(shown):
+            say(row)
     else:
         for problem in explain.in_order(problems):
             complain(explain.text(problem))

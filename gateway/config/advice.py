@@ -339,9 +339,7 @@ def _clear_text(value: Any, path: PathOf, loaded: Loaded) -> Iterator[Problem]:
     if isinstance(value, SecretStr | Secret) or named:
         found = find(loaded.root, path)
         if found.missing is None and isinstance(found.node, Scalar) and not found.node.tag:
-            remedy = (
-                f"put it into a file in {Path(found.node.place.source.name).parent / 'secrets'} and write !secret NAME"
-            )
+            remedy = f"put it into a file in {loaded.files[0].parent / 'secrets'} and write !secret NAME"
             yield Problem("clear-text-secret", path, "a secret in clear text", remedy, "warning")
     elif isinstance(value, BaseModel):
         for name, info in type(value).model_fields.items():

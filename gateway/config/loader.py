@@ -10,6 +10,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
+from gateway.config.bases import Bases, Home, Laid, read_bases, tidy
 from gateway.config.explain import known_or_near, locate
 from gateway.config.hiding import hide, shown_lines
 from gateway.config.migrate import migrate
@@ -79,6 +80,8 @@ class Loaded:
     Attributes:
         gateway: this box, also when something else has errors; None when it has some itself.
         profiles: city profile by broker (an empty one where none is used), with the tree of its file.
+        files: main file, fragments, bases.
+        folders: where templates, profiles and models of one's own are: beside the config, then beside its bases.
         root: the merged tree, to place further problems.
         sources: main file, fragments and profiles by name, their secrets hidden.
         secrets: the texts of all secrets that are known, to be hidden wherever something is shown.
@@ -94,6 +97,7 @@ class Loaded:
     profiles: Mapping[str, tuple[CityProfile, Map]]
     problems: tuple[Problem, ...]
     files: tuple[Path, ...]
+    folders: tuple[Path, ...]
     root: Map
     sources: Mapping[str, Source] = field(default_factory=dict)
     secrets: frozenset[str] = frozenset()
@@ -109,6 +113,35 @@ def config_files(path: Path) -> tuple[Path, tuple[Path, ...]]:
     folder = main.parent / FRAGMENTS
     names = [file.name for file in listed(folder)]
     return main, tuple(folder / name for name in names if name.endswith((".yaml", ".yml")) and not name.startswith("."))
+
+
+def files_of(path: Path, home: Path | None = None) -> tuple[Path, ...]:
+    """All that `-c` means: main file, fragments and bases, as far as they can be read.
+
+    Args:
+        home: see `load`.
+    """
+    main, fragments = config_files(path)
+    at = _home(main, home)
+    return (main, *fragments, *map(at.here, _bases_of(main, fragments, at).files))
+
+
+def folders_of(path: Path) -> tuple[Path, ...]:
+    """Where templates, profiles and models of one's own are: beside the config, then beside its bases."""
+    main, fragments = config_files(path)
+    return _bases_of(main, fragments, Home(main.parent)).folders(Home(main.parent))
+
+
+def _home(main: Path, home: Path | None) -> Home:
+    return Home(main.parent) if home is None else Home(home, main.parent)
+
+
+def _bases_of(main: Path, fragments: tuple[Path, ...], at: Home) -> Bases:
+    ignored: list[Problem] = []
+    root = read_tree(main, ignored)
+    for fragment in fragments:
+        root = merge(root, read_tree(fragment, ignored), ignored)
+    return read_bases(root, at, ignored)
 
 
 def load(
@@ -151,6 +184,7 @@ class _Load:
     def run(self) -> Loaded:
         main, fragments = config_files(self.path)
         self.folder = main.parent
+        self.at = _home(main, self.home)
         token = CONFIG_FOLDER.set(self.home or self.folder)
         try:
             return self._run(main, fragments)
@@ -158,24 +192,33 @@ class _Load:
             CONFIG_FOLDER.reset(token)
 
     def _run(self, main: Path, fragments: tuple[Path, ...]) -> Loaded:
-        self.templates = Templates(self.folder / "templates", self.problems)
-        self._closed()
         root = read_tree(main, self.problems)
         trees = [root]
         readable = bool(root.entries) or not self.problems  # else "missing key" would only distract
         for fragment in fragments:
             trees.append(read_tree(fragment, self.problems))
             root = merge(root, trees[-1], self.problems)
+        bases = read_bases(root, self.at, self.problems)
+        self.folders = tuple(tidy(self.at.here(folder)) for folder in bases.folders(self.at))
+        self.templates = Templates([folder / "templates" for folder in self.folders], self.problems)
+        self._closed()
+        root = self._laid_on(bases, root)
         root = migrate(override(root, self.environment, self.problems), self.problems)
         self.found = counted(root)
         profiles: dict[str, tuple[CityProfile, Map]] = {}
         root = self._with_profiles(root, profiles)
+        if self.laid.bases:
+            root = self.laid.settle(root)
+            self.problems += self.laid.doubts(root)
         secrets = Secrets((self.home or self.folder) / "secrets", self.environment, self.remembered, self.held)
         as_written = root
         root, untold = resolve(root, secrets if self.with_secrets else None, self.problems)
         links = self._links(root)
         secrets.known |= hide(self._parts(as_written, links))
-        sources = {tree.place.source.name: tree.place.source for tree in (*trees, *(t for _, t in profiles.values()))}
+        sources = {
+            tree.place.source.name: tree.place.source
+            for tree in (*trees, *bases.trees, *(t for _, t in profiles.values()))
+        }
         config = self._config(root) if readable else None
         if config is not None:
             ready = {name: link.config for name, link in links.items() if link.config is not None}
@@ -185,8 +228,9 @@ class _Load:
             _gateway(root),
             links,
             profiles,
-            self._shown(untold, secrets, sources),
-            (main, *fragments),
+            self._shown(root, untold, secrets, sources),
+            (main, *fragments, *(tidy(self.at.here(file)) for file in bases.files)),
+            self.folders,
             root,
             sources,
             frozenset(secrets.known),
@@ -198,13 +242,24 @@ class _Load:
 
     def _closed(self) -> None:
         """Folders beside the config that this user may not look into: what is in them would be taken for absent."""
-        beside = [self.folder / name for name in (FRAGMENTS, "templates", "cities")]
-        for folder in (*beside, *(Path(str(vendor)) for vendor in listed(self.folder / "templates"))):
+        own = [folder / name for folder in self.folders for name in ("templates", "cities")]
+        vendors = [vendor for folder in self.folders for vendor in listed(folder / "templates")]
+        for folder in (self.folder / FRAGMENTS, *own, *(Path(str(vendor)) for vendor in vendors)):
             if is_closed(folder):
                 remedy = "may this user look into it? chmod 750, and the group of the daemon"
                 problem = Problem("unreadable-file", (), "the folder cannot be entered", remedy, file=str(folder))
                 self.problems.append(problem)
-                self.hidden = {"unknown-template", "unknown-profile"}
+                self.hidden = {*self.hidden, "unknown-template", "unknown-profile"}
+
+    def _laid_on(self, bases: Bases, root: Map) -> Map:
+        """The config on its bases."""
+        self.laid = Laid(self.problems, bases.files)
+        if bases.missing:
+            self.hidden = {*self.hidden, "missing-key", "nothing-taken"}
+        whole, *more = (*bases.trees, root)
+        for tree in more:
+            whole = self.laid.lay(whole, tree)
+        return whole
 
     def _parts(self, root: Map, links: Mapping[str, LoadedLink]) -> Iterator[tuple[Node, Any]]:
         """Every part of the file with the model it is to fit."""
@@ -220,12 +275,12 @@ class _Load:
                 yield entry.node, None
 
     def _shown(
-        self, untold: Mapping[KeyPath, str], secrets: Secrets, sources: Mapping[str, Source]
+        self, root: Map, untold: Mapping[KeyPath, str], secrets: Secrets, sources: Mapping[str, Source]
     ) -> tuple[Problem, ...]:
         """Without what follows from a secret that was not found, and without any secret's text."""
         about = {"missing-secret", "wrong-name"}
         kept = [
-            problem
+            self.laid.hinted(problem, root) if self.laid.bases else problem
             for problem in self.problems
             if (problem.path not in untold or problem.code in about) and problem.code not in self.hidden
         ]
@@ -272,7 +327,7 @@ class _Load:
         if not isinstance(use, Scalar):
             return empty
         kind, _, name = use.text.partition("/")
-        folders = (self.folder / "cities", shipped("cities"))
+        folders = (*(folder / "cities" for folder in self.folders), shipped("cities"))
         files = [folder / f"{name}.yaml" for folder in folders] if kind == "cities" and NAME.fullmatch(name) else []
         file = next((f for f in files if is_file(f)), None)  # a profile's name is no path
         if file is None:

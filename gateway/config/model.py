@@ -206,6 +206,9 @@ class Config(ConfigModel):
     """The operator's file."""
 
     version: Literal[1] = Field(description="of this file's format")
+    base: str | tuple[str, ...] = Field(
+        (), description="file that many boxes share, or several, the later ones win; what stands here wins over them"
+    )
     gateway: GatewayConfig
     buffer: BufferConfig = BufferConfig()
     links: dict[str, SerializeAsAny[LinkConfig]] = Field(default={}, description="physical links by name")

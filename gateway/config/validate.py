@@ -8,6 +8,7 @@ from pydantic_core import ErrorDetails
 
 from gateway.config.explain import from_pydantic
 from gateway.config.tree import Entry, Items, Map, Node, Scalar, find, is_surprise, place_problem, plain_value
+from gateway.sdk.config import PlacedText
 from gateway.sdk.errors import Problem
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -107,12 +108,12 @@ def _data(
         return {key: _data(entry.node, (*path, key), written, given, doubtful) for key, entry in node.entries.items()}
     if isinstance(node, Items):
         return [_data(item, (*path, index), written, given, doubtful) for index, item in enumerate(node.items)]
-    if path in written:
-        return node.text
-    if is_surprise(node):
+    if path not in written and is_surprise(node):
         doubtful.add(path)
         return node
-    return plain_value(node)
+    value = node.text if path in written else plain_value(node)
+    folder = node.place.source.folder
+    return PlacedText.at(folder, value) if folder is not None and isinstance(value, str) else value
 
 
 def _at_key(problem: Problem, prefix: KeyPath, entry: Entry | None) -> Problem:
