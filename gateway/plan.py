@@ -1,5 +1,6 @@
 """Config, templates and models -> one checked Plan, or every problem at once. `run`, `check` and `preview` start here."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -12,7 +13,7 @@ from gateway.config.explain import in_order, locate
 from gateway.config.loader import Loaded, LoadedLink, NoDriver, load
 from gateway.config.model import NAME, BrokerConfig, CityProfile, Config
 from gateway.config.secrets import Held, without_secrets
-from gateway.config.templates import LoadedTemplate, Templates, check_samples
+from gateway.config.templates import LoadedTemplate, Shelf, Templates, check_samples
 from gateway.config.tree import Map, Place, Scalar, Source, find
 from gateway.config.validate import validate
 from gateway.harmonise.compile import Mapping as EntityTable
@@ -143,6 +144,19 @@ def make_plan(
         remembered=remembered,
         held=held,
     )
+    return plan_of(loaded, degraded=degraded)
+
+
+def plan_of(loaded: Loaded, *, degraded: bool = False, shelf: Shelf | None = None) -> Plan:
+    """The plan of files that were read.
+
+    Args:
+        degraded: see `make_plan`.
+        shelf: what was made for other configs and is made once for all.
+
+    Raises:
+        ConfigError: as `make_plan`.
+    """
     if degraded:
         loaded, off = _without_what_lacks_a_secret(loaded)
     else:
@@ -152,11 +166,8 @@ def make_plan(
     location = loaded.gateway.location if loaded.gateway else (0.0, 0.0)
     links = {name: _link_plan(link, location, off.get(("links", name), "")) for name, link in loaded.links.items()}
     devices = {name: device for link in links.values() for name, device in link.devices.items()}
-    models = catalogue()
-    for folder in reversed(loaded.folders):
-        models, found = extended(folder / "models", models)
-        problems += found
-    problems += _unknown_types(loaded, models)
+    models, found = _models(loaded.folders, {} if shelf is None else shelf)
+    problems += [*found, *_unknown_types(loaded, models)]
     checked = devices | _rough_devices(loaded, location)
     if same := _named_like_the_box(loaded):
         problems.append(same)
@@ -191,6 +202,20 @@ def make_plan(
         loaded.places,
         loaded.untold,
     )
+
+
+def _models(folders: tuple[Path, ...], shelf: Shelf) -> tuple[Catalogue, tuple[Problem, ...]]:
+    """The catalogue with the operator's extensions, the nearest last."""
+    own = tuple(models for folder in reversed(folders) if os.path.isdir(models := folder / "models"))
+    if own not in shelf:
+        made = catalogue()
+        problems: list[Problem] = []
+        for folder in own:
+            made, found = extended(folder, made)
+            problems += found
+        shelf[own] = made, tuple(problems)
+    known: tuple[Catalogue, tuple[Problem, ...]] = shelf[own]
+    return known
 
 
 SECRET_REMEDY = "put it there, then `citygate reload`"

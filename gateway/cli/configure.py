@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gateway.cli import box
+from gateway.cli import box, fleet
 from gateway.cli.at_daemon import AtDaemon
 from gateway.cli.terminal import complain, say, say_json, table
 from gateway.cli.verbs import DEFAULT_CONFIG, Verbs
@@ -78,6 +78,7 @@ def add_verbs(verbs: Verbs) -> None:
             "citygate check -c ./my-box --no-secrets",
             "citygate check --effective",
             "citygate check --json | jq .problems",
+            "citygate check ./boxes",
         ),
     )
     check_verb.add_argument(
@@ -85,11 +86,21 @@ def add_verbs(verbs: Verbs) -> None:
         action="store_true",
         help="show the config as it counts, each value with the file and line that gave it",
     )
+    check_verb.set_defaults(no_config=check_verb.get_default("config"))
+    check_verb.add_argument(
+        "boxes",
+        metavar="DIR|FILE",
+        nargs="*",
+        type=Path,
+        help="many boxes at once, instead of -c: every box below these folders, and what two of them must not both have",
+    )
     check_verb.add_argument("--no-secrets", action="store_true", help="do not look up secrets (on a laptop, in CI)")
 
 
 def check(given: argparse.Namespace) -> int:
     """`citygate check`."""
+    if given.boxes:
+        return fleet.check(given)
     from gateway.cli.editor import Editor
     from gateway.config import effective
     from gateway.config.bases import tidy
@@ -101,7 +112,7 @@ def check(given: argparse.Namespace) -> int:
     try:
         at_daemon = AtDaemon(given.config)
         plan = box.make_plan(given.config, with_secrets=not given.no_secrets, held=at_daemon.held)
-        problems = tuple(_of_check(problem) for problem in plan.warnings)
+        problems = tuple(of_check(problem) for problem in plan.warnings)
         devices = {name: _device(plan, name) for name in plan.devices}
         if not given.no_secrets:
             secrets = at_daemon.secrets_of(plan)
@@ -128,11 +139,11 @@ def check(given: argparse.Namespace) -> int:
         for name, secret in secrets.items():
             if secret["said"]:
                 say(f"secret {name}: {secret['said']}")
-        say(_summary(problems))
+        say(summary(problems))
     return FINE if found["ok"] else CONFIG
 
 
-def _of_check(problem: Problem) -> Problem:
+def of_check(problem: Problem) -> Problem:
     """A daemon starts without a driver that cannot be had; who checks wants all of the file to work."""
     return replace(problem, severity="error") if problem.code == "driver-unavailable" else problem
 
@@ -156,7 +167,7 @@ def _row(name: str, device: dict[str, Any]) -> list[str]:
     return [name, device["template"], device["file"], unmapped]
 
 
-def _summary(problems: tuple[Problem, ...]) -> str:
+def summary(problems: tuple[Problem, ...]) -> str:
     errors = sum(problem.severity == "error" for problem in problems)
     warnings = len(problems) - errors
     counted = [f"{n} {word}{'s' if n > 1 else ''}" for n, word in ((errors, "error"), (warnings, "warning")) if n]

@@ -16,7 +16,7 @@ from gateway.config.hiding import hide, shown_lines
 from gateway.config.migrate import migrate
 from gateway.config.model import NAME, VERSION, CityProfile, Config, GatewayConfig
 from gateway.config.secrets import Held, Secrets, resolve, without_secrets
-from gateway.config.templates import LoadedTemplate, Templates, yaml_files
+from gateway.config.templates import LoadedTemplate, Shelf, Templates, yaml_files
 from gateway.config.tree import (
     Entry,
     Map,
@@ -153,6 +153,7 @@ def load(
     home: Path | None = None,
     remembered: Mapping[str, str] | None = None,
     held: Held | None = None,
+    shelf: Shelf | None = None,
 ) -> Loaded:
     """Read and check everything. Raises nothing: what is wrong is in `problems`.
 
@@ -162,9 +163,10 @@ def load(
         home: the operator's folder, when the files are a copy that lies elsewhere: secrets are there.
         remembered: texts of secrets by name, for those that are not to be had any more.
         held: asked of those that are not to be had here.
+        shelf: templates that were read for other configs.
     """
     environment = os.environ if environment is None else environment
-    return _Load(path, find_driver, with_secrets, environment, home, remembered or {}, held).run()
+    return _Load(path, find_driver, with_secrets, environment, home, remembered or {}, held, shelf).run()
 
 
 @dataclass
@@ -178,6 +180,7 @@ class _Load:
     home: Path | None
     remembered: Mapping[str, str]
     held: Held | None = None
+    shelf: Shelf | None = None
     problems: list[Problem] = field(default_factory=list)
     hidden: frozenset[str] | set[str] = frozenset()  # codes of what follows from another problem
 
@@ -200,7 +203,7 @@ class _Load:
             root = merge(root, trees[-1], self.problems)
         bases = read_bases(root, self.at, self.problems)
         self.folders = tuple(tidy(self.at.here(folder)) for folder in bases.folders(self.at))
-        self.templates = Templates([folder / "templates" for folder in self.folders], self.problems)
+        self.templates = Templates([folder / "templates" for folder in self.folders], self.problems, self.shelf)
         self._closed()
         root = self._laid_on(bases, root)
         root = migrate(override(root, self.environment, self.problems), self.problems)

@@ -1,10 +1,12 @@
 """Device types by name: files beside the config and those a driver ships, variants, and their samples as tests."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
 from gateway.config.explain import known_or_near, locate
@@ -29,25 +31,41 @@ class LoadedTemplate:
     tree: Map
 
 
+Shelf = dict[Any, Any]  # what several configs share, made once for all of them
+
+
 class Templates:
     """Device types by name: the folders beside config and bases first, then what the driver ships. Each is read once."""
 
-    def __init__(self, beside: Sequence[Traversable], problems: list[Problem]) -> None:
-        self._beside = tuple(beside)
+    def __init__(self, beside: Sequence[Path], problems: list[Problem], shelf: Shelf | None = None) -> None:
+        self._beside = tuple(folder for folder in beside if os.path.isdir(folder))  # asks no rights
         self._problems = problems
         self._loaded: dict[tuple[str, str], LoadedTemplate] = {}
+        self._shelf = {} if shelf is None else shelf
 
     def find(self, driver: Driver[Any], name: Scalar, path: KeyPath) -> LoadedTemplate:
         """The template a device names; a problem at the name when there is none, in its file when it is wrong."""
         key = driver.name, name.text
         if key not in self._loaded:
-            self._loaded[key] = self.load(driver, name.text)
+            self._loaded[key] = self._shelved(driver, name.text)
         loaded = self._loaded[key]
         if not loaded.file:
             known = self.names(driver)
             remedy = known_or_near(name.text, known, "there are") or "`citygate templates` lists them"
             message = f"driver {driver.name} has no template {name.text or '(empty)'}"
             self._problems.append(place_problem(Problem("unknown-template", path, message, remedy), name.place))
+        return loaded
+
+    def _shelved(self, driver: Driver[Any], name: str) -> LoadedTemplate:
+        """A template with what is wrong with it, from where it stands already."""
+        key = driver.name, name, tuple(map(str, self._beside))
+        if key not in self._shelf:
+            before = len(self._problems)
+            loaded = self.load(driver, name)
+            self._shelf[key] = loaded, tuple(self._problems[before:])
+        else:
+            loaded, found = self._shelf[key]
+            self._problems += found
         return loaded
 
     def load(self, driver: Driver[Any], name: str) -> LoadedTemplate:
