@@ -109,7 +109,7 @@ class _Reading:
         real = os.path.realpath(here)
         if real in (*above, os.path.realpath(name.place.source.name)):
             self._add(
-                Problem("base-cycle", path, f"{file} is based on this file"),
+                Problem("base-cycle", path, f"{tidy(file)} is based on this file"),
                 name,
                 "a base knows nothing of what is laid on it",
             )
@@ -126,7 +126,7 @@ class _Reading:
         unread = [problem for problem in found if problem.code == "unreadable-file"]
         for problem in unread:
             remedy = "a base is a file; relative names begin at the folder of the file that says base:"
-            self._add(replace(problem, path=path, message=f"{file} {problem.message}"), name, remedy)
+            self._add(replace(problem, path=path, message=f"{tidy(file)} {problem.message}"), name, remedy)
         self.problems += [problem for problem in found if problem not in unread]
         self.missing |= not tree.place.source.parsed
         self.of(tree, above)
