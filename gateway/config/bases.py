@@ -6,7 +6,7 @@ One rule: maps merge key by key; of all else the later file wins; null takes awa
 import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -72,9 +72,13 @@ class Bases:
         return tuple(dict.fromkeys((home.folder, *(file.parent for file in reversed(self.files)))))
 
 
-def read_bases(root: Map, home: Home, problems: list[Problem]) -> Bases:
-    """The bases that a config names, and those that they name."""
-    reading = _Reading(home, problems)
+def read_bases(root: Map, home: Home, own: Iterable[Path], problems: list[Problem]) -> Bases:
+    """The bases that a config names, and those that they name.
+
+    Args:
+        own: main file and fragments.
+    """
+    reading = _Reading(home, problems, frozenset(map(os.path.realpath, own)))
     reading.of(root, ())
     return Bases(tuple(reading.files), tuple(reading.trees), reading.missing)
 
@@ -85,6 +89,7 @@ class _Reading:
 
     home: Home
     problems: list[Problem]
+    own: frozenset[str]
     files: list[Path] = field(default_factory=list)
     trees: list[Map] = field(default_factory=list)
     missing: bool = False
@@ -95,7 +100,7 @@ class _Reading:
         for index, name in enumerate(node.items if isinstance(node, Items) else (node,)):
             if isinstance(name, Scalar) and name.tag:
                 self._add(
-                    Problem("wrong-type", (BASE,), f"{name.tag} is no name of a file"), name, "as in base: ../base.yaml"
+                    Problem("wrong-name", (BASE,), f"{name.tag} is no name of a file"), name, "as in base: ../base.yaml"
                 )
             elif isinstance(name, Scalar) and name.text:  # the model says so of all else
                 self._base(name, above, (BASE, index) if isinstance(node, Items) else (BASE,))
@@ -107,15 +112,16 @@ class _Reading:
             file = Path(name.text)
         here = self.home.here(file)
         real = os.path.realpath(here)
-        if real in (*above, os.path.realpath(name.place.source.name)):
-            self._add(
-                Problem("base-cycle", path, f"{tidy(file)} is based on this file"),
-                name,
-                "a base knows nothing of what is laid on it",
-            )
+        above = (*above, os.path.realpath(name.place.source.name))
+        if real in above:
+            problem = Problem("base-cycle", path, f"{tidy(file)} is based on this file")
+            self._add(problem, name, "a base knows nothing of what is laid on it")
+        elif real in self.own:
+            problem = Problem("base-cycle", path, f"{tidy(file)} is a part of this config already")
+            self._add(problem, name, "a base stands outside of conf.d")
         elif real not in self._known and len(self._known) < MAX_BASES:
             self._known.add(real)
-            self._read(name, file, (*above, os.path.realpath(name.place.source.name)), path)
+            self._read(name, file, above, path)
         elif real not in self._known:
             self._add(Problem("base-cycle", path, f"more than {MAX_BASES} bases"), name, "put some of them together")
 

@@ -10,7 +10,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
-from gateway.config.bases import Bases, Home, Laid, read_bases, tidy
+from gateway.config.bases import BASE, Bases, Home, Laid, read_bases, tidy
 from gateway.config.explain import known_or_near, locate
 from gateway.config.hiding import hide, shown_lines
 from gateway.config.migrate import migrate
@@ -18,6 +18,7 @@ from gateway.config.model import NAME, VERSION, CityProfile, Config, GatewayConf
 from gateway.config.secrets import Held, Secrets, resolve, without_secrets
 from gateway.config.templates import LoadedTemplate, Shelf, Templates, yaml_files
 from gateway.config.tree import (
+    OVERRIDE,
     Entry,
     Map,
     Node,
@@ -141,7 +142,7 @@ def _bases_of(main: Path, fragments: tuple[Path, ...], at: Home) -> Bases:
     root = read_tree(main, ignored)
     for fragment in fragments:
         root = merge(root, read_tree(fragment, ignored), ignored)
-    return read_bases(root, at, ignored)
+    return read_bases(root, at, (main, *fragments), ignored)
 
 
 def load(
@@ -201,7 +202,7 @@ class _Load:
         for fragment in fragments:
             trees.append(read_tree(fragment, self.problems))
             root = merge(root, trees[-1], self.problems)
-        bases = read_bases(root, self.at, self.problems)
+        bases = read_bases(root, self.at, (main, *fragments), self.problems)
         self.folders = tuple(tidy(self.at.here(folder)) for folder in bases.folders(self.at))
         self.templates = Templates([folder / "templates" for folder in self.folders], self.problems, self.shelf)
         self._closed()
@@ -257,6 +258,9 @@ class _Load:
     def _laid_on(self, bases: Bases, root: Map) -> Map:
         """The config on its bases."""
         self.laid = Laid(self.problems, bases.files)
+        if (variable := f"{OVERRIDE}{BASE.upper()}") in self.environment:
+            message, remedy = f"{variable} is set and changes nothing", "the file itself names its base"
+            self.problems.append(Problem("ignored-variable", (), message, remedy, file=f"environment {variable}"))
         if bases.missing:
             self.hidden = {*self.hidden, "missing-key", "nothing-taken"}
         whole, *more = (*bases.trees, root)
@@ -362,7 +366,8 @@ class _Load:
         path = ("links", link, "devices", device)
         first = find(root, ("links", owner, "devices", device)).key
         self._add("duplicate-device", path, f"link {owner} has a device {device} too, at {first}", root,
-                  "give one of them another name: readings and entities are told apart by it")  # fmt: skip
+                  "give one of them another name: readings and entities are told apart by it"
+                  + (f"; if it has moved: {device}: null on link {owner}" if self.laid.bases else ""))  # fmt: skip
 
     def _link(self, name: str, entry: Entry) -> LoadedLink:
         node, path = entry.node, ("links", name)

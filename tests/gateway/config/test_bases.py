@@ -159,6 +159,54 @@ def test_a_box_that_says_its_base_alone_lacks_its_name_only(tmp_path: Path) -> N
     assert refused(tmp_path, base=BASE, citygate="base: base.yaml\n") == [("missing-key", "base.yaml", 2)]
 
 
+def test_a_device_that_moves_to_another_link_is_null_on_the_first(tmp_path: Path) -> None:
+    moved = "links: {plant: {driver: bench, host: h, devices: {meter-13: {template: acme/meter}}}%s}\n"
+    with pytest.raises(ConfigError) as error:
+        plan_of(tmp_path, base=BASE, citygate=BOX + moved % "")
+    [problem] = [problem for problem in error.value.problems if problem.severity == "error"]
+    assert (problem.code, problem.remedy.endswith("; if it has moved: meter-13: null on link roof")) == (
+        "duplicate-device",
+        True,
+    )
+    plan = plan_of(tmp_path, citygate=BOX + moved % ", roof: {devices: {meter-13: null}}")
+    assert {name: device.link for name, device in plan.devices.items()} == {"meter-12": "roof", "meter-13": "plant"}
+
+
+@pytest.mark.parametrize(
+    ("files", "place"),
+    [
+        ({"citygate": "base: ./citygate.yaml\n" + BASE}, ("base-cycle", "citygate.yaml", 1)),
+        ({"citygate": "base: conf.d/a.yaml\n" + BASE, "conf.d__a": "x-a: 1\n"}, ("base-cycle", "citygate.yaml", 1)),
+        ({"citygate": BASE, "conf.d__a": "base: citygate.yaml\n"}, ("base-cycle", "a.yaml", 1)),
+        ({"citygate": BOX, "base": BASE, "conf.d__a": "base: base.yaml\n"}, ("duplicate-key", "a.yaml", 1)),
+        ({"citygate": f"base: ''\n{BASE}"}, ("wrong-length", "citygate.yaml", 1)),
+        ({"citygate": f"base:\n{BASE}"}, ("missing-value", "citygate.yaml", 1)),
+        ({"citygate": f"base: !secret base\n{BASE}"}, ("wrong-name", "citygate.yaml", 1)),
+        ({"citygate": f"base: ~nobody-of-that-name/base.yaml\n{BASE}"}, ("unreadable-file", "citygate.yaml", 1)),
+        ({"citygate": BOX, "base": "- version: 1\n"}, ("wrong-type", "base.yaml", 1)),
+    ],
+)
+def test_a_base_that_cannot_be_one_is_the_one_problem(
+    tmp_path: Path, files: dict[str, str], place: tuple[str, str, int]
+) -> None:
+    files = {name: text.replace("gateway: {city", "gateway: {id: gw-1, city") for name, text in files.items()}
+    assert refused(tmp_path, **files) == [place]
+
+
+def test_a_row_of_bases_has_an_end(tmp_path: Path) -> None:
+    files = {f"b{number}": f"base: b{number + 1}.yaml\n" for number in range(16)} | {"b16": BASE, "b15": BASE}
+    assert list(plan_of(tmp_path, **files, citygate="base: b0.yaml\ngateway: {id: gw-1}\n").devices) == [
+        "meter-12",
+        "meter-13",
+    ]
+    assert refused(tmp_path, b15="base: b16.yaml\n") == [("base-cycle", "b15.yaml", 1)]
+
+
+def test_a_variable_that_names_a_base_is_told_to_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CITYGATE__BASE", "other.yaml")
+    assert refused(tmp_path, base=BASE, citygate=BOX) == [("ignored-variable", "environment CITYGATE__BASE", 0)]
+
+
 def test_a_variable_wins_over_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CITYGATE__BROKERS__MILANO__TENANT", "three")
     assert plan_of(tmp_path, base=BASE, citygate=BOX).config.brokers["milano"].tenant == "three"
@@ -187,6 +235,20 @@ def test_what_lies_beside_the_base_is_found_and_its_paths_begin_there(tmp_path: 
 
     written(folder, templates__own__meter="extends: acme/meter\nvendor: of the box\n")
     assert make_plan(folder, BenchRegistry(), with_secrets=False).devices["meter-13"].template.vendor == "of the box"
+
+
+def test_what_lies_beside_the_nearer_base_comes_first(tmp_path: Path) -> None:
+    folder = fleet(tmp_path)
+    written(
+        tmp_path / "city",
+        base="base: ../fleet/base.yaml\n",
+        templates__own__meter="extends: acme/meter\nvendor: city\n",
+    )
+    written(tmp_path / "city", cities__own="broker: {tenant: of-the-city}\n")
+    written(folder, citygate="base: ../../city/base.yaml\ngateway: {id: gw-1}\n")
+    plan = make_plan(folder, BenchRegistry(), with_secrets=False)
+    assert plan.devices["meter-13"].template.vendor == "city"
+    assert plan.config.brokers["milano"].tenant == "of-the-city"
 
 
 def test_a_box_is_read_the_same_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
