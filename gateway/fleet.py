@@ -18,7 +18,7 @@ from gateway.sdk.config import Claim, same_host
 from gateway.sdk.errors import Problem
 
 KeyPath = tuple[str | int, ...]
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+_DEFAULT_PORTS = {"http": 80, "https": 443, "mqtt": 1883, "mqtts": 8883}
 _AT_HOST = re.compile(r"(?:at|of) (\S+):[0-9]+")
 _LOCAL = (".local", ".lan", ".home", ".internal", ".localdomain")
 
@@ -92,8 +92,9 @@ def _of_links(loaded: Loaded, at: At) -> Iterator[Holding]:
             if claim.kind in ("session", "device") and _is_everybodys(claim.name) and claim.path[-1] != "address":
                 yield Holding(claim.kind, (claim.name, claim.also), claim.name, at(("links", name, *claim.path)))
         url, user = (str(getattr(link.config, key, "") or "") for key in ("url", "username"))
-        if user and _is_everybodys(f"at {_server(url)}"):
-            yield Holding("login", (_server(url), user), f"{user} at {_server(url)}", at(("links", name, "username")))
+        server = _server(url)
+        if user and server and _is_everybodys(f"at {server}"):
+            yield Holding("login", (server, user), f"{user} at {server}", at(("links", name, "username")))
 
 
 def _claims(link: LoadedLink) -> list[Claim]:
@@ -136,9 +137,12 @@ def _users(broker: BrokerConfig) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _server(url: str) -> str:
-    """Host and port in the one spelling in which two are compared."""
-    parts = urlsplit(url)
-    port = parts.port or _DEFAULT_PORTS.get(parts.scheme) or (8883 if parts.scheme == "mqtts" else 1883)
+    """Host and port in the one spelling in which two are compared; "" for what another driver calls a URL."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or _DEFAULT_PORTS.get(parts.scheme)
+    except ValueError:
+        return ""
     return f"{same_host(parts.hostname or '')}:{port}"
 
 

@@ -98,12 +98,11 @@ class _Reading:
     def of(self, tree: Map, above: tuple[str, ...]) -> None:
         node = tree.get(BASE)
         for index, name in enumerate(node.items if isinstance(node, Items) else (node,)):
-            if isinstance(name, Scalar) and name.tag:
-                self._add(
-                    Problem("wrong-name", (BASE,), f"{name.tag} is no name of a file"), name, "as in base: ../base.yaml"
-                )
-            elif isinstance(name, Scalar) and name.text:  # the model says so of all else
-                self._base(name, above, (BASE, index) if isinstance(node, Items) else (BASE,))
+            path: tuple[str | int, ...] = (BASE, index) if isinstance(node, Items) else (BASE,)
+            if isinstance(name, Scalar) and name.text and not name.tag and "\0" not in name.text:
+                self._base(name, above, path)
+            elif name is not None and (above or (isinstance(name, Scalar) and name.text)):  # else the model says so
+                self._add(Problem("wrong-name", path, "this is no name of a file"), name, "as in base: ../base.yaml")
 
     def _base(self, name: Scalar, above: tuple[str, ...], path: tuple[str | int, ...]) -> None:
         try:
@@ -137,10 +136,9 @@ class _Reading:
         self.missing |= not tree.place.source.parsed
         self.of(tree, above)
         self.files.append(file)
-        own = {key: entry for key, entry in tree.entries.items() if key != BASE}
-        self.trees.append(Map(own, tree.place, tree.dropped))
+        self.trees.append(tree)
 
-    def _add(self, problem: Problem, name: Scalar, remedy: str) -> None:
+    def _add(self, problem: Problem, name: Node, remedy: str) -> None:
         self.missing = True
         self.problems.append(place_problem(replace(problem, remedy=remedy), name.place))
 

@@ -183,6 +183,12 @@ def test_a_device_that_moves_to_another_link_is_null_on_the_first(tmp_path: Path
         ({"citygate": f"base:\n{BASE}"}, ("missing-value", "citygate.yaml", 1)),
         ({"citygate": f"base: !secret base\n{BASE}"}, ("wrong-name", "citygate.yaml", 1)),
         ({"citygate": f"base: ~nobody-of-that-name/base.yaml\n{BASE}"}, ("unreadable-file", "citygate.yaml", 1)),
+        ({"citygate": f'base: "a\\0b"\n{BASE}'}, ("wrong-name", "citygate.yaml", 1)),
+        ({"citygate": BOX, "base": f"base: {{file: c}}\n{BASE}"}, ("wrong-name", "base.yaml", 1)),
+        ({"citygate": BOX, "base": f"base: [[c.yaml]]\n{BASE}"}, ("wrong-name", "base.yaml", 1)),
+        ({"citygate": BOX, "base": f"base:\n{BASE}"}, ("wrong-name", "base.yaml", 1)),
+        ({"citygate": BOX, "base": "a: [\n"}, ("yaml-syntax", "base.yaml", 1)),
+        ({"citygate": "base: citygate.yaml\n"}, ("base-cycle", "citygate.yaml", 1)),
         ({"citygate": BOX, "base": "- version: 1\n"}, ("wrong-type", "base.yaml", 1)),
     ],
 )
@@ -359,3 +365,12 @@ def test_each_value_is_shown_with_the_place_that_gave_it_and_no_secret(tmp_path:
     assert not {"base", "x-own"} & found.keys()
     shown = "\n".join(line for source in loaded.sources.values() for line in source.lines)
     assert "older-text-22" not in shown, "what was laid over is a secret too"
+
+
+def test_a_secret_that_a_base_gives_twice_is_hidden_both_times(tmp_path: Path) -> None:
+    base = BASE.replace("tenant: one", "auth: {bearer: first-text-111, bearer: second-text-22}")
+    with pytest.raises(ConfigError) as error:
+        plan_of(tmp_path, base=base, citygate=BOX + "publish: {licence: x}\n")
+    assert "duplicate-key" in {problem.code for problem in error.value.problems}
+    shown = "".join(problem.source for problem in error.value.problems)
+    assert "-text-" not in shown
