@@ -102,6 +102,12 @@ def test_a_later_value_in_the_place_of_a_null_counts(tmp_path: Path) -> None:
     assert (plan.config.brokers["milano"].tenant, list(plan.config.brokers)) == ("two", ["milano"])
 
 
+def test_a_null_that_takes_nothing_away_is_told_also_when_a_base_says_it_too(tmp_path: Path) -> None:
+    files = {"base": BASE, "city": "base: base.yaml\nbrokers: {porto: {tenant: null}}\n"}
+    plan = plan_of(tmp_path, **files, citygate="base: city.yaml\ngateway: {id: gw-1}\nbrokers: {porto: {tenant: ~}}\n")
+    assert [(p.code, Path(p.file).name, p.line) for p in plan.warnings] == [("nothing-taken", "citygate.yaml", 3)]
+
+
 def test_an_attribute_given_as_null_is_not_sent_whatever_the_base_says_of_it(tmp_path: Path) -> None:
     base = BASE.replace(
         "unit_id: 1,", "unit_id: 1, entity: {attributes: {totalActivePower: power}, static: {description: roof}},"
@@ -206,6 +212,17 @@ def test_a_row_of_bases_has_an_end(tmp_path: Path) -> None:
         "meter-13",
     ]
     assert refused(tmp_path, b15="base: b16.yaml\n") == [("base-cycle", "b15.yaml", 1)]
+
+
+def test_what_neither_has_is_missing_in_the_file_of_the_box(tmp_path: Path) -> None:
+    found = refused(tmp_path, base=BASE.replace("version: 1\n", ""), citygate=f"# this box\n{BOX}")
+    assert found == [("missing-key", "citygate.yaml", 2)]
+
+
+def test_a_base_may_be_in_somebodys_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(written(tmp_path / "home", base=BASE)))
+    plan = plan_of(tmp_path / "box", citygate="base: ~/base.yaml\ngateway: {id: gw-1}\n")
+    assert list(plan.devices) == ["meter-12", "meter-13"]
 
 
 def test_a_variable_that_names_a_base_is_told_to_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
