@@ -181,6 +181,7 @@ def lora(url: str, *, eui: str = "24e124713d123456", client_id: str = "box", nam
         (lora("mqtt://lora.example"), lora("mqtt://lora.example:1884", eui="24e124713d123457"), []),
         (lora("mqtt://127.0.0.1"), lora("mqtt://127.0.0.1", eui="24e124713d123457"), []),
         (lora("mqtt://192.168.1.9"), lora("mqtt://192.168.1.9", eui="24e124713d123457"), []),
+        (lora("mqtt://chirpstack"), lora("mqtt://chirpstack", eui="24e124713d123457"), []),
         (lora("mqtt://chirpstack.local"), lora("mqtt://chirpstack.local", eui="24e124713d123457"), []),
         (
             lora("mqtt://lora.example"),
@@ -207,9 +208,24 @@ def plant(host: str, unit: int = 1) -> str:
     return f"links: {{plant: {{driver: modbus, host: {host}, devices: {{m: {{template: eastron/sdm120, unit_id: {unit}, every: 10 s}}}}}}}}\n"
 
 
+def heard(key: str) -> str:
+    abp = f"{{abp: {{dev_addr: '26011234', nwk_s_key: '{key * 32}', app_s_key: '{key * 32}'}}}}"
+    device = f"template: milesight/em400-udl, activation: {abp}, container: {{empty: 1.8 m}}"
+    return f"links: {{lora: {{driver: semtech-udp, devices: {{bin-1: {{{device}}}}}}}}}\n"
+
+
+MODEM = (
+    "links: {modem: {driver: lora-modem, port: /dev/ttyS1, modem: rylr, setup: [AT+NETWORKID=5], "
+    "devices: {bin-1: {template: milesight/em400-udl, address: 7, container: {empty: 1.8 m}}}}}\n"
+)
+
+
 @pytest.mark.parametrize(
     ("one", "other", "found"),
     [
+        (heard("1"), heard("1"), ["fleet-device"]),
+        (heard("1"), heard("2"), []),
+        (MODEM, MODEM, []),
         (plant("plc.works.example"), plant("plc.works.example"), ["fleet-device"]),
         (plant("plc.works.example"), plant("plc.works.example", 2), []),
         (plant("192.168.1.10"), plant("192.168.1.10"), []),

@@ -102,6 +102,12 @@ def test_a_later_value_in_the_place_of_a_null_counts(tmp_path: Path) -> None:
     assert (plan.config.brokers["milano"].tenant, list(plan.config.brokers)) == ("two", ["milano"])
 
 
+def test_a_file_without_a_base_may_say_null_where_its_model_takes_it(tmp_path: Path) -> None:
+    text = BASE.replace("tenant: one", "tenant: null").replace("{city", "{id: gw-1, city")
+    plan = plan_of(tmp_path, citygate=text)
+    assert (plan.config.brokers["milano"].tenant, plan.warnings) == (None, ())
+
+
 def test_a_null_that_takes_nothing_away_is_told_also_when_a_base_says_it_too(tmp_path: Path) -> None:
     files = {"base": BASE, "city": "base: base.yaml\nbrokers: {porto: {tenant: null}}\n"}
     plan = plan_of(tmp_path, **files, citygate="base: city.yaml\ngateway: {id: gw-1}\nbrokers: {porto: {tenant: ~}}\n")
@@ -346,6 +352,14 @@ def test_the_last_good_config_is_not_mixed_with_the_base_of_today(tmp_path: Path
             make_plan(copy.main, BenchRegistry(), with_secrets=False, home=folder)
         [problem] = [copy.shown(problem) for problem in error.value.problems if problem.severity == "error"]
         assert problem.file == "last good config: citygate.yaml"
+
+        [base] = copy.folder.rglob("base.yaml")
+        base.write_text("broken: [\n")
+        (copy.folder / "citygate.yaml").write_text("base: ../../fleet/base.yaml\n")
+        with pytest.raises(ConfigError) as error:
+            make_plan(copy.main, BenchRegistry(), with_secrets=False, home=folder)
+        [problem] = [copy.shown(problem) for problem in error.value.problems if problem.severity == "error"]
+        assert problem.file == f"last good config: {folder}/../../fleet/base.yaml"
 
 
 def test_a_changed_base_is_another_config_to_keep_and_one_that_is_gone_none(tmp_path: Path) -> None:
