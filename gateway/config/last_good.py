@@ -218,7 +218,8 @@ class Unpacked:
 
     def shown(self, problem: Problem) -> Problem:
         """With its file as it is called in the operator's folder."""
-        name = problem.file.removeprefix(f"{self.folder}/").removeprefix(OUTSIDE).replace("/^/", "/../")
+        name = problem.file.removeprefix(f"{self.folder}/").removeprefix(OUTSIDE)
+        name = "/".join(".." if part == "^" else part for part in name.split("/"))
         return replace(problem, file=f"last good config: {name}") if name != problem.file else problem
 
 

@@ -13,9 +13,11 @@ from gateway.config.edit import link_names, put_device
 from gateway.config.effective import lines
 from gateway.config.last_good import LastGood, NotKept, Unpacked, snapshot
 from gateway.config.loader import load
+from gateway.models.extension import read_brief, write_model
 from gateway.plan import Plan, find_driver, make_plan
 from gateway.sdk.errors import ConfigError
 from tests.support.bench_driver import BenchRegistry
+from tests.support.box import REPOSITORY
 
 BASE = """\
 version: 1
@@ -280,6 +282,15 @@ def test_what_lies_beside_the_nearer_base_comes_first(tmp_path: Path) -> None:
     assert plan.config.brokers["milano"].tenant == "of-the-city"
 
 
+def test_models_beside_a_base_are_known_and_the_nearer_ones_win(tmp_path: Path) -> None:
+    folder, brief = fleet(tmp_path), REPOSITORY / "config" / "models" / "BenchObserved.yaml"
+    for place in (tmp_path / "fleet", folder):
+        write_model(read_brief(brief), place / "models", brief.read_text())
+        found = make_plan(folder, BenchRegistry(), with_secrets=False).models.type("BenchObserved")
+        assert found is not None
+        assert found.origin == str(place / "models")
+
+
 def test_a_box_is_read_the_same_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fleet(tmp_path)
     (tmp_path / "etc").symlink_to(folder)  # as a roll-out may do it: `..` leads out of the true folder
@@ -319,6 +330,13 @@ def test_a_null_is_not_replaced_by_a_device_since_all_that_it_takes_away_would_b
     with pytest.raises(ConfigError, match=r"is null in citygate.yaml: remove that line first"):
         put_device(written(tmp_path, base=BASE, citygate=text), "roof", "meter-12", {"template": "acme/meter"})
     assert (tmp_path / "citygate.yaml").read_text() == text
+
+
+def test_a_null_of_a_file_without_a_base_takes_a_device_as_ever(tmp_path: Path) -> None:
+    text = BASE.replace("{city", "{id: gw-1, city").partition("links:")[0] + "links: ~\n"
+    folder = written(tmp_path, citygate=text)
+    put_device(folder, "roof", "m", {"template": "acme/meter"}, {"driver": "bench", "host": "h"})
+    assert list(plan_of(folder).devices) == ["m"]
 
 
 @contextlib.contextmanager
