@@ -44,7 +44,7 @@ class Source:
 
     def hide(self, place: "Place") -> None:
         """Dots in place of what stands there, at the same width; a block of several lines to its end."""
-        for number in range(place.line, min(place.line + place.lines, len(self.lines) + 1)):
+        for number in range(max(place.line, 1), min(place.line + place.lines, len(self.lines) + 1)):
             line = self.lines[number - 1]
             first = place.column - 1 if number == place.line else len(line) - len(line.lstrip())
             last = first + place.width if place.lines == 1 else len(line)

@@ -181,3 +181,11 @@ def test_a_pipe_in_place_of_a_file_is_a_problem_and_keeps_nobody_waiting(tmp_pat
 
     # a template that cannot be read is looked for among the shipped ones, as one that is not there
     assert place.startswith("templates") or any("no regular file" in problem.message for problem in problems)
+
+
+def test_a_secret_that_a_variable_gives_has_no_line_to_be_hidden_in_and_is_known(tmp_path: Path) -> None:
+    (tmp_path / "citygate.yaml").write_text(HEAD + "http: {listn: 127.0.0.1:1}\n")
+    variable = {"CITYGATE__HTTP__TOKEN": SECRET}
+    loaded = load(tmp_path, lambda name: find_driver(BenchRegistry(), name), environment=variable)
+    assert SECRET in loaded.secrets
+    assert [problem.code for problem in loaded.problems] == ["unknown-key"]
