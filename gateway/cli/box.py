@@ -126,7 +126,7 @@ def buffer_path(config: Path) -> Path:
     for where, file in () if found else files:
         with contextlib.suppress(OSError):
             said = _path_in(read_bytes(file, MAX_FILE_BYTES).decode(errors="replace"))
-            found, folder = (said, where) if said else (found, folder)
+            found, folder = (said, where) if said is not None else (found, folder)
     with contextlib.suppress(ValueError):  # ~nobody: told by whoever reads the file in full
         found = beside(folder, found) if found else ""
     return Path(found or BufferConfig().path)
@@ -151,8 +151,11 @@ def brokers(config: Path) -> dict[str, str] | None:
         try:
             node: Any = yaml.compose(read_bytes(file, MAX_FILE_BYTES), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
             parts = [value for name, value in node.value if name.value == "brokers"] if node is not None else []
+            if any(map(_takes_away, parts)):
+                parts = []
+                found.clear()
             for name, broker in (entry for part in parts for entry in part.value or ()):
-                if broker.tag.endswith(":null") and broker.value:  # what a base has and this box has not
+                if _takes_away(broker):
                     found.pop(str(name.value), None)
                     continue
                 was = [str(value.value) for key, value in broker.value or () if key.value == "was"]
@@ -162,20 +165,27 @@ def brokers(config: Path) -> dict[str, str] | None:
     return found
 
 
-def _path_in(text: str) -> str:
-    """`buffer.path` of one file as far as it can be read; "" when it says nothing."""
+def _takes_away(node: Any) -> bool:
+    """Whether it is a null that somebody wrote: what a base has and this box has not."""
+    return bool(node.tag.endswith(":null") and node.value)
+
+
+def _path_in(text: str) -> str | None:
+    """`buffer.path` of one file as far as it can be read; None when it says nothing, "" when it takes away what a base says."""
     try:
         node: Any = yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         for key in ("buffer", "path"):
             node = next(value for name, value in node.value if name.value == key)
-        return str(node.value)
+            if _takes_away(node):
+                return ""
+        return str(node.value) or None
     except yaml.YAMLError:
         near = re.search(
             r"^buffer:(?:[^\S\n]*\{[^}]*?|(?:[^\S\n]*\n[^\S\n]+.*)*?)\bpath:\s*['\"]?([^\s'\",}]+)", text, re.MULTILINE
         )
-        return near[1] if near else ""
+        return near[1] if near else None
     except (StopIteration, AttributeError, TypeError, ValueError, RecursionError):
-        return ""
+        return None
 
 
 def make_plan(

@@ -138,6 +138,10 @@ def test_two_boxes_may_fill_one_entity_each_with_its_own_attributes(citygate: Co
     written(boxes, {"a.yaml": box(1, SHARED % one), "b.yaml": box(2, SHARED % other)})
     ended = citygate("check", "boxes", "--json")
     assert (ended.code, between(ended.json)) == (0, [("fleet-entity", "warning", "boxes/b.yaml", 3)])
+    assert "with other attributes" in ended.json["problems"][0]["message"]
+    written(boxes, {"c.yaml": box(3, SHARED % one)})
+    ended = citygate("check", "boxes", "--json")
+    assert (ended.code, between(ended.json)) == (3, [("fleet-entity", "error", "boxes/b.yaml", 3)])
 
 
 def test_an_id_pattern_without_the_gateway_collides_where_two_devices_have_one_name(

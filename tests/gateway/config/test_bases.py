@@ -305,6 +305,11 @@ def test_the_verbs_that_glance_at_the_files_see_the_base(tmp_path: Path) -> None
     written(folder, citygate="base: ../../fleet/base.yaml\nbuffer: {path: mine.db}\n")
     assert box.buffer_path(folder) == folder / "mine.db"
     assert box.brokers(folder) == {"milano": "", "porto": ""}
+    for null in ("buffer: {path: null}", "buffer: ~"):
+        written(folder, citygate=f"base: ../../fleet/base.yaml\ngateway: {{id: gw-1}}\n{null}\nbrokers: null\n")
+        plan = make_plan(folder, BenchRegistry(), with_secrets=False)
+        assert str(box.buffer_path(folder)) == plan.config.buffer.path == "/var/lib/citygate/buffer.db"
+        assert (box.brokers(folder), list(plan.config.brokers)) == ({}, [])
 
 
 def test_a_device_is_put_into_the_file_of_the_box_and_the_base_stays_as_it_is(tmp_path: Path) -> None:
@@ -400,7 +405,7 @@ def test_each_value_is_shown_with_the_place_that_gave_it_and_no_secret(tmp_path:
     loaded = load(
         folder,
         lambda name: find_driver(BenchRegistry(), name),
-        environment={"CITYGATE_SECRET_MILANO": "text-of-milano"},
+        environment={"CITYGATE_SECRET_MILANO": "text-of-milano", "CITYGATE__HTTP__TOKEN": "token-in-clear-3"},
     )
     found = {
         ".".join(line.path): (line.value, Path(str(line.place).partition(":")[0]).name, line.place.line)
@@ -411,6 +416,7 @@ def test_each_value_is_shown_with_the_place_that_gave_it_and_no_secret(tmp_path:
     assert found["brokers.milano.tenant"] == ("two", "citygate.yaml", 3)
     assert found["brokers.milano.auth.bearer"] == ("!secret milano", "base.yaml", 12)
     assert found["brokers.porto.auth.bearer"] == ("•" * 15, "citygate.yaml", 3)
+    assert found["http.token"][0] == "•••", "given by a variable"
     assert not {"base", "x-own"} & found.keys()
     shown = "\n".join(line for source in loaded.sources.values() for line in source.lines)
     assert "older-text-22" not in shown, "what was laid over is a secret too"
