@@ -65,8 +65,6 @@ def holdings(loaded: Loaded, plan: Plan | None) -> tuple[Holding, ...]:
     """What of a box no other may have; of one with errors (`plan` None) what can be said all the same."""
 
     def at(path: KeyPath) -> Problem:
-        while len(path) > 1 and find(loaded.root, path).missing is not None:
-            path = path[:-1]  # it is a default: where the part is
         return locate(Problem("", path, ""), loaded.root)
 
     return (*_of_gateway(loaded, at), *_of_links(loaded, at), *(_of_brokers(plan, loaded, at) if plan else ()))

@@ -302,6 +302,9 @@ def test_a_box_is_read_the_same_from_everywhere(tmp_path: Path, monkeypatch: pyt
 def test_the_verbs_that_glance_at_the_files_see_the_base(tmp_path: Path) -> None:
     folder = fleet(tmp_path, more="brokers: {porto: null, lisboa: {was: porto, url: 'https://lisboa.example'}}\n")
     assert box.brokers(folder) == {"milano": "", "lisboa": "porto"}
+    renamed = BASE.replace("milano: {url", "milano: {was: old, url")
+    written(tmp_path / "more", base=renamed, citygate=f"{BOX}brokers: {{milano: {{tenant: two}}}}\n")
+    assert box.brokers(tmp_path / "more") == {"milano": "old", "porto": ""}
     written(folder, citygate="base: ../../fleet/base.yaml\nbuffer: {path: mine.db}\n")
     assert box.buffer_path(folder) == folder / "mine.db"
     assert box.brokers(folder) == {"milano": "", "porto": ""}
