@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup demo test lint bench soak chaos fuzz mutants docs lock clean
+.PHONY: setup demo test lint bench soak editor chaos fuzz mutants docs lock clean
 
 setup: $(STAMP)
 
@@ -37,6 +37,12 @@ bench: setup
 soak: setup
 	$(BIN)/python -m pytest -q -m slow --timeout 3600 $(ARGS)
 
+# the schemas as editors use them; the language server needs Node, and is installed once into .editor/
+editor: setup
+	-@cmp -s tests/editor/package-lock.json .editor/package-lock.json || { mkdir -p .editor && cp tests/editor/package*.json .editor/ && \
+	  cd .editor && npm ci --ignore-scripts --no-audit --no-fund --silent || rm -f package-lock.json; }
+	$(BIN)/python -m pytest -q -m editor tests/editor $(ARGS)
+
 chaos: setup
 	$(BIN)/python -m pytest -q -m slow --timeout 3600 tests/flow $(ARGS)
 
@@ -56,4 +62,4 @@ lock:
 	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --generate-hashes --universal --python-version 3.11 --no-header --no-emit-index-url -q -o requirements.lock
 
 clean:
-	rm -rf $(VENV) .mypy_cache* .ruff_cache .pytest_cache .hypothesis .mutants
+	rm -rf $(VENV) .editor .mypy_cache* .ruff_cache .pytest_cache .hypothesis .mutants

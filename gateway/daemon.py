@@ -8,8 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from gateway.config.explain import as_json
 from gateway.config.last_good import LastGood
 from gateway.config.place import last_place, note_place
 from gateway.driver_run import SharedLoop, owned_task
+from gateway.fates import foretell
 from gateway.forward.broker import Broker
 from gateway.forward.checked import SAMPLE_OF, Checked
 from gateway.forward.dates import Dates
@@ -48,9 +48,9 @@ from gateway.log.moved import bring_along
 from gateway.models.validator import Validator
 from gateway.plan import BrokerPlan, DevicePlan, Difference, LinkPlan, Plan, difference
 from gateway.reach import lacking_secret, look_at
-from gateway.recipes import Devices, gone_tables
+from gateway.recipes import Devices, devices_of, gone_tables
 from gateway.registry import Registry
-from gateway.sdk.errors import CitygateError, ConfigError, LogError
+from gateway.sdk.errors import CitygateError, ConfigError
 from gateway.sdk.quantities import units
 from gateway.sdk.reading import Quality, ReadingSet
 from gateway.sdk.values import told
@@ -62,7 +62,6 @@ LEAVE_WITHIN_S = 1.0  # everything is committed by then
 TELL_FIRST_S = 60.0  # after the start there is little to tell
 HOUSEKEEPING_S = 2.0
 CHANGES_TOLD = 50  # of a reload, in the journal
-COUNT_WITHIN_S, COUNT_AT_ONCE = 3.0, 5000  # readings owed, for who asks what a change concerns
 WRITER_STUCK_S = 60.0  # a card may take long; longer than this systemd may restart us
 LINK_RETRY_FIRST_S, LINK_RETRY_CAP_S = 1.0, 60.0
 LINK_RETRY_QUICK_S, LINK_RETRY_QUICK_FOR_S = 5.0, 300.0  # an outage is noticed to be over soon, while it is young
@@ -118,7 +117,7 @@ class Daemon:
             LogError: the log cannot be used, or another daemon holds it.
         """
         config = self.plan.config
-        devices = _devices(self.plan)
+        devices = devices_of(self.plan)
         path = Path(config.buffer.path)
         if (before := last_place(self._path)) is not None and before != path.absolute():
             self._left_behind = await asyncio.to_thread(bring_along, before, path, self._clock)
@@ -314,15 +313,15 @@ class Daemon:
         async with self._reload_lock:
             try:
                 new = await asyncio.to_thread(self._standing.read, self.plan)
-                devices = await asyncio.to_thread(_devices, new)
+                devices = await asyncio.to_thread(devices_of, new)
             except Exception as error:
                 if not dry_run:
                     event("reload_refused")
                     self._standing.refused(error)
                 raise
+            shown = await self._shown(new, devices)
             if dry_run:
-                return await self._shown(new)
-            shown = await self._shown(new)
+                return shown
             keep_secret(self.plan.secrets | new.secrets)  # what goes is still said until it is gone
             change = difference(self.plan, new)
             links = sorted({*change.links, *self._given_up()})
@@ -331,11 +330,11 @@ class Daemon:
                 if name in self._links:
                     self._links.pop(name).close()
             told: dict[str, Told | None] = {}
+            renamed = {its.config.was: name for name, its in new.brokers.items()}
             for name in change.brokers:
-                await self._end(f"broker {name}")
-                ended = self._forwarders.pop(name, None)
-                if ended is not None and _is_same(self.plan.brokers[name], new.brokers.get(name)):
-                    told[name] = ended.told()
+                said, now = await self._end_broker(name), renamed.get(name, name)
+                if name in self.plan.brokers and _is_same(self.plan.brokers[name], new.brokers.get(now)):
+                    told[now] = said
             await self._log.set_consumers([_consumer(b, devices) for b in new.brokers.values()], devices)
             if self._stop.is_set():  # what is started now, nobody would end
                 raise CitygateError("the daemon is being stopped")
@@ -358,7 +357,26 @@ class Daemon:
             event("reloaded", links=links, brokers=list(change.brokers), changed=shown["changed"][:CHANGES_TOLD])
             return {**shown, "restarted": [*links, *change.brokers]}
 
-    async def _shown(self, new: Plan) -> dict[str, Any]:
+    async def _end_broker(self, name: str) -> Told | None:
+        """Stop forwarding to a broker; what the next forwarder is to know."""
+        await self._end(f"broker {name}")
+        ended = self._forwarders.pop(name, None)
+        return None if ended is None else ended.told()
+
+    async def _forget(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Console.forget`; who has read anything of a device that is forgotten begins anew."""
+        forget = console.verbs(self._log)["buffer-forget"]
+        async with self._reload_lock:
+            device = self._log.gone_devices().get(str(given.get("device") or ""), {"brokers": {}})
+            told = {name: await self._end_broker(name) for name in device["brokers"] if name in self.plan.brokers}
+            try:
+                found: dict[str, Any] = await forget(given)
+            finally:
+                for name, said in told.items() if not self._stop.is_set() else ():
+                    self._start_broker(self.plan.brokers[name], said)
+            return found
+
+    async def _shown(self, new: Plan, devices: Devices) -> dict[str, Any]:
         """What a new plan changes, in words; see `GatewayView.reload`."""
         found = difference(self.plan, new)
         waits = [row.path for row in waiting(self._standing.opened or self.plan.config, new.config, new.secrets)]
@@ -370,18 +388,33 @@ class Daemon:
             "restarts": {"links": links, "brokers": list(found.brokers)},
             "restarted": [],
             "waiting": waits,
-            "owed": await self._owed(found),
+            **await self._owed(found, new, devices),
             "warnings": [as_json(problem) for problem in new.warnings],
         }
 
-    async def _owed(self, found: Difference) -> dict[str, Any]:
-        """How many readings a change concerns: those that brokers are still to get, and of devices which."""
-        brokers = {name: self._log.backlog(name)[0] for name in self.plan.brokers}
-        devices, whole = await owed_of(self._log, self.plan, set(found.devices))
+    async def _owed(self, found: Difference, new: Plan, after: Devices) -> dict[str, Any]:
+        """How many readings a change concerns, those that brokers are still to get, and of devices which; what becomes of them."""
+        log, known = self._log, self._log.recipes
+        backlogs = {name: log.backlog(name)[0] for name in self.plan.brokers}
+        told = await foretell(
+            log,
+            new,
+            after(known),
+            there={device for device, _ in known if log.is_there(device)},
+            cities={name: _city(broker) for name, broker in self.plan.brokers.items()},
+            also=set(found.devices),
+        )
+        sums: dict[str, dict[str, int]] = {}
+        for (device, broker), points in told.counts.items():
+            if device in found.devices:
+                sums.setdefault(device, {})[broker] = sum(points.values())
         return {
-            "brokers": {name: brokers[name] for name in found.brokers if brokers.get(name)},
-            "devices": devices,
-            "all_counted": whole,
+            "owed": {
+                "brokers": {name: backlogs[name] for name in found.brokers if backlogs.get(name)},
+                "devices": sums,
+                "all_counted": told.whole,
+            },
+            "becomes": [dataclasses.asdict(fate) for fate in told.fates],
         }
 
     def _given_up(self) -> Iterable[str]:
@@ -394,6 +427,7 @@ class Daemon:
     def verbs(self) -> Mapping[str, Verb]:
         """Verbs of parts that bring their own."""
         own = {"write": self._write, "record": self._record, "secrets": self._secrets, "reach": self._reach}
+        own["buffer-forget"] = self._forget
         return {**console.verbs(self._log), **own}
 
     @property
@@ -648,44 +682,9 @@ def _time(time_us: int) -> datetime:
     return datetime.fromtimestamp(time_us // 1_000_000, UTC) + timedelta(microseconds=time_us % 1_000_000)
 
 
-async def owed_of(log: Log, plan: Plan, devices: Set[str]) -> tuple[dict[str, dict[str, int]], bool]:
-    """Device -> broker -> good readings that it is still to get; and whether all were counted in the time there is."""
-    upto = {name: log.accepted_upto(name) for name in plan.brokers}
-    takes = {name: _taken(broker) for name, broker in plan.brokers.items()}
-    counts: Counter[tuple[str, str]] = Counter()
-    until_s, place = time.monotonic() + COUNT_WITHIN_S, min(upto.values(), default=0)
-    whole = not (devices and upto)
-    while not whole and time.monotonic() < until_s:
-        try:
-            columns = await log.scan(place, COUNT_AT_ONCE)
-        except LogError:
-            break  # shown elsewhere
-        if columns is None:
-            whole = True
-            continue
-        place = columns.last
-        for seq, number, quality in zip(columns.seq, columns.series, columns.quality, strict=True):
-            of = log.series.get(number)
-            if of is not None and quality is Quality.GOOD and of.device in devices:
-                for name, settled in upto.items():
-                    if seq > settled and of.point in takes[name].get(of.device, ()):
-                        counts[of.device, name] += 1
-    found: dict[str, dict[str, int]] = {}
-    for (device, broker), count in counts.items():
-        found.setdefault(device, {})[broker] = count
-    return found, whole
-
-
 def _taken(broker: BrokerPlan) -> dict[str, set[str]]:
     """Device -> points that a broker gets."""
     return {device: {point for its in mappings for point in its.slots} for device, mappings in broker.mappings.items()}
-
-
-def _devices(plan: Plan) -> Devices:
-    brokers_were = {name: was for name, its in plan.brokers.items() if (was := getattr(its.config, "was", ""))}
-    off = {device for link in plan.links.values() for device in link.device_names} - plan.devices.keys()
-    tables = {name: its.mappings for name, its in plan.brokers.items()}
-    return Devices(plan.devices, tables, off=off, brokers_were=brokers_were)
 
 
 def _consumer(broker: BrokerPlan, devices: Devices) -> Consumer:

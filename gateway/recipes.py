@@ -18,6 +18,7 @@ from gateway.harmonise.recipe import (
 )
 from gateway.log.recipes import Change, Row
 from gateway.models.catalogue import Catalogue
+from gateway.plan import Plan
 
 Tables = MappingOf[str, tuple[Mapping, ...]]
 
@@ -123,6 +124,14 @@ class Devices:
                 self._points[row] = None  # held, whatever it is
         points = self._points[row]
         return points is None or point in points
+
+
+def devices_of(plan: Plan) -> Devices:
+    """The devices of a plan."""
+    brokers_were = {name: its.config.was for name, its in plan.brokers.items() if its.config.was}
+    off = {device for link in plan.links.values() for device in link.device_names} - plan.devices.keys()
+    tables = {name: its.mappings for name, its in plan.brokers.items()}
+    return Devices(plan.devices, tables, off=off, brokers_were=brokers_were)
 
 
 def _recipes(brokers: MappingOf[str, Tables]) -> Iterator[tuple[Row, bytes]]:

@@ -2,11 +2,13 @@
 
 import argparse
 import asyncio
+import contextlib
+import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,8 +92,8 @@ def add(given: argparse.Namespace) -> int:
     """`citygate add`."""
     import tempfile
 
-    new_box = not main_file(given.config).exists()
-    with tempfile.TemporaryDirectory(prefix="citygate-add-") as name:
+    new_box = not os.path.lexists(main_file(given.config))
+    with tempfile.TemporaryDirectory(prefix="citygate-add-") as name, _as_of(main_file(given.config).parent, name):
         trial = _new(given, Path(name)) if new_box else _copy(given.config, Path(name))
         wanted = _wanted(given, trial, new_box=new_box)
         plan = _planned(trial, wanted, given.config)
@@ -179,25 +181,40 @@ def _write(given: argparse.Namespace, wanted: _Wanted, trial: Path, *, new_box: 
         Editor(file.parent).refresh()  # the device's type may be new in templates/
         return written
     file.parent.mkdir(parents=True, exist_ok=True)
-    if file.exists():
+    if os.path.lexists(file):
         raise CitygateError(f"{file} has been written meanwhile and stays as it is; try again")
     configure.write_new(given.config, trial.read_text(encoding="utf-8"), Editor(file.parent))
     return file
 
 
+@contextlib.contextmanager
+def _as_of(folder: Path, copy: str) -> Iterator[None]:
+    """What is wrong with the copy is told as of the folder it was made of."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(tuple(_at_home(problem, copy, folder) for problem in error.problems)) from None
+
+
+def _at_home(problem: Problem, copy: str, folder: Path) -> Problem:
+    told = {name: getattr(problem, name).replace(copy, str(folder)) for name in ("file", "message", "remedy")}
+    return replace(problem, **told)
+
+
 def _planned(trial: Path, wanted: _Wanted, config: Path) -> "Plan":
-    """The plan with the device in it; at a terminal what is missing is asked for. ConfigError has the places of the real file."""
+    """The plan with the device in it; at a terminal what is missing is asked for."""
     as_it_was = {file: file.read_bytes() for file in (trial, *(trial.parent / "conf.d").glob("*.y*ml"))}
     while True:
         try:
             for file, content in as_it_was.items():
                 file.write_bytes(content)
             wanted.put(trial, _home(config))
-            return box.make_plan(trial, home=_home(config))
+            # what lacks its secret is no hindrance to others
+            return box.make_plan(trial, degraded=True, home=_home(config))
         except ConfigError as error:
             missing = [problem for problem in error.problems if _settings_of(problem, wanted) is not None]
             if not (sys.stdin.isatty() and missing):
-                raise ConfigError(tuple(_shown(problem, wanted, trial, config) for problem in error.problems)) from None
+                raise ConfigError(tuple(_shown(problem, wanted) for problem in error.problems)) from None
             for problem in missing:
                 _ask(problem, wanted)
 
@@ -216,16 +233,15 @@ def _settings_of(problem: Problem, wanted: _Wanted) -> tuple[dict[str, Any], tup
     return None
 
 
-def _shown(problem: Problem, wanted: _Wanted, trial: Path, config: Path) -> Problem:
-    """The problem as of the file it is about, with the words that this command takes."""
+def _shown(problem: Problem, wanted: _Wanted) -> Problem:
+    """The problem with the words that this command takes."""
     remedy = problem.remedy
     if (where := _settings_of(problem, wanted)) is not None:
         settings, path = where
         option = "--link " if settings is wanted.link else ""
         example = "--location LAT,LON" if path == ("location",) else f"{option}{'.'.join(path)}=…"
         remedy = f"{remedy}; in this command: {example}" if remedy else f"in this command: {example}"
-    file = problem.file.replace(str(trial.parent), str(main_file(config).parent))
-    return replace(problem, file=file, remedy=remedy)
+    return replace(problem, remedy=remedy)
 
 
 def _ask(problem: Problem, wanted: _Wanted) -> None:
@@ -274,7 +290,7 @@ def _warn(plan: "Plan", wanted: _Wanted, trial: Path, config: Path) -> None:
     )
     mine = [problem for problem in plan.warnings if tuple(map(str, problem.path))[: len(about)] == about]
     for problem in explain.in_order(mine):
-        complain(explain.text(_shown(problem, wanted, trial, config)))
+        complain(explain.text(_at_home(_shown(problem, wanted), str(trial.parent), main_file(config).parent)))
     if others := len(plan.warnings) - len(mine):
         complain(f"{others} warning{'s' if others > 1 else ''} of what was there before: `citygate check`")
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
@@ -132,6 +132,37 @@ def buffer_path(config: Path) -> Path:
     return Path(found or BufferConfig().path)
 
 
+class Names(NamedTuple):
+    """Names of a config, each with the name that it had before, "" for none."""
+
+    brokers: dict[str, str]
+    devices: dict[str, str]
+
+
+def names(config: Path) -> Names | None:
+    """The brokers and devices of this config; None when it cannot be read.
+
+    The file is only glanced at, as for `buffer_path`.
+    """
+    from gateway.config.tree import MAX_FILE_BYTES
+    from gateway.sdk.files import read_bytes
+
+    brokers: dict[str, str] = {}
+    links: dict[str, dict[str, str]] = {}
+    for _, file in _lowest_first(config):
+        try:
+            node: Any = yaml.compose(read_bytes(file, MAX_FILE_BYTES), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            for name, broker in _laid(brokers, _inside(node, "brokers")):
+                brokers[name] = _was(broker) or brokers.get(name, "")
+            for name, link in _laid(links, _inside(node, "links")):
+                devices = links.setdefault(name, {})
+                for device, its in _laid(devices, _inside(link, "devices")):
+                    devices[device] = _was(its) or devices.get(device, "")
+        except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError):
+            return None
+    return Names(brokers, {name: was for devices in links.values() for name, was in devices.items()})
+
+
 def _lowest_first(config: Path) -> list[tuple[Path, Path]]:
     """The files of a config, what wins last, each with the folder where its relative paths begin."""
     from gateway.config.loader import config_files, files_of
@@ -141,28 +172,26 @@ def _lowest_first(config: Path) -> list[tuple[Path, Path]]:
     return [*((base.parent, base) for base in bases), *((main.parent, file) for file in (*fragments, main))]
 
 
-def brokers(config: Path) -> dict[str, str] | None:
-    """Names of the brokers of this config, each with the name that it had before; None when it cannot be read."""
-    from gateway.config.tree import MAX_FILE_BYTES
-    from gateway.sdk.files import read_bytes
+def _inside(node: Any, name: str) -> list[Any]:
+    """The values of a key."""
+    return [value for key, value in (node.value or () if node is not None else ()) if key.value == name]
 
-    found: dict[str, str] = {}
-    for _, file in _lowest_first(config):
-        try:
-            node: Any = yaml.compose(read_bytes(file, MAX_FILE_BYTES), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            parts = [value for name, value in node.value if name.value == "brokers"] if node is not None else []
-            if any(map(_takes_away, parts)):
-                parts = []
-                found.clear()
-            for name, broker in (entry for part in parts for entry in part.value or ()):
-                if _takes_away(broker):
-                    found.pop(str(name.value), None)
-                    continue
-                was = [str(value.value) for key, value in broker.value or () if key.value == "was"]
-                found[str(name.value)] = was[0] if was else found.get(str(name.value), "")
-        except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError):
-            return None
-    return found
+
+def _laid(known: dict[str, Any], parts: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """The entries of maps, one after the other; what is null is taken out of what is known from bases."""
+    for part in parts:
+        if _takes_away(part):
+            known.clear()
+            continue
+        for name, its in part.value or ():
+            if _takes_away(its):
+                known.pop(str(name.value), None)
+            else:
+                yield str(name.value), its
+
+
+def _was(node: Any) -> str:
+    return next((str(was.value) for was in _inside(node, "was")), "")
 
 
 def _takes_away(node: Any) -> bool:
@@ -189,11 +218,17 @@ def _path_in(text: str) -> str | None:
 
 
 def make_plan(
-    config: Path, *, with_secrets: bool = True, held: "Held | None" = None, home: Path | None = None
+    config: Path,
+    *,
+    with_secrets: bool = True,
+    degraded: bool = False,
+    held: "Held | None" = None,
+    home: Path | None = None,
 ) -> "Plan":
     """The plan of this config, as `gateway.plan.make_plan` makes it; from now on nothing that is said has its secrets.
 
     Args:
+        degraded: see there.
         held: whom to ask of a secret that is not here; default: the running daemon.
         home: see `gateway.config.loader.load`.
     """
@@ -202,7 +237,7 @@ def make_plan(
     from gateway.registry import Registry
 
     asked = held or AtDaemon(config).held
-    made = plan.make_plan(config, Registry(), with_secrets=with_secrets, held=asked, home=home)
+    made = plan.make_plan(config, Registry(), with_secrets=with_secrets, degraded=degraded, held=asked, home=home)
     keep_secret(made.secrets)
     return made
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.cli import box
-from gateway.cli.status_text import counted, gone_text
+from gateway.cli.status_text import counted, gone_lines
 from gateway.cli.terminal import complain, printable, say, say_json, table
 from gateway.cli.verbs import Verbs
 from gateway.encode import mended
@@ -91,12 +91,15 @@ def add_verbs(verbs: Verbs) -> None:
     forget_verb = group.add(
         "forget",
         forget,
-        help="give up what a broker is owed that was removed from the config",
-        about="Give up what a broker is owed that is no longer in the config, what is held for it, and its place. What is given up "
-        "is counted in a gap record. Beside a running daemon and without one.",
-        examples=("citygate buffer forget porto", "citygate buffer forget porto --yes --json"),
+        help="give up what is owed to a broker, or of a device, that was removed from the config",
+        about="Give up what a broker is owed that is no longer in the config, what is held for it, and its place; or what all brokers "
+        "are still owed of a device that is no longer in it. What is given up is counted in a gap record. Beside a running "
+        "daemon and without one.",
+        examples=("citygate buffer forget porto", "citygate buffer forget --device meter-12 --yes --json"),
     )
-    forget_verb.add_argument("broker", metavar="BROKER", help="as `citygate status` lists it as gone")
+    which = forget_verb.add_mutually_exclusive_group(required=True)
+    which.add_argument("broker", metavar="BROKER", nargs="?", help="as `citygate status` lists it as gone")
+    which.add_argument("--device", metavar="DEVICE", help="as `citygate status` lists it as gone")
     forget_verb.add_argument("--yes", action="store_true", help="do not ask at a terminal")
 
 
@@ -131,7 +134,7 @@ class Asked:
                 return box.ask(self._config, verb, **arguments)
             except NoDaemon:
                 self._open()
-        if verb == "buffer-forget" and box.brokers(self._config) is None:
+        if verb == "buffer-forget" and box.names(self._config) is None:
             raise CitygateError(f"{self._config} cannot be read, so nobody knows who is gone; see citygate check")
         assert self._runner is not None
         return self._runner.run(self._verbs[verb](arguments))
@@ -145,18 +148,23 @@ class Asked:
         if not os.path.exists(path):
             raise NoDaemon(f"no daemon runs, and there is no log at {path}")
         from gateway.clock import SystemClock
+        from gateway.harmonise.devices import MARK
         from gateway.log import console
         from gateway.log.log import Consumer, Log, LogSettings
+        from gateway.log.recipes import looking
 
         self._runner = asyncio.Runner()
         size_bytes = max(10**9, 2 * path.stat().st_size)
         settings = LogSettings(path, max_size_bytes=size_bytes, max_age_s=1e9, unconfirmed="mark", leave_foreign=True)
 
-        brokers = box.brokers(self._config)
-        consumers = None if brokers is None else [Consumer(name, was=was) for name, was in brokers.items()]
+        consumers = devices = None
+        if (names := box.names(self._config)) is not None:
+            consumers = [Consumer(name, was=was) for name, was in names.brokers.items()]
+            there = {*names.devices, *names.devices.values()}  # those too that a start of the daemon will take over
+            devices = looking(there, set(names.brokers), lambda device: device.startswith(MARK))
 
         async def opened() -> Log:
-            return await Log.open(settings, clock=SystemClock(), consumers=consumers)
+            return await Log.open(settings, clock=SystemClock(), consumers=consumers, devices=devices)
 
         self._here = self._runner.run(opened())
         self._verbs = console.verbs(self._here)
@@ -190,10 +198,7 @@ def _status_text(found: Mapping[str, Any]) -> Iterator[str]:
         + [[name, str(c["backlog"]), str(c["oldest_unsent_at"] or "")] for name, c in found["consumers"].items()],
         right=frozenset({1}),
     )
-    for name, its in found["gone"].items():
-        yield gone_text(name, its)
-    for device, brokers in found.get("gone_devices", {}).items():
-        yield f"{printable(device)} is gone from the config, and still owed to {', '.join(brokers)}"
+    yield from gone_lines(found)
     for gap in found["newest_gaps"]:
         yield f"gap: {gap['readings']} readings, {gap['reason']}, {gap['from'] or '?'} to {gap['to'] or '?'}, noted {gap['at']}"
 
@@ -246,12 +251,13 @@ def purge(given: argparse.Namespace) -> int:
 
 
 def forget(given: argparse.Namespace) -> int:
-    """`citygate buffer forget BROKER`."""
+    """`citygate buffer forget BROKER`, or `--device DEVICE`."""
+    name, which = (given.device, "device") if given.device else (given.broker, "consumer")
     with Asked(given.config) as ask:
-        its = ask("buffer-status")["gone"].get(given.broker)
-        if its is not None and not given.yes and not _sure(given.broker, its):
+        its = ask("buffer-status")["gone_devices" if given.device else "gone"].get(name)
+        if its is not None and not given.yes and not _sure(name, its):
             return PROBLEM
-        found: dict[str, Any] = ask("buffer-forget", consumer=given.broker)
+        found: dict[str, Any] = ask("buffer-forget", **{which: name})
     if given.json:
         say_json(found)
     else:
@@ -259,13 +265,14 @@ def forget(given: argparse.Namespace) -> int:
     return FINE
 
 
-def _owed(readings: int, held: int) -> str:
-    return counted(readings, "reading") + (f" and {counted(held, 'held piece')}" if held else "")
+def _owed(readings: int | None, held: int) -> str:
+    known = "readings (being counted)" if readings is None else counted(readings, "reading")
+    return known + (f" and {counted(held, 'held piece')}" if held else "")
 
 
-def _sure(broker: str, its: Mapping[str, Any]) -> bool:
+def _sure(name: str, its: Mapping[str, Any]) -> bool:
     """Asked at a terminal; a script knows what it does."""
-    what = f"{_owed(its['backlog'], its['later'] + its['dead'])} of {printable(broker)}"
+    what = f"{_owed(its['backlog'], its['later'] + its['dead'])} of {printable(name)}"
     if not sys.stdin.isatty():
         return True
     complain(f"This gives up {what}, for good. Type yes to go on: ")

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import re
 import shlex
 import socket
@@ -11,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gateway.cli import box, fleet
+from gateway.cli import box, fleet, owed
 from gateway.cli.at_daemon import AtDaemon
-from gateway.cli.terminal import complain, say, say_json, table
+from gateway.cli.terminal import complain, printable, say, say_json, table
 from gateway.cli.verbs import DEFAULT_CONFIG, Verbs
 from gateway.config import explain
 from gateway.config.sample import SCHEMA_FILE
@@ -109,6 +110,7 @@ def check(given: argparse.Namespace) -> int:
     problems: tuple[Problem, ...]
     devices: dict[str, Any] = {}
     secrets: dict[str, Any] = {}
+    fates: list[dict[str, Any]] = []
     try:
         at_daemon = AtDaemon(given.config)
         plan = box.make_plan(given.config, with_secrets=not given.no_secrets, held=at_daemon.held)
@@ -116,6 +118,7 @@ def check(given: argparse.Namespace) -> int:
         devices = {name: _device(plan, name) for name in plan.devices}
         if not given.no_secrets:
             secrets = at_daemon.secrets_of(plan)
+        fates = owed.becomes(given.config, plan)
     except ConfigError as error:
         problems = error.problems
     stale = Editor(main_file(given.config).parent).stale()
@@ -125,7 +128,7 @@ def check(given: argparse.Namespace) -> int:
     shown = effective.lines(box.loaded(given.config, with_secrets=False)) if given.effective else ()
     if given.json:
         rows = {"effective": [effective.as_json(line) for line in shown]} if given.effective else {}
-        say_json({**found, "files": files, "devices": devices, "secrets": secrets, **rows})
+        say_json({**found, "files": files, "devices": devices, "secrets": secrets, "becomes": fates, **rows})
     elif given.effective:
         for problem in explain.in_order(problems):
             complain(explain.text(problem))
@@ -139,6 +142,8 @@ def check(given: argparse.Namespace) -> int:
         for name, secret in secrets.items():
             if secret["said"]:
                 say(f"secret {name}: {secret['said']}")
+        for fate in fates:
+            say(f"{fate['of']}: {printable(fate['text'])}")
         say(summary(problems))
     return FINE if found["ok"] else CONFIG
 
@@ -207,7 +212,7 @@ def init(given: argparse.Namespace) -> int:
         say(new_config(given.config, name=given.id, city=given.city, location=given.location)[0].rstrip("\n"))
         return FINE
     file = main_file(given.config)
-    if file.exists():
+    if os.path.lexists(file):  # also a link to a place that is not mounted now
         complain(f"{file} is there already and stays as it is; `citygate init --stdout` prints a new one")
         return PROBLEM
     location = given.location or _asked_location(given)

@@ -5,6 +5,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from gateway.cli import box
@@ -96,16 +97,30 @@ def run(given: argparse.Namespace) -> int:
     from gateway.config.last_good import place_of
     from gateway.daemon import serve
     from gateway.journal import set_up
+    from gateway.sdk.files import is_file
 
     set_up(debug=given.debug)
     last_good = place_of(box.buffer_path(given.config))
     try:
         serve(given.config, last_good=last_good, fall_back=given.last_good)
     except ConfigError:
-        if not given.last_good and last_good.is_file():
+        kept = _kept(given.config, last_good)
+        if not given.last_good and is_file(kept):
             complain("`citygate run --last-good` starts with the config that worked last\n")
-        raise
+        if not given.last_good or kept == last_good:
+            raise
+        serve(given.config, last_good=kept, fall_back=True)
     return FINE
+
+
+def _kept(config: Path, expected: Path) -> Path:
+    """Where the last good config is: a file that is gone, or wrong in two places, does not name the folder."""
+    from gateway.config.last_good import place_of
+    from gateway.config.place import last_place
+    from gateway.sdk.files import is_file
+
+    before = last_place(config)
+    return expected if before is None or is_file(expected) else place_of(before)
 
 
 def status(given: argparse.Namespace) -> int:
@@ -203,6 +218,8 @@ def _consequences(found: Mapping[str, Any], *, dry_run: bool) -> Iterator[str]:
     if named:
         yield f"{'would restart' if dry_run else 'restarted'}: {named}"
     yield from _concerned(found.get("owed", {}))
+    for fate in found.get("becomes", ()):
+        yield f"{fate['of']}: {fate['text']}"
     if found.get("waiting"):
         yield f"waits for a restart of the daemon (`systemctl restart citygate`): {', '.join(found['waiting'])}"
     if not found.get("changed") and not named:

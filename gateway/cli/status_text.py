@@ -1,5 +1,6 @@
 """The status as text for a technician's terminal: what is wrong first in colour, what to do beside it. Pure."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -29,8 +30,7 @@ def status_text(status: Mapping[str, Any], *, values: bool | None = None) -> str
         lines += [""]
     for name, broker in status.get("brokers", {}).items():
         lines += [*_broker(name, broker, now)]
-    for name, its in status.get("log", {}).get("gone", {}).items():
-        lines += [f"{mark('waiting')} {gone_text(name, its)}"]
+    lines += [f"{mark('waiting')} {line}" for line in gone_lines(status.get("log", {}))]
     lines += ["", *_log(status.get("log", {})), *_clock(status.get("clock", {}))]
     return "\n".join([*lines, *_verdict(status)])
 
@@ -184,15 +184,29 @@ def _broker(name: str, broker: Mapping[str, Any], now: datetime | None) -> Itera
         yield f"    {printable(entity)} is sent once {', '.join(missing)} is known"
 
 
-def gone_text(name: str, its: Mapping[str, Any]) -> str:
-    """A broker that was removed from the config, and what it is owed."""
+def gone_lines(log: Mapping[str, Any]) -> Iterator[str]:
+    """Brokers and devices that were removed from the config, and what is still owed to them, or of them."""
+    for name, its in log.get("gone", {}).items():
+        yield f"broker {printable(name)}  gone: {_owed(its)}; put it back, or `citygate buffer forget {quoted(name)}`"
+    for name, its in log.get("gone_devices", {}).items():
+        to = ", ".join(map(printable, its["brokers"]))
+        remedy = f"it is sent, or `citygate buffer forget --device {quoted(name)}`"
+        yield f"device {printable(name)}  gone: {_owed(its)} to {to}; {remedy}"
+
+
+def quoted(name: str) -> str:
+    """A name as a shell takes it."""
+    return shlex.quote(printable(name))
+
+
+def _owed(its: Mapping[str, Any]) -> str:
     held = [
         f"{its[state]} held {word}"
         for state, word in (("later", "for later"), ("dead", "as dead letters"))
         if its[state]
     ]
-    owed = ", ".join([f"{counted(its['backlog'], 'reading')} owed", *held])
-    return f"broker {printable(name)}  gone: {owed}; put it back, or `citygate buffer forget {printable(name)}`"
+    readings = "readings (being counted)" if its["backlog"] is None else counted(its["backlog"], "reading")
+    return ", ".join([f"{readings} owed", *held])
 
 
 def _log(log: Mapping[str, Any]) -> Iterator[str]:
@@ -208,8 +222,6 @@ def _log(log: Mapping[str, Any]) -> Iterator[str]:
     yield f"{mark(log.get('state', 'ok'))} log  {'  '.join(part for part in parts if part)}  {log.get('path', '')}".rstrip()
     if log.get("remedy"):
         yield f"    → {printable(log['remedy'])}"
-    for device, brokers in log.get("gone_devices", {}).items():
-        yield f"    {printable(device)} is gone from the config, and still owed to {', '.join(brokers)}"
 
 
 def _clock(clock: Mapping[str, Any]) -> Iterator[str]:

@@ -339,6 +339,10 @@ def _clear_text(value: Any, path: PathOf, loaded: Loaded) -> Iterator[Problem]:
     if isinstance(value, SecretStr | Secret) or named:
         found = find(loaded.root, path)
         if found.missing is None and isinstance(found.node, Scalar) and not found.node.tag:
+            if found.node.text.startswith("!secret"):
+                message = "in quotes this is a text, no name of a secret"
+                yield Problem("clear-text-secret", path, message, "write !secret NAME without quotes")
+                return
             remedy = f"put it into a file in {loaded.files[0].parent / 'secrets'} and write !secret NAME"
             yield Problem("clear-text-secret", path, "a secret in clear text", remedy, "warning")
     elif isinstance(value, BaseModel):

@@ -3,13 +3,15 @@
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from gateway.sdk.config import ConfigModel, FilePath, Secret
 
+_ADDRESS = r"https?://(?:[^/?#\s@:${}<>]+|\[[0-9a-fA-F:.]+\])(?::([0-9]+))?(?:/[^#\s]*)?"
+
 
 def _check_url(url: str) -> str:
-    match = re.fullmatch(r"https?://(?:[^/?#\s@:${}<>]+|\[[0-9a-fA-F:.]+\])(?::([0-9]+))?(?:/[^#\s]*)?", url)
+    match = re.fullmatch(_ADDRESS, url)
     if not match:
         raise ValueError(f"{url!r} is not an http or https address (a login does not belong into it)")
     if match[1] and not 1 <= int(match[1]) <= 65535:
@@ -17,7 +19,7 @@ def _check_url(url: str) -> str:
     return url
 
 
-Url = Annotated[str, AfterValidator(_check_url)]
+Url = Annotated[str, AfterValidator(_check_url), WithJsonSchema({"type": "string", "pattern": f"^{_ADDRESS}$"})]
 
 
 class BasicAuth(ConfigModel):
@@ -61,6 +63,12 @@ class AuthConfig(ConfigModel):
     bearer: Secret | None = Field(None, description="a token that does not change; write !secret NAME")
     header: HeaderAuth | None = Field(None, description="a static header")
     oauth2: OAuth2 | None = Field(None, description="tokens from an identity server")
+
+    @field_validator("bearer", mode="after")
+    @classmethod
+    def _token_alone(cls, token: Secret | None) -> Secret | None:
+        """As people copy it from a header: the word is added when it is sent."""
+        return token and Secret(re.sub("^Bearer +", "", token, flags=re.IGNORECASE))
 
     @model_validator(mode="after")
     def _one(self) -> "AuthConfig":

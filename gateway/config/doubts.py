@@ -31,6 +31,7 @@ def doubts(loaded: Loaded, environment: Mapping[str, str] | None = None) -> Iter
         yield from _far_devices(loaded, link)
     if loaded.config is not None:
         yield from _starts(loaded, loaded.config)
+        yield from _buffer_place(loaded, loaded.config)
         if loaded.with_secrets:  # elsewhere its files are not there either
             yield from _files(loaded.config, ())
     yield from _variables(os.environ if environment is None else environment)
@@ -76,6 +77,19 @@ def _starts(loaded: Loaded, config: Config) -> Iterator[Problem]:
             yield Problem(
                 "future-start", ("brokers", name, "from"), message, "now, oldest, or a time that was", "warning"
             )
+
+
+def _buffer_place(loaded: Loaded, config: Config) -> Iterator[Problem]:
+    """What lies there and is no log would be set aside at the start, be it this config."""
+    place, path = Path(config.buffer.path), ("buffer", "path")
+    remedy = "the name of a file of its own, as in buffer.db"
+    if os.path.realpath(place) in {os.path.realpath(file) for file in loaded.files}:
+        yield Problem("wrong-place", path, f"{place} is a file of this config", remedy)
+    elif os.path.isdir(place):
+        remedy = f"the name of a file in it, as in {place / 'buffer.db'}"
+        yield Problem(
+            "wrong-place", path, f"{place} is a folder: nothing would be kept over a restart", remedy, "warning"
+        )
 
 
 def _files(value: Any, path: PathOf) -> Iterator[Problem]:

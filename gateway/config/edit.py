@@ -1,6 +1,8 @@
 """Put a device into the operator's file: only lines are added, comments and layout stay."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import re
@@ -57,6 +59,30 @@ def put_device(
     Raises:
         ConfigError: there is such a device, no such link, or the file has a form that cannot be added to.
     """
+    with _alone(config_files(config)[0].parent):
+        return _put(config, link, device, settings, link_settings, home)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Of two that add at once each adds to what the other wrote."""
+    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):  # a network's file system may have no locks
+            fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
+
+
+def _put(
+    config: Path,
+    link: str,
+    device: str,
+    settings: Mapping[str, Any],
+    link_settings: Mapping[str, Any] | None,
+    home: Path | None,
+) -> Path:
     main, fragments = config_files(config)
     files = {file: _text(file) for file in files_of(config, home)}
     own = {file: files[file] for file in (main, *fragments)}
@@ -381,7 +407,9 @@ def _like(file: Path, new: Path) -> None:
                 os.chown(new, owner, was.st_gid)
             except PermissionError:
                 if owner == -1:
-                    raise
+                    raise PermissionError(
+                        errno.EPERM, f"{file.name} would lose its group, which is none of yours"
+                    ) from None
                 continue
         break
     shutil.copymode(file, new)

@@ -29,12 +29,17 @@ def _check_url(url: str) -> str:
     return url.rstrip("/")
 
 
-HttpUrl = Annotated[str, AfterValidator(_check_url)]
+_HOST = r"([^/?#\s@:${}<>]+|\[[0-9a-fA-F:.]+\])"
+_ADDRESS = {"type": "string", "pattern": rf"^https?://{_HOST}(:[0-9]+)?(/[^?#\s]*)?$"}  # what an editor can check
+HttpUrl = Annotated[str, AfterValidator(_check_url), WithJsonSchema(_ADDRESS)]
+
+
+_LISTEN = r"(\[[0-9a-fA-F:.]+\]|[^:\s\[\]]+):([0-9]{1,5})"
 
 
 def parse_listen(listen: str) -> tuple[str, int]:
     """Host and port of `127.0.0.1:8580`, `[::1]:8580`. Raises ValueError."""
-    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\s\[\]]+):([0-9]{1,5})", listen)
+    match = re.fullmatch(_LISTEN, listen)
     if not match or int(match[2]) > 65535:
         raise ValueError(f"{listen!r} is not host:port; write it as in 127.0.0.1:8580")
     return match[1].strip("[]"), int(match[2])
@@ -170,9 +175,9 @@ def _check_token(token: Secret) -> Secret:
 class HttpConfig(ConfigModel):
     """Local page, read API, metrics and health."""
 
-    listen: Annotated[str, AfterValidator(_check_listen)] = Field(
-        "127.0.0.1:8580", description="host:port; port 0 takes a free one; beyond loopback it needs a token"
-    )
+    listen: Annotated[
+        str, AfterValidator(_check_listen), WithJsonSchema({"type": "string", "pattern": f"^{_LISTEN}$"})
+    ] = Field("127.0.0.1:8580", description="host:port; port 0 takes a free one; beyond loopback it needs a token")
     token: Annotated[Secret, AfterValidator(_check_token)] | None = Field(
         None, description="who asks by TCP must know it: as bearer token, or as the password of any user; use !secret"
     )

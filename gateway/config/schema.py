@@ -23,6 +23,7 @@ from gateway.sdk.driver import Driver
 from gateway.sdk.quantities import quantities, units
 from gateway.sdk.template import Template
 
+_A_NAME = {"pattern": f"^{NAME.pattern}$", "title": "NAME", "description": "letters, digits, - _ and ., at most 64"}
 DIALECT = "http://json-schema.org/draft-07/schema#"  # what the YAML language servers of the editors know
 
 
@@ -61,7 +62,7 @@ def file_schema(
             "type": "object",
             "description": schema["properties"][part]["description"],
             "additionalProperties": {"$ref": f"#/$defs/{definition}"},
-            "propertyNames": {"pattern": f"^{NAME.pattern}$"},
+            "propertyNames": _A_NAME,
         }
     for unused in ("LinkConfig", "DeviceConfig", "Template"):
         definitions.pop(unused, None)
@@ -150,6 +151,8 @@ def _shape(
     _template_names(schema, templates)
     link = _prefixed(_tidy(schema), name, definitions)
     link.setdefault("properties", {})["driver"] = {"const": name, "description": _text(driver.config_model)}
+    if isinstance(devices := link["properties"].get("devices"), dict):
+        devices["propertyNames"] = _A_NAME
     if fragment:
         _all_optional(link)
     definitions[f"{name}.link"] = {**link, "title": f"{name} link"}
@@ -261,7 +264,8 @@ def _written(child: Schema, *, needed: bool) -> Schema:
 def _loosened(node: Schema) -> Schema:
     """A text may look like a number or a flag, as it is taken as written; an attribute may be a point's name alone."""
     if node.get("writeOnly"):  # a secret: what stands in the file is its name
-        return {key: value for key, value in node.items() if key not in ("minLength", "maxLength", "pattern")}
+        loose = {key: value for key, value in node.items() if key not in ("minLength", "maxLength", "pattern")}
+        return {**loose, "type": ["string", "number", "boolean"]}
     if node.get("type") == "string" and not {"enum", "const", "format"} & set(node) and _may_be_digits(node):
         node["type"] = ["string", "number", "boolean"]
     return node

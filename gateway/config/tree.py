@@ -575,6 +575,8 @@ def _syntax_remedy(problem: str) -> str:
         return "is there a space after the colon before it, and is the indentation right? A text with ': ' needs quotes"
     if "unexpected end of stream" in problem:
         return "a quote is not closed"
+    if "expected alphabetic or numeric" in problem:
+        return "a text that begins with * or & needs quotes"
     if "did not find expected" in problem:
         return "check brackets, commas and the indentation around this line"
     if "cannot start any token" in problem:

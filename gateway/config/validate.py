@@ -16,7 +16,7 @@ KeyPath = tuple[str | int, ...]
 
 # What a scalar means depends on its field: `0123` is a DevEUI in a text field and a trap in a number field. So numbers
 # are handed over as numbers and doubtful scalars as opaque nodes; where the model asks for a text, the next round gives
-# it the text as written.
+# it the text as written. A flag is handed over as one only where no number is asked for: to pydantic `true` is also 1.
 _TEXT_ERRORS = frozenset(
     (
         "string_type",
@@ -48,11 +48,12 @@ def validate(
     """
     given = given or {}
     written: set[KeyPath] = set()
+    flags: set[KeyPath] = set()
     errors: list[ErrorDetails] = []
-    while True:  # each round hands over more as text, so it ends; two or three are usual
+    while True:  # each round hands over more as text or flag, so it ends; two or three are usual
         doubtful: set[KeyPath] = set()
         more: set[KeyPath] = set()
-        data = _data(node, (), written, given, doubtful)
+        data = _data(node, (), written, flags, given, doubtful)
         try:
             instance = model.model_validate(data)
             if not doubtful:
@@ -60,16 +61,21 @@ def validate(
         except ValidationError as error:
             errors = error.errors(include_url=False, include_input=False)
         except Exception as error:  # noqa: BLE001 - a driver's validator may raise anything on strange input
+            if unseen := _as_flags(node, [], doubtful):
+                flags |= unseen
+                continue
             # it may have expected a text: give it texts, the doubtful ones last, as they would then pass as numbers
             more = (set(_numbers(node, ())) - written) or doubtful
             if not more:
                 return None, [_driver_bug(model, error, prefix, entry, node)]
         else:
-            more = doubtful
-        more = more or _as_text(node, errors, doubtful) - written
-        if not more:
+            errors, more = [], doubtful
+        new_flags = _as_flags(node, errors, doubtful)
+        more = (more or _as_text(node, errors, doubtful) - written) - new_flags
+        if not more and not new_flags:
             break
         written |= more
+        flags |= new_flags
     return None, [_at_key(problem, prefix, entry) for problem in from_pydantic(errors, model, node, prefix)]
 
 
@@ -87,11 +93,7 @@ def _numbers(node: Node, path: KeyPath) -> Iterator[KeyPath]:
 
 def _as_text(node: Node, errors: list[ErrorDetails], doubtful: set[KeyPath]) -> set[KeyPath]:
     """The scalars to be handed over as written in the next round."""
-    kinds: dict[KeyPath, set[str]] = {}
-    for error in errors:
-        found = find(node, error["loc"])
-        if isinstance(found.node, Scalar) and plain_value(found.node) is not None:
-            kinds.setdefault(found.path, set()).add(error["type"])
+    kinds = _kinds(node, errors)
     texts = {path for path, types in kinds.items() if types & _TEXT_ERRORS}
     numbers = {
         path for path, types in kinds.items() if all(kind.startswith(("int_", "float_", "bool_")) for kind in types)
@@ -99,19 +101,51 @@ def _as_text(node: Node, errors: list[ErrorDetails], doubtful: set[KeyPath]) -> 
     return texts | (doubtful - numbers)
 
 
+def _as_flags(node: Node, errors: list[ErrorDetails], doubtful: set[KeyPath]) -> set[KeyPath]:
+    """Those of the scalars `true` and `false` that are flags: one is asked for there, or anything."""
+    kinds = _kinds(node, errors)
+    return {
+        path
+        for path in doubtful
+        if isinstance(its := find(node, path).node, Scalar)
+        and isinstance(plain_value(its), bool)
+        and (path not in kinds or any(kind.startswith("bool_") for kind in kinds[path]))
+    }
+
+
+def _kinds(node: Node, errors: list[ErrorDetails]) -> dict[KeyPath, set[str]]:
+    """What is said of each scalar."""
+    kinds: dict[KeyPath, set[str]] = {}
+    for error in errors:
+        found = find(node, error["loc"])
+        if isinstance(found.node, Scalar) and plain_value(found.node) is not None:
+            kinds.setdefault(found.path, set()).add(error["type"])
+    return kinds
+
+
 def _data(
-    node: Node, path: KeyPath, written: set[KeyPath], given: Mapping[KeyPath, Any], doubtful: set[KeyPath]
+    node: Node,
+    path: KeyPath,
+    written: set[KeyPath],
+    flags: set[KeyPath],
+    given: Mapping[KeyPath, Any],
+    doubtful: set[KeyPath],
 ) -> Any:
     if path in given:
         return given[path]
     if isinstance(node, Map):
-        return {key: _data(entry.node, (*path, key), written, given, doubtful) for key, entry in node.entries.items()}
+        return {
+            key: _data(entry.node, (*path, key), written, flags, given, doubtful) for key, entry in node.entries.items()
+        }
     if isinstance(node, Items):
-        return [_data(item, (*path, index), written, given, doubtful) for index, item in enumerate(node.items)]
-    if path not in written and is_surprise(node):
-        doubtful.add(path)
-        return node
-    value = node.text if path in written else plain_value(node)
+        return [_data(item, (*path, index), written, flags, given, doubtful) for index, item in enumerate(node.items)]
+    if path not in written:
+        value = plain_value(node)
+        if is_surprise(node) or (isinstance(value, bool) and path not in flags):
+            doubtful.add(path)
+            return node
+    else:
+        value = node.text
     folder = node.place.source.folder
     return PlacedText.at(folder, value) if folder is not None and isinstance(value, str) else value
 

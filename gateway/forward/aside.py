@@ -16,6 +16,7 @@ from gateway.sdk.reading import Quality, Reason, TimeSource
 
 GATHER_S = 10.0  # below the usual commit interval: what is settled by then is never written to the card
 GATHER_SETS = 500
+JOINING = 6  # so many times longer is gathered what all joins waiting pieces: these are written anew each time
 LATER_S = (30.0, 120.0, 600.0, 3600.0)  # waits between the tries of a piece; then every hour
 FUTURE_AGAIN_S = 86_400.0  # what lies in the future is looked at again after this at the latest
 INCOMPLETE_S = 60.0  # how often an entity without its mandatory attributes is looked at again
@@ -26,6 +27,9 @@ UNTAKEN = "waits for the current value to be taken"  # as soon as it is, such a 
 TRIES = 30  # about a day; then it is a dead letter
 FUTURE = "its time is ahead of this box's clock"  # such a piece waits for itself: nothing waits behind it
 _FUTURE_BEFORE = "its time lies in the future"  # as an earlier citygate called it, which believed what others claimed
+
+
+_Group = tuple[str, str, bool, bool]  # entity, device, dead, ahead of the clock
 
 
 class Held(Protocol):
@@ -42,6 +46,7 @@ class Held(Protocol):
         at: datetime,
         next_try_at: datetime | None = None,
         tries: int = 1,
+        joins: int = 0,
     ) -> int: ...
     def pieces(
         self, broker: str | None = None, *, entity: str | None = None, device: str | None = None
@@ -97,9 +102,10 @@ class Aside:
         self._clock = clock
         self._every_s = every_s
         self._contexts = contexts or Contexts()
-        self._gathered: dict[tuple[str, str, bool, bool], _Gathered] = {}  # entity, device, dead, future
+        self._gathered: dict[_Group, _Gathered] = {}
         self._sets = 0
         self._since_s: float | None = None
+        self._due_s = 0.0
         self._tried: dict[int, _Tried] = {}
         self._waiting: set[str] = set()
         self._resting: set[int] = set()  # pieces that are sent and are to be seen yet: nothing waits behind them
@@ -156,6 +162,7 @@ class Aside:
             self._waiting.add(update.entity_id)
         if self._since_s is None:
             self._since_s = self._clock.monotonic_s()
+            self._due_s = self._since_s + self._every_s
 
     def done(self, update: Update) -> None:
         """The broker has it."""
@@ -212,17 +219,46 @@ class Aside:
             await self._write_verdicts()
         if self._since_s is None:
             return
-        if at_once or self._sets >= GATHER_SETS or self._clock.monotonic_s() - self._since_s >= self._every_s:
-            await self._flush()
+        now_s = self._clock.monotonic_s()
+        if not (at_once or self._sets >= GATHER_SETS):
+            if now_s < self._due_s:
+                return
+            if now_s < self._since_s + JOINING * self._every_s and self._joining().keys() == self._gathered.keys():
+                self._due_s = now_s + self._every_s
+                return
+        await self._flush()
+
+    def _joining(self) -> dict[_Group, int]:
+        """What was gathered that becomes part of a piece: of the newest, when it waits for a like reason and was no try yet."""
+        newest = {
+            (p.entity, p.device): p for p in self._held.pieces(self._broker) if p.next_try_at and p.reason != FUTURE
+        }
+        found = {}
+        for key, gathered in self._gathered.items():
+            piece = None if key[2] else newest.get(key[:2])
+            if piece is None or piece.tries or piece.id in self._tried or piece.id in self._resting:
+                continue
+            if gathered.reason in (BEHIND, piece.reason):
+                found[key] = piece.id
+        return found
 
     async def let_go(self) -> None:
-        """The lane that had them is no more: pieces without a verdict are due again.
+        """The lane that had them is no more: pieces without a verdict are due again, and the log is read again.
 
         Raises:
             LogError: the card refuses.
         """
         await self.write()
         self._tried.clear()
+        for key, gathered in list(self._gathered.items()):
+            again = [update for update in gathered.updates if update.seq]
+            self._sets -= len(again)
+            gathered.updates = [update for update in gathered.updates if not update.seq]
+            if not gathered.updates:
+                del self._gathered[key]
+        if not self._gathered:
+            self._since_s = None
+        self._look()
 
     async def _write_verdicts(self) -> None:
         now = self._clock.now()
@@ -246,7 +282,7 @@ class Aside:
         self._look()
 
     async def _flush(self) -> None:
-        now = self._clock.now()
+        now, joining = self._clock.now(), self._joining()
         for key, gathered in list(self._gathered.items()):
             entity_id, device, _, _ = key
             next_try_at = None if gathered.wait_s is None else now + timedelta(seconds=gathered.wait_s)
@@ -259,6 +295,7 @@ class Aside:
                 at=now,
                 next_try_at=next_try_at,
                 tries=int(gathered.offered),
+                joins=joining.get(key, 0),
             )
             del self._gathered[key]
         self._sets, self._since_s = 0, None

@@ -246,8 +246,8 @@ def _conflicts(table: Mapping, other: Mapping) -> Iterator[Problem]:
         return
     mine = {slot.key for slots in table.slots.values() for slot in slots}
     theirs = {slot.key for slots in other.slots.values() for slot in slots}
-    for key in sorted(mine & theirs):
-        yield problem(f"with {key} as well", "map it in one of them, or give one a dataset (a URI)")
+    if both := sorted(mine & theirs):
+        yield problem(f"with {', '.join(both)} as well", "map it in one of them, or give one a dataset (a URI)")
     for name in sorted(set(table.static) & set(other.static) - set(_AUTOMATIC)):
         if table.static[name] != other.static[name]:
             yield problem(f"with another {name}", "give the same value, or only one")

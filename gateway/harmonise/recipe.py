@@ -19,7 +19,7 @@ from gateway.sdk.config import Calibration, DeviceConfig
 from gateway.sdk.errors import CitygateError
 from gateway.sdk.quantities import quantities
 from gateway.sdk.reading import Point
-from gateway.sdk.template import EntityMapping, Template, TemplatePoint
+from gateway.sdk.template import STORED, EntityMapping, Template, TemplatePoint
 
 T = TypeVar("T")
 VERSION: Final = 1
@@ -159,7 +159,7 @@ def _device(content: MappingOf[str, Any]) -> BareDevice:
             name: TemplatePoint(quantity=quantity, unit=unit, range=None if bounds is None else tuple(bounds))
             for name, (quantity, unit, bounds) in given
         },
-        entity=EntityMapping.model_validate(content["entity"]),
+        entity=EntityMapping.model_validate(content["entity"], context=STORED),
     )
     points = {name: Point(name, quantity, unit or quantities()[quantity].unit) for name, (quantity, unit, _) in given}
     calibrate = {name: Calibration.model_validate(one) for name, one in content["calibrate"].items()}

@@ -21,6 +21,11 @@ GONE_GAUGES = {
     "later": ("held_later", "Pieces held for it for a later try"),
     "dead": ("held_dead", "Pieces that it refused for good"),
 }
+GONE_DEVICE_GAUGES = {
+    "backlog": ("backlog_readings", "Readings owed to a broker of a device that is no longer in the config"),
+    "later": ("held_later", "Pieces of it held for a later try"),
+    "dead": ("held_dead", "Pieces of it that the broker refused for good"),
+}
 BROKER_GAUGES = {
     "backlog": ("backlog_readings", "Readings owed to the broker"),
     "later": ("held_later", "Pieces (readings of one device for one entity) held for a later try"),
@@ -88,6 +93,9 @@ class _Status(Collector):
         yield from _counters("citygate_broker", ("broker",), BROKER_COUNTERS, broker_rows)
         gone: list[Row] = [((name,), its) for name, its in self._status.get("log", {}).get("gone", {}).items()]
         yield from _gauges("citygate_gone_broker", ("broker",), GONE_GAUGES, gone)
+        devices = self._status.get("log", {}).get("gone_devices", {}).items()
+        owed: list[Row] = [((name, to), row) for name, its in devices for to, row in its["brokers"].items()]
+        yield from _gauges("citygate_gone_device", ("device", "broker"), GONE_DEVICE_GAUGES, owed)
         yield from _plain("citygate_log", self._status.get("log", {}))
 
 

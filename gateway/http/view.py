@@ -55,8 +55,9 @@ class GatewayView(Protocol):
         """Validate the files, then apply what changed; a dry run only says what would be.
 
         `{changed: [line], changes: [{path, old, new, applies}], restarts: {links, brokers}, restarted: [name], waiting:
-        [path], owed: {brokers: {NAME: n}, devices: {NAME: {BROKER: n}}, all_counted}, warnings: [problem]}`: `waiting`
-        needs a restart of the daemon, `owed` are the readings that the changes concern. No secret is in it.
+        [path], owed: {brokers: {NAME: n}, devices: {NAME: {BROKER: n}}, all_counted}, becomes: [{of, readings, lost,
+        text}], warnings: [problem]}`: `waiting` needs a restart of the daemon, `owed` are the readings that the changes
+        concern, `becomes` says what becomes of them, and of entities that get another id. No secret is in it.
 
         Raises:
             ConfigError: nothing was changed.

@@ -161,14 +161,32 @@ class Console:
         }
 
     async def forget(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Give up all that a `consumer` (a broker) is owed that is no longer in the config: `{forgotten, readings, held}`."""
-        name = _name(given, "consumer") or ""
+        """Give up all that a `consumer` (a broker) is owed, or that is owed of a `device`, that is no longer in the config.
+
+        Returns `{forgotten, readings, held}`.
+        """
         await self._log.counted()
+        if device := _name(given, "device"):
+            return await self._forget_device(device)
+        name = _name(given, "consumer") or ""
         owed = self._log.gone_consumers().get(name, {"backlog": 0, "later": 0, "dead": 0})
         if not await self._log.forget(name):
             gone = ", ".join(self._log.gone_consumers()) or "none"
-            raise CitygateError(f"no broker {name} that was removed from the config; there are: {gone}")
+            meant = "; for a device, say --device" if name in self._log.gone() else ""
+            raise CitygateError(f"no broker {name} that was removed from the config; there are: {gone}{meant}")
         return {"forgotten": name, "readings": owed["backlog"], "held": owed["later"] + owed["dead"]}
+
+    async def _forget_device(self, device: str) -> dict[str, Any]:
+        before, held = len(self._log.gaps), len(self._log.held.pieces(device=device))
+        if not await self._log.forget_device(device):
+            gone = ", ".join(self._log.gone_devices()) or "none"
+            meant = "; for a broker, leave --device out" if device in self._log.gone_consumers() else ""
+            raise CitygateError(f"no device {device} that was removed from the config; there are: {gone}{meant}")
+        return {
+            "forgotten": device,
+            "readings": self._log.gaps[-1].readings if len(self._log.gaps) > before else 0,
+            "held": held,
+        }
 
 
 def _piece(piece: HeldPiece) -> dict[str, Any]:

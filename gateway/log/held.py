@@ -14,6 +14,9 @@ from gateway.sdk.errors import LogError
 
 MAX_PIECES: Final = 2000
 MAX_BYTES: Final = 16 * 2**20
+MAX_JOINED: Final = (
+    500  # readings of a piece that others join: with so many a piece the bound is the bytes, not the pieces
+)
 MAX_REASON: Final = 1000  # characters; what a broker says can be a page
 DROPPED: Final = "held"  # reasons in gap records: the table was full, or somebody said so
 PURGED: Final = "purged"
@@ -76,8 +79,13 @@ class Held:
         at: datetime,
         next_try_at: datetime | None = None,
         tries: int = 1,
+        joins: int = 0,
     ) -> int:
         """Set readings aside; without `next_try_at` as a dead letter. Returns the piece's id.
+
+        Args:
+            joins: a piece for later, of the same device and entity, that they become part of if it has room: its next try
+                is theirs.
 
         A piece that cannot be written although others can is given up, counted in a gap record; its id is 0.
 
@@ -86,12 +94,18 @@ class Held:
         """
         if not readings.seq:
             raise LogError(f"nothing to hold for {entity}")
-        entries = entries_of(readings, self._stamp())
         next_us = None if next_try_at is None else microseconds(next_try_at)
         at_us = microseconds(at)
         new = HeldRow(0, broker, entity, device, _plain(reason), at_us, at_us, tries, next_us, len(readings.seq), 0)
         async with self._one_at_a_time:
-            drop = self._surplus(len(readings.seq) * 16 + _ROW_BYTES)
+            need_bytes, joined = len(readings.seq) * 16 + _ROW_BYTES, self._rows.get(joins)
+            drop = self._surplus(need_bytes, more=0)
+            if joined is None or joined in drop or not _has_room(joined, new):
+                drop = self._surplus(need_bytes, more=1)
+            else:
+                readings.seq = [seq + joined.readings for seq in readings.seq]  # the next of its sets
+                new = replace(joined, last_us=at_us, readings=joined.readings + new.readings)
+            entries = entries_of(readings, self._stamp())
             gaps = [_gap(gone, at_us, DROPPED) for gone in drop]
             row, gaps = await self._job(lambda store: _put_or_count(store, new, entries, drop, gaps))
             for gone in drop:
@@ -102,10 +116,10 @@ class Held:
                 self._gave_up(gaps)
             return row.id if row is not None else 0
 
-    def _surplus(self, need_bytes: int) -> list[HeldRow]:
-        """What must go so that another piece fits: dead letters first, the oldest first."""
+    def _surplus(self, need_bytes: int, *, more: int) -> list[HeldRow]:
+        """What must go so that so many bytes and pieces more fit: dead letters first, the oldest first."""
         size = sum(row.size_bytes + _ROW_BYTES for row in self._rows.values()) + need_bytes
-        count = len(self._rows) + 1
+        count = len(self._rows) + more
         drop = []
         for row in sorted(self._rows.values(), key=lambda row: (row.next_us is not None, row.id)):
             if count <= MAX_PIECES and size <= MAX_BYTES:
@@ -195,6 +209,11 @@ class Held:
         pieces = [row.id for row in self._rows.values() if row.broker == broker]
         return await self._give_up(pieces, microseconds(at), FORGOTTEN) if pieces else 0
 
+    async def forget_device(self, device: str, at: datetime) -> int:
+        """The same of a device, for all brokers."""
+        pieces = [row.id for row in self._rows.values() if row.device == device]
+        return await self._give_up(pieces, microseconds(at), FORGOTTEN) if pieces else 0
+
     def renamed(self, old: str, new: str) -> None:
         """A broker has another name from now on; in the file with the next commit."""
         self._rows = {
@@ -249,9 +268,16 @@ def _put_or_count(
     except Exception as error:
         if of_the_file(error) or not store.can_hold():
             raise
-    lost = Gap(row.last_us, row.first_us, row.last_us, row.readings, REASON, {row.broker: row.readings})
+    count = sum(len(entry.readings) for entry in entries)
+    lost = Gap(row.last_us, row.last_us, row.last_us, count, REASON, {row.broker: count})
     store.drop_held([gone.id for gone in drop], [*gaps, lost])
     return None, [*gaps, lost]
+
+
+def _has_room(piece: HeldRow, new: HeldRow) -> bool:
+    """Whether a piece for later can take in what is new of its device and entity."""
+    same = (piece.broker, piece.entity, piece.device) == (new.broker, new.entity, new.device)
+    return same and None not in (piece.next_us, new.next_us) and piece.readings + new.readings <= MAX_JOINED
 
 
 def _plain(text: str) -> str:

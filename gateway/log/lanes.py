@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, Literal
@@ -22,6 +22,7 @@ from gateway.log.stamps import Stamps
 from gateway.log.store import Known, Store
 from gateway.sdk.driver import Clock
 from gateway.sdk.errors import LogError
+from gateway.sdk.reading import Quality
 
 _COUNT_READINGS: Final = 5000  # of what an earlier run left, between two commits
 _COUNT_PAUSE_S: Final = 0.01
@@ -88,6 +89,7 @@ class Lanes:
         cursors: of all that the file knows, removed ones too.
         known: what else the file is to know of them.
         renamed: called with the old and the new name of one.
+        is_gone: whether a device is no longer in the config.
         arrival: resolves when there may be something to read; a new one is made by whoever waits.
         counting: tasks that count what an earlier run left.
         drained_since_s: when a cursor first moved over stored segments that are not pruned yet.
@@ -109,6 +111,7 @@ class Lanes:
         self.cursors: dict[str, int] = {}
         self.known: dict[str, Known] = {}
         self.renamed: Callable[[str, str], None]
+        self.is_gone: Callable[[str], bool]
         self._loop = asyncio.get_running_loop()
         self.arrival = self._loop.create_future()
         self.counting: set[asyncio.Task[None]] = set()
@@ -161,6 +164,10 @@ class Lanes:
             self._lanes = {
                 name: lane for name, lane in self._lanes.items() if self._place_of(lane.consumer) is not None
             }
+            for lane in self._lanes.values():  # what it takes, the file alone knows
+                its = self.known.get(lane.consumer.name) or self.known.get(lane.consumer.was)
+                if its is not None and its.takes is not None:
+                    lane.consumer = replace(lane.consumer, takes=self._by_number(its.takes))
         for lane in (*self._lanes.values(), *self._gone.values()):
             lane.takes = None, -1
         for lane in self._lanes.values():
@@ -519,8 +526,52 @@ class Lanes:
 
     def _status_of(self, name: str) -> dict[str, Any]:
         backlog, oldest_at = self.backlog(name)
-        oldest = oldest_at and oldest_at.isoformat().replace("+00:00", "Z")
-        return {"backlog": backlog, "oldest_unsent_at": oldest}
+        return {"backlog": backlog, "oldest_unsent_at": _text(oldest_at)}
+
+    def status_of_device(self, device: str, name: str) -> dict[str, Any]:
+        """Of one consumer what is owed of a device that is gone; None as long as that is being counted."""
+        lane = self._lanes[name]
+        if lane.owed is None:
+            return {"backlog": None, "oldest_unsent_at": None}
+        self._count_head(lane, max(lane.cursor, lane.accepted))
+        backlog, oldest_us = lane.owed.of_gone(device)
+        return {"backlog": backlog, "oldest_unsent_at": None if oldest_us is None else _text(wall_time(oldest_us))}
+
+    async def owed_of(self, device: str) -> tuple[dict[str, int], list[int]]:
+        """Of a device, readings that each is owed, removed ones too, counted one by one; and the times of all of them.
+
+        Raises:
+            LogError: the file cannot be read now.
+        """
+        numbers = {number for number, its in self._series.items() if its.device == device}
+        stretches = {its.consumer.name: (max(its.cursor, its.accepted), its.upto, its) for its in self._all()}
+        counts, times_us = dict[str, int](), list[int]()
+        place = min((after for after, _, _ in stretches.values()), default=0)
+        while stretches and (columns := await self.scan(place, _COUNT_READINGS)) is not None:
+            place = columns.last
+            rows = zip(columns.seq, columns.series, columns.quality, columns.time_us, strict=True)
+            for seq, number, quality, time_us in rows:
+                if number not in numbers or quality is not Quality.GOOD:
+                    continue
+                for name, (after, upto, lane) in stretches.items():
+                    taken = self._taken(lane)
+                    if after < seq <= upto and (taken is None or number in taken):
+                        counts[name] = counts.get(name, 0) + 1
+                        times_us.append(time_us)
+        return counts, times_us
+
+    def forgotten(self, called: str) -> None:
+        """A device goes by this name from now on, and nobody takes it any more."""
+        numbers = {number for number, its in self._series.items() if its.device == called}
+        for lane in self._all():
+            name, takes = lane.consumer.name, lane.consumer.takes
+            if takes is not None:
+                lane.consumer, lane.takes = replace(lane.consumer, takes=_all_but(called, takes)), (None, -1)
+                self._count_anew(lane)
+            its = self.known.get(name, Known())
+            if its.takes is not None:
+                self.known[name] = Known(its.upto, its.takes - numbers)
+                self._pending.consumers.add(name)
 
     def in_file(self) -> dict[str, int]:
         """Consumer -> readings owed that are in the file."""
@@ -578,7 +629,7 @@ class Lanes:
         if lane.consumer.takes is None:
             return
         lane.owed = None
-        task = self._loop.create_task(self._count(lane, Owed(lane.consumer.takes, self._series)))
+        task = self._loop.create_task(self._count(lane, Owed(lane.consumer.takes, self._series, self.is_gone)))
         self.counting.add(task)
         task.add_done_callback(self.counting.discard)
 
@@ -613,6 +664,14 @@ class Lanes:
         for task in tuple(self.counting):
             task.cancel()
         await asyncio.gather(*self.counting, return_exceptions=True)
+
+
+def _all_but(called: str, takes: Takes) -> Takes:
+    return lambda device, point: device != called and takes(device, point)
+
+
+def _text(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat().replace("+00:00", "Z")
 
 
 def _read(store: Store, after: int, max_readings: int, *, hold: bool) -> Columns | None:

@@ -84,6 +84,7 @@ class Log:
         # the arrows that go back
         receipts.settled = lanes.done
         lanes.renamed = self.held.renamed
+        lanes.is_gone = recipes.is_gone
         receipts.wanted = stamps.learned_anew = self._committer.start
         file.made_anew = self._committer.made_anew
         self._adopting: asyncio.Task[None] | None = None
@@ -277,6 +278,29 @@ class Log:
             gap = Gap(now_us, first_us, last_us, readings, FORGOTTEN, {consumer: readings})
             self._committer.count(gap)
 
+    async def forget_device(self, device: str) -> bool:
+        """Give up all that anybody is owed of a device that is no longer in the config; False when there is none.
+
+        What is given up is counted in a gap record. Should the device come back, it begins anew.
+
+        Raises:
+            LogError: it is still configured; or the card refuses.
+        """
+        if self._recipes.is_there(device):
+            raise LogError(f"{device} is in the config; remove the device first")
+        if device not in self.gone():
+            return False
+        await self.held.forget_device(device, self._clock.now())
+        owed, times_us = await self._lanes.owed_of(device)
+        if device not in self.gone():  # it came back meanwhile, or all was sent
+            return True
+        if times_us:
+            now_us = microseconds(self._clock.now())
+            self._committer.count(Gap(now_us, min(times_us), max(times_us), max(owed.values()), FORGOTTEN, owed))
+        self._lanes.forgotten(self._recipes.forget(device))
+        await self.commit()
+        return True
+
     async def counted(self) -> None:
         """What is owed is known from here on."""
         await self._lanes.counted()
@@ -296,9 +320,37 @@ class Log:
         """What the readings of a device that is no longer in the config become; None when that consumer is owed none."""
         return self._recipes.of(device, consumer)
 
+    def is_there(self, device: str) -> bool:
+        """Whether a device is in the config."""
+        return self._recipes.is_there(device)
+
+    @property
+    def recipes(self) -> Mapping[tuple[str, str], bytes]:
+        """Every recipe by device and consumer; of consumer "" what the device's readings are."""
+        return self._recipes.known
+
     def gone(self) -> Mapping[str, Sequence[str]]:
         """Devices that are no longer in the config, with the consumers that may still be owed readings of them."""
         return self._recipes.gone(self._lanes.cursors)
+
+    def gone_devices(self) -> dict[str, dict[str, Any]]:
+        """Devices that are no longer in the config -> what is still owed of them, in the log and held: in all, and by consumer.
+
+        What a removed consumer is owed of them is told with that one. A count that is not known yet is None.
+        """
+        found = {}
+        for device, consumers in self.gone().items():
+            here = [name for name in consumers if name in self._lanes.names()]
+            rows = {name: self._owed_of_gone(device, name) for name in here}
+            rows = {name: row for name, row in rows.items() if row["backlog"] != 0 or row["later"] or row["dead"]}
+            if rows:
+                found[device] = {**_in_all(list(rows.values())), "brokers": rows}
+        return found
+
+    def _owed_of_gone(self, device: str, consumer: str) -> dict[str, Any]:
+        states = [piece.state for piece in self.held.pieces(consumer, device=device)]
+        held = {state: states.count(state) for state in ("later", "dead")}
+        return {**self._lanes.status_of_device(device, consumer), **held}
 
     # For export and checks
 
@@ -371,9 +423,8 @@ class Log:
             "salvaged": condition.salvaged,
             "time_confirmed": confirmed,
             "consumers": self._lanes.status(),
-            "removed_consumers": self._lanes.removed(),
-            "gone_devices": self._recipes.gone(self._lanes.cursors),
             "gone": self.gone_consumers(),
+            "gone_devices": self.gone_devices(),
             "writer_busy_s": round(self._file.writer.busy_s(), 3),
         }
 
@@ -407,3 +458,14 @@ class Log:
             self._committer.disarm()
             self._receipts.close()
             await self._file.close()
+
+
+def _in_all(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is owed of a device to several."""
+    backlogs = [row["backlog"] for row in rows]
+    return {
+        "backlog": None if None in backlogs else sum(backlogs),
+        "oldest_unsent_at": min((row["oldest_unsent_at"] for row in rows if row["oldest_unsent_at"]), default=None),
+        "later": sum(row["later"] for row in rows),
+        "dead": sum(row["dead"] for row in rows),
+    }

@@ -11,7 +11,7 @@ import structlog
 
 from gateway.log.file import held_lock
 from gateway.log.salvage import free_name
-from gateway.log.store import APPLICATION_ID
+from gateway.log.store import APPLICATION_ID, header_of
 from gateway.sdk.driver import Clock
 from gateway.sdk.errors import LogError
 from gateway.sdk.files import sync_folder
@@ -28,8 +28,8 @@ def bring_along(old: Path, new: Path, clock: Clock) -> str:
     Returns:
         What a person has to know of the old file, "" when nothing.
     """
-    if not old.is_file() or not _is_log(old) or (new.exists() and old.samefile(new)):
-        return ""
+    if not os.path.isfile(old) or not _is_log(old) or (os.path.exists(new) and old.samefile(new)):
+        return ""  # os.path: a folder that this user may not enter is no error yet
     try:
         with held_lock(old):
             if not new.exists():
@@ -93,12 +93,10 @@ def _owed(path: Path) -> int:
     """Readings that somebody is owed there, whole segments."""
     with _opened(path) as db:
         [(settled,)] = db.execute("SELECT coalesce(min(seq), 0) FROM cursor").fetchall()
-        [(last, first)] = db.execute(
-            "SELECT coalesce(max(total), 0), coalesce((SELECT max(total) FROM segment WHERE id + span <= ?), 0) FROM segment",
-            (settled,),
-        ).fetchall()
+        owed = db.execute("SELECT body FROM segment WHERE id + span > ?", (settled,))
+        headers = [header_of(body) for (body,) in owed]
         [(held,)] = db.execute("SELECT coalesce(sum(readings), 0) FROM held").fetchall()
-    return int(max(0, last - first) + held)
+    return int(held + sum(header.readings for header in headers if header is not None))
 
 
 def _set_aside(old: Path, clock: Clock) -> None:

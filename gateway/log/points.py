@@ -103,7 +103,7 @@ class Points:
             if of.device in moves:
                 self.series[number] = Series(number, moves[of.device], of.point)
                 self._pending.moved[number] = moves[of.device]
-        for device in {*moves, *moves.values()}:
+        for device in moves:
             self.ids.pop(device, None)
         for number, of in self.series.items():  # of two with one name the newest is given on
             if of.device in moves.values():

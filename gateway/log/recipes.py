@@ -42,6 +42,19 @@ class Change:
 Devices = Callable[[Mapping[Row, bytes]], Change]  # what a config makes of what is known; pure
 
 
+def looking(devices: Set[str], brokers: Set[str], quiet: Callable[[str], bool]) -> Devices:
+    """What somebody makes of the devices who only looks at the file: all are called as they were.
+
+    Args:
+        quiet: whether nobody is told of a device.
+    """
+
+    def change(known: Mapping[Row, bytes]) -> Change:
+        return Change(devices, brokers, known, quiet={device for device, _ in known if quiet(device)})
+
+    return change
+
+
 class Recipes:
     """The recipes of all devices that are in the config, and of those that are gone and still owed to somebody."""
 
@@ -168,7 +181,33 @@ class Recipes:
             elif cursors[broker] >= self._gone.get(device, _NEVER) and not self._held.pieces(broker, device=device):
                 yield device, broker
 
+    def forget(self, device: str) -> str:
+        """Nobody is owed anything of a device that is gone any more; should it come back, it begins anew.
+
+        Returns how its readings are called from now on.
+        """
+        called = f"{device} (forgotten)"  # no device of a config can have such a name
+        for row in [row for row in self._rows if row[0] == device]:
+            del self._rows[row]
+            self._pending.recipes[row] = None
+        self._points.move({device: called})
+        self._gone.pop(device, None)
+        return called
+
     # Who asks
+
+    @property
+    def known(self) -> Mapping[Row, bytes]:
+        """Every recipe."""
+        return dict(self._rows)
+
+    def is_there(self, device: str) -> bool:
+        """Whether a device is in the config."""
+        return device in self._there
+
+    def is_gone(self, device: str) -> bool:
+        """Whether a device is no longer in the config, and people are to know of it."""
+        return device not in self._there and device not in self._quiet
 
     def of(self, device: str, broker: str) -> bytes | None:
         """The recipe of a device that is gone; None when that broker is owed nothing of it."""
@@ -178,7 +217,7 @@ class Recipes:
         """Devices that are no longer in the config, with the brokers that may still be owed readings of them."""
         found: dict[str, list[str]] = {}
         for device, broker in sorted(self._rows.keys() - set(self._settled(cursors))):
-            if broker and device not in self._there and device not in self._quiet:
+            if broker and self.is_gone(device):
                 found.setdefault(device, []).append(broker)
         return found
 

@@ -106,8 +106,14 @@ def _remedy(error: Exception, path: Path) -> str:
 def _look(path: Path) -> str:
     """SQLite says no more than that it cannot open or write: what is it that stands in the way?"""
     folder = path.parent
-    if not folder.is_dir():
+    try:
+        is_folder = folder.is_dir()
+    except PermissionError:  # a folder above it may not be entered
+        return _rights(path)
+    if not is_folder:
         return f"{folder} is no folder: make it, or give buffer.path another one"
+    if not os.access(folder, os.X_OK):
+        return _rights(path)
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         return f"{path} is no file: give buffer.path the name of one"
     if os.statvfs(folder).f_flag & os.ST_RDONLY:

@@ -749,7 +749,7 @@ class Store:
             (after, upto, upto, limit),
         ).fetchall()
         return [
-            (first, last, _header_of(body)) for first, last, body in (_typed(row, (int, int, bytes)) for row in rows)
+            (first, last, header_of(body)) for first, last, body in (_typed(row, (int, int, bytes)) for row in rows)
         ]
 
     def drop(self, first: int, last: int) -> None:
@@ -876,7 +876,7 @@ class Store:
         row = self._db.execute(
             "SELECT body FROM segment WHERE id <= ? AND id + span > ? ORDER BY id DESC LIMIT 1", (upto, after)
         ).fetchone()
-        header = _header_of(row[0]) if row else None
+        header = header_of(row[0]) if row else None
         return None if header is None else header.sealed_us + self.boots.resolve(header.stamp)[0]
 
     def before(self, time_us: int) -> int:
@@ -902,7 +902,7 @@ class Store:
     # Held pieces
 
     def put_held(self, row: HeldRow, entries: Sequence[Entry], drop: Sequence[int], gaps: Sequence[Gap] = ()) -> int:
-        """Insert a held piece (`id` 0), or update its tries; `drop` others to make room. Returns its id."""
+        """Insert a held piece (`id` 0), or update its tries and add to its readings; `drop` others to make room. Returns its id."""
         body = b"".join(encode(group, self.layouts, kind=HELD) for group in _groups(entries))
         with self._of_held(gaps):
             self._db.executemany("DELETE FROM held WHERE id = ?", [(number,) for number in drop])
@@ -912,6 +912,11 @@ class Store:
                     "UPDATE held SET reason=?, last_us=?, tries=?, next_us=? WHERE id=?",
                     (row.reason, row.last_us, row.tries, row.next_us, row.id),
                 )
+                if body:  # `||` would make text of it
+                    [(before,)] = self._db.execute("SELECT body FROM held WHERE id = ?", (row.id,)).fetchall()
+                    self._db.execute(
+                        "UPDATE held SET readings=?, body=? WHERE id=?", (row.readings, before + body, row.id)
+                    )
                 number = row.id
             else:
                 [(number,)] = self._db.execute(
@@ -1176,7 +1181,8 @@ def _damage(what: str) -> sqlite3.DatabaseError:
     return error
 
 
-def _header_of(body: bytes) -> Header | None:
+def header_of(body: bytes) -> Header | None:
+    """Of a segment; None when it is damaged."""
     try:
         return read_header(body)
     except DamagedSegment:

@@ -230,6 +230,17 @@ def _check_gain(gain: float) -> float:
     return gain
 
 
+def _day(value: Any) -> Any:
+    if isinstance(value, int | float):  # it would be taken for seconds since 1970
+        raise ValueError(f"{value} is no day; write it as in 2026-05-01")
+    if isinstance(value, str) and not re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
+        raise ValueError(f"{value} is no day; write it as in 2026-05-01")
+    return value
+
+
+Day = Annotated[date, BeforeValidator(_day)]
+
+
 class Calibration(ConfigModel):
     """Correction of one point: corrected = raw x gain + offset. The raw value is kept in the log."""
 
@@ -237,10 +248,10 @@ class Calibration(ConfigModel):
         1.0, description="factor on the raw value", json_schema_extra={"not": {"const": 0}}
     )
     offset: float = Field(0.0, description="added after the factor, in the point's unit")
-    valid_from: date | None = Field(
+    valid_from: Day | None = Field(
         None, description="day of the calibration (UTC); readings from before are sent as `previous` says, else raw"
     )
-    valid_until: date | None = Field(
+    valid_until: Day | None = Field(
         None, description="last day it is certified for; after it `check` warns, the gain is used on"
     )
     by: str = Field(
@@ -254,6 +265,11 @@ class Calibration(ConfigModel):
     def _in_order(self) -> "Calibration":
         if self.valid_from and self.valid_until and self.valid_until < self.valid_from:
             raise ValueError(f"valid_until: {self.valid_until} is before valid_from, {self.valid_from}")
+        if self.previous and self.valid_from is None:
+            raise ValueError("valid_from is missing: beside previous ones this one would count only before their days")
+        for earlier in self.previous:
+            if earlier.valid_from and self.valid_from and earlier.valid_from >= self.valid_from:
+                raise ValueError(f"previous: {earlier.valid_from} is not before valid_from, {self.valid_from}")
         return self
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema, model_validator
 
 from gateway.sdk.quantities import quantities
 
@@ -15,11 +15,14 @@ class TemplateModel(BaseModel):
     )
 
 
-def _duration_s(value: Any) -> Any:
+STORED = {"stored": True}  # context of a validation: what was dumped has its durations in seconds
+
+
+def _duration_s(value: Any, info: ValidationInfo) -> Any:
     """Seconds of `15 min`; the same words as everywhere, which stand in gateway.sdk.config (it imports this module)."""
     from gateway.sdk.config import parse_duration_s
 
-    return value if isinstance(value, float) else parse_duration_s(value)
+    return value if info.context is STORED and isinstance(value, float) else parse_duration_s(value)
 
 
 _DURATION = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?(ms|s|min|h|d)$", "examples": ["15 min"]}

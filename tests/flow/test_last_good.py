@@ -31,11 +31,10 @@ def write(box: Box, name: str) -> None:
     box.write(CONFIG.format(box=box.folder, http=box.port, name=name))
 
 
-def service(box: Box) -> Process:
+def service(box: Box, **environment: str) -> Process:
     """As the unit starts it, once it answers."""
-    daemon = box.start(
-        "daemon", "-m", "gateway", "run", "--last-good", "-c", str(box.config), STATE_DIRECTORY=str(box.folder)
-    )
+    environment = environment or {"STATE_DIRECTORY": str(box.folder)}
+    daemon = box.start("daemon", "-m", "gateway", "run", "--last-good", "-c", str(box.config), **environment)
     eventually("it answers", lambda: daemon.popen.poll() is not None or get_json(f"{box.url}/status"))
     assert daemon.popen.poll() is None, daemon.text()
     return daemon
@@ -73,3 +72,15 @@ def test_a_file_that_becomes_wrong_and_a_power_cut_leave_a_box_that_works_and_sa
     eventually("the mended one is at work", lambda: box.status()["gateway"]["name"] == "mended")
     assert config(box)["using"] == "file"
     eventually("and kept", lambda: "mended" in kept.read_text())
+
+
+def test_a_file_that_is_gone_does_not_hide_what_was_kept_beside_the_log(box: Box) -> None:
+    environment = {"STATE_DIRECTORY": "", "XDG_STATE_HOME": str(box.folder / "state")}
+    daemon = service(box, **environment)
+    eventually("it is kept", (box.folder / "last-good.json").exists)
+    box.config.unlink()
+    daemon.kill()
+
+    service(box, **environment)
+    assert get_json(f"{box.url}/status")["gateway"]["name"] == "first"
+    assert config(box)["using"] == "last good"

@@ -223,6 +223,26 @@ async def test_static_attributes_that_one_city_has_are_new_to_another_that_canno
                 assert broker.state(ENTITY)["phaseType"][0]["value"] == "singlePhase"
 
 
+async def test_over_a_new_name_it_is_known_what_was_sent_under_the_old_one(tmp_path: Path) -> None:
+    async with cities(tmp_path) as scene, scene.its.at_work():
+        its, porto = scene.its, scene.porto
+        await its.emit("roof", "meter-1", voltage=0.0)
+        await porto.until(lambda: 0.0 in points(porto))
+        await its.reload(("linger: 0 s", "linger: 500 ms"))
+        await its.until(lambda: its.daemon.status()["brokers"]["porto"]["state"] == "ok")
+        porto.behaviour.path, porto.behaviour.fault = "temporal", "503"
+        for value in (1.0, 2.0, 3.0):  # the newest gets through, the past does not
+            await its.emit("roof", "meter-1", voltage=value)
+        await porto.until(lambda: 3.0 in points(porto))
+
+        await its.reload(("porto: {", "lisboa: {was: porto, "))
+        porto.behaviour.fault = ""
+
+        await porto.until(lambda: points(porto).total() >= 4, timeout_s=20)
+        await its.until(lambda: its.daemon._log.backlog("lisboa")[0] == 0)
+        assert points(porto) == dict.fromkeys((0.0, 1.0, 2.0, 3.0), 1)
+
+
 async def test_a_gone_broker_is_told_everywhere_and_forgotten_on_a_live_box(tmp_path: Path) -> None:
     async with cities(tmp_path) as scene, scene.its.at_work():
         its = scene.its

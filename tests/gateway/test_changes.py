@@ -55,6 +55,7 @@ def changed(folder: Path, old: str, new: str) -> Plan:
         ("{trust: auto}", "{unconfirmed: mark}", "", "clock.unconfirmed", "clock.unconfirmed: hold (default) → mark"),
         # links
         ("baud_rate: 9600", "baud_rate: 19200", "link roof-rs485", "", "links.roof-rs485.baud_rate: 9600 → 19200"),
+        ("baud_rate: 9600", "baud_rate: 9600\n    echo: true", "link roof-rs485", "", "links.roof-rs485.echo: false (default) → true"),
         ("every: 10 s", "every: 20 s", "link roof-rs485", "", "links.roof-rs485.devices.meter-12.every: 10 s → 20 s"),
         ("/dev/ttyAMA0", "/dev/ttyAMA1", "link air-uart", "", "links.air-uart.port: /dev/ttyAMA0 → /dev/ttyAMA1"),
         ("on_change: 0.5", "on_change: 1", "link roof-rs485", "", "links.roof-rs485.devices.meter-12.report.voltage.on_change: 0.5 → 1"),
@@ -87,6 +88,9 @@ def test_one_key_restarts_what_uses_it_and_nothing_else(
 
     assert ", ".join([*(f"link {n}" for n in found.links), *(f"broker {n}" for n in found.brokers)]) == restarts
     assert [row.path for row in waiting(before.config, after.config, after.secrets)] == ([waits] if waits else [])
+    told = {row.path: row.applies for row in changes(before, after, found, {waits})}
+    assert waits not in told or told.pop(waits) == "restart the daemon"
+    assert "restart the daemon" not in told.values()
     assert (back.links, back.brokers) == (found.links, found.brokers), "the way back restarts the same"
     if line:
         assert rows[0].text.startswith(line), [row.text for row in rows]
@@ -252,6 +256,27 @@ def test_a_city_learns_of_the_sensors_that_are_sent_to_it_alone(tmp_path: Path) 
     assert assets("milano") == ["meter-1", "meter-2"]
     assert assets("porto") == ["air-1"]
     assert assets("lodi") is None
+
+
+@pytest.mark.parametrize("length", [100, 101])
+def test_a_long_value_is_shown_as_far_as_there_is_room(tmp_path: Path, length: int) -> None:
+    one, other = plan_of(tmp_path), plan_of(tmp_path, BASE.replace("id: gw-1,", f"id: gw-1, name: {'x' * length},"))
+    row = changes(one, other, difference(one, other))[0]
+    assert row.new == ("x" * 100 if length == 100 else "x" * 99 + "…")
+
+
+def test_a_profile_that_comes_with_its_broker_has_no_line_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "cities").mkdir()
+    (tmp_path / "cities" / "trento.yaml").write_text("broker: {linger: 2 s}\nprovider: Trento\n")
+    one = plan_of(tmp_path)
+    other = plan_of(tmp_path, BASE + "  trento: {use: cities/trento, url: 'https://trento.example'}\n")
+    rows = changes(one, other, difference(one, other))
+    assert [row.path for row in rows] == ["brokers.trento"]
+    slower = other
+    (tmp_path / "cities" / "trento.yaml").write_text("broker: {linger: 3 s}\nprovider: Trento\n")
+    other = plan_of(tmp_path, (tmp_path / "citygate.yaml").read_text())
+    rows = changes(slower, other, difference(slower, other))
+    assert [row.text for row in rows] == ["brokers.trento.linger: 2 s → 3 s"], "and what it gives is shown there once"
 
 
 def test_where_a_broker_begins_counts_only_for_a_new_one(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ async def test_a_broker_that_comes_is_served_and_one_that_goes_leaves_no_complai
         assert (await its.reload((entry, "")))["restarted"] == ["porto"]
         assert set(its.daemon.status()["brokers"]) == {"milano"}
         assert not [line for line in its.daemon.ready() if "porto" in line]
-        assert "porto" in its.daemon.status()["log"]["removed_consumers"]
+        assert "porto" in its.daemon.status()["log"]["gone"]
         await sent(its, 232.0)
 
         porto.behaviour.fault = ""

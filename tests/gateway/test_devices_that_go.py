@@ -2,17 +2,22 @@
 
 import asyncio
 import contextlib
+import json
 import shutil
 import sqlite3
+import urllib.request
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gateway.cli.main import main
+from gateway.cli.status_text import status_text
 from gateway.sdk.errors import LogError
 from gateway.sdk.reading import ReadingSet
 from tests.gateway.daemon_scene import InProcess, QuickClock
@@ -299,7 +304,7 @@ async def test_a_device_that_is_gone_is_owed_to_the_one_city_that_is_away(tmp_pa
             await its.broker.until(lambda: points(its.broker) == of("meter-1", 1.0))
             await its.until(lambda: its.daemon.status()["brokers"]["milano"]["backlog"] == 0)
             await its.reload((METER, ""))
-            assert "porto" in its.daemon.status()["log"]["gone_devices"]["meter-1"]
+            assert its.daemon.status()["log"]["gone_devices"]["meter-1"]["brokers"].keys() == {"porto"}
             assert its.daemon.status()["brokers"]["porto"]["backlog"] == 1
         async with its.at_work():
             porto.behaviour.fault = ""
@@ -367,6 +372,96 @@ async def test_a_device_that_changes_while_the_card_is_away_loses_nothing_of_the
             await drained(its)
 
     assert points(its.broker) == case.expected
+
+
+# --- told everywhere, and given up ------------------------------------------------------------------------------------
+
+
+async def metrics(its: InProcess) -> str:
+    assert its.daemon.server is not None
+    asking = asyncio.to_thread(urllib.request.urlopen, its.daemon.server.url.rstrip("/") + "/metrics")
+    return str((await asking).read().decode())
+
+
+@pytest.mark.parametrize("where", ["memory", "card"])
+async def test_a_device_that_is_gone_is_told_everywhere_until_nothing_is_owed(tmp_path: Path, where: str) -> None:
+    async with scene(tmp_path / "box") as its:
+        async with its.at_work():
+            await owes(its, "held", 1.0)
+            await its.emit("roof", "meter-0", voltage=9.0)
+            await owes(its, where, 2.0, 3.0)
+            assert its.daemon.status()["log"]["gone_devices"] == {}
+            await its.reload((METER, ""))
+            await its.until(lambda: its.daemon.status()["log"]["gone_devices"]["meter-1"]["backlog"] is not None)
+            status = its.daemon.status()
+            gone = status["log"]["gone_devices"]["meter-1"]
+            assert (gone["backlog"], gone["later"], gone["dead"]) == (2, 1, 0)
+            assert gone["brokers"]["milano"] == {key: gone[key] for key in gone if key != "brokers"}
+            said = "device meter-1  gone: 2 readings owed, 1 held for later to milano; it is sent, or"
+            assert f"{said} `citygate buffer forget --device meter-1`" in status_text(status)
+            told = await metrics(its)
+            assert 'citygate_gone_device_backlog_readings{broker="milano",device="meter-1"} 2.0' in told
+            assert 'citygate_gone_device_held_later{broker="milano",device="meter-1"} 1.0' in told
+        async with its.at_work():
+            await its.until(lambda: its.daemon.status()["log"]["gone_devices"]["meter-1"]["backlog"] == 2)
+            await drained(its)
+            await its.until(lambda: its.daemon.status()["log"]["gone_devices"] == {})
+
+    assert points(its.broker) == of("meter-1", 1.0, 2.0, 3.0) | of("meter-0", 9.0)
+
+
+async def test_a_device_of_which_something_is_held_alone_is_told_too(tmp_path: Path) -> None:
+    async with scene(tmp_path / "box") as its, its.at_work():
+        await owes(its, "held", 1.0)
+        await its.reload((METER, ""))
+        await its.until(lambda: its.daemon.status()["log"]["gone_devices"]["meter-1"]["backlog"] == 0)
+        assert its.daemon.status()["log"]["gone_devices"]["meter-1"]["later"] == 1
+
+
+@pytest.mark.parametrize("live", [True, False])
+async def test_what_is_owed_of_a_device_that_is_gone_can_be_given_up(
+    tmp_path: Path, live: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Counted, for good, also when the device comes back; its neighbours and what it tells then are sent."""
+    async with scene(tmp_path / "box") as its, contextlib.AsyncExitStack() as running:
+
+        async def citygate(*verb: str) -> Any:
+            code = await asyncio.to_thread(main, [*verb, "-c", str(its.path), "--json"])
+            out, err = capsys.readouterr()
+            return json.loads(out[out.index("{") :]) if code == 0 else (code, out + err)
+
+        await running.enter_async_context(its.at_work())
+        await owes(its, "held", 1.0)
+        await owes(its, "card", 2.0, 3.0)
+        await its.emit("roof", "meter-0", voltage=9.0)
+        if not live:
+            await running.aclose()
+            its.edit((METER, ""))
+        else:
+            await its.reload((METER, ""))
+            await its.until(lambda: its.daemon.status()["log"]["gone_devices"]["meter-1"]["backlog"] == 2)
+
+        status = await citygate("buffer", "status")
+        assert status["gone_devices"].keys() == {"meter-1"}
+        assert status["gone_devices"]["meter-1"]["backlog"] == 2
+        assert "is in the config" in (await citygate("buffer", "forget", "--device", "meter-0"))[1]
+        assert "there are: meter-1" in (await citygate("buffer", "forget", "--device", "meter-9"))[1]
+        assert "say --device" in (await citygate("buffer", "forget", "meter-1"))[1]
+        forget = "buffer", "forget", "--device", "meter-1", "--yes"
+        assert await citygate(*forget) == {"forgotten": "meter-1", "readings": 2, "held": 1}
+        assert (await citygate(*forget))[0] == 1
+        status = await citygate("buffer", "status")
+        assert (status["gone_devices"], status["lost"]) == ({}, {"forgotten": 3})
+        assert status["consumers"]["milano"]["backlog"] == 1
+
+        if live:
+            await its.reload(("  air:", METER + "  air:"))
+        else:
+            its.edit(("  air:", METER + "  air:"))
+            await running.enter_async_context(its.at_work())
+        await its.emit("roof", "meter-1", voltage=4.0)
+        await drained(its)
+        await its.broker.until(lambda: points(its.broker) == of("meter-1", 4.0) | of("meter-0", 9.0))
 
 
 # --- recipes that cannot be used ---------------------------------------------------------------------------------------

@@ -88,7 +88,8 @@ async def test_what_only_a_restart_applies_stays_shown_over_further_reloads_unti
 
 
 async def test_a_refused_file_stays_shown_until_one_is_taken(tmp_path: Path) -> None:
-    async with box(tmp_path) as its:
+    async with box(tmp_path, ("air:\n    driver: bench", "air:\n    driver: broken")) as its:  # which is a warning
+        assert config(its)["since"] is not None
         for _ in range(2):
             with pytest.raises(ConfigError):
                 await its.reload(WRONG) if WRONG[0] in its.path.read_text() else await its.reload()
@@ -97,7 +98,7 @@ async def test_a_refused_file_stays_shown_until_one_is_taken(tmp_path: Path) -> 
             assert "at work is what was read at" in line
             assert line.endswith("`citygate check` lists what is wrong; mend it, then `citygate reload`")
             assert (metric(its, "refused"), metric(its, "last_good")) == (1, 0)
-        assert config(its)["problems"][0]["line"] == 12
+        assert [problem["line"] for problem in config(its)["problems"]] == [12]
         assert config(its)["using"] == "file"
 
         assert (await its.reload(WRONG[::-1]))["restarted"] == []
@@ -551,6 +552,7 @@ async def test_a_missing_secret_of_a_link_stops_that_link_alone(tmp_path: Path) 
         assert its.link("air")["state"] == "off"
         assert its.link("air")["remedy"] == "put it there, then `citygate reload`"
         assert list(its.runs()) == ["roof"]
+        assert reasons(its) == [], "its own state says it"
         secret(tmp_path, "hunter2hunter2")
         assert (await its.reload())["restarted"] == ["air"]
         assert its.driver.runs["air"][-1][0].devices["air-1"].key.get_secret_value() == "hunter2hunter2"  # type: ignore[union-attr]

@@ -10,8 +10,8 @@ const LONG = 8; // figures that need the room of the trace
 const FILTER_FROM_DEVICES = 13;
 const REJECTED_SHOWN = 3;
 const REJECTED_S = 86400;
-const WAITING = new Set(["waiting", "starting", "paused", "unconfirmed"]);
-const SIGNS = { ok: "●", waiting: "○", starting: "○", paused: "❚❚" };
+const WAITING = new Set(["gone", "waiting", "starting", "paused", "unconfirmed"]);
+const SIGNS = { ok: "●", waiting: "○", starting: "○", gone: "○", paused: "❚❚" };
 const TITLES = { pid: "process", size_bytes: "size", cpu: "CPU" };
 
 let status = null;
@@ -199,16 +199,17 @@ function fact(title, value) {
   return [make("dt", {}, title), make("dd", {}, value)];
 }
 
-/* No longer in the config, and still owed. */
-function goneCard(name, its) {
-  return make("article", { class: "card", id: `gone-${name}` },
-    make("header", {}, make("h3", {}, name), state("gone")),
+/* A broker or a device that is no longer in the config, and what is still owed to it, or of it. */
+function goneCard(kind, name, its, remedy, command) {
+  return make("article", { class: "card", id: `gone-${kind}-${name}` },
+    make("header", {}, make("h3", {}, kind === "device" ? `${kind} ${name}` : name), state("gone")),
     make("dl", { class: "facts" },
-      fact("owed", `${number(its.backlog)} readings`),
+      fact("owed", its.backlog === null ? "being counted" : `${number(its.backlog)} readings`),
+      fact("owed to", Object.keys(its.brokers ?? {}).join(", ")),
       fact("oldest owed", its.oldest_unsent_at ? since(its.oldest_unsent_at) : ""),
       fact("held for later", its.later || ""),
       fact("refused for good", its.dead || "")),
-    make("p", { class: "quiet small" }, `put it back into the config, or citygate buffer forget ${name}`));
+    make("p", { class: "quiet small" }, `${remedy}, or `, make("code", {}, command)));
 }
 
 function brokerCard(name, broker) {
@@ -298,7 +299,10 @@ function show() {
   const parts = [alarmPart(found), make("div", { class: "links" }, links),
     part("Brokers", [
       ...brokers.length ? brokers.map(([name, broker]) => brokerCard(name, broker)) : [make("p", { class: "quiet" }, "None configured: entities are read from this box.")],
-      ...Object.entries(status.log?.gone ?? {}).map(([name, its]) => goneCard(name, its))]),
+      ...Object.entries(status.log?.gone ?? {}).map(([name, its]) =>
+        goneCard("broker", name, its, "put it back into the config", `citygate buffer forget ${name}`)),
+      ...Object.entries(status.log?.gone_devices ?? {}).map(([name, its]) =>
+        goneCard("device", name, its, "it is sent by its last mapping", `citygate buffer forget --device '${name}'`))]),
     part("This box", box, "box")];
   const wanted = make("main", { id: "main" }, filterBox(), parts);
   morph(byId("main"), wanted);

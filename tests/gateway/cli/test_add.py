@@ -298,3 +298,32 @@ def test_the_first_device_of_an_empty_box_is_one_command(citygate: Command, tmp_
     assert (checked["problems"], list(checked["devices"])) == ([], ["air-1"])
     assert f"  path: {box}/buffer.db" in text_of(box)
     assert (box / "citygate.schema.json").exists()
+
+
+def test_what_is_wrong_is_never_told_as_of_the_copy_that_was_tried(citygate: Command, box: Path) -> None:
+    new = ("add", "plant", "meter-2", "eastron/sdm120", "unit_id=2", "--no-test", "-c", str(box))
+    ended = citygate(*new, "--link", "baud_rate=9600")
+    assert (ended.code, f"its keys are changed in {box}/citygate.yaml" in ended.err) == (3, True)
+    (box / "citygate.yaml").write_text("\ufeff" + text_of(box))
+    ended = citygate(*new)
+    assert (ended.code, f"{box}/citygate.yaml:1:1: error" in ended.err) == (3, True)
+
+
+def test_a_secret_that_this_person_has_not_is_no_hindrance(citygate: Command, box: Path) -> None:
+    broker = 'brokers: {milano: {url: "http://127.0.0.1:9", auth: {bearer: !secret milano}}}\n'
+    (box / "citygate.yaml").write_text(broker + text_of(box))
+    ended = citygate("add", "plant", "meter-2", "eastron/sdm120", "unit_id=2", "--no-test", "-c", str(box))
+    assert ended.code == 0, ended.err
+    assert "of what was there before" in ended.err
+    assert "meter-2" in text_of(box)
+
+
+@pytest.mark.parametrize("verb", ["add", "init"])
+def test_a_link_to_a_place_that_is_away_stays(citygate: Command, tmp_path: Path, verb: str) -> None:
+    file = tmp_path / "citygate.yaml"
+    file.symlink_to(tmp_path / "not-mounted" / "box.yaml")
+    device = ("air", "air-1", "nova/sds011", "--link", "port=/dev/ttyAMA0", "--no-test")
+    ended = citygate(verb, *(device if verb == "add" else ()), "--location", "45.5,9.1", "-c", str(tmp_path))
+    assert (ended.code, f"{file} " in ended.err) == (1, True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["citygate.yaml"]
+    assert file.is_symlink()

@@ -66,11 +66,29 @@ def test_the_schema_knows_points_types_attributes_and_cities_of_this_box(citygat
         "{template: nova/sds011, entity: {attributes: {pm25: pm10, pm10: null}}}",
         "{template: nova/sds011, entity: {attributes: {pm25: {point: pm10, sub: {pm10: {point: pm2_5}}}}}}",
         "{template: nova/sds011, entity: {type: BenchObserved, attributes: {charging.usb: pm10}}}",
+        "{template: nova/sds011, entity: {static: {address: {addressLocality: Milano}}}}",
+        "{template: nova/sds011, entity: {type: null, id: null, attributes: {location: {point: null, longitude: pm10}}}}",
         "{template: nova/sds011, entity: {static: {areaServed: Bovisa}, more: {x: {type: Device, attributes: {}}}}}",
     ]
     assert [fault for device in right for fault in faults(schema, air(device))] == []
     at = "links.air.devices.air-1"
     wrong = {
+        "{template: nova/sds011, entity: {static: {address.addressLocality: x}}}": (
+            f"{at}.entity.static",
+            "address.addressLocality",
+        ),
+        "{template: nova/sds011, entity: {attributes: {location: {longitude: fine}}}}": (
+            f"{at}.entity.attributes.location.longitude",
+            "fine",
+        ),
+        "{template: nova/sds011, entity: {attributes: {location: {latitude: fine}}}}": (
+            f"{at}.entity.attributes.location.latitude",
+            "fine",
+        ),
+        "{template: nova/sds011, entity: {attributes: {pm25: {sub: {x: {point: fine}}}}}}": (
+            f"{at}.entity.attributes.pm25.sub.x.point",
+            "fine",
+        ),
         "{template: mine/dust, calibrate: {finer: {gain: 2}}}": (f"{at}.calibrate", "finer"),
         "{template: nova/sds011, calibrate: {fine: {gain: 2}}}": (f"{at}.calibrate", "fine"),
         "{template: nova/sds011, report: {fine: {on_change: 1}}}": (f"{at}.report", "fine"),
@@ -90,7 +108,7 @@ def test_the_schema_knows_points_types_attributes_and_cities_of_this_box(citygat
     found = {device: faults(schema, air(device)) for device in wrong}
     assert {device: its[0] for device, its in found.items() if its} == wrong
 
-    city = HEAD + "brokers: {x: {use: cities/turin, url: 'https://b.example', tenant: null}}\n"
+    city = HEAD + "brokers: {x: {use: cities/turin, url: 'https://b.example', tenant: null, history: null}}\n"
     assert faults(schema, city) == []
     assert faults(schema, city.replace("turin", "turing")) == [("brokers.x.use", "cities/turing")]
 
@@ -118,10 +136,17 @@ def test_check_says_when_a_schema_is_older_than_what_it_is_made_of(citygate: Com
     def said() -> list[str]:
         return [problem["code"] for problem in citygate("check", "-c", str(edited), "--json").json["problems"]]
 
-    assert said() == ["stale-schema"]
+    for text in ("{}", "[]", '{"$comment": 1}', "{", ""):
+        (edited / "citygate.schema.json").write_text(text)
+        assert said() == ["stale-schema"], text
+    put(edited, templates__mine__dust=DUST)
     assert citygate("schema", "--write", "-c", str(edited)).code == 0
     assert said() == []
-    for name in ("templates/mine/dust.yaml", "cities/turin.yaml", "models/index.json", "models/x/context.jsonld"):
+    (edited / "templates" / "mine" / "dust.yaml").rename(edited / "templates" / "mine" / "other.yaml")
+    assert said() == ["stale-schema"]
+    (edited / "templates" / "mine" / "other.yaml").rename(edited / "templates" / "mine" / "dust.yaml")
+    assert said() == []
+    for name in ("templates/mine/new.yaml", "cities/turin.yaml", "models/index.json", "models/x/context.jsonld"):
         file = edited / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text('{"types": {}, "terms": {}}')

@@ -299,20 +299,26 @@ def test_a_box_is_read_the_same_from_everywhere(tmp_path: Path, monkeypatch: pyt
         assert make_plan(path, BenchRegistry(), with_secrets=False).devices.keys() == {"meter-12", "meter-13"}
 
 
+def brokers_of(folder: Path) -> dict[str, str]:
+    found = box.names(folder)
+    assert found is not None
+    return found.brokers
+
+
 def test_the_verbs_that_glance_at_the_files_see_the_base(tmp_path: Path) -> None:
     folder = fleet(tmp_path, more="brokers: {porto: null, lisboa: {was: porto, url: 'https://lisboa.example'}}\n")
-    assert box.brokers(folder) == {"milano": "", "lisboa": "porto"}
+    assert brokers_of(folder) == {"milano": "", "lisboa": "porto"}
     renamed = BASE.replace("milano: {url", "milano: {was: old, url")
     written(tmp_path / "more", base=renamed, citygate=f"{BOX}brokers: {{milano: {{tenant: two}}}}\n")
-    assert box.brokers(tmp_path / "more") == {"milano": "old", "porto": ""}
+    assert brokers_of(tmp_path / "more") == {"milano": "old", "porto": ""}
     written(folder, citygate="base: ../../fleet/base.yaml\nbuffer: {path: mine.db}\n")
     assert box.buffer_path(folder) == folder / "mine.db"
-    assert box.brokers(folder) == {"milano": "", "porto": ""}
+    assert brokers_of(folder) == {"milano": "", "porto": ""}
     for null in ("buffer: {path: null}", "buffer: ~"):
         written(folder, citygate=f"base: ../../fleet/base.yaml\ngateway: {{id: gw-1}}\n{null}\nbrokers: null\n")
         plan = make_plan(folder, BenchRegistry(), with_secrets=False)
         assert str(box.buffer_path(folder)) == plan.config.buffer.path == "/var/lib/citygate/buffer.db"
-        assert (box.brokers(folder), list(plan.config.brokers)) == ({}, [])
+        assert (brokers_of(folder), list(plan.config.brokers)) == ({}, [])
 
 
 def test_a_device_is_put_into_the_file_of_the_box_and_the_base_stays_as_it_is(tmp_path: Path) -> None:

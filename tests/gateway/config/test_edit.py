@@ -1,6 +1,7 @@
 """A device is put into the file: it is there afterwards, all else is as it was, comments included."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,10 @@ def test_a_new_link_comes_after_the_others_and_the_links_after_everything() -> N
         "links:\n  roof:\n    driver: bench\n    devices:\n      a: {template: x}",
         "version: 1\n",
         "",
+        "version: 1\n...\n",
+        "version: 1\n...\n# behind the end\n",
+        "links:\n  roof:\n    driver: bench\n    devices:\n      a:\n        template: x\n        note:\n# the end\n",
+        "links:\n  roof:\n    driver: bench\n    devices:\n      a:\n        template: x\n        note:\nhttp: {}\n",
     ],
 )
 def test_everything_else_stays_as_it_was(text: str) -> None:
@@ -98,6 +103,21 @@ def test_everything_else_stays_as_it_was(text: str) -> None:
 def test_a_file_that_cannot_be_added_to_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         with_device(text, "roof", "new", DEVICE)
+
+
+@pytest.mark.parametrize("text", ["NO", "true", "null", "~", "0x1F", "1e3", "12:30", ".inf", "y", "0 s", "a: b", ""])
+def test_a_text_that_could_be_misread_is_quoted(text: str) -> None:
+    assert in_yaml(text) == (text if text == "0 s" else f'"{text}"')
+
+
+def test_a_fragment_that_has_the_link_without_devices_gets_them(tmp_path: Path) -> None:
+    (tmp_path / "citygate.yaml").write_text(BASE)
+    (tmp_path / "conf.d").mkdir()
+    fragment = tmp_path / "conf.d" / "plant.yaml"
+    fragment.write_text("links:\n  plant:\n    driver: bench\n")
+
+    assert put_device(tmp_path, "plant", "p-1", {"template": "acme/air"}) == fragment
+    assert set(make_plan(tmp_path, BenchRegistry()).links["plant"].devices) == {"p-1"}
 
 
 def test_the_fragment_that_has_the_link_is_written_and_the_result_is_a_plan(tmp_path: Path) -> None:
@@ -247,3 +267,15 @@ def test_a_link_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) ->
     (tmp_path / "citygate.yaml").write_bytes(b"links: {}\nname: \xe4\n")
     with pytest.raises(ConfigError, match="is not UTF-8"):
         put_device(tmp_path, "roof", "new", DEVICE, {"driver": "bench"})
+
+
+def test_those_that_add_at_once_each_add_to_what_the_others_wrote(tmp_path: Path) -> None:
+    (tmp_path / "citygate.yaml").write_text(ROOF + "      a: {}\n")
+    names = [f"new-{number}" for number in range(12)]
+
+    with ThreadPoolExecutor(len(names)) as persons:
+        list(persons.map(lambda name: put_device(tmp_path, "roof", name, DEVICE), names))
+
+    written = yaml.safe_load((tmp_path / "citygate.yaml").read_text())["links"]["roof"]["devices"]
+    assert written.keys() == {"a", *names}
+    assert [file.name for file in tmp_path.iterdir()] == ["citygate.yaml"]

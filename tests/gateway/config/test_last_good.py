@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from gateway.config.last_good import LastGood, NotKept, Snapshot, Unpacked, place_of, snapshot
+from gateway.config.last_good import MAX_OWN_BYTES, LastGood, NotKept, Snapshot, Unpacked, place_of, snapshot
+from gateway.sdk.errors import Problem
 from tests.support.rights import run_on_a_card, without_root
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -73,9 +74,11 @@ def test_one_that_cannot_be_trusted_is_none_and_is_written_anew(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("name", ["../evil.yaml", "/tmp/evil.yaml", "conf.d/../../evil.yaml"])
-def test_a_name_that_leads_out_of_it_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("of", ["a file", "the main file"])
+def test_a_name_that_leads_out_of_it_is_refused(tmp_path: Path, name: str, of: str) -> None:
     its = LastGood(tmp_path / "last-good.json")
-    its.write(Snapshot("citygate.yaml", {name: ""}), config="x", at=NOON)
+    found = Snapshot("citygate.yaml", {name: ""}) if of == "a file" else Snapshot(name, {"citygate.yaml": ""})
+    its.write(found, config="x", at=NOON)
 
     with pytest.raises(NotKept, match="is outside of it"):
         its.read()
@@ -99,6 +102,18 @@ def test_a_write_that_was_cut_off_leaves_the_old_one_and_is_no_hindrance(tmp_pat
     assert its.write(other, config="x", at=NOON)
     assert its.read().snapshot == other
     assert os.listdir(tmp_path) == ["last-good.json"]
+
+
+def test_a_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
+    its, other = LastGood(tmp_path / "last-good.json"), tmp_path / "passwd"
+    other.write_text("root:x:0:0\n")
+    (tmp_path / ".last-good.json.new").symlink_to(other)
+
+    with pytest.raises(NotKept, match="cannot be written"):
+        its.write(FOUND, config="x", at=NOON)
+
+    assert other.read_text() == "root:x:0:0\n"
+    assert its.write(FOUND, config="x", at=NOON), "it is gone by then"
 
 
 def test_a_folder_that_may_not_be_written_keeps_the_old_one_and_is_told(tmp_path: Path) -> None:
@@ -149,6 +164,7 @@ def test_a_snapshot_has_all_that_the_config_is_made_of_and_no_secret(tmp_path: P
         "models/dataModel.Own/Own/schema.json": "{}",
         "secrets/milano": "hunter2hunter2",
         "notes.txt": "mine",
+        "templates/acme/README.md": "how it was made",
         "other.yaml": "another box\n",
     }
     for name, text in files.items():
@@ -163,10 +179,20 @@ def test_a_snapshot_has_all_that_the_config_is_made_of_and_no_secret(tmp_path: P
     assert found.left_out == ("templates/acme/odd.yaml", "models/index.json")
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_what_is_kept_of_ones_own_models_has_a_bound(tmp_path: Path, more: int) -> None:
+    (tmp_path / "citygate.yaml").write_text("version: 1\n")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "x.json").write_bytes(b" " * (MAX_OWN_BYTES + more))
+    assert snapshot(tmp_path).left_out == (("models/x.json",) if more else ())
+
+
 def test_a_copy_is_there_as_long_as_it_is_needed_and_its_problems_name_it(tmp_path: Path) -> None:
     copy = Unpacked(kept(tmp_path).read())
     assert (copy.folder / "conf.d" / "a.yaml").read_text() == "x-a: ä\n"
     assert stat.S_IMODE(copy.folder.stat().st_mode) == 0o700
+    problem = copy.shown(Problem("x", (), "wrong", "", file=str(copy.folder / "conf.d" / "a.yaml")))
+    assert problem.file == "last good config: conf.d/a.yaml"
     copy.close()
     assert not copy.folder.exists()
 

@@ -25,7 +25,7 @@ from gateway.sdk.config import (
 )
 from gateway.sdk.errors import ConfigError
 from tests.gateway.config.test_any_config import FILES, GOOD, PROFILE, TEMPLATE, mutated, write
-from tests.support.bench_driver import TEMPLATES, BenchDriver, BenchRegistry
+from tests.support.bench_driver import TEMPLATES, BenchDriver, BenchRegistry, BenchTemplate
 
 
 def names(*templates: str) -> Known:
@@ -121,6 +121,23 @@ def test_a_broker_needs_an_address_of_its_own_or_of_its_profile(tmp_path: Path) 
     head = "version: 1\ngateway: {id: a, city: b}\n"
     assert faults(tmp_path, head + "brokers: {x: {use: cities/y}}\n") == set()
     assert faults(tmp_path, head + "brokers: {x: {tenant: y}}\n") == {"brokers.x"}
+    assert faults(tmp_path, head + "brokers: {x: {use: null, tenant: y}}\n") == {"brokers.x"}
+
+
+def test_a_template_of_one_name_can_mean_another_device_with_another_driver(tmp_path: Path) -> None:
+    points = {"mine": {"a": {"quantity": "pm10", "description": "coarse"}}, "yours": {"b": {"quantity": "pm25"}}}
+    templates = {
+        name: {"acme/air": BenchTemplate.model_validate({"vendor": "A", "model": "B", "points": its})}
+        for name, its in points.items()
+    }
+    made = file_schema({"mine": BenchDriver(), "yours": BenchDriver()}, Known(templates))
+    schema = Draft7Validator(made)
+    text = "version: 1\ngateway: {{id: a, city: b}}\nlinks: {{l: {{driver: {}, devices: {{d: {{template: acme/air, report: {{{}: {{}}}}}}}}}}}}\n"
+    assert faults(tmp_path, text.format("mine", "a"), schema) == set()
+    assert faults(tmp_path, text.format("yours", "b"), schema) == set()
+    assert faults(tmp_path, text.format("yours", "a"), schema) == {"links.l.devices.d.report"}
+    told = {key: its["enumDescriptions"] for key, its in made["definitions"].items() if key.endswith(".point")}
+    assert sorted(told.values()) == [["coarse"], ["pm25"]]
 
 
 def test_links_of_a_driver_that_cannot_be_had_here_may_have_any_key(tmp_path: Path) -> None:

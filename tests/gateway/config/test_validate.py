@@ -100,6 +100,35 @@ def test_what_yaml_versions_read_differently_is_no_number_and_no_flag(tmp_path: 
     assert [(problem.code, problem.path) for problem in problems] == [("yaml-surprise", (key,))]
 
 
+@pytest.mark.parametrize("written", ["true", "false", "True"])
+def test_a_flag_is_no_number(tmp_path: Path, written: str) -> None:
+    text = f"number: {written}\nreal: {written}\nflag: {written}\nevery: {written}\n"
+    _, problems = validate(Fields, tree_of(tmp_path, text))
+    assert sorted((problem.code, problem.path) for problem in problems) == [
+        ("invalid-value", ("every",)),
+        ("wrong-type", ("number",)),
+        ("wrong-type", ("real",)),
+    ]
+    assert {f"{written} is not a whole number", f"{written} is not a number"} < {its.message for its in problems}
+
+
+def test_flags_and_numbers_stay_what_they_are_beside_a_check_that_expects_a_text(tmp_path: Path) -> None:
+    fields = read(tmp_path, "flag: true\nanything: [true, 5]\nmixed: false\nlowered: abc\neither: 7\n")
+    assert (fields.flag, fields.anything, fields.mixed, fields.either) == (True, [True, 5], False, 7)
+    assert read(tmp_path, "flag: true\nlowered: True\n").lowered == "true"
+
+
+def test_a_check_that_expects_a_flag_gets_one_and_numbers_stay_numbers(tmp_path: Path) -> None:
+    class Switch(ConfigModel):
+        on: Annotated[bool, BeforeValidator(lambda value: value & True)]
+        anything: Any
+
+    instance, problems = validate(Switch, tree_of(tmp_path, "on: true\nanything: 5\n"))
+    assert problems == []
+    assert instance is not None
+    assert (instance.on, instance.anything) == (True, 5)
+
+
 @pytest.mark.parametrize("written", ["", "~", "null"])
 def test_nothing_is_no_text(tmp_path: Path, written: str) -> None:
     _, problems = validate(Fields, tree_of(tmp_path, f"text: {written}\n"))

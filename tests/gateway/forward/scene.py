@@ -170,7 +170,14 @@ class MemoryHeld:
         at: datetime,
         next_try_at: datetime | None = None,
         tries: int = 1,
+        joins: int = 0,
     ) -> int:
+        if joins:
+            old, columns = self.table[joins]
+            for name in ("seq", "series", "time_us", "value", "quality", "reason", "time_source", "time_state"):
+                getattr(columns, name).extend(getattr(readings, name))
+            self.table[joins] = (replace(old, readings=old.readings + len(readings.seq)), columns)
+            return joins
         number = max(self.table, default=0) + 1
         state: Literal["dead", "later"] = "dead" if next_try_at is None else "later"
         count = len(readings.seq)

@@ -82,13 +82,20 @@ class Card(Scene):
         return Aside("city", self.held_, self.clock, every_s=self.every_s)
 
     async def keeps(
-        self, update: Update, reason: str = "503", *, in_s: float | None = 0.0, broker: str = "city"
+        self, update: Update, reason: str = "503", *, in_s: float | None = 0.0, broker: str = "city", tries: int = 1
     ) -> int:
         """A piece of an earlier run, with its next try."""
         columns = _columns(update)
         next_try_at = None if in_s is None else self.clock.now() + timedelta(seconds=in_s)
         return await self.held_.hold(
-            broker, update.entity_id, update.feed.device, columns, reason=reason, at=START, next_try_at=next_try_at
+            broker,
+            update.entity_id,
+            update.feed.device,
+            columns,
+            reason=reason,
+            at=START,
+            next_try_at=next_try_at,
+            tries=tries,
         )
 
     def row(self, number: int) -> tuple[str, float | None, int]:
@@ -223,9 +230,9 @@ async def test_what_is_gathered_goes_to_the_card_after_a_while_from_the_first_on
     aside = card.aside()
     await aside.write(at_once=True)
     for turn in range(2):
-        aside.put(card.update("air-1", turn), "503", 1.0)
+        aside.put(card.update("air-1", turn), "503", 1.0, offered=True)
         card.clock.advance(6.0)
-        aside.put(card.update("air-1", turn), "503", 1.0)
+        aside.put(card.update("air-1", turn), "503", 1.0, offered=True)
         card.clock.advance(3.5)
         await aside.write()
         assert len(card.held_.table) == turn
@@ -241,12 +248,63 @@ async def test_many_go_to_the_card_at_once(card: Card) -> None:
     aside, update = card.aside(), card.update("air-1")
     for turn in range(2):
         for _ in range(GATHER_SETS - 1):
-            aside.put(update, "503", 1.0)
+            aside.put(update, "503", 1.0, offered=True)
         await aside.write()
         assert len(card.held_.table) == turn
-        aside.put(update, "503", 1.0)
+        aside.put(update, "503", 1.0, offered=True)
         await aside.write()
         assert len(card.held_.table) == turn + 1
+
+
+async def test_what_waits_behind_a_piece_that_was_no_try_yet_becomes_part_of_it_and_more_seldom(card: Card) -> None:
+    """A context that is away for days would fill the table with pieces of one reading."""
+    piece = await card.keeps(card.update("air-1", 0), "its context is missing", tries=0)
+    await card.keeps(card.update("air-2", 0), "503", tries=1)
+    aside = card.aside()
+    for device, reason in (("air-1", BEHIND), ("air-1", BEHIND), ("air-1", "its context is missing")):
+        aside.put(card.update(device, 1), reason, 1.0)
+        card.clock.advance(19.9)
+        await aside.write()
+        assert card.held_.table[piece][0].readings == 1
+    card.clock.advance(10.0)
+    await aside.write()
+    assert card.held_.table[piece][0].readings == 4
+    assert aside.empty
+    for reason, joins in (("waits for no2", False), (FUTURE, False), (BEHIND, True)):
+        before = len(card.held_.table)
+        aside.put(card.update("air-1", 2), reason, 1.0)
+        await aside.write(at_once=True)
+        assert (len(card.held_.table) == before) is joins
+    assert [held.readings for held, _ in card.held_.table.values() if held.reason == FUTURE] == [1]
+    aside.put(card.update("air-1", 2), "400", None, offered=True)
+    aside.put(card.update("air-2", 2), BEHIND, 1.0)  # that one was a try: newer ones are to have all of theirs
+    aside.put(card.update("air-1", 3), BEHIND, 1.0)  # which joins
+    card.clock.advance(10.1)
+    await aside.write()
+    assert sorted(held.readings for held, _ in card.held_.table.values()) == [1, 1, 1, 1, 3, 4]
+
+
+async def test_nothing_joins_a_piece_that_is_tried_just_now(card: Card) -> None:
+    await card.keeps(card.update("air-1", 0), BEHIND, tries=0)
+    aside = card.aside()
+    [tried] = await aside.retry(card.of.feeds)
+    aside.put(card.update("air-1", 1), BEHIND, BEHIND_S)
+    await aside.write(at_once=True)
+    aside.rests(tried)
+    aside.put(card.update("air-1", 2), BEHIND, BEHIND_S)
+    await aside.write(at_once=True)
+    assert [held.readings for held, _ in card.held_.table.values()] == [1, 2]
+
+
+async def test_nothing_joins_a_piece_that_is_to_be_seen_in_the_history(card: Card) -> None:
+    await card.keeps(card.update("air-1", 0), BEHIND, tries=0)
+    aside = card.aside()
+    [tried] = await aside.retry(card.of.feeds)
+    aside.rests(tried)
+    aside._tried.clear()
+    aside.put(card.update("air-1", 1), BEHIND, BEHIND_S)
+    await aside.write(at_once=True)
+    assert [held.readings for held, _ in card.held_.table.values()] == [1, 1]
 
 
 async def test_a_card_that_refuses_gets_the_rest_once(card: Card) -> None:
@@ -449,6 +507,23 @@ async def test_what_waits_for_something_else_too_does_not_go_on_with_those_behin
     card.clock.advance(0.2)
     await aside.write()  # they are gathered since the first
     assert aside.empty
+
+
+async def test_what_a_lane_that_ends_had_set_aside_is_read_again_and_held_once(card: Card) -> None:
+    await card.keeps(card.update("air-1", 0))
+    aside = card.aside()
+    [piece] = await aside.retry(card.of.feeds)
+    for update in (card.update("air-2", 1), card.update("air-3", 1)):
+        aside.put(update, FUTURE, 50.0)
+    left = card.update("air-3", 2)
+    left.seq = 0  # of a piece, a part of which was late: the log does not have it any more
+    aside.put(left, "late", None)
+    await aside.let_go()
+    assert [update.held for update in await aside.retry(card.of.feeds)] == [piece.held]
+    assert [aside.waiting(entity) for entity in (A, B, C)] == [True, False, False]
+    assert not aside.empty
+    await aside.write(at_once=True)
+    assert [held.reason for held, _ in card.held_.table.values()] == ["503", "late"]
 
 
 async def test_what_cannot_be_tried_yet_or_ever_is_told_and_is_no_try() -> None:

@@ -188,3 +188,8 @@ async def test_the_operators_file_becomes_a_way() -> None:
 def test_two_ways_to_log_in_are_one_too_many() -> None:
     with pytest.raises(ValueError, match="choose one"):
         AuthConfig.model_validate({"bearer": "x", "basic": {"user": "u", "password": "p"}})
+
+
+@pytest.mark.parametrize("written", ["abc", "Bearer abc", "bearer  abc"])
+def test_a_token_is_sent_the_same_copied_with_its_word_or_without(written: str) -> None:
+    assert AuthConfig.model_validate({"bearer": written}).bearer == "abc"

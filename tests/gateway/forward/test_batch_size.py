@@ -288,3 +288,38 @@ def test_what_is_on_trial_is_not_what_was_learned() -> None:
     size = BatchSize(25)
     assert full(size, 1000.0) == 50
     assert size.learned == 25
+
+
+def test_batches_of_another_size_are_no_samples_of_this_one() -> None:
+    size = BatchSize(25)
+    for _ in range(3):
+        size.took(10, 0.01, 10)
+    size.took(25, 0.025, 50)
+    assert size.size == 25
+    for _ in range(3):
+        size.took(25, 0.025, 50)
+    assert size.size == 50
+
+
+def test_a_size_that_was_good_once_is_judged_anew() -> None:
+    """Its old figure is no measure of what is slow by now."""
+    size = BatchSize(15)
+    full(size, 1000.0)
+    full(size, 2000.0)
+    assert size.learned == 25
+    for _ in range(4):
+        size.took(25, 0.05, 25)
+    assert size.size == 15
+    size.took(15, 0.4, 25)
+    assert size.size == 25
+
+
+def test_a_hiccup_before_a_request_that_failed_does_not_count_after_it() -> None:
+    size = BatchSize(15)
+    full(size, 1000.0)
+    full(size, 2000.0)
+    size.took(25, 1.0, 25)  # a hiccup
+    size.failed(25, 25)
+    assert size.size == 15
+    size.took(15, 1.0, 25)  # another one
+    assert size.size == 15

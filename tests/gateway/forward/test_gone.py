@@ -11,12 +11,15 @@ import pytest
 from gateway.forward.feeds import UNMAPPED
 from gateway.harmonise.compile import Mapping
 from gateway.harmonise.recipe import RecipeError
+from gateway.log.log import Consumer
+from gateway.log.recipes import Change
 from tests.gateway.forward.scene import entity_id, measured_only, tables
 from tests.gateway.forward.test_two_lanes import FAST, Box, assert_exact
 from tests.support.strict_broker import StrictBroker
 
 MODES: tuple[Literal["auto", "in-order"], ...] = ("auto", "in-order")
 HERE = tables("air-0", "air-1")
+NOW = datetime.now(UTC)
 
 
 @pytest.fixture
@@ -92,6 +95,40 @@ async def test_of_an_attribute_that_two_devices_gave_the_newest_is_current_and_a
             await strict.until(lambda: history(strict).keys() == box.expected)
     assert_exact(strict, box)
     assert [strict.current(entity_id("air-0"), name) for name in ("no2", "pm25")] == [4.0, 3.5]
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_what_is_held_of_one_that_is_owed_nothing_else_is_sent_by_its_recipe(box: Box, mode: Any) -> None:
+    strict, settings = StrictBroker(), replace(FAST, history=mode)
+    async with strict.serve() as url, box.open() as log:
+        await box.put("air-9", 0, no2=0.5)
+        columns = await log.read("city")
+        assert columns is not None
+        await log.held.hold("city", entity_id("air-9"), "air-9", columns, reason="later", at=NOW, next_try_at=NOW)
+        await log.settle("city", columns.last)
+        async with box.forwarding(url, settings, mappings=HERE, recipes=lambda device: tables("air-9")[device]):
+            await strict.until(lambda: not log.held.pieces("city"))
+    assert_exact(strict, box)
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_of_two_points_that_bear_one_name_by_now_that_of_the_device_itself_is_current(
+    box: Box, mode: Any
+) -> None:
+    """The readings of one that was replaced go by the name of the one in its place, and nobody waits for them."""
+    strict = StrictBroker()
+    async with strict.serve() as url, box.open() as log:
+        for n in range(3):
+            await box.put("old", n, no2=n)
+            await box.put("air-0", n + 0.5, no2=n + 0.5)
+        box.expected = {(entity_id("air-0"), *its) for _, *its in box.expected}
+        await log.set_consumers([Consumer("city")], lambda known: Change({"air-0"}, {"city"}, {}, {"old": "air-0"}))
+        async with box.forwarding(url, replace(FAST, history=mode), mappings=HERE):
+            await strict.until(lambda: box.settled)
+            await box.put("air-0", 9, no2=9.5)
+            await strict.until(lambda: history(strict).keys() == box.expected and box.settled)
+    assert_exact(strict, box)
+    assert strict.current(entity_id("air-0"), "no2") == 9.5
 
 
 async def test_one_that_is_refused_is_not_taken_for_all_that_there_is(box: Box) -> None:

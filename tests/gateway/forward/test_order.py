@@ -366,11 +366,11 @@ async def test_a_piece_whose_verdict_is_open_is_not_offered_meanwhile(box: Box) 
         await strict.until(lambda: health.later == 1 and box.settled)
         strict.behaviour.verdicts = {AIR: 400}
         await box.put("air-0", 1, no2=1)
-        await strict.until(lambda: health.later == 2 and box.settled)
+        await strict.until(lambda: box.settled and [piece.readings for piece in pieces(box)] == [2])
         box.clock.leap(61)
-        await strict.until(lambda: health.refused == 1)
+        await strict.until(lambda: health.refused == 2)  # the two sets of the piece
         await asyncio.sleep(0.4)  # nothing is to be done: whoever offers now, offers again
-        assert (health.refused, health.dead) == (1, 0)
+        assert (health.refused, health.dead) == (2, 0)
         await accompanied(box, strict)
         await strict.until(lambda: health.dead >= 1)
 

@@ -102,3 +102,12 @@ def test_who_is_put_off_with_all_others_or_as_history_is_not_refused(refusals: R
         refusals.note("state", Outcome(later={AIR: "away"}, fault=BrokerUnavailable("away")))
         clock.advance(LASTS_S)
     assert refusals.now({}) == []
+
+
+def test_a_past_that_is_taken_does_not_end_that_the_state_is_put_off(refusals: Refusals, clock: ManualClock) -> None:
+    refusals.note("state", Outcome(later={AIR: "busy"}))
+    clock.advance(LASTS_S - 1)
+    refusals.note("past", TAKEN)
+    clock.advance(1)
+    refusals.note("state", Outcome(later={AIR: "busy"}))
+    assert [row["reason"] for row in refusals.now({})] == ["put off: busy"]

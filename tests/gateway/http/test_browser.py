@@ -37,11 +37,21 @@ async def seen(url: str, profile: Path, *, after_s: int = 5) -> str:
 
 
 async def test_values_stand_on_the_page_with_unit_and_age(start: Start, tmp_path: Path) -> None:
-    async with start() as running:
+    view, owed = FakeView(), {"backlog": 912, "oldest_unsent_at": None, "later": 0, "dead": 3}
+    view.shown["log"]["gone"] = {"porto": owed}
+    view.shown["log"]["gone_devices"] = {"meter-9": owed | {"backlog": None, "brokers": {"milano": owed}}}
+    async with start(view) as running:
         page = await seen(running.server.url, tmp_path)
     text = re.sub(r"<[^>]+>", " ", page)
     for words in ("School roof", "meter-12", "230.50", "all is well", "milano"):
         assert words in text, words
+    for card, told in (
+        ("gone-broker-porto", ("912 readings", "forget porto")),
+        ("gone-device-meter-9", ("being counted", "refused for good", "--device 'meter-9'")),
+    ):
+        its = page.partition(f'id="{card}"')[2].partition("</article>")[0]
+        assert 'class="state wait"' in its  # it needs nobody
+        assert all(said in its for said in told)
     assert re.search(r"good \s*\d+ s ago", text)
 
 

@@ -111,7 +111,7 @@ async def test_of_what_changes_while_commits_fail_the_newest_is_written_and_all_
         async with on_card(tmp_path, CITY, OTHER, clock=BootClock("b2", NOON)) as found:
             assert found.driver_state("node") == {"turn": b"0", "old": b"0"}
             assert not found.gaps
-            assert "gone" in found.status()["removed_consumers"]
+            assert "gone" in found.status()["gone"]
 
     await log.commit()
     for look in (on_card(tmp_path, CITY, OTHER, clock=clock), _again(log)):
@@ -124,7 +124,7 @@ async def test_of_what_changes_while_commits_fail_the_newest_is_written_and_all_
             assert found.driver_state("node") == state
             assert found.status()["lost"] == {"unwritable": 2}
             assert (found.given_up("milano"), found.given_up("porto")) == (2, 2)
-            assert found.status()["removed_consumers"] == []
+            assert found.status()["gone"] == {}
             assert found.status()["series"] == 4
             columns = await found.read("porto")
             assert columns is not None
@@ -185,7 +185,7 @@ async def test_what_happens_while_a_commit_writes_is_for_the_next_one(tmp_path: 
         assert found.driver_state("node") == {"turn": b"2", "first": b"1"}
         assert found.driver_state("new") == {"late": b"1"}
         assert found.status()["lost"] == {"unwritable": 2}
-        assert found.status()["removed_consumers"] == []
+        assert found.status()["gone"] == {}
         assert found.boots.confirmed
     assert log.backlog("milano")[0] == 5
     assert log.backlog("porto")[0] == 3
@@ -416,10 +416,10 @@ async def test_a_renamed_broker_whose_commit_fails_has_its_place_under_the_new_n
     await refused(log)
     card.work()
     await log.commit()
-    assert log.status()["removed_consumers"] == []
+    assert log.status()["gone"] == {}
     async with on_card(tmp_path, Consumer("milan", "now"), OTHER) as found:
         assert await everything(found, "milan") == [3]
-        assert found.status()["removed_consumers"] == []
+        assert found.status()["gone"] == {}
     await log.close()
 
 
@@ -582,7 +582,7 @@ async def test_a_commit_asked_for_while_one_is_written_follows_at_once(tmp_path:
     card.release()
     await at_rest(log)
     async with on_card(tmp_path, Consumer("milano", "now"), OTHER) as found:
-        assert found.status()["removed_consumers"] == []
+        assert found.status()["gone"] == {}
         assert found.backlog("milano")[0] == 0
     assert log.status()["commits"] == commits + 2
     await log.close()

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from gateway.clock import Source
 from gateway.log.log import Log
+from gateway.log.segment import microseconds
 from gateway.log.store import MIGRATIONS
 from gateway.sdk.errors import LogError
-from gateway.sdk.reading import Reading, ReadingSet
+from gateway.sdk.reading import Reading, ReadingSet, TimeSource
 from gateway.sdk.testing import NOON
-from tests.gateway.log.scene import CITY, OTHER, a_set, everything, lose, opened
+from tests.gateway.log.scene import CITY, OTHER, BootClock, a_set, everything, lose, opened
 from tests.support.box import REPOSITORY
 from tests.support.rights import run_on_a_card
 
@@ -125,6 +127,9 @@ async def test_a_log_of_a_newer_citygate_is_kept_and_goes_on_when_that_version_i
     assert str(aside) in told["remedy"]
     await log.close()
     log = await opened(tmp_path, CITY)  # it stays while this version does not know it
+    assert log._adopting is not None
+    await log._adopting
+    assert log.status()["state"] == "ok"
     assert await everything(log, "milano") == [2]
     await log.close()
     _set_version(aside, len(MIGRATIONS))
@@ -144,6 +149,40 @@ async def test_a_log_of_a_newer_citygate_is_kept_and_goes_on_when_that_version_i
     log = await opened(tmp_path, CITY)
     assert log.status()["state"] == "ok"
     assert await everything(log, "milano") == [2, 1, 3]
+    await log.close()
+
+
+async def test_a_log_set_aside_that_cannot_be_read_stays_and_is_told(tmp_path: Path) -> None:
+    aside = tmp_path / f"buffer.db.format-{len(MIGRATIONS)}-20260601T120000-0"
+    aside.write_bytes(b"no log any more\n" * 1000)
+    log = await opened(tmp_path, CITY)
+    assert log._adopting is not None
+    await log._adopting
+    assert f"{aside} could not be taken over" in log.status()["reason"]
+    assert aside.exists()
+    await log.close()
+
+
+async def test_of_a_log_set_aside_times_are_those_that_are_known_by_then(tmp_path: Path) -> None:
+    """Corrected once and for all where its boot learned them; else they are still a guess."""
+    path = tmp_path / "buffer.db"
+    for boot, learns in (("b1", True), ("b2", False)):
+        clock = BootClock(boot, NOON, -7200.0)
+        log = await opened(tmp_path, CITY, clock=clock)
+        await log.append(ReadingSet("m", (Reading("count", 1 if learns else 2, clock.now()),)))
+        if learns:
+            clock.learn(Source.KERNEL)
+            await log.append(ReadingSet("m", (Reading("count", 3, clock.now()),)))
+        await log.close()
+    path.rename(tmp_path / f"buffer.db.format-{len(MIGRATIONS)}-20260601T120000-0")
+    log = await opened(tmp_path, CITY, clock=BootClock("b3", NOON + timedelta(days=1), 0.0, Source.KERNEL))
+    assert log._adopting is not None
+    await log._adopting
+    columns = await log.read("milano")
+    assert columns is not None
+    assert columns.value == [1, 3, 2]
+    assert columns.time_us[:2] == [microseconds(NOON)] * 2
+    assert columns.time_source == [TimeSource.NETWORK, TimeSource.NETWORK, TimeSource.GATEWAY]
     await log.close()
 
 

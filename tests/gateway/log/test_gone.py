@@ -43,6 +43,17 @@ def owed(log: Log) -> dict[str, int]:
     return {name: its["backlog"] for name, its in log.status()["gone"].items()}
 
 
+async def with_a_hole(folder: Path) -> Log:
+    """Porto is gone and owed 0 and 1; milano has these, and 2 and 3, which are owed to nobody."""
+    log = await opened(folder, CITY, OTHER)
+    await appended(log, 0, 1)
+    await log.set_consumers([CITY])
+    await appended(log, 2, 3)
+    await settle(log, "milano", 4)
+    await log.commit()
+    return log
+
+
 # What is pinned
 
 
@@ -162,12 +173,7 @@ async def test_stretches_of_several_removed_brokers_are_kept_and_what_lies_betwe
 
 
 async def test_a_new_broker_behind_the_holes_gets_all_that_is_stored_and_is_told_how_much(tmp_path: Path) -> None:
-    log = await opened(tmp_path, CITY, OTHER)
-    await appended(log, 0, 1)
-    await log.set_consumers([CITY])
-    await appended(log, 2, 3)
-    await settle(log, "milano", 4)
-    await log.commit()
+    log = await with_a_hole(tmp_path)
     await appended(log, 4)
     await log.set_consumers([CITY, LISBOA])
     assert await everything(log, "lisboa") == [0, 1, 4]
@@ -179,12 +185,7 @@ async def test_a_new_broker_behind_the_holes_gets_all_that_is_stored_and_is_told
 
 
 async def test_numbers_and_counts_hold_when_the_newest_stored_sets_are_gone_over_a_restart(tmp_path: Path) -> None:
-    log = await opened(tmp_path, CITY, OTHER)
-    await appended(log, 0, 1)
-    await log.set_consumers([CITY])
-    await appended(log, 2, 3)
-    await settle(log, "milano", 4)
-    await log.commit()
+    log = await with_a_hole(tmp_path)
     assert await stored(log) == [0, 1]
     for n in range(4, 7):
         await log.close()

@@ -1,7 +1,7 @@
 """Held: bounded, on the card when `hold` returns, tried again when its time has come."""
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -144,4 +144,65 @@ async def test_two_pieces_at_once_make_room_for_both(tmp_path: Path, monkeypatch
     await asyncio.gather(hold("e3"), hold("e4"))
     assert [piece.entity for piece in log.held.pieces()] == ["e2", "e3", "e4"]
     assert log.status()["lost"] == {"held": 4}
+    await log.close()
+
+
+async def join(
+    log: Log, columns: Columns, *, joins: int = 0, entity: str = "e", next_try_at: datetime | None = NOON
+) -> int:
+    columns.seq = [1] * len(columns.seq)  # as who sets aside counts
+    return await log.held.hold(
+        "milano", entity, "d", columns, reason="", at=NOON, next_try_at=next_try_at, tries=0, joins=joins
+    )
+
+
+async def test_what_joins_a_piece_is_read_back_behind_it_also_after_a_restart(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    pages = [await page(log, n) for n in range(6)]
+    wanted = [(us, value) for columns in pages[:3] for us, value in zip(columns.time_us, columns.value, strict=True)]
+    first = await join(log, pages[0])
+    assert await join(log, pages[1], joins=first) == first
+    assert await join(log, pages[2], joins=first) == first
+    others = [
+        await join(log, pages[3], joins=first, entity="f"),
+        await join(log, pages[4], joins=first, next_try_at=None),
+        await join(log, pages[5], joins=99),
+    ]
+    assert len({first, *others}) == 4
+    sizes = [row.size_bytes for row in log.held.rows()]
+    await log.close()
+    log = await opened(tmp_path, CITY)
+    assert [piece.readings for piece in log.held.pieces()] == [6, 2, 2, 2]
+    assert [row.size_bytes for row in log.held.rows()] == sizes
+    found = await log.held.readings(first)
+    assert list(zip(found.time_us, found.value, strict=True)) == wanted
+    assert sorted(found.seq) == found.seq
+    assert len(set(found.seq)) == 3
+    await log.close()
+
+
+async def test_a_piece_that_has_its_fill_takes_in_no_more_and_one_that_makes_room_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held, "MAX_JOINED", 4)
+    monkeypatch.setattr(held, "MAX_PIECES", 2)
+    log = await opened(tmp_path, CITY)
+    pages = [await page(log, n) for n in range(7)]
+    first = await join(log, pages[0])
+    assert await join(log, pages[1], joins=first) == first
+    second = await join(log, pages[2], joins=first)
+    assert await join(log, pages[3], joins=second) == second  # as many pieces as before: none must go
+    assert [piece.id for piece in log.held.pieces()] == [first, second]
+    third = await join(log, pages[4], joins=first)
+    assert [(piece.id, piece.readings) for piece in log.held.pieces()] == [(second, 4), (third, 2)]
+    [gap] = await log._file.job(lambda store: store.gaps())
+    assert (gap.readings, gap.reason) == (4, "held")
+    monkeypatch.setattr(held, "MAX_BYTES", sum(row.size_bytes + 200 for row in log.held.rows()))
+    fourth = await join(log, pages[5], joins=third)  # the older one's place is enough
+    assert [(piece.id, piece.readings) for piece in log.held.pieces()] == [(third, 4)]
+    monkeypatch.setattr(held, "MAX_JOINED", 6)
+    monkeypatch.setattr(held, "MAX_BYTES", 250)
+    assert fourth == third
+    await join(log, pages[6], joins=fourth)  # there is room for nothing but itself
+    assert [piece.readings for piece in log.held.pieces()] == [2]
     await log.close()

@@ -121,6 +121,8 @@ def test_the_count_is_bounded() -> None:
         count.columns(columns)
     assert (count.total, count.oldest_us) == (3 * MAX_PARTS - 1, 1)  # of neighbours that became one the older time
     assert len(count._parts) <= MAX_PARTS
+    count.settled(1)
+    assert count.total == 3 * MAX_PARTS - 1  # it counts until all of it is settled
     count.settled(3 * MAX_PARTS)
     assert (count.total, count.oldest_us) == (0, None)
 

@@ -132,7 +132,7 @@ async def test_nothing_pending_is_lost_over_any_exception_at_any_stage_of_a_comm
     assert log.boots.confirmed
     assert log.last_values.device("late")["count"].value == 5
     assert log.statistics.of()["late", "count"].got == 1
-    assert log.status()["removed_consumers"] == []
+    assert log.status()["gone"] == {}
     assert log.status()["state"] == "ok"
     await log.close()
 

@@ -138,6 +138,28 @@ async def test_a_commit_that_fails_leaves_it_for_the_next_one(tmp_path: Path, wr
     await log.close()
 
 
+async def test_what_a_commit_carried_of_a_device_that_is_called_otherwise_meanwhile_is_not_left_to_its_name(
+    tmp_path: Path,
+) -> None:
+    card = Card()
+    log = await begun(tmp_path, card)
+    await at_rest(log)
+    card.hold("BEGIN")
+    commit = asyncio.create_task(log.commit())
+    await card.has_reached()
+    await log.set_consumers([CITY], RENAMED)
+    card.refuse()
+    card.release()
+    with pytest.raises(LogError):
+        await commit
+    card.work()
+    await log.commit()
+    await log.close()
+    log = await opened(tmp_path, Config("a", "b", "c"))
+    assert states(log) == ({}, {"frame": b"7"})
+    await log.close()
+
+
 async def test_before_its_commit_a_kill_leaves_all_as_it_was_and_the_next_start_does_it(tmp_path: Path) -> None:
     card = Card()
     log = await begun(tmp_path, card)
@@ -254,6 +276,7 @@ async def test_a_log_that_was_set_aside_is_taken_over_as_the_config_calls_its_de
     await log.close()
     _set_version(path, 99)
     log = await opened(tmp_path, Config("c", c="a"))
+    await log.append(a_set(8, "other"))  # numbers of points are other ones here
     await log.append(a_set(9, "c"))
     await log.close()
     [aside] = tmp_path.glob("buffer.db.format-99-*")
@@ -265,10 +288,10 @@ async def test_a_log_that_was_set_aside_is_taken_over_as_the_config_calls_its_de
     assert list(tmp_path.glob("buffer.db.format-*")) == []
     async with on_card(tmp_path, CITY) as found:
         assert states(found) == ({}, {"frame": b"7"})
-    assert await told(log) == {"c": [9, 2], "b": [1, 3], "c c e:c": [0]}
+    assert await told(log) == {"other": [8], "c": [9, 2], "b": [1, 3], "c c e:c": [0]}
     assert log.recipe("b", "milano") == b"b at milano"
     assert states(log) == ({}, {"frame": b"7"})
-    await settle(log, "milano", 4)
+    await settle(log, "milano", 5)
     await log.commit()
     assert log.recipe("b", "milano") is None
     await log.close()

@@ -316,6 +316,19 @@ async def test_what_the_commit_that_finds_damage_counts_is_told_at_once(tmp_path
     await log.close()
 
 
+async def test_what_a_commit_counted_is_told_once_when_damage_is_found_later(tmp_path: Path) -> None:
+    log = await opened(tmp_path, CITY)
+    await log.append(a_set(0))
+    await poisoned(log)
+    await log.commit()
+    lose(tmp_path, "segment")
+    await everything(log, "milano")
+    await at_rest(log)
+    assert log.status()["salvaged"]
+    assert log.status()["lost"]["unwritable"] == 1
+    await log.close()
+
+
 async def test_held_pieces_that_were_lost_while_running_are_shown_no_more(tmp_path: Path) -> None:
     log = await opened(tmp_path, CITY)
     await committed(log, range(10))
@@ -681,7 +694,7 @@ async def test_leftovers_of_a_salvage_that_was_cut_short_are_none_of_the_next_on
     lose(tmp_path, "gap")
     log = await opened(tmp_path, CITY)
     assert await everything(log, "milano") == list(range(20))
-    assert log.status()["removed_consumers"] == []
+    assert log.status()["gone"] == {}
     assert not list(tmp_path.glob("*.new*"))
     await log.close()
 
