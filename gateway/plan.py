@@ -1,5 +1,6 @@
 """Config, templates and models -> one checked Plan, or every problem at once. `run`, `check` and `preview` start here."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -9,10 +10,10 @@ from typing import Any, Protocol
 
 from gateway.config.advice import advise
 from gateway.config.explain import in_order, locate
-from gateway.config.loader import Loaded, LoadedLink, NoDriver, config_files, load
+from gateway.config.loader import Loaded, LoadedLink, NoDriver, load
 from gateway.config.model import NAME, BrokerConfig, CityProfile, Config
 from gateway.config.secrets import Held, without_secrets
-from gateway.config.templates import LoadedTemplate, Templates, check_samples
+from gateway.config.templates import LoadedTemplate, Shelf, Templates, check_samples
 from gateway.config.tree import Map, Place, Scalar, Source, find
 from gateway.config.validate import validate
 from gateway.environment import NOTHING, Environment
@@ -148,6 +149,19 @@ def make_plan(
         held=held,
         environment=environment,
     )
+    return plan_of(loaded, degraded=degraded)
+
+
+def plan_of(loaded: Loaded, *, degraded: bool = False, shelf: Shelf | None = None) -> Plan:
+    """The plan of files that were read.
+
+    Args:
+        degraded: see `make_plan`.
+        shelf: what was made for other configs and is made once for all.
+
+    Raises:
+        ConfigError: as `make_plan`.
+    """
     if degraded:
         loaded, off = _without_what_lacks_a_secret(loaded)
     else:
@@ -157,7 +171,7 @@ def make_plan(
     location = loaded.gateway.location if loaded.gateway else (0.0, 0.0)
     links = {name: _link_plan(link, location, off.get(("links", name), "")) for name, link in loaded.links.items()}
     devices = {name: device for link in links.values() for name, device in link.devices.items()}
-    models, found = extended(config_files(path)[0].parent / "models")
+    models, found = _models(loaded.folders, {} if shelf is None else shelf)
     problems += [*found, *_unknown_types(loaded, models)]
     checked = devices | _rough_devices(loaded, location)
     if same := _named_like_the_box(loaded):
@@ -194,6 +208,20 @@ def make_plan(
         loaded.untold,
         loaded.found,
     )
+
+
+def _models(folders: tuple[Path, ...], shelf: Shelf) -> tuple[Catalogue, tuple[Problem, ...]]:
+    """The catalogue with the operator's extensions, the nearest last."""
+    own = tuple(models for folder in reversed(folders) if os.path.isdir(models := folder / "models"))
+    if own not in shelf:
+        made = catalogue()
+        problems: list[Problem] = []
+        for folder in own:
+            made, found = extended(folder, made)
+            problems += found
+        shelf[own] = made, tuple(problems)
+    known: tuple[Catalogue, tuple[Problem, ...]] = shelf[own]
+    return known
 
 
 SECRET_REMEDY = "put it there, then `citygate reload`"
@@ -440,11 +468,11 @@ def _without_assets(table: EntityTable, ids: Set[str]) -> EntityTable:
     return replace(table, static=static)
 
 
-def check_template(driver: Driver[Any], name: str, beside: Path) -> tuple[LoadedTemplate, tuple[Problem, ...]]:
+def check_template(driver: Driver[Any], name: str, *beside: Path) -> tuple[LoadedTemplate, tuple[Problem, ...]]:
     """A template with all that is wrong with it: its file, its sample frames, its default mapping.
 
     Args:
-        beside: the folder of own templates, which come first.
+        beside: folders of own templates, which come first.
     """
     problems: list[Problem] = []
     asked = Scalar(name, Place(Source("", []), 0, 0))

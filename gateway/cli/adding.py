@@ -75,8 +75,8 @@ class _Wanted:
     settings: dict[str, Any]
     link: dict[str, Any] | None
 
-    def put(self, config: Path) -> Path:
-        return edit.put_device(config, self.link_name, self.device, self.settings, self.link)
+    def put(self, config: Path, home: Path | None = None) -> Path:
+        return edit.put_device(config, self.link_name, self.device, self.settings, self.link, home=home)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def add(given: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="citygate-add-") as name, _as_of(main_file(given.config).parent, name):
         trial = _new(given, Path(name)) if new_box else _copy(given.config, Path(name))
         wanted = _wanted(given, trial, new_box=new_box)
-        plan = _planned(trial, wanted)
+        plan = _planned(trial, wanted, given.config)
         _warn(plan, wanted, trial, given.config)
         tested = not given.no_test and _is_free(given.config, given.link_name)
         tried = _try(plan, given) if tested else _Tried(FINE)
@@ -133,7 +133,7 @@ def _wanted(given: argparse.Namespace, trial: Path, *, new_box: bool) -> _Wanted
     settings = {"template": given.template, **_settings(given.settings)}
     if given.location and not new_box:
         settings.setdefault("location", given.location)
-    known = edit.link_names(trial)
+    known = edit.link_names(trial, _home(given.config))
     link: dict[str, Any] | None = _settings(given.link) or None
     if given.link_name in known:
         return _Wanted(given.link_name, given.device, settings, link)  # keys of a link that is there are refused
@@ -141,15 +141,23 @@ def _wanted(given: argparse.Namespace, trial: Path, *, new_box: bool) -> _Wanted
         raise ConfigError(edit.no_link(given.link_name, known))
     link = link or {}
     if "driver" not in link:
-        link = {"driver": _driver_of(given.template, trial.parent / "templates"), **link}
+        link = {"driver": _driver_of(given.template, given.config), **link}
     return _Wanted(given.link_name, given.device, settings, link)
 
 
-def _driver_of(template: str, folder: Path) -> str:
+def _home(config: Path) -> Path:
+    """Where the files of a trial are at home."""
+    return main_file(config).parent.absolute()
+
+
+def _driver_of(template: str, config: Path) -> str:
     """The driver that has this template."""
     from gateway.cli.devices import find_template
+    from gateway.config.loader import folders_of
     from gateway.registry import Registry
 
+    own = [folder / "templates" for folder in folders_of(config)]
+    folder = next((folder for folder in own if (folder / f"{template}.yaml").is_file()), own[0])
     try:
         return find_template(template, folder, Registry())[0].name
     except UnknownName as error:
@@ -190,15 +198,16 @@ def _at_home(problem: Problem, copy: str, folder: Path) -> Problem:
     return replace(problem, **told)
 
 
-def _planned(trial: Path, wanted: _Wanted) -> "Plan":
+def _planned(trial: Path, wanted: _Wanted, config: Path) -> "Plan":
     """The plan with the device in it; at a terminal what is missing is asked for."""
     as_it_was = {file: file.read_bytes() for file in (trial, *(trial.parent / "conf.d").glob("*.y*ml"))}
     while True:
         try:
             for file, content in as_it_was.items():
                 file.write_bytes(content)
-            wanted.put(trial)
-            return box.make_plan(trial, degraded=True)  # what lacks its secret is no hindrance to others
+            wanted.put(trial, _home(config))
+            # what lacks its secret is no hindrance to others
+            return box.make_plan(trial, degraded=True, home=_home(config))
         except ConfigError as error:
             missing = [problem for problem in error.problems if _settings_of(problem, wanted) is not None]
             if not (sys.stdin.isatty() and missing):

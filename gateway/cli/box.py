@@ -26,6 +26,7 @@ from gateway.http.shapes import socket_path
 from gateway.sdk.errors import DRIVER_FAULT, CitygateError, FrameError, LinkError, said
 
 if TYPE_CHECKING:
+    from gateway.config.loader import Loaded
     from gateway.config.secrets import Held
     from gateway.plan import DevicePlan, Plan
     from gateway.sdk.driver import Exchange, Request
@@ -117,7 +118,6 @@ def buffer_path(config: Path) -> Path:
 
     The file is only glanced at, because `status` has to work on a box whose new config is broken.
     """
-    from gateway.config.loader import config_files
     from gateway.config.model import BufferConfig
     from gateway.config.tree import MAX_FILE_BYTES
     from gateway.sdk.config import beside
@@ -125,12 +125,14 @@ def buffer_path(config: Path) -> Path:
 
     told = _path_told(environment().overrides)
     found = told or ""
-    main, fragments = config_files(config)
-    for file in (main, *fragments) if told is None else ():
+    files = _lowest_first(config)
+    folder = files[-1][0]
+    for where, file in files if told is None else ():
         with contextlib.suppress(OSError):
-            found = _path_in(read_bytes(file, MAX_FILE_BYTES).decode(errors="replace")) or found
+            said = _path_in(read_bytes(file, MAX_FILE_BYTES).decode(errors="replace"))
+            found, folder = (said, where) if said is not None else (found, folder)
     with contextlib.suppress(ValueError):  # ~nobody: told by whoever reads the file in full
-        found = beside(main.parent, found) if found else ""
+        found = beside(folder, found) if found else ""
     return Path(found or BufferConfig().path)
 
 
@@ -146,21 +148,32 @@ def names(config: Path) -> Names | None:
 
     The file is only glanced at, as for `buffer_path`.
     """
-    from gateway.config.loader import config_files
     from gateway.config.tree import MAX_FILE_BYTES
     from gateway.sdk.files import read_bytes
 
-    found = Names({}, {})
-    main, fragments = config_files(config)
-    for file in (main, *fragments):
+    brokers: dict[str, str] = {}
+    links: dict[str, dict[str, str]] = {}
+    for _, file in _lowest_first(config):
         try:
             node: Any = yaml.compose(read_bytes(file, MAX_FILE_BYTES), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            found.brokers.update(_names_in(_inside(node, "brokers")))
-            for _, link in (entry for part in _inside(node, "links") for entry in part.value or ()):
-                found.devices.update(_names_in(_inside(link, "devices")))
+            for name, broker in _laid(brokers, _inside(node, "brokers")):
+                brokers[name] = _was(broker) or brokers.get(name, "")
+            for name, link in _laid(links, _inside(node, "links")):
+                devices = links.setdefault(name, {})
+                for device, its in _laid(devices, _inside(link, "devices")):
+                    devices[device] = _was(its) or devices.get(device, "")
         except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError):
             return None
-    return found
+    return Names(brokers, {name: was for devices in links.values() for name, was in devices.items()})
+
+
+def _lowest_first(config: Path) -> list[tuple[Path, Path]]:
+    """The files of a config, what wins last, each with the folder where its relative paths begin."""
+    from gateway.config.loader import config_files, files_of
+
+    main, fragments = config_files(config)
+    bases = files_of(config)[1 + len(fragments) :]
+    return [*((base.parent, base) for base in bases), *((main.parent, file) for file in (*fragments, main))]
 
 
 def _inside(node: Any, name: str) -> list[Any]:
@@ -168,9 +181,26 @@ def _inside(node: Any, name: str) -> list[Any]:
     return [value for key, value in (node.value or () if node is not None else ()) if key.value == name]
 
 
-def _names_in(parts: Iterable[Any]) -> Iterator[tuple[str, str]]:
-    for name, its in (entry for part in parts for entry in part.value or ()):
-        yield str(name.value), next((str(was.value) for was in _inside(its, "was")), "")
+def _laid(known: dict[str, Any], parts: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """The entries of maps, one after the other; what is null is taken out of what is known from bases."""
+    for part in parts:
+        if _takes_away(part):
+            known.clear()
+            continue
+        for name, its in part.value or ():
+            if _takes_away(its):
+                known.pop(str(name.value), None)
+            else:
+                yield str(name.value), its
+
+
+def _was(node: Any) -> str:
+    return next((str(was.value) for was in _inside(node, "was")), "")
+
+
+def _takes_away(node: Any) -> bool:
+    """Whether it is a null that somebody wrote: what a base has and this box has not."""
+    return bool(node.tag.endswith(":null") and node.value)
 
 
 def _path_told(overrides: Mapping[str, str]) -> str | None:
@@ -187,35 +217,53 @@ def _path_told(overrides: Mapping[str, str]) -> str | None:
     return found.node.text or None if isinstance(found.node, Scalar) else None
 
 
-def _path_in(text: str) -> str:
-    """`buffer.path` of one file as far as it can be read; "" when it says nothing."""
+def _path_in(text: str) -> str | None:
+    """`buffer.path` of one file as far as it can be read; None when it says nothing, "" when it takes away what a base says."""
     try:
         node: Any = yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         for key in ("buffer", "path"):
             node = next(value for name, value in node.value if name.value == key)
-        return str(node.value)
+            if _takes_away(node):
+                return ""
+        return str(node.value) or None
     except yaml.YAMLError:
         near = re.search(
             r"^buffer:(?:[^\S\n]*\{[^}]*?|(?:[^\S\n]*\n[^\S\n]+.*)*?)\bpath:\s*['\"]?([^\s'\",}]+)", text, re.MULTILINE
         )
-        return near[1] if near else ""
+        return near[1] if near else None
     except (StopIteration, AttributeError, TypeError, ValueError, RecursionError):
-        return ""
+        return None
 
 
-def make_plan(config: Path, *, with_secrets: bool = True, degraded: bool = False, held: "Held | None" = None) -> "Plan":
+def make_plan(
+    config: Path,
+    *,
+    with_secrets: bool = True,
+    degraded: bool = False,
+    held: "Held | None" = None,
+    home: Path | None = None,
+) -> "Plan":
     """The plan of this config, as `gateway.plan.make_plan` makes it; from now on nothing that is said has its secrets.
 
     Args:
         degraded: see there.
         held: whom to ask of a secret that is not here; default: the running daemon.
+        home: see `gateway.config.loader.load`.
     """
     from gateway import plan
     from gateway.cli.at_daemon import AtDaemon
     from gateway.registry import Registry
 
-    held, told = held or AtDaemon(config).held, environment()
-    made = plan.make_plan(config, Registry(), with_secrets=with_secrets, degraded=degraded, held=held, environment=told)
+    asked, told = held or AtDaemon(config).held, environment()
+    made = plan.make_plan(
+        config,
+        Registry(),
+        with_secrets=with_secrets,
+        degraded=degraded,
+        held=asked,
+        environment=told,
+        home=home,
+    )
     keep_secret(made.secrets)
     return made
 
@@ -223,6 +271,18 @@ def make_plan(config: Path, *, with_secrets: bool = True, degraded: bool = False
 def somebody_has_it(_: str) -> tuple[bool, str]:
     """For who does not need the text of a secret to go on."""
     return True, ""
+
+
+def loaded(config: Path, *, with_secrets: bool = True) -> "Loaded":
+    """What the files of this config say, right or wrong; from now on nothing that is said has its secrets."""
+    from gateway.config.loader import load
+    from gateway.plan import find_driver
+    from gateway.registry import Registry
+
+    registry = Registry()
+    found = load(config, lambda name: find_driver(registry, name), with_secrets=with_secrets)
+    keep_secret(found.secrets)
+    return found
 
 
 def ask(config: Path, verb: str, *, timeout_s: float = 40.0, **arguments: Any) -> Any:

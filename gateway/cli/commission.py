@@ -177,11 +177,10 @@ def _cell(text: str) -> str:
 
 
 def _fingerprint(config: Path) -> str:
-    """Of main file and fragments, so that a later change shows."""
-    from gateway.config.loader import config_files
+    """Of main file, fragments and bases, so that a later change shows."""
+    from gateway.config.loader import files_of
 
     digest = hashlib.sha256()
-    main, fragments = config_files(config)
-    for file in (main, *fragments):
+    for file in files_of(config):
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gateway.cli import box, owed
+from gateway.cli import box, fleet, owed
 from gateway.cli.at_daemon import AtDaemon
 from gateway.cli.terminal import complain, printable, say, say_json, table
 from gateway.cli.verbs import Verbs
@@ -75,14 +75,38 @@ def add_verbs(verbs: Verbs) -> None:
         help="find every problem of a config, with place and remedy; no network",
         about="Read config, templates and mappings as `run` would, and list every problem with its place and remedy. "
         "Touches no network and no port. Warnings alone end with 0.",
-        examples=("citygate check", "citygate check -c ./my-box --no-secrets", "citygate check --json | jq .problems"),
+        examples=(
+            "citygate check",
+            "citygate check -c ./my-box --no-secrets",
+            "citygate check --effective",
+            "citygate check --json | jq .problems",
+            "citygate check ./boxes",
+        ),
+    )
+    check_verb.add_argument(
+        "--effective",
+        action="store_true",
+        help="show the config as it counts, each value with the file and line that gave it",
+    )
+    check_verb.set_defaults(no_config=check_verb.get_default("config"))
+    check_verb.add_argument(
+        "boxes",
+        metavar="DIR|FILE",
+        nargs="*",
+        type=Path,
+        help="many boxes at once, instead of -c: every box below these folders, and what two of them must not both have",
     )
     check_verb.add_argument("--no-secrets", action="store_true", help="do not look up secrets (on a laptop, in CI)")
 
 
 def check(given: argparse.Namespace) -> int:
     """`citygate check`."""
+    if given.boxes:
+        return fleet.check(given)
     from gateway.cli.editor import Editor
+    from gateway.config import effective
+    from gateway.config.bases import tidy
+    from gateway.config.loader import files_of
 
     problems: tuple[Problem, ...]
     devices: dict[str, Any] = {}
@@ -91,7 +115,7 @@ def check(given: argparse.Namespace) -> int:
     try:
         at_daemon = AtDaemon(given.config)
         plan = box.make_plan(given.config, with_secrets=not given.no_secrets, held=at_daemon.held)
-        problems, holds = tuple(_of_check(problem) for problem in plan.warnings), plan.found
+        problems, holds = tuple(of_check(problem) for problem in plan.warnings), plan.found
         devices = {name: _device(plan, name) for name in plan.devices}
         if not given.no_secrets:
             secrets = at_daemon.secrets_of(plan)
@@ -101,8 +125,18 @@ def check(given: argparse.Namespace) -> int:
     stale = Editor(main_file(given.config).parent).stale()
     problems = (*problems, stale) if stale else problems
     found = explain.report(problems)
+    files = [str(tidy(file)) for file in files_of(given.config)]
+    shown = effective.lines(box.loaded(given.config, with_secrets=False)) if given.effective else ()
     if given.json:
-        say_json({**found, "found": holds, "devices": devices, "secrets": secrets, "becomes": fates})
+        rows = {"effective": [effective.as_json(line) for line in shown]} if given.effective else {}
+        say_json(
+            {**found, "found": holds, "files": files, "devices": devices, "secrets": secrets, "becomes": fates, **rows}
+        )
+    elif given.effective:
+        for problem in explain.in_order(problems):
+            complain(explain.text(problem))
+        for row in effective.text(shown):
+            say(row)
     else:
         for problem in explain.in_order(problems):
             complain(explain.text(problem))
@@ -113,11 +147,11 @@ def check(given: argparse.Namespace) -> int:
                 say(f"secret {name}: {secret['said']}")
         for fate in fates:
             say(f"{fate['of']}: {printable(fate['text'])}")
-        say(f"{holds}: {_summary(problems)}")
+        say(f"{holds}: {summary(problems)}")
     return FINE if found["ok"] else CONFIG
 
 
-def _of_check(problem: Problem) -> Problem:
+def of_check(problem: Problem) -> Problem:
     """A daemon starts without a driver that cannot be had; who checks wants all of the file to work."""
     return replace(problem, severity="error") if problem.code == "driver-unavailable" else problem
 
@@ -141,7 +175,7 @@ def _row(name: str, device: dict[str, Any]) -> list[str]:
     return [name, device["template"], device["file"], unmapped]
 
 
-def _summary(problems: tuple[Problem, ...]) -> str:
+def summary(problems: tuple[Problem, ...]) -> str:
     errors = sum(problem.severity == "error" for problem in problems)
     warnings = len(problems) - errors
     counted = [f"{n} {word}{'s' if n > 1 else ''}" for n, word in ((errors, "error"), (warnings, "warning")) if n]

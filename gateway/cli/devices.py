@@ -127,7 +127,7 @@ def find_template(
     found: list[tuple[Driver[Any], Template]] = []
     known: list[str] = []
     for driver in _drivers(registry, only):
-        templates = Templates(folder, problems)
+        templates = Templates((folder,), problems)
         known += {*template_names(folder), *template_names(driver.templates)}
         if templates.file(driver, name) is None:
             continue

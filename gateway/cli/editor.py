@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 import orjson
 
 from gateway.cli.terminal import complain
+from gateway.config.bases import name_in_copy
 from gateway.config.edit import alone, replace_file
 from gateway.config.known import EntityNames, Known, Schema
 from gateway.config.last_good import own_files
-from gateway.config.loader import FRAGMENTS, shipped
+from gateway.config.loader import FRAGMENTS, folders_of, shipped
 from gateway.config.sample import SCHEMA_FILE
 from gateway.config.templates import Templates, template_names, yaml_files
 from gateway.models.catalogue import EntityType
@@ -114,20 +114,28 @@ class Editor:
         return drivers
 
     @cached_property
+    def _folders(self) -> tuple[Path, ...]:
+        """Its own, and those of its bases."""
+        return folders_of(self.folder)
+
+    @cached_property
     def _known(self) -> Known:
         from gateway.models.extension import extended
 
-        catalogue, _ = extended(self.folder / "models")
+        catalogue = None
+        for folder in reversed(self._folders):
+            catalogue, _ = extended(folder / "models", catalogue)
+        assert catalogue is not None
         models = {name: model for name in catalogue.names() if (model := catalogue.type(name)) is not None}
-        cities = {
-            f"cities/{file.stem}" for at in (self.folder / "cities", shipped("cities")) for file in yaml_files(at)
-        }
+        places = (*(folder / "cities" for folder in self._folders), shipped("cities"))
+        cities = {f"cities/{file.stem}" for place in places for file in yaml_files(place)}
         return Known(self._templates(), {name: _names(model) for name, model in models.items()}, sorted(cities))
 
     def _templates(self) -> dict[str, dict[str, Template | None]]:
         """By driver and name; own ones come before those that are shipped."""
-        beside = Templates(self.folder / "templates", [])
-        own = template_names(self.folder / "templates")
+        folders = [folder / "templates" for folder in self._folders]
+        beside = Templates(folders, [])
+        own = {name for folder in folders for name in template_names(folder)}
         return {
             name: {**_shipped(driver), **{its: beside.load(driver, its).template for its in own}}
             for name, driver in self._drivers.items()
@@ -141,9 +149,9 @@ class Editor:
         digest = hashlib.sha256()
         for name in self._registry.names():
             digest.update(f"{name} {self._registry.origin(name)}\n".encode())
-        for file in own_files(self.folder):
+        for file in (file for folder in self._folders for file in own_files(folder)):
             with contextlib.suppress(OSError):
-                digest.update(f"{file.relative_to(self.folder)}\n".encode() + read_bytes(file, MAX_TEXT_BYTES))
+                digest.update(f"{name_in_copy(file, self.folder)}\n".encode() + read_bytes(file, MAX_TEXT_BYTES))
         return f"citygate {version('citygate')}, {digest.hexdigest()[:16]}"
 
 
@@ -154,7 +162,7 @@ def _shipped(driver: Driver[Any]) -> dict[str, Template | None]:
     """The templates of a driver; those that share a folder read it once."""
     key = driver.template_model, str(driver.templates)
     if key not in _SHIPPED:
-        nowhere = Templates(Path(os.devnull), [])
+        nowhere = Templates((), [])
         _SHIPPED[key] = {name: nowhere.load(driver, name).template for name in template_names(driver.templates)}
     return _SHIPPED[key]
 

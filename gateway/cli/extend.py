@@ -7,7 +7,7 @@ from typing import Any
 from gateway.cli.terminal import complain, say, say_json, table
 from gateway.cli.verbs import Verbs
 from gateway.config import explain
-from gateway.config.loader import config_files
+from gateway.config.loader import folders_of
 from gateway.config.templates import template_names
 from gateway.http.outcome import FINE, PROBLEM, UnknownName
 from gateway.plan import check_template
@@ -75,7 +75,7 @@ def _driver_row(registry: Registry, name: str) -> dict[str, Any]:
 
 def templates(given: argparse.Namespace) -> int:
     """`citygate templates list|show|check`."""
-    beside = config_files(given.config)[0].parent / "templates"
+    beside = [folder / "templates" for folder in folders_of(given.config)]
     chosen = _choose(given.names, beside, _drivers(given.driver))
     if given.action == "check":
         return _check(chosen, beside, as_json=given.json)
@@ -108,9 +108,9 @@ def _drivers(only: str | None) -> list[Driver[Any]]:
     return found
 
 
-def _choose(names: list[str], beside: Path, of: list[Driver[Any]]) -> list[tuple[Driver[Any], str]]:
+def _choose(names: list[str], beside: list[Path], of: list[Driver[Any]]) -> list[tuple[Driver[Any], str]]:
     """The named templates, or all, with the driver each belongs to: for a file beside the config the one that can read it."""
-    own = template_names(beside)
+    own = [name for folder in beside for name in template_names(folder)]
     every: dict[str, list[Driver[Any]]] = {}
     for driver in of:
         for name in template_names(driver.templates):
@@ -123,13 +123,13 @@ def _choose(names: list[str], beside: Path, of: list[Driver[Any]]) -> list[tuple
     return [(driver, name) for name in (names or sorted(every)) for driver in every[name]]
 
 
-def _readers(name: str, beside: Path, of: list[Driver[Any]]) -> list[Driver[Any]]:
+def _readers(name: str, beside: list[Path], of: list[Driver[Any]]) -> list[Driver[Any]]:
     """The drivers that understand an own template; all of them when none does, so that each says why."""
     return [driver for driver in of if _load(driver, name, beside)] or of
 
 
-def _load(driver: Driver[Any], name: str, beside: Path) -> Template | None:
-    return check_template(driver, name, beside)[0].template
+def _load(driver: Driver[Any], name: str, beside: list[Path]) -> Template | None:
+    return check_template(driver, name, *beside)[0].template
 
 
 def _template_row(driver: Driver[Any], template: Template) -> dict[str, Any]:
@@ -143,11 +143,11 @@ def _template_row(driver: Driver[Any], template: Template) -> dict[str, Any]:
     }
 
 
-def _check(chosen: list[tuple[Driver[Any], str]], beside: Path, *, as_json: bool) -> int:
+def _check(chosen: list[tuple[Driver[Any], str]], beside: list[Path], *, as_json: bool) -> int:
     problems: list[Problem] = []
     samples = 0
     for driver, name in chosen:
-        loaded, found = check_template(driver, name, beside)
+        loaded, found = check_template(driver, name, *beside)
         problems += found
         samples += len(loaded.template.samples) if loaded.template else 0
     report = explain.report(problems)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from gateway.cli import box
-from gateway.cli.outside import environment
 from gateway.cli.terminal import say, say_json
 from gateway.cli.verbs import Verbs
 from gateway.encode import to_json
@@ -65,7 +64,7 @@ def bundle(given: argparse.Namespace) -> int:
 
     now = datetime.now(UTC)
     path: Path = given.output or Path(f"citygate-{platform.node()}-{now:%Y%m%dT%H%M%SZ}.tar.gz")
-    loaded = _loaded(given.config)
+    loaded = box.loaded(given.config)
     keep_secret(loaded.secrets)
     contents = {name: hide_logins(hidden(text)) for name, text in _contents(given.config, loaded)}
     try:
@@ -89,15 +88,6 @@ def _write(path: Path, contents: dict[str, str], now: datetime) -> None:
             entry = tarfile.TarInfo(f"{path.name.partition('.')[0]}/{name}")
             entry.size, entry.mtime, entry.mode = len(data), int(now.timestamp()), 0o600
             archive.addfile(entry, io.BytesIO(data))
-
-
-def _loaded(config: Path) -> "Loaded":
-    from gateway.config.loader import load
-    from gateway.plan import find_driver
-    from gateway.registry import Registry
-
-    registry = Registry()
-    return load(config, lambda name: find_driver(registry, name), environment=environment())
 
 
 def _contents(config: Path, loaded: "Loaded") -> Iterator[tuple[str, str]]:
@@ -141,16 +131,18 @@ def _text(path: Path) -> str:
 
 
 def _config_files(loaded: "Loaded") -> Iterator[tuple[str, str]]:
-    """Main file, fragments, own templates and city profiles; never the folder `secrets`."""
+    """Main file, fragments, bases, own templates and city profiles; never the folder `secrets`."""
+    from gateway.config.bases import name_in_copy
     from gateway.config.hiding import shown_lines
     from gateway.config.tree import Source
 
     folder = loaded.files[0].parent
-    own = [file for name in ("templates", "cities", "models") for file in sorted((folder / name).rglob("*.yaml"))]
+    places = [its / name for its in loaded.folders for name in ("templates", "cities", "models")]
+    own = [file for place in places for file in sorted(place.rglob("*.yaml"))]
     for file in (*loaded.files, *own)[:MAX_FILES]:
         if file.is_file():
             source = loaded.sources.get(str(file)) or Source(str(file), _text(file).splitlines(), parsed=False)
-            yield f"config/{file.relative_to(folder)}", "".join(f"{line}\n" for line in shown_lines(source))
+            yield f"config/{name_in_copy(file, folder)}", "".join(f"{line}\n" for line in shown_lines(source))
 
 
 def _check(config: Path) -> dict[str, Any]:

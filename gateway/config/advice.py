@@ -343,9 +343,7 @@ def _clear_text(value: Any, path: PathOf, loaded: Loaded) -> Iterator[Problem]:
                 message = "in quotes this is a text, no name of a secret"
                 yield Problem("clear-text-secret", path, message, "write !secret NAME without quotes")
                 return
-            remedy = (
-                f"put it into a file in {Path(found.node.place.source.name).parent / 'secrets'} and write !secret NAME"
-            )
+            remedy = f"put it into a file in {loaded.files[0].parent / 'secrets'} and write !secret NAME"
             yield Problem("clear-text-secret", path, "a secret in clear text", remedy, "warning")
     elif isinstance(value, BaseModel):
         for name, info in type(value).model_fields.items():

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from gateway.config.loader import ASIDE, config_files
+from gateway.config.loader import ASIDE, config_files, files_of
 from gateway.config.tree import (
     LOADER,
     Entry,
@@ -38,7 +38,13 @@ _BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 
 
 def put_device(
-    config: Path, link: str, device: str, settings: Mapping[str, Any], link_settings: Mapping[str, Any] | None = None
+    config: Path,
+    link: str,
+    device: str,
+    settings: Mapping[str, Any],
+    link_settings: Mapping[str, Any] | None = None,
+    *,
+    home: Path | None = None,
 ) -> Path:
     """Add a device to a link and write the file, whole or not at all.
 
@@ -46,32 +52,42 @@ def put_device(
         config: as given to `-c`.
         settings: keys of the device.
         link_settings: keys of the link (driver, port, …) if it is new.
+        home: see `gateway.config.loader.load`.
 
     Returns:
-        The file that was written: the one that has the link's devices, else the main file.
+        The file that was written: the one of this box that has the link's devices, else the main file; never a base.
 
     Raises:
         ConfigError: there is such a device, no such link, or the file has a form that cannot be added to.
     """
     with alone(config_files(config)[0].parent):
-        return _put(config, link, device, settings, link_settings)
+        return _put(config, link, device, settings, link_settings, home)
 
 
 def _put(
-    config: Path, link: str, device: str, settings: Mapping[str, Any], link_settings: Mapping[str, Any] | None
+    config: Path,
+    link: str,
+    device: str,
+    settings: Mapping[str, Any],
+    link_settings: Mapping[str, Any] | None,
+    home: Path | None,
 ) -> Path:
     main, fragments = config_files(config)
-    files = {file: _text(file) for file in (main, *fragments)}
-    home = next((file for file, text in files.items() if _at(text, ("links", link, "devices"))), None)
-    home = home or next((file for file, text in files.items() if _at(text, ("links", link))), None)
+    files = {file: _text(file) for file in files_of(config, home)}
+    own = {file: files[file] for file in (main, *fragments)}
+    place = next((file for file, text in own.items() if _at(text, ("links", link, "devices"))), None)
+    place = place or next((file for file, text in own.items() if _at(text, ("links", link))), None)
+    for file, text in own.items() if len(files) > len(own) else ():
+        _refuse_taken(file, text, link, device)
     for text in files.values():
         if _at(text, ("links", link, "devices", device)):
             raise ConfigError(f"link {link} has a device {device} already")
-    if home is None and link_settings is None:
-        raise ConfigError(no_link(link, link_names(config)))
-    if home is not None and link_settings:
-        raise ConfigError(f"link {link} is there already: its keys are changed in {home}, not with --link")
-    file = home or main
+    known = place or next((file for file, text in files.items() if _at(text, ("links", link))), None)
+    if known is None and link_settings is None:
+        raise ConfigError(no_link(link, link_names(config, home)))
+    if known is not None and link_settings:
+        raise ConfigError(f"link {link} is there already: its keys are changed in {known}, not with --link")
+    file = place or main
     changed = with_device(files[file], link, device, settings, link_settings)
     if _text(file) != files[file]:  # an editor asks for no lock
         raise ConfigError(f"{file} was changed meanwhile and stays as it is; try again")
@@ -79,10 +95,17 @@ def _put(
     return file
 
 
-def link_names(config: Path) -> list[str]:
+def _refuse_taken(file: Path, text: str, link: str, device: str) -> None:
+    """A null that takes away what a base has is not for us to remove: all that is below it would come back."""
+    for path in (("links",), ("links", link), ("links", link, "devices"), ("links", link, "devices", device)):
+        part = _at(text, path)
+        if part is not None and part.empty and part.end.index > part.start.index:
+            raise ConfigError(f"{'.'.join(path)} is null in {file.name}: remove that line first")
+
+
+def link_names(config: Path, home: Path | None = None) -> list[str]:
     """The links there are, of all files."""
-    main, fragments = config_files(config)
-    return [name for file in (main, *fragments) for name in _keys(_at(_text(file), ("links",)))]
+    return list(dict.fromkeys(name for file in files_of(config, home) for name in _keys(_at(_text(file), ("links",)))))
 
 
 def no_link(link: str, known: list[str]) -> str:

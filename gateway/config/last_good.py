@@ -13,7 +13,8 @@ from typing import Any
 
 import orjson
 
-from gateway.config.loader import config_files
+from gateway.config.bases import OUTSIDE, name_in_copy
+from gateway.config.loader import config_files, files_of, folders_of
 from gateway.environment import Environment
 from gateway.sdk.errors import CitygateError, Problem
 from gateway.sdk.files import read_bytes, sync_folder
@@ -35,7 +36,8 @@ class Snapshot:
 
     Attributes:
         main: name of the main file.
-        files: text by path below the config's folder: main file, fragments, own templates, profiles and models.
+        files: text by path below the config's folder: main file, fragments, bases, own templates, profiles and models;
+            what lies outside of that folder by `name_in_copy`.
         left_out: what else is there and is too much, or no text.
     """
 
@@ -63,19 +65,19 @@ def snapshot(path: Path) -> Snapshot:
     """What a last good config is made of. Secrets stay what the files say of them: names.
 
     Raises:
-        NotKept: main file or a fragment cannot be read.
+        NotKept: main file, a fragment or a base cannot be read.
     """
-    main, fragments = config_files(path)
+    main = config_files(path)[0]
     folder = main.parent
     files: dict[str, str] = {}
     try:
-        for file in (main, *fragments):
-            files[str(file.relative_to(folder))] = read_bytes(file, MAX_KEPT_BYTES).decode()
+        for file in files_of(path):
+            files[str(name_in_copy(file, folder))] = read_bytes(file, MAX_KEPT_BYTES).decode()
     except (OSError, ValueError) as error:
         raise NotKept(f"{main} cannot be read: {error}") from error
     left, left_out = MAX_OWN_BYTES, []
-    for file in own_files(folder):
-        name = str(file.relative_to(folder))
+    for file in (own for its in folders_of(path) for own in own_files(its)):
+        name = str(name_in_copy(file, folder))
         try:
             data = read_bytes(file, left + 1)
             if len(data) > left:
@@ -216,7 +218,9 @@ class Unpacked:
 
     def shown(self, problem: Problem) -> Problem:
         """With its file as it is called in the operator's folder."""
-        return replace(problem, file=problem.file.replace(f"{self.folder}/", "last good config: "))
+        name = problem.file.removeprefix(f"{self.folder}/").removeprefix(OUTSIDE)
+        name = "/".join(".." if part == "^" else part for part in name.split("/"))
+        return replace(problem, file=f"last good config: {name}") if name != problem.file else problem
 
 
 def place_of(buffer: Path, environment: Environment) -> Path:

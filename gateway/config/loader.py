@@ -10,12 +10,13 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
+from gateway.config.bases import BASE, Bases, Home, Laid, read_bases, tidy
 from gateway.config.explain import known_or_near, locate
 from gateway.config.hiding import hide, shown_lines
 from gateway.config.migrate import migrate
 from gateway.config.model import NAME, VERSION, CityProfile, Config, GatewayConfig
 from gateway.config.secrets import Held, Secrets, resolve, without_secrets
-from gateway.config.templates import LoadedTemplate, Templates, yaml_files
+from gateway.config.templates import LoadedTemplate, Shelf, Templates, yaml_files
 from gateway.config.tree import (
     Entry,
     Items,
@@ -33,7 +34,7 @@ from gateway.config.tree import (
     read_tree,
 )
 from gateway.config.validate import KeyPath, validate
-from gateway.environment import NOTHING, Environment
+from gateway.environment import NOTHING, OVERRIDE, Environment
 from gateway.sdk.config import CONFIG_FOLDER, LinkConfig
 from gateway.sdk.driver import Driver
 from gateway.sdk.errors import Problem
@@ -84,6 +85,8 @@ class Loaded:
     Attributes:
         gateway: this box, also when something else has errors; None when it has some itself.
         profiles: city profile by broker (an empty one where none is used), with the tree of its file.
+        files: main file, fragments, bases.
+        folders: where templates, profiles and models of one's own are: beside the config, then beside its bases.
         root: the merged tree, to place further problems.
         sources: main file, fragments and profiles by name, their secrets hidden.
         secrets: the texts of all secrets that are known, to be hidden wherever something is shown.
@@ -101,6 +104,7 @@ class Loaded:
     profiles: Mapping[str, tuple[CityProfile, Map]]
     problems: tuple[Problem, ...]
     files: tuple[Path, ...]
+    folders: tuple[Path, ...]
     root: Map
     sources: Mapping[str, Source] = field(default_factory=dict)
     secrets: frozenset[str] = frozenset()
@@ -120,6 +124,35 @@ def config_files(path: Path) -> tuple[Path, tuple[Path, ...]]:
     return main, tuple(folder / name for name in names if name.endswith((".yaml", ".yml")) and not name.startswith("."))
 
 
+def files_of(path: Path, home: Path | None = None) -> tuple[Path, ...]:
+    """All that `-c` means: main file, fragments and bases, as far as they can be read.
+
+    Args:
+        home: see `load`.
+    """
+    main, fragments = config_files(path)
+    at = _home(main, home)
+    return (main, *fragments, *map(at.here, _bases_of(main, fragments, at).files))
+
+
+def folders_of(path: Path) -> tuple[Path, ...]:
+    """Where templates, profiles and models of one's own are: beside the config, then beside its bases."""
+    main, fragments = config_files(path)
+    return _bases_of(main, fragments, Home(main.parent)).folders(Home(main.parent))
+
+
+def _home(main: Path, home: Path | None) -> Home:
+    return Home(main.parent) if home is None else Home(home, main.parent)
+
+
+def _bases_of(main: Path, fragments: tuple[Path, ...], at: Home) -> Bases:
+    ignored: list[Problem] = []
+    root = read_tree(main, ignored)
+    for fragment in fragments:
+        root = merge(root, read_tree(fragment, ignored), ignored)
+    return read_bases(root, at, (main, *fragments), ignored)
+
+
 def load(
     path: Path,
     find_driver: FindDriver,
@@ -129,6 +162,7 @@ def load(
     home: Path | None = None,
     remembered: Mapping[str, str] | None = None,
     held: Held | None = None,
+    shelf: Shelf | None = None,
 ) -> Loaded:
     """Read and check everything. Raises nothing: what is wrong is in `problems`.
 
@@ -138,8 +172,9 @@ def load(
         home: the operator's folder, when the files are a copy that lies elsewhere: secrets are there.
         remembered: texts of secrets by name, for those that are not to be had any more.
         held: asked of those that are not to be had here.
+        shelf: templates that were read for other configs.
     """
-    return _Load(path, find_driver, with_secrets, environment, home, remembered or {}, held).run()
+    return _Load(path, find_driver, with_secrets, environment, home, remembered or {}, held, shelf).run()
 
 
 @dataclass
@@ -153,12 +188,14 @@ class _Load:
     home: Path | None
     remembered: Mapping[str, str]
     held: Held | None = None
+    shelf: Shelf | None = None
     problems: list[Problem] = field(default_factory=list)
     hidden: frozenset[str] | set[str] = frozenset()  # codes of what follows from another problem
 
     def run(self) -> Loaded:
         main, fragments = config_files(self.path)
         self.folder = main.parent
+        self.at = _home(main, self.home)
         token = CONFIG_FOLDER.set(self.home or self.folder)
         try:
             return self._run(main, fragments)
@@ -166,25 +203,34 @@ class _Load:
             CONFIG_FOLDER.reset(token)
 
     def _run(self, main: Path, fragments: tuple[Path, ...]) -> Loaded:
-        self.templates = Templates(self.folder / "templates", self.problems)
-        self._closed()
         root = read_tree(main, self.problems)
         trees = [root]
         readable = bool(root.entries) or not self.problems  # else "missing key" would only distract
         for fragment in fragments:
             trees.append(read_tree(fragment, self.problems))
             root = merge(root, trees[-1], self.problems)
+        bases = read_bases(root, self.at, (main, *fragments), self.problems)
+        self.folders = tuple(tidy(self.at.here(folder)) for folder in bases.folders(self.at))
+        self.templates = Templates([folder / "templates" for folder in self.folders], self.problems, self.shelf)
+        self._closed()
+        root = self._laid_on(bases, root)
         root = migrate(override(root, self.environment.overrides, self.problems), self.problems)
         self.found = counted(root)
         self.ends = dict(filter(None, map(_end, trees)))
         profiles: dict[str, tuple[CityProfile, Map]] = {}
         root = self._with_profiles(root, profiles)
+        if self.laid.bases:
+            root = self.laid.settle(root)
+            self.problems += self.laid.doubts(root)
         secrets = Secrets((self.home or self.folder) / "secrets", self.environment, self.remembered, self.held)
         as_written = root
         root, untold = resolve(root, secrets if self.with_secrets else None, self.problems)
         links = self._links(root)
         secrets.known |= hide(self._parts(as_written, links))
-        sources = {tree.place.source.name: tree.place.source for tree in (*trees, *(t for _, t in profiles.values()))}
+        sources = {
+            tree.place.source.name: tree.place.source
+            for tree in (*trees, *bases.trees, *(t for _, t in profiles.values()))
+        }
         config = self._config(root) if readable else None
         if config is not None:
             ready = {name: link.config for name, link in links.items() if link.config is not None}
@@ -194,8 +240,9 @@ class _Load:
             _gateway(root),
             links,
             profiles,
-            self._shown(untold, secrets, sources),
-            (main, *fragments),
+            self._shown(root, untold, secrets, sources),
+            (main, *fragments, *(tidy(self.at.here(file)) for file in bases.files)),
+            self.folders,
             root,
             sources,
             frozenset(secrets.known),
@@ -209,13 +256,27 @@ class _Load:
 
     def _closed(self) -> None:
         """Folders beside the config that this user may not look into: what is in them would be taken for absent."""
-        beside = [self.folder / name for name in (FRAGMENTS, "templates", "cities")]
-        for folder in (*beside, *(Path(str(vendor)) for vendor in listed(self.folder / "templates"))):
+        own = [folder / name for folder in self.folders for name in ("templates", "cities")]
+        vendors = [vendor for folder in self.folders for vendor in listed(folder / "templates")]
+        for folder in (self.folder / FRAGMENTS, *own, *(Path(str(vendor)) for vendor in vendors)):
             if is_closed(folder):
                 remedy = "may this user look into it? chmod 750, and the group of the daemon"
                 problem = Problem("unreadable-file", (), "the folder cannot be entered", remedy, file=str(folder))
                 self.problems.append(problem)
-                self.hidden = {"unknown-template", "unknown-profile"}
+                self.hidden = {*self.hidden, "unknown-template", "unknown-profile"}
+
+    def _laid_on(self, bases: Bases, root: Map) -> Map:
+        """The config on its bases."""
+        self.laid = Laid(self.problems, bases.files)
+        if (variable := f"{OVERRIDE}{BASE.upper()}") in self.environment.overrides:
+            message, remedy = f"{variable} is set and changes nothing", "the file itself names its base"
+            self.problems.append(Problem("ignored-variable", (), message, remedy, file=f"environment {variable}"))
+        if bases.missing:
+            self.hidden = {*self.hidden, "missing-key", "nothing-taken"}
+        whole, *more = (*bases.trees, root)
+        for tree in more:
+            whole = self.laid.lay(whole, tree)
+        return whole
 
     def _parts(self, root: Map, links: Mapping[str, LoadedLink]) -> Iterator[tuple[Node, Any]]:
         """Every part of the file with the model it is to fit."""
@@ -231,12 +292,12 @@ class _Load:
                 yield entry.node, None
 
     def _shown(
-        self, untold: Mapping[KeyPath, str], secrets: Secrets, sources: Mapping[str, Source]
+        self, root: Map, untold: Mapping[KeyPath, str], secrets: Secrets, sources: Mapping[str, Source]
     ) -> tuple[Problem, ...]:
         """Without what follows from a secret that was not found, and without any secret's text."""
         about = {"missing-secret", "wrong-name"}
         kept = [
-            problem
+            self.laid.hinted(problem, root) if self.laid.bases else problem
             for problem in self.problems
             if (problem.path not in untold or problem.code in about) and problem.code not in self.hidden
         ]
@@ -299,7 +360,7 @@ class _Load:
         if not isinstance(use, Scalar):
             return empty
         kind, _, name = use.text.partition("/")
-        folders = (self.folder / "cities", shipped("cities"))
+        folders = (*(folder / "cities" for folder in self.folders), shipped("cities"))
         files = [folder / f"{name}.yaml" for folder in folders] if kind == "cities" and NAME.fullmatch(name) else []
         file = next((f for f in files if is_file(f)), None)  # a profile's name is no path
         if file is None:
@@ -331,7 +392,8 @@ class _Load:
         path = ("links", link, "devices", device)
         first = find(root, ("links", owner, "devices", device)).key
         self._add("duplicate-device", path, f"link {owner} has a device {device} too, at {first}", root,
-                  "give one of them another name: readings and entities are told apart by it")  # fmt: skip
+                  "give one of them another name: readings and entities are told apart by it"
+                  + (f"; if it has moved: {device}: null on link {owner}" if self.laid.bases else ""))  # fmt: skip
 
     def _link(self, name: str, entry: Entry) -> LoadedLink:
         node, path = entry.node, ("links", name)

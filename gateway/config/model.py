@@ -71,6 +71,9 @@ def parse_time(value: Any) -> datetime:
 Time = Annotated[datetime, BeforeValidator(parse_time), WithJsonSchema({"type": "string", "format": "date-time"})]
 
 
+FileName = Annotated[str, Field(min_length=1)]
+
+
 class GatewayConfig(ConfigModel):
     """This box."""
 
@@ -211,6 +214,9 @@ class Config(ConfigModel):
     """The operator's file."""
 
     version: Literal[1] = Field(description="of this file's format")
+    base: FileName | tuple[FileName, ...] = Field(
+        (), description="file that many boxes share, or several, the later ones win; what stands here wins over them"
+    )
     gateway: GatewayConfig
     buffer: BufferConfig = BufferConfig()
     links: dict[str, SerializeAsAny[LinkConfig]] = Field(default={}, description="physical links by name")

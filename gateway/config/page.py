@@ -20,6 +20,7 @@ restarts, `citygate reload --dry-run` says of your own change.
 # by part: what applies a change, see gateway.changes
 APPLIED = {
     "version": "",
+    "base": "A change restarts what the keys that it changes restart.",
     "gateway": "A change restarts the brokers whose entities it changes.",
     "buffer": "A change waits for a restart of the daemon.",
     "links": "A change restarts the link.",

@@ -90,13 +90,14 @@ def commented(
         "gateway": {"id": gateway_id, "city": city, "location": location},
         "buffer": {"path": buffer},
     }
-    lines = [*_HEAD.splitlines(), "version: 1", "", "## This box."]
+    base = f"#base: []  # {schema['properties']['base']['description']}"
+    lines = [*_HEAD.splitlines(), "version: 1", base, "", "## This box."]
     lines += [
         "gateway:",
         *writer.part_given("gateway", given["gateway"]),
     ]
     for part in schema["properties"]:
-        if part not in ("version", "gateway", "links", "brokers"):
+        if part not in ("version", "base", "gateway", "links", "brokers"):
             lines += ["", *writer.part(part, given.get(part, {}))]
     lines += ["", *writer.links(), "", *writer.brokers()]
     return "\n".join(lines) + "\n"

@@ -1,9 +1,12 @@
 """Device types by name: files beside the config and those a driver ships, variants, and their samples as tests."""
 
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
 from gateway.config.explain import known_or_near, locate
@@ -28,25 +31,41 @@ class LoadedTemplate:
     tree: Map
 
 
-class Templates:
-    """Device types by name: the folder beside the config first, then what the driver ships. Each is read once."""
+Shelf = dict[Any, Any]  # what several configs share, made once for all of them
 
-    def __init__(self, beside: Traversable, problems: list[Problem]) -> None:
-        self._beside = beside
+
+class Templates:
+    """Device types by name: the folders beside config and bases first, then what the driver ships. Each is read once."""
+
+    def __init__(self, beside: Sequence[Path], problems: list[Problem], shelf: Shelf | None = None) -> None:
+        self._beside = tuple(folder for folder in beside if os.path.isdir(folder))  # asks no rights
         self._problems = problems
         self._loaded: dict[tuple[str, str], LoadedTemplate] = {}
+        self._shelf = {} if shelf is None else shelf
 
     def find(self, driver: Driver[Any], name: Scalar, path: KeyPath) -> LoadedTemplate:
         """The template a device names; a problem at the name when there is none, in its file when it is wrong."""
         key = driver.name, name.text
         if key not in self._loaded:
-            self._loaded[key] = self.load(driver, name.text)
+            self._loaded[key] = self._shelved(driver, name.text)
         loaded = self._loaded[key]
         if not loaded.file:
-            known = template_names(self._beside) + template_names(driver.templates)
+            known = self.names(driver)
             remedy = known_or_near(name.text, known, "there are") or "`citygate templates` lists them"
             message = f"driver {driver.name} has no template {name.text or '(empty)'}"
             self._problems.append(place_problem(Problem("unknown-template", path, message, remedy), name.place))
+        return loaded
+
+    def _shelved(self, driver: Driver[Any], name: str) -> LoadedTemplate:
+        """A template with what is wrong with it, from where it stands already."""
+        key = driver.name, name, tuple(map(str, self._beside))
+        if key not in self._shelf:
+            before = len(self._problems)
+            loaded = self.load(driver, name)
+            self._shelf[key] = loaded, tuple(self._problems[before:])
+        else:
+            loaded, found = self._shelf[key]
+            self._problems += found
         return loaded
 
     def load(self, driver: Driver[Any], name: str) -> LoadedTemplate:
@@ -80,10 +99,10 @@ class Templates:
     def _base(self, driver: Driver[Any], name: str, base: Node, seen: tuple[str, ...]) -> Map | None:
         wanted = base.text if isinstance(base, Scalar) else ""
         # a file beside the config may be a variant of the one it takes the place of
-        folders = (driver.templates,) if wanted == name else (self._beside, driver.templates)
+        folders = (driver.templates,) if wanted == name else (*self._beside, driver.templates)
         file = _file(wanted, folders)
         if file is None or str(file) in seen:
-            known = template_names(self._beside) + template_names(driver.templates)
+            known = self.names(driver)
             message = f"no template {wanted or '(empty)'}" if file is None else f"{wanted} is a variant of this one"
             problem = Problem("unknown-template", ("extends",), message, known_or_near(wanted, known, "there are"))
             self._problems.append(place_problem(problem, base.place))
@@ -92,11 +111,11 @@ class Templates:
 
     def file(self, driver: Driver[Any], name: str) -> Traversable | None:
         """The file of a template, or None."""
-        return _file(name, (self._beside, driver.templates))
+        return _file(name, (*self._beside, driver.templates))
 
     def names(self, driver: Driver[Any]) -> tuple[str, ...]:
         """Of all templates a driver may use: its own, and those beside the config that it can read."""
-        return tuple(sorted({*template_names(driver.templates), *template_names(self._beside)}))
+        return tuple(sorted({name for folder in (*self._beside, driver.templates) for name in template_names(folder)}))
 
 
 def _file(name: str, folders: tuple[Traversable, ...]) -> Traversable | None:

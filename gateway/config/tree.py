@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -33,16 +34,18 @@ class Source:
         lines: as they may be shown: a secret is hidden in them once it is known to be one.
         parsed: whether a tree could be made of it.
         whole: whether its last line has an end.
+        folder: where relative paths in it begin; None: at the config's folder.
     """
 
     name: str
     lines: list[str]
     parsed: bool = True
     whole: bool = True
+    folder: Path | None = None
 
     def hide(self, place: "Place") -> None:
         """Dots in place of what stands there, at the same width; a block of several lines to its end."""
-        for number in range(place.line, min(place.line + place.lines, len(self.lines) + 1)):
+        for number in range(max(place.line, 1), min(place.line + place.lines, len(self.lines) + 1)):
             line = self.lines[number - 1]
             first = place.column - 1 if number == place.line else len(line) - len(line.lstrip())
             last = first + place.width if place.lines == 1 else len(line)
@@ -132,9 +135,13 @@ def place_problem(problem: Problem, place: Place) -> Problem:
     )
 
 
-def read_tree(path: Traversable, problems: list[Problem]) -> Map:
-    """The tree of a YAML file; what is wrong with it is added to `problems`. A file that cannot be read is an empty map."""
-    source = Source(str(path), [])
+def read_tree(path: Traversable, problems: list[Problem], folder: Path | None = None) -> Map:
+    """The tree of a YAML file; what is wrong with it is added to `problems`. A file that cannot be read is an empty map.
+
+    Args:
+        folder: see `Source`.
+    """
+    source = Source(str(path), [], folder=folder)
     try:
         text = _read_text(path, source)
     except Unreadable as error:
@@ -509,7 +516,9 @@ class _Builder:
         if node is None:
             message = f"*{event.anchor} stands for nothing here: no &{event.anchor} was completed before"
             raise Unreadable(
-                self._problem("unknown-alias", message, place, "an anchor comes first, and not inside itself")
+                self._problem(
+                    "unknown-alias", message, place, "an anchor comes first, in the same file, and not inside itself"
+                )
             )
         self._finish(node, None, nodes, place)
 

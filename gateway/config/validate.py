@@ -8,6 +8,7 @@ from pydantic_core import ErrorDetails
 
 from gateway.config.explain import from_pydantic
 from gateway.config.tree import Entry, Items, Map, Node, Scalar, find, is_surprise, place_problem, plain_value
+from gateway.sdk.config import PlacedText
 from gateway.sdk.errors import Problem
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -138,13 +139,15 @@ def _data(
         }
     if isinstance(node, Items):
         return [_data(item, (*path, index), written, flags, given, doubtful) for index, item in enumerate(node.items)]
-    if path in written:
-        return node.text
-    value = plain_value(node)
-    if is_surprise(node) or (isinstance(value, bool) and path not in flags):
-        doubtful.add(path)
-        return node
-    return value
+    if path not in written:
+        value = plain_value(node)
+        if is_surprise(node) or (isinstance(value, bool) and path not in flags):
+            doubtful.add(path)
+            return node
+    else:
+        value = node.text
+    folder = node.place.source.folder
+    return PlacedText.at(folder, value) if folder is not None and isinstance(value, str) else value
 
 
 def _at_key(problem: Problem, prefix: KeyPath, entry: Entry | None) -> Problem:

@@ -108,13 +108,27 @@ def beside(folder: Path, text: str) -> str:
     return text if str(path) == text and path.is_absolute() else os.path.normpath(folder.resolve() / path)
 
 
-def _file_path(text: str) -> str:
-    folder = CONFIG_FOLDER.get()
-    return text if folder is None or not text else beside(folder, text)
+class PlacedText(str):
+    """A text of a file that lies elsewhere than the config: a relative path in it begins there."""
+
+    __slots__ = ("folder",)
+    folder: Path
+
+    @classmethod
+    def at(cls, folder: Path, text: str) -> "PlacedText":
+        """The text as one of a file in this folder."""
+        placed = cls(text)
+        placed.folder = folder
+        return placed
+
+
+def _file_path(text: Any) -> Any:
+    folder = text.folder if isinstance(text, PlacedText) else CONFIG_FOLDER.get()
+    return text if folder is None or not text or not isinstance(text, str) else beside(folder, text)
 
 
 # A file on this box. Not for device nodes of the system, whose names are absolute.
-FilePath = Annotated[str, AfterValidator(_file_path)]
+FilePath = Annotated[str, BeforeValidator(_file_path)]
 
 # In Python the field ends in its unit (`every_s`), in YAML the value carries it: use Field(alias="every").
 # Defaults are written in Python units. A float that is already parsed (a default) is not validated again.

@@ -108,3 +108,13 @@ def test_every_verb_that_a_document_names_exists() -> None:
     }
 
     assert named - verbs == set()
+
+
+def test_the_example_of_a_fleet_is_a_config_of_a_box_on_its_base(tmp_path: Path) -> None:
+    text = (REPOSITORY / "docs" / "config.md").read_text()
+    for name, example in re.findall(r"^`(\w[\w/.-]+\.yaml)`:\n\n```\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True)
+        file.write_text(example)
+    plan = make_plan(tmp_path / "boxes" / "gw-bovisa-017", Registry())
+    assert (list(plan.devices), plan.config.gateway.city) == (["meter-12"], "milano")

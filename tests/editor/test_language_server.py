@@ -64,7 +64,7 @@ def bench_schema() -> dict[str, object]:
     driver = BenchDriver()
     templates: dict[str, Template | None] = {}
     for folder in folders:
-        found = Templates(folder, [])
+        found = Templates([folder], [])
         templates |= {name: found.load(driver, name).template for name in found.names(driver)}
     return file_schema({"bench": driver, "broken": None}, Known({"bench": templates}))
 

@@ -14,6 +14,7 @@ import pytest
 from pydantic import Field
 
 from gateway.config.last_good import LastGood, snapshot
+from gateway.environment import Environment
 from gateway.hidden import hidden
 from gateway.http.metrics import render
 from gateway.log.log import Log
@@ -223,6 +224,27 @@ async def test_the_file_of_the_last_good_one_again_is_nothing_to_do(tmp_path: Pa
     async with its.at_work():
         assert (await its.reload(WRONG[::-1]))["restarted"] == []
         assert reasons(its) == []
+
+
+async def test_a_base_is_reloaded_kept_and_refused_as_the_file_of_the_box(tmp_path: Path) -> None:
+    folder, base = tmp_path / "box", tmp_path / "base.yaml"
+    folder.mkdir()
+    async with box(folder) as its:
+        base.write_text(its.path.read_text())
+        its.path.write_text("base: ../base.yaml\n")
+        said = await its.daemon.reload()
+        assert ([row["path"] for row in said["changes"]], said["restarted"]) == (["base"], [])
+        base.write_text(base.read_text().replace("unit_id: 1", "unit_id: 7"))
+        assert (await its.reload())["restarted"] == ["roof"]
+        await kept(its, "unit_id: 7")
+        base.write_text(base.read_text().replace("unit_id: 7", "unit_id: 300"))
+        with pytest.raises(ConfigError):
+            await its.reload()
+        assert f"{base}:12:48: links.roof.devices.meter-1.unit_id: 300 is outside" in reasons(its)[0]
+    base.unlink()
+    async with its.at_work():
+        assert its.driver.runs["roof"][-1][0].devices["meter-1"].unit_id == 7
+        assert f"base: {base} cannot be read" in reasons(its)[0]
 
 
 async def test_a_config_that_is_gone_is_a_wrong_one(tmp_path: Path) -> None:

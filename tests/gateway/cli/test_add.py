@@ -66,6 +66,25 @@ def test_a_device_that_answers_is_shown_and_written(citygate: Command, played: P
     assert citygate("read", "meter-2", "-c", str(played)).code == 0
 
 
+def test_a_device_goes_onto_the_link_of_a_base_that_lies_elsewhere(citygate: Command, box: Path) -> None:
+    base = box.parent / "fleet" / "base.yaml"
+    base.parent.mkdir()
+    base.write_text(text_of(box).replace("id: gw-1, ", ""))
+    before = base.read_text()
+    (box / "citygate.yaml").write_text("base: ../fleet/base.yaml\ngateway: {id: gw-1}\n")
+    device = ("plant", "meter-2", "eastron/sdm120", "unit_id=2", "every=1 s")
+    options = ("--no-test", "-c", str(box))
+    refused = citygate("add", *device, "report.voltag.on_change=1", *options)
+    assert refused.code == 3
+    assert f"{box}/citygate.yaml:10:18: error: links.plant.devices.meter-2.report.voltag" in refused.err
+    assert f"{base}:3:1: warning: buffer" in refused.err, "each in its file, as the operator has it"
+    ended = citygate("add", *device, *options)
+    assert ended.code == 0, ended.err
+    assert text_of(box).splitlines()[2:6] == ["links:", "  plant:", "    devices:", "      meter-2:"]
+    assert base.read_text() == before
+    assert list(citygate("check", "-c", str(box), "--json").json["devices"]) == ["meter-1", "meter-2"]
+
+
 def test_a_device_that_does_not_answer_is_written_only_if_told_so(citygate: Command, played: Path) -> None:
     before = text_of(played)
     arguments = ("add", "plant", "meter-3", "eastron/sdm120", "unit_id=3", "-c", str(played))

@@ -59,6 +59,17 @@ def test_no_secret_is_in_it_wherever_it_was_said(citygate: Command, daemon: Fake
         assert not name.startswith("config/secrets")
 
 
+def test_the_base_of_a_box_is_in_it_without_its_secrets_too(citygate: Command, box: Path, tmp_path: Path) -> None:
+    (box.parent / "fleet").mkdir()
+    (box.parent / "fleet" / "base.yaml").write_text("publish: {licence: CC0-1.0}\nhttp: {token: older-clear-text}\n")
+    (box / "citygate.yaml").write_text(f"base: ../fleet/base.yaml\n{(box / 'citygate.yaml').read_text()}")
+    assert citygate("bundle", "-c", str(box), "--output", str(box / "b.tar.gz")).code == 0
+    found = contents(box / "b.tar.gz")
+    [base] = [name for name in found if name.endswith("/base.yaml")]
+    assert found[base] == f"publish: {{licence: CC0-1.0}}\nhttp: {{token: {'•' * 16}}}\n"
+    assert "older-clear-text" not in "".join(found.values())
+
+
 def test_the_last_good_config_is_not_in_it(citygate: Command, box: Path) -> None:
     (box / "last-good.json").write_text('{"files": {"citygate.yaml": "a file of its own"}}')
     citygate("bundle", "-c", str(box), "--output", str(box / "b.tar.gz"))

@@ -74,3 +74,18 @@ def test_a_config_in_a_closed_folder_is_the_one_problem(folder: Path, given: str
     assert problem.code == "unreadable-file"
     assert problem.message == "cannot be read: Permission denied"
     assert problem.file.startswith(str(folder))
+
+
+@pytest.mark.parametrize("closed", ["base.yaml", "templates", "cities"])
+def test_what_is_closed_beside_a_base_is_told_too(folder: Path, closed: str) -> None:
+    fleet = folder.parent / "fleet"
+    for part in ("templates", "cities"):
+        (fleet / part).mkdir(parents=True)
+    (fleet / "base.yaml").write_text(CONFIG)
+    (folder / "citygate.yaml").write_text("base: ../fleet/base.yaml\n")
+    make_plan(folder, BenchRegistry())
+    (fleet / closed).chmod(0o000)
+    with without_root(), pytest.raises(ConfigError) as found:
+        make_plan(folder, BenchRegistry())
+    (fleet / closed).chmod(0o755)
+    assert [problem.code for problem in found.value.problems] == ["unreadable-file"]

@@ -12,6 +12,7 @@ from gateway.config.explain import as_json, text
 from gateway.config.hiding import shown_lines
 from gateway.config.loader import Loaded, load
 from gateway.config.secrets import hide_in_line, looks_secret
+from gateway.environment import Environment
 from gateway.plan import find_driver, make_plan
 from gateway.sdk.errors import ConfigError
 from tests.support.bench_driver import BenchRegistry
@@ -181,3 +182,13 @@ def test_a_pipe_in_place_of_a_file_is_a_problem_and_keeps_nobody_waiting(tmp_pat
 
     # a template that cannot be read is looked for among the shipped ones, as one that is not there
     assert place.startswith("templates") or any("no regular file" in problem.message for problem in problems)
+
+
+def test_a_secret_that_a_variable_gives_has_no_line_to_be_hidden_in_and_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "citygate.yaml").write_text(HEAD + "http: {listn: 127.0.0.1:1}\n")
+    monkeypatch.setenv("CITYGATE__HTTP__TOKEN", SECRET)
+    loaded = load(tmp_path, lambda name: find_driver(BenchRegistry(), name), environment=Environment())
+    assert SECRET in loaded.secrets
+    assert [problem.code for problem in loaded.problems] == ["unknown-key"]

@@ -38,7 +38,7 @@ NAMES = {
 DEVICE = ("links", "l", "devices", "d")
 FIXED = {("version",): "1", ("links", "l", "driver"): "bench", (*DEVICE, "template"): "acme/air"}
 SECRETS = {"password", "bearer", "value", "client_secret", "token", "key"}  # what is said of them is hidden
-NAMING = {"point", "longitude", "latitude", "use"}  # tried in tests/gateway/cli/test_editor.py
+NAMING = {"point", "longitude", "latitude", "use", "base"}  # tried in tests/gateway/cli/test_editor.py
 
 # what a schema cannot say: of a text that looks like a number its form, of an endless number anything, of a text with a unit its bounds
 PATTERNED = {"id", "city", "was", "tenant", "dev_eui", "header", "name"}
@@ -49,7 +49,7 @@ FLAGS = {"enabled", "verify"}
 
 
 def bench_schema() -> dict[str, Any]:
-    driver, found = BenchDriver(), Templates(TEMPLATES, [])
+    driver, found = BenchDriver(), Templates([TEMPLATES], [])
     templates = {name: found.load(driver, name).template for name in found.names(driver)}
     return file_schema({"bench": driver}, Known({"bench": templates}))
 
