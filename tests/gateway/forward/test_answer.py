@@ -462,7 +462,7 @@ PROBES: dict[str, tuple[bytes, bytes, tuple[bool, bool | None, bool] | type[Brok
     "no temporal, a page says": (LIST, http(404, HTML, kind="text/html"), (True, False, False)),
     "no temporal, a proxy says": (LIST, PROXIES["kong"], (True, False, False)),
     "no tenant": (as_json(404, problem("NonexistentTenant", 404)), LIST, (True, None, True)),
-    "no leave to read, says the broker": (as_json(403, problem("Forbidden", 403)), as_json(403, problem("Forbidden", 403)), (False, False, True)),
+    "no leave to read, says the broker": (as_json(403, problem("Forbidden", 403)), as_json(403, problem("Forbidden", 403)), (False, False, False)),
     "404 of an ingress": (PROXIES["html 404"], PROXIES["html 404"], BrokerUnavailable),
     "404 of kong": (PROXIES["kong"], PROXIES["kong"], BrokerUnavailable),
     "404 of an ingress, history works": (PROXIES["html 404"], LIST, BrokerUnavailable),
