@@ -193,7 +193,8 @@ class PastLane:
     """Sends to the history what the state lane did not and will not send; settles what is done.
 
     Args:
-        pending: whether a reading is still the state lane's to send.
+        pending: whether a reading is still the state lane's to send, as of its last look.
+        look: lets the state lane look at what is new.
         recording: whether the broker records by itself what the state lane sends.
         unseen: where such a thing waits until the history shows it; None: the broker is trusted to record it.
         unasked: whether the state lane is still to ask what the broker holds of an entity.
@@ -207,6 +208,7 @@ class PastLane:
         pending: Callable[[Feed, int, int], bool],
         *,
         recording: Recording,
+        look: Callable[[], None] = lambda: None,
         unseen: Unseen | None = None,
         unasked: Callable[[Feed], bool] = lambda feed: False,
         put_off: Callable[[Update], bool] = lambda update: False,
@@ -215,6 +217,7 @@ class PastLane:
         self._of = shared
         self._pending = pending
         self._recording = recording
+        self._look = look
         self._unseen = unseen
         self._unasked = unasked
         self._put_off = put_off
@@ -304,6 +307,7 @@ class PastLane:
             return False
         if self._unseen is not None and (taken.position or 0) < self._of.feeds.first_seq:
             await self._of.aside.recall()
+        self._look()  # from here to the end of the walk nothing else is at work
         last, complete = taken.position, True
         for seq, updates in stretch.sets:
             if self._numbers_from <= seq <= self._passed:
@@ -341,6 +345,7 @@ class PastLane:
 
     async def put_first(self, held: Sequence[Update]) -> None:
         """Held updates whose time has come; what the state lane has sent meanwhile is done, what it will send waits on."""
+        self._look()
         for update in held:  # what only kept its order was never held
             if not update.held:
                 self._take_behind(update)

@@ -55,13 +55,13 @@ class StateLane:
 
     def changed(self) -> bool:
         """Whether something is to be sent now."""
-        self._look()
+        self.look()
         if self._ahead:
             self._arrived()
         return any(self._due(key) for key in self._dirty)
 
-    def _look(self) -> None:
-        """Take over what changed since the last look."""
+    def look(self) -> None:
+        """Take over what changed since the last look; who asks for single readings looks once before, not for each."""
         if self._numbers_from != self._feeds.numbers_from:
             self._renumber()
         self._mark, new = self._feeds.since(self._mark)
@@ -95,7 +95,6 @@ class StateLane:
         )
 
     def _is_newest(self, feed: Feed, series: int, time_us: int) -> bool:
-        self._look()
         if series not in self._dirty.get(feed.key, ()):
             return False
         good = self._feeds.newest(series)
@@ -103,7 +102,6 @@ class StateLane:
 
     def unasked(self, feed: Feed) -> bool:
         """Whether the broker is still to be asked what it holds of this entity."""
-        self._look()
         return feed.key in self._dirty and not self._accepted.knows(feed.entity_id)
 
     def hurry(self) -> None:

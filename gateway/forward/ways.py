@@ -324,12 +324,14 @@ def _two_lanes(common: Common, mode: Mode) -> "Way":
     """State and history apart, from the cursor on."""
     of, pending = common.of, common.state.pending
     if mode == "latest-only":
-        return TwoLanes(common, mode, PastLane(of, pending, recording=Recording(True, forgets=False), temporal=False))
+        lane = PastLane(of, pending, recording=Recording(True, forgets=False), look=common.state.look, temporal=False)
+        return TwoLanes(common, mode, lane)
     unseen = Unseen(of.broker, common.recording, of.clock, common.settings, done=of.aside.done)
     lane = PastLane(
         of,
         pending,
         recording=common.recording,
+        look=common.state.look,
         unseen=unseen,
         unasked=common.state.unasked,
         put_off=common.state.put_off,

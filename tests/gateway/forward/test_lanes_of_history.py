@@ -719,6 +719,16 @@ async def test_what_only_kept_its_order_goes_the_way_of_what_the_log_gives() -> 
     assert scene.of.aside.empty
 
 
+async def test_before_any_reading_is_judged_the_state_lane_has_looked_at_what_is_new(scene: Scene) -> None:
+    new: set[str] = set()
+    lane = past(scene, lambda feed, *_: feed.entity_id in new, look=lambda: new.add(A))
+    scene.log.put("air-1", 0, no2=1)
+    assert not await lane.fill()
+    new.clear()
+    await lane.put_first([await scene.piece(scene.update("air-1", 1, no2=2))])
+    assert lane.idle
+
+
 async def test_held_ones_go_first_are_let_go_or_wait_on(scene: Scene) -> None:
     lane = past(scene, lambda feed, *_: feed.entity_id == B)
     scene.log.put("air-1", 9, no2=9)

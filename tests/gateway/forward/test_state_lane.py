@@ -32,6 +32,7 @@ class Sweeps(Scene):
         return feed
 
     def pending(self, lane: StateLane, device: str, at_s: float, point: str = "no2") -> bool:
+        lane.look()
         return lane.pending(self.feed(device), self.series_of(device, point), us(at_s))
 
     def sent_points(self) -> list[dict[str, object]]:
