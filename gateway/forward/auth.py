@@ -337,9 +337,9 @@ class Way:
 
     async def renew(self) -> None:
         """Forget connections: the next request resolves the name again, and takes certificates that were renewed."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        session, self._session = self._session, None  # whoever gives up while it closes must not meet it again
+        if session is not None:
+            await session.close()
 
     async def close(self) -> None:
         """Give connections back."""

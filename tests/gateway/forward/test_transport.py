@@ -1,5 +1,6 @@
 """HTTP to a broker, for a dialect that is not ours: its reader says who spoke, the rest is the transport's."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -106,3 +107,25 @@ async def test_what_blames_no_entity_says_what_to_do(status: int, body: bytes, w
     answer, _ = await asked(Raw(http(status, body, kind="application/json")))
 
     assert type(fault_of(answer, wrote=wrote)) is kind
+
+
+async def test_a_session_whose_closing_was_cut_short_is_not_met_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks within a time may be cancelled while the connections of a failed request are closed."""
+    way = Way()
+    session, closing = way.session, asyncio.Event()
+
+    async def slow() -> None:
+        await connector.close()
+        closing.set()
+        await asyncio.Event().wait()
+
+    connector = session.connector
+    assert connector is not None
+    monkeypatch.setattr(session, "close", slow)
+    renewing = asyncio.create_task(way.renew())
+    await closing.wait()
+    renewing.cancel()
+    await asyncio.wait({renewing})
+    assert session.closed
+    assert not way.session.closed
+    await way.close()
