@@ -113,14 +113,13 @@ async def test_a_session_whose_closing_was_cut_short_is_not_met_again(monkeypatc
     """Who asks within a time may be cancelled while the connections of a failed request are closed."""
     way = Way()
     session, closing = way.session, asyncio.Event()
+    close = session.close
 
     async def slow() -> None:
-        await connector.close()
+        await close()
         closing.set()
         await asyncio.Event().wait()
 
-    connector = session.connector
-    assert connector is not None
     monkeypatch.setattr(session, "close", slow)
     renewing = asyncio.create_task(way.renew())
     await closing.wait()
