@@ -213,15 +213,15 @@ class _Load:
         self.folders = tuple(tidy(self.at.here(folder)) for folder in bases.folders(self.at))
         self.templates = Templates([folder / "templates" for folder in self.folders], self.problems, self.shelf)
         self._closed()
-        root = self._laid_on(bases, root)
-        root = migrate(override(root, self.environment.overrides, self.problems), self.problems)
-        self.found = counted(root)
+        files = self._laid_on(bases, root)
+        root = migrate(override(files, self.environment.overrides, self.problems), self.problems)
         self.ends = dict(filter(None, map(_end, trees)))
         profiles: dict[str, tuple[CityProfile, Map]] = {}
         root = self._with_profiles(root, profiles)
         if self.laid.bases:
-            root = self.laid.settle(root)
+            root = self.laid.settle(root, files)
             self.problems += self.laid.doubts(root)
+        self.found = counted(root)
         secrets = Secrets((self.home or self.folder) / "secrets", self.environment, self.remembered, self.held)
         as_written = root
         root, untold = resolve(root, secrets if self.with_secrets else None, self.problems)

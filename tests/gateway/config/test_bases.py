@@ -239,6 +239,22 @@ def test_a_variable_that_names_a_base_is_told_to_do_nothing(tmp_path: Path, monk
     assert refused(tmp_path, base=BASE, citygate=BOX) == [("ignored-variable", "environment CITYGATE__BASE", 0)]
 
 
+def test_a_variable_takes_away_what_the_files_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CITYGATE__BROKERS__MILANO", "null")
+    plan = plan_of(tmp_path, base=BASE, citygate=BOX)
+    assert (list(plan.brokers), [p.code for p in plan.warnings if p.code == "nothing-taken"]) == (["porto"], [])
+    monkeypatch.setenv("CITYGATE__BROKERS__MILNO", "null")
+    plan = plan_of(tmp_path, base=BASE, citygate=BOX)
+    assert [(p.code, p.file) for p in plan.warnings if p.code == "nothing-taken"] == [
+        ("nothing-taken", "environment CITYGATE__BROKERS__MILNO")
+    ]
+
+
+def test_what_was_taken_away_is_not_counted(tmp_path: Path) -> None:
+    box = f"{BOX}links: {{roof: {{devices: {{meter-13: null}}}}}}\n"
+    assert plan_of(tmp_path, base=BASE, citygate=box).found == "1 link, 1 device, 2 brokers"
+
+
 def test_a_variable_wins_over_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CITYGATE__BROKERS__MILANO__TENANT", "three")
     assert plan_of(tmp_path, base=BASE, citygate=BOX).config.brokers["milano"].tenant == "three"
