@@ -10,7 +10,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
-from gateway.config.bases import BASE, Bases, Home, Laid, read_bases, tidy
+from gateway.config.bases import BASE, Bases, Home, Laid, is_null, read_bases, tidy
 from gateway.config.explain import known_or_near, locate
 from gateway.config.hiding import hide, shown_lines
 from gateway.config.migrate import migrate
@@ -357,7 +357,7 @@ class _Load:
     def _profile(self, broker: Node, path: KeyPath) -> tuple[CityProfile, Map]:
         use = broker.get("use") if isinstance(broker, Map) else None
         empty = CityProfile(), Map({}, broker.place)
-        if not isinstance(use, Scalar):
+        if not isinstance(use, Scalar) or (self.laid.bases and is_null(use)):
             return empty
         kind, _, name = use.text.partition("/")
         folders = (*(folder / "cities" for folder in self.folders), shipped("cities"))

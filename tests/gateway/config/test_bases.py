@@ -250,6 +250,15 @@ def test_a_variable_takes_away_what_the_files_have(tmp_path: Path, monkeypatch: 
     ]
 
 
+def test_a_box_takes_the_profile_of_its_base_away(tmp_path: Path) -> None:
+    (tmp_path / "cities").mkdir()
+    (tmp_path / "cities" / "milan.yaml").write_text("city: milano\nbroker: {tenant: two}\n")
+    base = BASE.replace("{url", "{use: cities/milan, url").replace("tenant: one, ", "")
+    assert plan_of(tmp_path, base=base, citygate=BOX).config.brokers["milano"].tenant == "two"
+    plan = plan_of(tmp_path, base=base, citygate=f"{BOX}brokers: {{milano: {{use: null}}}}\n")
+    assert (plan.config.brokers["milano"].use, plan.config.brokers["milano"].tenant) == (None, None)
+
+
 def test_what_was_taken_away_is_not_counted(tmp_path: Path) -> None:
     box = f"{BOX}links: {{roof: {{devices: {{meter-13: null}}}}}}\n"
     assert plan_of(tmp_path, base=BASE, citygate=box).found == "1 link, 1 device, 2 brokers"
