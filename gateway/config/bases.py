@@ -130,7 +130,7 @@ class _Reading:
         tree = read_tree(tidy(self.home.here(file)), found, folder)
         unread = [problem for problem in found if problem.code == "unreadable-file"]
         for problem in unread:
-            remedy = "a base is a file; relative names begin at the folder of the file that says base:"
+            remedy = "a base is a file; relative names begin at the folder of citygate.yaml, in a base at its own"
             self._add(replace(problem, path=path, message=f"{tidy(file)} {problem.message}"), name, remedy)
         self.problems += [problem for problem in found if problem not in unread]
         self.missing |= not tree.place.source.parsed
