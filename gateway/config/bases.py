@@ -134,6 +134,9 @@ class _Reading:
             self._add(replace(problem, path=path, message=f"{tidy(file)} {problem.message}"), name, remedy)
         self.problems += [problem for problem in found if problem not in unread]
         self.missing |= not tree.place.source.parsed
+        if not tree.entries and not found:
+            problem = Problem("cut-off", path, f"{tidy(file)} gives nothing", "was it emptied?", "warning")
+            self.problems.append(place_problem(problem, name.place))
         self.of(tree, above)
         self.files.append(file)
         self.trees.append(tree)

@@ -215,7 +215,7 @@ class _Load:
         self._closed()
         files = self._laid_on(bases, root)
         root = migrate(override(files, self.environment.overrides, self.problems), self.problems)
-        self.ends = dict(filter(None, map(_end, trees)))
+        self.ends = dict(filter(None, map(_end, (*trees, *bases.trees))))
         profiles: dict[str, tuple[CityProfile, Map]] = {}
         root = self._with_profiles(root, profiles)
         if self.laid.bases:

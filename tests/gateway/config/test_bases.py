@@ -259,6 +259,20 @@ def test_a_box_takes_the_profile_of_its_base_away(tmp_path: Path) -> None:
     assert (plan.config.brokers["milano"].use, plan.config.brokers["milano"].tenant) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("base", "place"),
+    [
+        (BASE.rstrip("\n"), ("base.yaml", 13)),
+        ("", ("citygate.yaml", 1)),
+        ("# all of it\n", ("citygate.yaml", 1)),
+    ],
+)
+def test_a_base_that_was_cut_off_or_emptied_is_warned_of(tmp_path: Path, base: str, place: tuple[str, int]) -> None:
+    box = "base: base.yaml\nversion: 1\ngateway: {id: gw-1, city: milano, location: [9.1, 45.5]}\n"
+    found = [problem for problem in plan_of(tmp_path, base=base, citygate=box).warnings if problem.code == "cut-off"]
+    assert [(Path(problem.file).name, problem.line) for problem in found] == [place]
+
+
 def test_what_was_taken_away_is_not_counted(tmp_path: Path) -> None:
     box = f"{BOX}links: {{roof: {{devices: {{meter-13: null}}}}}}\n"
     assert plan_of(tmp_path, base=BASE, citygate=box).found == "1 link, 1 device, 2 brokers"
