@@ -112,7 +112,7 @@ def test_a_device_lays_its_own_mapping_over_the_templates_key_by_key() -> None:
 
 def test_null_for_a_structured_attribute_takes_away_all_its_members() -> None:
     points = {"v": "voltage", "a1": "current", "a2": "current"}
-    mapping = {
+    mapping: dict[str, Any] = {
         "type": "ACMeasurement",
         "static": {"phaseType": "threePhase"},
         "attributes": {"phaseVoltage.L1": "v", "current.L1": "a1", "current.L2": "a2"},
@@ -121,6 +121,12 @@ def test_null_for_a_structured_attribute_takes_away_all_its_members() -> None:
     assert (sorted(table.slots), problems) == (["v"], ())
     [table], _ = compiled(device(points, mapping, entity={"attributes": {"current": None, "current.L3": "a2"}}))
     assert sorted(table.slots) == ["a2", "v"]
+    laid = {
+        **mapping,
+        "attributes": {**mapping["attributes"], "current": None},
+    }  # by a variant of the template, or on a base
+    [table], _ = compiled(device(points, laid))
+    assert sorted(table.slots) == ["v"]
     [table], _ = compiled(device(points, mapping, entity={"attributes": {"current.L2": None}}))
     assert sorted(table.slots) == ["a1", "v"]
 
