@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -188,38 +188,55 @@ _KINDS: dict[str, _Kind] = {
 }  # fmt: skip
 
 
+Held = tuple[Box, Holding]
+
+
 def collisions(boxes: Iterable[Box]) -> Iterator[Problem]:
     """What two boxes have that one alone may have; each once, at the second box, with the place of the first."""
-    first: dict[tuple[str, tuple[str, ...]], tuple[Box, Holding]] = {}
-    others: dict[tuple[str, tuple[str, ...]], list[tuple[Box, Holding]]] = {}
+    held: dict[tuple[str, tuple[str, ...]], list[Held]] = {}
     for box in boxes:
         for its in box.holdings:
-            key = its.kind, its.what
-            owner, _ = first.setdefault(key, (box, its))
-            if owner is not box:
-                others.setdefault(key, []).append((box, its))
-    for key, rows in others.items():
-        owner, mine = first[key]
-        if key[0] in ("name", "entity"):  # one id for two boxes is told as such
-            rows = [(box, its) for box, its in rows if (box.city, box.gateway) != (owner.city, owner.gateway)]
-        meant = _KINDS[key[0]].shared and all(_place(its) == _place(mine) for _, its in rows)
-        if rows and not meant:
-            yield _collision(mine, owner, rows)
+            held.setdefault((its.kind, its.what), []).append((box, its))
+    for (kind, _), rows in held.items():
+        meant = _KINDS[kind].shared and len({_place(its) for _, its in rows}) == 1
+        if not meant and (pair := _pair(rows)):
+            one, other = pair
+            yield _collision(one, other, len({box.name for box, its in rows if _apart(one, (box, its))}) - 1)
+
+
+def _pair(rows: Sequence[Held]) -> tuple[Held, Held] | None:
+    """Two boxes that have it; of an entity two that measure the same of it, where there are such."""
+    owners: dict[str, Held] = {}
+    for row in rows:
+        for part in row[1].parts:
+            if _apart(owners.setdefault(part, row), row):
+                return owners[part], row
+    return next(((rows[0], row) for row in rows if _apart(rows[0], row)), None)
+
+
+def _apart(one: Held, other: Held) -> bool:
+    """Whether these are two boxes; one id for both is told as such, not by what follows from it."""
+    (box, its), (its_box, _) = one, other
+    follows = its.kind in ("name", "entity") and (box.city, box.gateway) == (its_box.city, its_box.gateway)
+    return box is not its_box and not follows
 
 
 def _place(its: Holding) -> tuple[str, int, int]:
     return its.problem.file, its.problem.line, its.problem.column
 
 
-def _collision(mine: Holding, owner: Box, rows: list[tuple[Box, Holding]]) -> Problem:
-    box, its = rows[0]
+def _collision(one: Held, other: Held, more: int) -> Problem:
+    """
+    Args:
+        more: how many others have it too.
+    """
+    (owner, mine), (box, its) = one, other
     code, severity, _, message, remedy = _KINDS[its.kind]
-    shared = [its.parts & mine.parts for _, its in rows]
-    if its.kind == "entity" and not any(shared):  # two boxes may well fill one entity, each its own attributes
+    shared = its.parts & mine.parts
+    if its.kind == "entity" and not shared:  # two boxes may well fill one entity, each its own attributes
         severity = "warning"
-    parts = ", ".join(sorted(frozenset[str]().union(*shared))) or "other attributes"
-    more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-    text = message.format(its.shown, f"{box.name} and of {owner.name} ({_told(mine)}){more}", parts)
+    boxes = f"{box.name} and of {owner.name} ({_told(mine)}){f' and {more} more' if more else ''}"
+    text = message.format(its.shown, boxes, ", ".join(sorted(shared)) or "other attributes")
     return replace(its.problem, code=code, severity=severity, message=text, remedy=remedy)
 
 

@@ -280,7 +280,7 @@ def loaded(config: Path, *, with_secrets: bool = True) -> "Loaded":
     from gateway.registry import Registry
 
     registry = Registry()
-    found = load(config, lambda name: find_driver(registry, name), with_secrets=with_secrets)
+    found = load(config, lambda name: find_driver(registry, name), with_secrets=with_secrets, environment=environment())
     keep_secret(found.secrets)
     return found
 

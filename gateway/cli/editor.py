@@ -14,7 +14,7 @@ from gateway.config.bases import name_in_copy
 from gateway.config.edit import alone, replace_file
 from gateway.config.known import EntityNames, Known, Schema
 from gateway.config.last_good import own_files
-from gateway.config.loader import FRAGMENTS, folders_of, shipped
+from gateway.config.loader import FRAGMENTS, files_of, folders_of, shipped
 from gateway.config.sample import SCHEMA_FILE
 from gateway.config.templates import Templates, template_names, yaml_files
 from gateway.models.catalogue import EntityType
@@ -63,7 +63,7 @@ class Editor:
 
     def write(self) -> list[Path]:
         """All schemas that an editor can want in this folder, as it is now. Raises OSError."""
-        made = {SCHEMA_FILE: self.file()}
+        made = {SCHEMA_FILE: self.file(fragment=self._has_base)}
         if (self.folder / FRAGMENTS).is_dir():
             made[f"{FRAGMENTS}/{SCHEMA_FILE}"] = self.file(fragment=True)
         if (self.folder / "cities").is_dir():
@@ -142,11 +142,17 @@ class Editor:
             if driver
         }
 
+    @cached_property
+    def _has_base(self) -> bool:
+        """Then its file need not be complete, and may take away."""
+        fragments = self.folder / FRAGMENTS
+        return any(file.parent != fragments for file in files_of(self.folder)[1:])
+
     def _signed(self, schema: Schema) -> Schema:
         return {"$schema": schema["$schema"], "$comment": self._signature(), **schema}
 
     def _signature(self) -> str:
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(b"laid on a base" if self._has_base else b"")
         for name in self._registry.names():
             digest.update(f"{name} {self._registry.origin(name)}\n".encode())
         for file in (file for folder in self._folders for file in own_files(folder)):

@@ -130,10 +130,13 @@ class _Reading:
         tree = read_tree(tidy(self.home.here(file)), found, folder)
         unread = [problem for problem in found if problem.code == "unreadable-file"]
         for problem in unread:
-            remedy = "a base is a file; relative names begin at the folder of the file that says base:"
+            remedy = "a base is a file; relative names begin at the folder of citygate.yaml, in a base at its own"
             self._add(replace(problem, path=path, message=f"{tidy(file)} {problem.message}"), name, remedy)
         self.problems += [problem for problem in found if problem not in unread]
         self.missing |= not tree.place.source.parsed
+        if not tree.entries and not found:
+            problem = Problem("cut-off", path, f"{tidy(file)} gives nothing", "was it emptied?", "warning")
+            self.problems.append(place_problem(problem, name.place))
         self.of(tree, above)
         self.files.append(file)
         self.trees.append(tree)
@@ -186,16 +189,20 @@ class Laid:
         problem = Problem("missing-value", path, "no value after the key", remedy, at="key")
         self.problems.append(place_problem(problem, entry.key))
 
-    def settle(self, root: Map, path: KeyPath = ()) -> Map:
-        """Without the nulls that have done their work; one that took nothing away is a warning."""
+    def settle(self, root: Map, files: Map, path: KeyPath = ()) -> Map:
+        """Without the nulls that have done their work; one that took nothing away is a warning.
+
+        Args:
+            files: what the files say, without variables of the environment.
+        """
         entries: dict[str, Entry] = {}
         for key, entry in root.entries.items():
             where = (*path, key)
             if isinstance(entry.node, Map):
-                entries[key] = Entry(entry.key, self.settle(entry.node, where))
+                entries[key] = Entry(entry.key, self.settle(entry.node, files, where))
             elif not is_null(entry.node) or _means_null(where):
                 entries[key] = entry
-            elif where not in self.taken:
+            elif where not in self.taken and not _gives(files, where):
                 remedy = did_you_mean(key, self.new.get(where, ())) or "the line may go"
                 problem = Problem(
                     "nothing-taken", where, f"no base has {key}: null takes nothing away", remedy, "warning", "key"
@@ -246,6 +253,11 @@ def _misspelt(name: str, known: str) -> bool:
 def _means_null(path: KeyPath) -> bool:
     """Where null says more than that nothing is given: an attribute of the template that is not to be sent."""
     return len(path) > 5 and path[0] == "links" and path[4] == "entity" and path[-2] == "attributes"
+
+
+def _gives(tree: Map, path: KeyPath) -> bool:
+    found = find(tree, path)
+    return found.path == path and not is_null(found.node)
 
 
 def _is_empty(node: Node) -> bool:

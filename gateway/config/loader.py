@@ -10,7 +10,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
-from gateway.config.bases import BASE, Bases, Home, Laid, read_bases, tidy
+from gateway.config.bases import BASE, Bases, Home, Laid, is_null, read_bases, tidy
 from gateway.config.explain import known_or_near, locate
 from gateway.config.hiding import hide, shown_lines
 from gateway.config.migrate import migrate
@@ -213,15 +213,15 @@ class _Load:
         self.folders = tuple(tidy(self.at.here(folder)) for folder in bases.folders(self.at))
         self.templates = Templates([folder / "templates" for folder in self.folders], self.problems, self.shelf)
         self._closed()
-        root = self._laid_on(bases, root)
-        root = migrate(override(root, self.environment.overrides, self.problems), self.problems)
-        self.found = counted(root)
-        self.ends = dict(filter(None, map(_end, trees)))
+        files = self._laid_on(bases, root)
+        root = migrate(override(files, self.environment.overrides, self.problems), self.problems)
+        self.ends = dict(filter(None, map(_end, (*trees, *bases.trees))))
         profiles: dict[str, tuple[CityProfile, Map]] = {}
         root = self._with_profiles(root, profiles)
         if self.laid.bases:
-            root = self.laid.settle(root)
+            root = self.laid.settle(root, files)
             self.problems += self.laid.doubts(root)
+        self.found = counted(root)
         secrets = Secrets((self.home or self.folder) / "secrets", self.environment, self.remembered, self.held)
         as_written = root
         root, untold = resolve(root, secrets if self.with_secrets else None, self.problems)
@@ -357,7 +357,7 @@ class _Load:
     def _profile(self, broker: Node, path: KeyPath) -> tuple[CityProfile, Map]:
         use = broker.get("use") if isinstance(broker, Map) else None
         empty = CityProfile(), Map({}, broker.place)
-        if not isinstance(use, Scalar):
+        if not isinstance(use, Scalar) or (self.laid.bases and is_null(use)):
             return empty
         kind, _, name = use.text.partition("/")
         folders = (*(folder / "cities" for folder in self.folders), shipped("cities"))

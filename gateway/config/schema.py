@@ -8,12 +8,14 @@ from pydantic import BaseModel
 
 from gateway.config.facts import facts, words
 from gateway.config.known import (
+    NULL,
     Known,
     Schema,
     choice,
     know_profiles,
     know_templates,
     know_types,
+    or_null,
     template_choice,
 )
 from gateway.config.loader import ASIDE
@@ -70,7 +72,10 @@ def file_schema(
     if fragment:
         _all_optional(schema)
     title = "citygate conf.d fragment" if fragment else "citygate.yaml"
-    return _draft_07({"$schema": DIALECT, "title": title, **_without(schema, "title")})
+    made = _draft_07({"$schema": DIALECT, "title": title, **_without(schema, "title")})
+    if fragment:
+        made = _with_nulls(made)
+    return made
 
 
 def template_schema(driver: Driver[Any], known: Known | None = None) -> Schema:
@@ -86,19 +91,28 @@ def template_schema(driver: Driver[Any], known: Known | None = None) -> Schema:
         if "quantity" in properties and "unit" in properties:
             properties["quantity"] |= measured
             properties["unit"] |= choice({"": "that of the quantity", **codes})
-    required = schema.pop("required", [])
+    needed: Schema = {"required": schema.pop("required", []), "properties": _needed(schema, definitions)}
     schema["properties"].pop("name", None)
-    points = schema["properties"]["points"]
-    points["additionalProperties"] = {
-        "anyOf": [points["additionalProperties"], {"type": "null"}]
-    }  # a variant drops one
-    points.pop("minProperties", None)
+    schema["properties"]["points"].pop("minProperties", None)
     schema["properties"]["extends"] = {
         "description": "vendor/model of the template this one is a variant of: only the differences are written",
         **template_choice(known.templates.get(driver.name, {})),
     }
-    schema["anyOf"] = [{"required": required}, {"required": ["extends"]}]
-    return _draft_07({"$schema": DIALECT, "title": f"template of driver {driver.name}", **_without(schema, "title")})
+    schema |= {"if": {"required": ["extends"]}, "else": needed}
+    title = f"template of driver {driver.name}"
+    made: Schema = _with_nulls(_draft_07({"$schema": DIALECT, "title": title, **_without(schema, "title")}))
+    return made
+
+
+def _needed(schema: Schema, definitions: Schema) -> Schema:
+    """What the points and other named parts of a template must have, taken out of it: a variant says only what differs."""
+    needed: Schema = {}
+    for key, child in schema["properties"].items():
+        more = child.get("additionalProperties")
+        definition = definitions.get(str(more.get("$ref", "")).rpartition("/")[2]) if isinstance(more, dict) else None
+        if definition and (required := definition.pop("required", None)):
+            needed[key] = {"additionalProperties": {"required": required}}
+    return needed
 
 
 def profile_schema(known: Known | None = None) -> Schema:
@@ -168,9 +182,8 @@ def _any_device(definitions: Schema, drivers: Mapping[str, Any]) -> list[Schema]
     """For a link whose driver stands in another file: its devices are those of some driver."""
     links = [definitions.get(f"{name}.link", {}) for name in drivers]
     devices = [link.get("properties", {}).get("devices", {}).get("additionalProperties") for link in links]
-    if not all(devices):
-        return []  # of a driver that cannot be had here
-    rule = {"properties": {"devices": {"additionalProperties": {"anyOf": devices}}}}
+    known = {"additionalProperties": {"anyOf": devices}} if all(devices) else {}  # else a driver cannot be had here
+    rule = {"properties": {"devices": {"type": "object", **known}}}
     return [{"if": {"not": {"required": ["driver"]}}, "then": rule}]
 
 
@@ -274,6 +287,30 @@ def _loosened(node: Schema) -> Schema:
 def _may_be_digits(node: Schema) -> bool:
     pattern = node.get("pattern")
     return pattern is None or any(re.search(pattern, "1" * length) for length in range(1, 65))
+
+
+def _with_nulls(node: Any) -> Any:
+    """Every key may be `null`, which takes away what a base or the template of a variant has; not in lists and conditions.
+
+    The types themselves take it, since around alternatives an editor underlines more than what is wrong; but those whose
+    names are listed, which it completes for one type alone.
+    """
+    if isinstance(node, list):
+        return [_with_nulls(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    left = ("if", "not", "else", "items", "propertyNames", "oneOf")
+    changed = {key: value if key in left else _with_nulls(value) for key, value in node.items()}
+    options, names, kind = changed.get("anyOf"), changed.get("enum"), changed.get("type")
+    if isinstance(options, list) and NULL not in options:
+        changed["anyOf"] = [*options, NULL]
+    if isinstance(names, list):
+        changed["enum"] = [*names, None]
+    if changed.get("propertyNames", _A_NAME) != _A_NAME:
+        return or_null(changed)
+    if isinstance(kind, str | list) and "const" not in changed and kind != "null":
+        changed["type"] = [*([kind] if isinstance(kind, str) else kind), "null"]
+    return changed
 
 
 def _without(schema: Schema, key: str) -> Schema:

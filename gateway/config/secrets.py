@@ -1,5 +1,6 @@
 """`!secret NAME`: where its text comes from, and keeping it out of everything shown."""
 
+import hashlib
 import itertools
 import os
 import re
@@ -24,7 +25,6 @@ MAX_SECRET_BYTES = 16 << 10
 SENSITIVE = re.compile(
     r"(?i)^(?:.*[_-])?(?:password|passwd|passphrase|secret|token|bearer|api_?key|app_?key|nwk_?key|key)$"
 )
-_NOT_KNOWN = "0" * 32  # in its place: fits where a text or a key in hex is asked for; nobody logs in with it
 _MOST = 4096  # characters of a line; nobody is shown more
 _IN_LINE = re.compile(  # counted repeats: a hostile line must not cost its length squared
     r"(?i)(?P<head>(?:password|passwd|passphrase|secret|token|bearer|key)['\"]?\s{0,16}:\s{1,16})"
@@ -226,11 +226,19 @@ def resolve(
             problems.append(place_problem(problem, node.place))
         if not text:
             unknown[path] = node.text
-        return Scalar(text or _NOT_KNOWN, node.place, False, node.tag)
+        return Scalar(text or _instead(node.text), node.place, False, node.tag)
 
     resolved = walk(root, ())
     assert isinstance(resolved, Map)
     return resolved, unknown
+
+
+def _instead(name: str) -> str:
+    """In place of a text that is not known: fits where a text or a key in hex is asked for, and nobody logs in with it.
+
+    Two secrets are two: devices of one address are told apart by their keys.
+    """
+    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def _missing(path: tuple[str | int, ...], said: str, *, at_work: bool, remedy: str) -> Problem:

@@ -751,7 +751,10 @@ def _positions(coordinates: Any) -> Iterator[tuple[float, float]]:
 
 
 def merged(template: EntityMapping, device: EntityMapping | None) -> EntityMapping:
-    """The template's mapping with the device's laid over it, key by key; another type starts afresh."""
+    """The template's mapping with the device's laid over it, key by key; another type starts afresh.
+
+    Null for a structured attribute takes away all its members.
+    """
     if device is None:
         return template
     if device.type is not None and template.type is not None and device.type != template.type:
@@ -759,11 +762,13 @@ def merged(template: EntityMapping, device: EntityMapping | None) -> EntityMappi
     more = {
         name: merged(template.more[name], over) if name in template.more else over for name, over in device.more.items()
     }
+    gone = {name for name, source in device.attributes.items() if source is None}
+    kept = {key: source for key, source in template.attributes.items() if key.partition(".")[0] not in gone}
     return template.model_copy(
         update={
             "type": device.type or template.type,
             "id": device.id or template.id,
-            "attributes": {**template.attributes, **device.attributes},
+            "attributes": {**kept, **device.attributes},
             "static": {**template.static, **device.static},
             "period_s": device.period_s if device.period_s is not None else template.period_s,
             "more": {**template.more, **more},

@@ -2,7 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from gateway.sdk.quantities import quantities
 
@@ -138,6 +147,17 @@ class EntityMapping(TemplateModel):
         None, alias="period", description="length of the observation period, e.g. 15 min: dateObservedFrom and To"
     )
     more: dict[str, "EntityMapping"] = Field(default={}, description="further entities of the same device, by name")
+
+    @field_validator("attributes")
+    @classmethod
+    def _taken(cls, attributes: dict[str, AttributeMapping | None]) -> dict[str, AttributeMapping | None]:
+        """Null for a structured attribute takes away the members that a file below this one gives: those before it."""
+        found: dict[str, AttributeMapping | None] = {}
+        for key, source in attributes.items():
+            if source is None:
+                found = {name: its for name, its in found.items() if name.partition(".")[0] != key}
+            found[key] = source
+        return found
 
 
 class Caveat(TemplateModel):

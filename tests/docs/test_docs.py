@@ -44,6 +44,32 @@ def test_every_link_of_a_document_leads_somewhere(document: Path) -> None:
     assert [target for target in local if not (document.parent / target).exists()] == []
 
 
+DECISIONS = sorted(REPOSITORY.glob("docs/decisions/*.md"))
+
+
+def test_a_number_is_one_decision() -> None:
+    numbers = [decision.name[:4] for decision in DECISIONS]
+
+    assert [number for number in numbers if numbers.count(number) > 1] == []
+    assert [
+        decision.name for decision in DECISIONS if not decision.read_text().startswith(f"# {decision.name[:4]}")
+    ] == []
+
+
+def test_a_decision_that_is_named_by_its_number_exists() -> None:
+    texts = {path: path.read_text() for path in (*DOCUMENTS, *DECISIONS, *REPOSITORY.glob("[gdt]*/**/*.py"))}
+    named = {
+        (name(path), number) for path, text in texts.items() for number in re.findall(r"decisions?[/ ](\d{4})\b", text)
+    }
+
+    assert sorted((path, number) for path, number in named if number not in {its.name[:4] for its in DECISIONS}) == []
+
+
+@pytest.mark.parametrize("decision", DECISIONS, ids=lambda path: path.name)
+def test_every_link_of_a_decision_leads_somewhere(decision: Path) -> None:
+    test_every_link_of_a_document_leads_somewhere(decision)
+
+
 def _examples(document: Path) -> Iterator[ParameterSet]:
     text = document.read_text()
     for match in re.finditer(r"^```ya?ml\n(.*?)^```", text, re.DOTALL | re.MULTILINE):

@@ -1,5 +1,6 @@
 """The schemas under the language server that editors use: what it offers, what it says, what it underlines, and what not."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,13 +53,14 @@ def server(box: Path) -> Iterator[LanguageServer]:
         pytest.skip("Node is not installed")
     if not SERVER.exists():
         pytest.skip("the language server is not installed in .editor/; `make editor` does it where npm can")
-    cases = {(box / "cases.schema.json").as_uri(): "**/cases/**"}
-    (box / "cases.schema.json").write_bytes(orjson.dumps(bench_schema()))
+    cases = {(box / f"{name}.schema.json").as_uri(): f"**/{name}/**" for name in ("cases", "based")}
+    for name in ("cases", "based"):
+        (box / f"{name}.schema.json").write_bytes(orjson.dumps(bench_schema(fragment=name == "based")))
     with LanguageServer(SERVER, box, cases) as server:
         yield server
 
 
-def bench_schema() -> dict[str, object]:
+def bench_schema(*, fragment: bool) -> dict[str, object]:
     """Of the config that the cases are for, with all templates that any of them has."""
     folders = [*CASES.glob("*/templates"), CASES / "none"]
     driver = BenchDriver()
@@ -66,7 +68,7 @@ def bench_schema() -> dict[str, object]:
     for folder in folders:
         found = Templates([folder], [])
         templates |= {name: found.load(driver, name).template for name in found.names(driver)}
-    return file_schema({"bench": driver, "broken": None}, Known({"bench": templates}))
+    return file_schema({"bench": driver, "broken": None}, Known({"bench": templates}), fragment=fragment)
 
 
 @pytest.mark.parametrize(
@@ -183,17 +185,23 @@ FORM = {
     "unknown-driver": "Valid values", "unknown-template": "Valid values", "unknown-point": "Value is not accepted", "wrong-name": "pattern",
     "duplicate-key": "unique", "unknown-alias": "", "unknown-tag": "tag", "wrong-key": "", "yaml-syntax": "", "unfinished-file": "", "merge-conflict": "",
 }  # fmt: skip
-# What a schema cannot say: two keys that exclude or need each other, numbers inside texts, what YAML 1.2 reads otherwise than 1.1.
+# What a schema cannot say: two keys that exclude or need each other, numbers inside texts, what YAML 1.2 reads otherwise than 1.1, and
+# what another file gives.
 CHECK_ALONE = {
     "calibration-ends-before-it-begins", "driver-blames-a-device", "driver-blames-the-link", "listen-everywhere-without-token", "two-ways-to-log-in",
     "bound-of-a-duration", "bound-of-a-size", "rate-of-zero", "broker-port-too-large", "nan", "octal", "cr-line-ends", "merge-of-a-text", "secret-in-the-name",
+    "calibration-new-one-without-its-day", "errors-of-fields-and-of-the-whole-link",
+    "a-base-and-another-way-to-log-in", "a-base-and-nothing-behind-a-key", "a-base-with-other-names",
 }  # fmt: skip
 
 
 def test_what_check_says_of_the_form_of_a_file_is_underlined_on_that_line(server: LanguageServer) -> None:
     said = {case.name: problems_of(case) for case in sorted(CASES.iterdir())}
     texts = {name: text for name in said if (text := _text(CASES / name / "citygate.yaml"))}
-    found = server.diagnostics({f"cases/{name}.yaml": text for name, text in texts.items()})
+    based = {name for name, text in texts.items() if re.search("^base:", text, re.MULTILINE)}
+    found = server.diagnostics(
+        {f"{'based' if name in based else 'cases'}/{name}.yaml": text for name, text in texts.items()}
+    )
 
     alarms, missed, compared = {}, {}, 0
     for name, its in zip(texts, found.values(), strict=True):

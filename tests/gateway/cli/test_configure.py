@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.gateway.cli.conftest import Command
 
 KEYS = {"code", "severity", "file", "line", "column", "path", "message", "remedy"}
@@ -30,3 +32,16 @@ def test_a_missing_file_is_a_problem_with_its_name(citygate: Command, tmp_path: 
     ended = citygate("check", "-c", str(tmp_path / "nowhere"))
     assert ended.code == 3
     assert "nowhere" in ended.err + ended.out
+
+
+def test_the_config_as_it_counts_has_what_the_environment_says(
+    citygate: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CITYGATE__GATEWAY__ID", "gw-9")
+    ended = citygate("check", "-c", str(folder), "--effective")
+    assert "  id: gw-9" in ended.out
+    assert "# environment CITYGATE__GATEWAY__ID\n" in ended.out
+    rows = citygate("check", "-c", str(folder), "--effective", "--json").json["effective"]
+    assert [(its["value"], its["file"]) for its in rows if its["path"] == "gateway.id"] == [
+        ("gw-9", "environment CITYGATE__GATEWAY__ID")
+    ]

@@ -132,6 +132,40 @@ def test_fragments_templates_and_cities_get_schemas_beside_them(citygate: Comman
         assert faults(edited / "cities" / "citygate.schema.json", profile.replace(old, new)) != []
 
 
+BASE = """\
+version: 1
+gateway: {city: milano, location: [9.1, 45.5]}
+links:
+  air: {driver: serial, port: /dev/ttyAMA0, devices: {air-1: {template: nova/sds011}}}
+  yard: {driver: serial, port: /dev/ttyS1, devices: {air-2: {template: nova/sds011}}}
+brokers: {milano: {url: "https://b.example", tenant: a, auth: {bearer: !secret b}}, porto: {url: "https://c.example"}}
+"""
+ON_IT = """\
+base: base.yaml
+gateway: {id: gw-1, location: null}
+buffer: {max_size: null}
+links:
+  air: {port: null, devices: {air-1: {every: null, entity: {id: null, attributes: {pm10: null}}}}}
+  yard: {devices: {air-2: null}}
+  other: null
+brokers: {milano: {tenant: null, auth: {bearer: null}, use: null}, porto: null}
+"""
+
+
+def test_a_box_on_a_base_need_not_be_complete_and_may_take_away(citygate: Command, edited: Path) -> None:
+    assert citygate("schema", "--write", "-c", str(edited)).code == 0
+    put(edited, citygate=ON_IT, base=BASE)
+    assert "stale-schema" in [its["code"] for its in citygate("check", "-c", str(edited), "--json").json["problems"]]
+    assert citygate("schema", "--write", "-c", str(edited)).code == 0
+    assert "stale-schema" not in [
+        its["code"] for its in citygate("check", "-c", str(edited), "--json").json["problems"]
+    ]
+    schema = edited / "citygate.schema.json"
+    assert (faults(schema, ON_IT), faults(schema, BASE)) == ([], [])
+    wrong = {"tenant: null": "tenent: null", "every: null": "every: [1]", "max_size: null": "max_size: []"}
+    assert [old for old, new in wrong.items() if not faults(schema, ON_IT.replace(old, new))] == []
+
+
 def test_check_says_when_a_schema_is_older_than_what_it_is_made_of(citygate: Command, edited: Path) -> None:
     def said() -> list[str]:
         return [problem["code"] for problem in citygate("check", "-c", str(edited), "--json").json["problems"]]

@@ -141,7 +141,23 @@ def test_two_boxes_may_fill_one_entity_each_with_its_own_attributes(citygate: Co
     assert "with other attributes" in ended.json["problems"][0]["message"]
     written(boxes, {"c.yaml": box(3, SHARED % one)})
     ended = citygate("check", "boxes", "--json")
+    assert (ended.code, between(ended.json)) == (3, [("fleet-entity", "error", "boxes/c.yaml", 3)])
+    assert "of boxes/c.yaml and of boxes/a.yaml (boxes/a.yaml:3:" in ended.json["problems"][0]["message"]
+    written(boxes, {"c.yaml": box(3, SHARED % other)})
+    ended = citygate("check", "boxes", "--json")
+    assert (ended.code, between(ended.json)) == (3, [("fleet-entity", "error", "boxes/c.yaml", 3)])
+    message = ended.json["problems"][0]["message"]
+    assert "of boxes/c.yaml and of boxes/b.yaml (boxes/b.yaml:3:" in message
+    assert message.endswith(" and 1 more, with pm10")
+
+
+def test_two_devices_of_a_box_that_fill_one_entity_are_both_compared(citygate: Command, boxes: Path) -> None:
+    devices = "links: {air: {devices: {air-1: {entity: {%(id)s, attributes: {pm10: null}}}}}, more: {driver: serial, port: /dev/ttyS1, devices: {air-2: {template: nova/sds011, entity: {%(id)s, attributes: {pm25: null}}}}}}\n"
+    two = devices % {"id": 'id: "urn:ngsi-ld:AirQualityObserved:milano:one"'}
+    written(boxes, {"a.yaml": box(1, two), "b.yaml": box(2, SHARED % ", attributes: {pm25: null}")})
+    ended = citygate("check", "boxes", "--json")
     assert (ended.code, between(ended.json)) == (3, [("fleet-entity", "error", "boxes/b.yaml", 3)])
+    assert ended.json["problems"][0]["message"].endswith(", with pm10")
 
 
 def test_an_id_pattern_without_the_gateway_collides_where_two_devices_have_one_name(

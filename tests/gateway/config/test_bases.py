@@ -239,6 +239,45 @@ def test_a_variable_that_names_a_base_is_told_to_do_nothing(tmp_path: Path, monk
     assert refused(tmp_path, base=BASE, citygate=BOX) == [("ignored-variable", "environment CITYGATE__BASE", 0)]
 
 
+def test_a_variable_takes_away_what_the_files_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CITYGATE__BROKERS__MILANO", "null")
+    plan = plan_of(tmp_path, base=BASE, citygate=BOX)
+    assert (list(plan.brokers), [p.code for p in plan.warnings if p.code == "nothing-taken"]) == (["porto"], [])
+    monkeypatch.setenv("CITYGATE__BROKERS__MILNO", "null")
+    plan = plan_of(tmp_path, base=BASE, citygate=BOX)
+    assert [(p.code, p.file) for p in plan.warnings if p.code == "nothing-taken"] == [
+        ("nothing-taken", "environment CITYGATE__BROKERS__MILNO")
+    ]
+
+
+def test_a_box_takes_the_profile_of_its_base_away(tmp_path: Path) -> None:
+    (tmp_path / "cities").mkdir()
+    (tmp_path / "cities" / "milan.yaml").write_text("city: milano\nbroker: {tenant: two}\n")
+    base = BASE.replace("{url", "{use: cities/milan, url").replace("tenant: one, ", "")
+    assert plan_of(tmp_path, base=base, citygate=BOX).config.brokers["milano"].tenant == "two"
+    plan = plan_of(tmp_path, base=base, citygate=f"{BOX}brokers: {{milano: {{use: null}}}}\n")
+    assert (plan.config.brokers["milano"].use, plan.config.brokers["milano"].tenant) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("base", "place"),
+    [
+        (BASE.rstrip("\n"), ("base.yaml", 13)),
+        ("", ("citygate.yaml", 1)),
+        ("# all of it\n", ("citygate.yaml", 1)),
+    ],
+)
+def test_a_base_that_was_cut_off_or_emptied_is_warned_of(tmp_path: Path, base: str, place: tuple[str, int]) -> None:
+    box = "base: base.yaml\nversion: 1\ngateway: {id: gw-1, city: milano, location: [9.1, 45.5]}\n"
+    found = [problem for problem in plan_of(tmp_path, base=base, citygate=box).warnings if problem.code == "cut-off"]
+    assert [(Path(problem.file).name, problem.line) for problem in found] == [place]
+
+
+def test_what_was_taken_away_is_not_counted(tmp_path: Path) -> None:
+    box = f"{BOX}links: {{roof: {{devices: {{meter-13: null}}}}}}\n"
+    assert plan_of(tmp_path, base=BASE, citygate=box).found == "1 link, 1 device, 2 brokers"
+
+
 def test_a_variable_wins_over_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CITYGATE__BROKERS__MILANO__TENANT", "three")
     assert plan_of(tmp_path, base=BASE, citygate=BOX).config.brokers["milano"].tenant == "three"

@@ -152,6 +152,22 @@ def test_what_is_not_the_same_is_left_alone(tmp_path: Path, kind: str) -> None:
     assert problems_of(tmp_path, *DIFFERENT[kind]) == ()
 
 
+def test_keys_that_are_not_known_here_tell_devices_of_one_address_apart_by_their_names(tmp_path: Path) -> None:
+    def found(*names: str) -> list[str]:
+        link = concentrator("a", one=("01020304", f"!secret {names[0]}"), two=("01020304", f"!secret {names[1]}"))
+        (tmp_path / "citygate.yaml").write_text(f"{HEAD}  {link}\n")
+        try:
+            return [
+                p.code
+                for p in make_plan(tmp_path, Registry(), with_secrets=False).warnings
+                if p.code != "clear-text-secret"
+            ]
+        except ConfigError as error:
+            return [problem.code for problem in error.problems if problem.code != "clear-text-secret"]
+
+    assert (found("k1", "k2"), found("k1", "k1")) == ([], ["shared-device"])
+
+
 def test_a_unit_that_two_templates_of_one_link_read_is_only_warned_about(tmp_path: Path) -> None:
     [problem] = problems_of(tmp_path, modbus("a", "host: 192.0.2.17", one=1, two=1))
     assert (problem.code, problem.severity) == ("shared-address", "warning")

@@ -156,6 +156,11 @@ def test_templates_and_profiles_have_schemas_of_their_own(tmp_path: Path) -> Non
     assert "points.x.quantity" in faults(tmp_path, wrong, template)
     assert faults(tmp_path, "vendor: a\nmodel: b\n", template) == {""}
     assert faults(tmp_path, "extends: a/b\nordr: big\n", template) == {""}
+    assert (
+        faults(tmp_path, "extends: a/b\ndescription: null\npoints: {x: {unit: null}, y: {}, z: null}\n", template)
+        == set()
+    )
+    assert faults(tmp_path, "vendor: a\nmodel: b\npoints: {x: {unit: VLT}}\n", template) == {"points.x"}
     assert faults(tmp_path, PROFILE, Draft7Validator(profile_schema())) == set()
     assert faults(tmp_path, PROFILE.replace("static", "statics"), Draft7Validator(profile_schema())) == {""}
     assert faults(tmp_path, TEMPLATE.replace("{pm10: null}", "{}"), template) == set()

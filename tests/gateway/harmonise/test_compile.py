@@ -110,6 +110,27 @@ def test_a_device_lays_its_own_mapping_over_the_templates_key_by_key() -> None:
     assert table.static["areaServed"].value == "Isola"
 
 
+def test_null_for_a_structured_attribute_takes_away_all_its_members() -> None:
+    points = {"v": "voltage", "a1": "current", "a2": "current"}
+    mapping: dict[str, Any] = {
+        "type": "ACMeasurement",
+        "static": {"phaseType": "threePhase"},
+        "attributes": {"phaseVoltage.L1": "v", "current.L1": "a1", "current.L2": "a2"},
+    }
+    [table], problems = compiled(device(points, mapping, entity={"attributes": {"current": None}}))
+    assert (sorted(table.slots), problems) == (["v"], ())
+    [table], _ = compiled(device(points, mapping, entity={"attributes": {"current": None, "current.L3": "a2"}}))
+    assert sorted(table.slots) == ["a2", "v"]
+    laid = {
+        **mapping,
+        "attributes": {**mapping["attributes"], "current": None},
+    }  # by a variant of the template, or on a base
+    [table], _ = compiled(device(points, laid))
+    assert sorted(table.slots) == ["v"]
+    [table], _ = compiled(device(points, mapping, entity={"attributes": {"current.L2": None}}))
+    assert sorted(table.slots) == ["a1", "v"]
+
+
 def test_another_type_in_the_device_starts_afresh() -> None:
     plan = device(AIR, air({"pm25": "pm"}), entity={"type": "WeatherObserved", "attributes": {"temperature": "t"}})
     [table], problems = compiled(plan)
