@@ -161,6 +161,7 @@ async def test_a_port_that_is_busy_says_why_the_daemon_was_not_asked(daemon: Fak
         ("CITYGATE__BUFFER", "{max_size: 1 GB}", "/var/lib/citygate/buffer.db"),
         ("CITYGATE__BUFFER__PATH", "{path: /env/b.db}", "/data/b.db"),
         ("CITYGATE__BUFFER__PATH", "", "/data/b.db"),
+        ("CITYGATE__BUFFER__PATH", "null", "/var/lib/citygate/buffer.db"),
         ("CITYGATE__HTTP__LISTEN", "", "/data/b.db"),
     ],
 )
