@@ -690,10 +690,13 @@ def _put(node: Map, parts: list[str], value: Node, place: Place) -> Map:
     old = node.get(key)
     if len(parts) == 1 and old and isinstance(value, Scalar) and value.text and plain_value(value) is None:
         return Map({name: its for name, its in node.entries.items() if name != key}, node.place, node.dropped)
-    new: Node = value
-    if len(parts) > 1:
-        new = _put(old if isinstance(old, Map) else Map({}, place), parts[1:], value, place)
-    return Map({**node.entries, key: Entry(place, new)}, node.place, node.dropped)
+    if len(parts) > 1 and isinstance(old, Map):  # a map that the files have stays theirs
+        inner = Entry(node.entries[key].key, _put(old, parts[1:], value, place))
+    elif len(parts) > 1:
+        inner = Entry(place, _put(Map({}, place), parts[1:], value, place))
+    else:
+        inner = Entry(place, value)
+    return Map({**node.entries, key: inner}, node.place, node.dropped)
 
 
 def _folded(key: str) -> str:

@@ -123,6 +123,8 @@ def test_an_override_finds_a_key_whatever_its_case_and_dashes(tmp_path: Path) ->
 
     assert plain(changed) == {"links": {"roof-rs485.a": {"port": "/dev/b"}}, "http": {"listen": "[::1]:1"}}
     assert str(find(changed, ("http", "listen")).node.place) == "environment CITYGATE__HTTP__LISTEN"
+    assert str(find(changed, ("http",)).key) == "environment CITYGATE__HTTP__LISTEN"
+    assert find(changed, ("links", "roof-rs485.a")).key.line == 1  # what is wrong with the link itself is in the file
 
 
 def test_an_override_may_be_a_list_or_a_map(tmp_path: Path) -> None:
