@@ -204,9 +204,8 @@ def reload(given: argparse.Namespace) -> int:
         say_json(found)
         return FINE
     for warning in found.get("warnings", ()):
-        complain(
-            f"{warning['file']}:{warning['line']}:{warning['column']}: {warning['severity']}: {warning['message']}"
-        )
+        place = f"{warning['file']}:{warning['line']}:{warning['column']}" if warning["line"] else warning["file"]
+        complain(f"{place}: {warning['severity']}: {warning['message']}")
     for change in found.get("changed", ()):
         say(printable(str(change)))
     for line in _consequences(found, dry_run=given.dry_run):
