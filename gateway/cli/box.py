@@ -164,7 +164,51 @@ def names(config: Path) -> Names | None:
                     devices[device] = _was(its) or devices.get(device, "")
         except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError):
             return None
+    if told := environment().overrides:
+        laid = _names_told(brokers, links, told)
+        if laid is None:
+            return None
+        brokers, links = laid
     return Names(brokers, {name: was for devices in links.values() for name, was in devices.items()})
+
+
+def _names_told(
+    brokers: dict[str, str], links: dict[str, dict[str, str]], overrides: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, dict[str, str]]] | None:
+    """The same with what `CITYGATE__BROKERS__PORTO__URL` and its like add, take away and rename; None when they make no sense."""
+    from gateway.config.tree import Entry, Map, Place, Scalar, Source, override
+
+    place = Place(Source("", []), 0, 0)
+
+    def tree(its: Mapping[str, Any]) -> Map:
+        parts = {name: tree(part) if isinstance(part, Mapping) else Scalar(part, place) for name, part in its.items()}
+        return Map({name: Entry(place, part) for name, part in parts.items()}, place)
+
+    def inside(node: Any, name: str) -> dict[str, Any]:
+        its = node.get(name) if isinstance(node, Map) else None
+        return {key: entry.node for key, entry in its.entries.items()} if isinstance(its, Map) else {}
+
+    def was(node: Any) -> str:
+        its = node.get("was") if isinstance(node, Map) else None
+        return its.text if isinstance(its, Scalar) else ""
+
+    def entries(names: Mapping[str, str]) -> dict[str, dict[str, str]]:
+        return {name: {"was": old} if old else {} for name, old in names.items()}
+
+    known = {
+        "brokers": entries(brokers),
+        "links": {name: {"devices": entries(devices)} for name, devices in links.items()},
+    }
+    found = override(tree(known), overrides, [])
+    if not all(isinstance(found.get(key), Map | None) for key in known):
+        return None
+    return (
+        {name: was(node) for name, node in inside(found, "brokers").items()},
+        {
+            link: {name: was(its) for name, its in inside(node, "devices").items()}
+            for link, node in inside(found, "links").items()
+        },
+    )
 
 
 def _lowest_first(config: Path) -> list[tuple[Path, Path]]:

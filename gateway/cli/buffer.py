@@ -252,9 +252,10 @@ def purge(given: argparse.Namespace) -> int:
 
 def forget(given: argparse.Namespace) -> int:
     """`citygate buffer forget BROKER`, or `--device DEVICE`."""
-    name, which = (given.device, "device") if given.device else (given.broker, "consumer")
+    box.refuse_another(given.config)
+    name, which = (given.device, "device") if given.device is not None else (given.broker, "consumer")
     with Asked(given.config) as ask:
-        its = ask("buffer-status")["gone_devices" if given.device else "gone"].get(name)
+        its = ask("buffer-status")["gone" if which == "consumer" else "gone_devices"].get(name)
         if its is not None and not given.yes and not _sure(name, its):
             return PROBLEM
         found: dict[str, Any] = ask("buffer-forget", **{which: name})
@@ -283,6 +284,7 @@ def _sure(name: str, its: Mapping[str, Any]) -> bool:
 
 
 def _simple(given: argparse.Namespace, verb: str, **arguments: Any) -> int:
+    box.refuse_another(given.config)
     with Asked(given.config) as ask:
         found: dict[str, Any] = ask(verb, **arguments)
     if given.json:

@@ -5,12 +5,13 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from gateway.cli import box
 from gateway.cli.outside import environment
-from gateway.cli.status_text import counted, status_text
+from gateway.cli.status_text import counted, status_text, time_of
 from gateway.cli.terminal import colour, complain, printable, say, say_json
 from gateway.cli.verbs import Verbs, duration
 from gateway.health import WELL
@@ -203,9 +204,8 @@ def reload(given: argparse.Namespace) -> int:
         say_json(found)
         return FINE
     for warning in found.get("warnings", ()):
-        complain(
-            f"{warning['file']}:{warning['line']}:{warning['column']}: {warning['severity']}: {warning['message']}"
-        )
+        place = f"{warning['file']}:{warning['line']}:{warning['column']}" if warning["line"] else warning["file"]
+        complain(f"{place}: {warning['severity']}: {warning['message']}")
     for change in found.get("changed", ()):
         say(printable(str(change)))
     for line in _consequences(found, dry_run=given.dry_run):
@@ -248,29 +248,46 @@ def once(given: argparse.Namespace) -> int:
     box.make_plan(given.config)  # a config that is wrong is told with its places, not by a daemon's last words
     with box.some_daemon(given.config):
         devices = box.ask(given.config, "once", timeout_s=READ_ALL_WITHIN_S)["devices"]
-        brokers = _sent(given)
+        brokers, left = _sent(given)
     found = {"devices": devices, "brokers": brokers}
     if given.json:
         say_json(found)
     else:
-        _show_once(found)
-    return _once_code(found)
+        _show_once(found, left)
+    return _once_code(found, left)
 
 
-def _sent(given: argparse.Namespace) -> dict[str, Any]:
-    """The brokers' records once everything owed is taken, or when for some time nothing was."""
-    owed, since_s = -1, time.monotonic()
+def _sent(given: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """The brokers' records once they took all that was owed after the cycle, and those that did not: nothing moved there for some time.
+
+    What comes later counts for nobody: beside a daemon at work something always does, and a broker that is away is owed ever more.
+    """
+    asked_at: datetime | None = None
+    before: dict[str, Any] = {}
+    since_s = time.monotonic()
     while True:
-        brokers: dict[str, Any] = box.ask(given.config, "status")["brokers"]
-        left = sum(broker["backlog"] for broker in brokers.values())
-        if left != owed:
-            owed, since_s = left, time.monotonic()
+        status: dict[str, Any] = box.ask(given.config, "status")
+        brokers: dict[str, Any] = status["brokers"]
+        asked_at = asked_at or time_of(status["gateway"].get("now"))
+        left = [name for name, broker in brokers.items() if _still_owed(broker, asked_at)]
+        if any(_moved(before.get(name), brokers[name]) for name in left):
+            since_s = time.monotonic()
         if not left or time.monotonic() - since_s > STUCK_AFTER_S:
-            return brokers
+            return brokers, left
+        before = brokers
         time.sleep(0.2)
 
 
-def _show_once(found: Mapping[str, Any]) -> None:
+def _still_owed(broker: Mapping[str, Any], asked_at: datetime | None) -> bool:
+    oldest_at = time_of(broker["oldest_unsent_at"])
+    return bool(broker["backlog"]) and not (oldest_at and asked_at and oldest_at > asked_at)
+
+
+def _moved(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> bool:
+    return before is None or before["oldest_unsent_at"] != now["oldest_unsent_at"] or before["backlog"] > now["backlog"]
+
+
+def _show_once(found: Mapping[str, Any], left: Sequence[str]) -> None:
     rows = [
         (colour("✗", "red") if device["error"] or not device["readings"] else colour("●", "green"), name,
          printable(device["error"]) or f"{counted(device['readings'], 'reading')}")
@@ -279,15 +296,15 @@ def _show_once(found: Mapping[str, Any]) -> None:
     for mark, name, text in rows:
         say(f"{mark} {name}  {text}")
     for name, broker in found["brokers"].items():
-        owed = f", {counted(broker['backlog'], 'reading')} still owed" if broker["backlog"] else ""
+        owed = f", {counted(broker['backlog'], 'reading')} still owed" if name in left else ""
         say(f"{name}: {broker['state']}, accepted {broker['accepted']}, refused {broker['refused']}{owed}")
     if not found["brokers"]:
         say("no broker is configured: nothing was sent")
 
 
-def _once_code(found: Mapping[str, Any]) -> int:
+def _once_code(found: Mapping[str, Any], left: Sequence[str]) -> int:
     silent = [device for device in found["devices"].values() if device["error"] or not device["readings"]]
-    if silent or any(broker["backlog"] for broker in found["brokers"].values()):
+    if silent or left:
         return UNREACHABLE
     return PROBLEM if any(broker["refused"] for broker in found["brokers"].values()) else FINE
 

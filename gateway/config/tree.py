@@ -663,15 +663,21 @@ def override(root: Map, variables: Mapping[str, str], problems: list[Problem]) -
 
     Parts are joined by two underscores; letter case and `-`, `.`, `_` do not matter where the files have the key already.
     A variable that fits no key is found when the tree is checked: unknown keys are errors. `[…]` and `{…}` are lists and
-    maps, all else is one value.
+    maps, `!secret NAME` names a secret, `null` takes away what the files say as it does in a box above its base; all else is one value.
     """
+    names: dict[tuple[str, ...], str] = {}
     for name in sorted(variables):
         parts = name.removeprefix(OVERRIDE).split("__")
-        text, place = variables[name], Place(Source(f"environment {name}", []), 0, 0)
+        text, source = variables[name], Source(f"environment {name}", [])
+        place = Place(source, 0, 0)
+        if (first := names.setdefault(tuple(map(_folded, parts)), name)) != name:
+            message = f"{first} and {name} are one key"
+            problems.append(place_problem(Problem("duplicate-key", (), message, "take one of them away"), place))
         value: Node = Scalar(text, place)
-        if (text[:1], text[-1:]) in (("[", "]"), ("{", "}")):
+        shape = text.strip()
+        if (shape[:1], shape[-1:]) in (("[", "]"), ("{", "}")) or re.fullmatch(r"!secret +\S+", shape):
             try:
-                value = _Builder(Source(f"environment {name}", [text]), problems).node(text) or value
+                value = _Builder(Source(source.name, [text]), problems).node(shape) or value
             except Unreadable as error:
                 problems.append(error.problem)
         root = _put(root, parts, value, place)
@@ -682,10 +688,15 @@ def _put(node: Map, parts: list[str], value: Node, place: Place) -> Map:
     same = (key for key in node.entries if _folded(key) == _folded(parts[0]))
     key = next(same, parts[0].lower())
     old = node.get(key)
-    new: Node = value
-    if len(parts) > 1:
-        new = _put(old if isinstance(old, Map) else Map({}, place), parts[1:], value, place)
-    return Map({**node.entries, key: Entry(place, new)}, node.place, node.dropped)
+    if len(parts) == 1 and old and isinstance(value, Scalar) and value.text and plain_value(value) is None:
+        return Map({name: its for name, its in node.entries.items() if name != key}, node.place, node.dropped)
+    if len(parts) > 1 and isinstance(old, Map):  # a map that the files have stays theirs
+        inner = Entry(node.entries[key].key, _put(old, parts[1:], value, place))
+    elif len(parts) > 1:
+        inner = Entry(place, _put(Map({}, place), parts[1:], value, place))
+    else:
+        inner = Entry(place, value)
+    return Map({**node.entries, key: inner}, node.place, node.dropped)
 
 
 def _folded(key: str) -> str:

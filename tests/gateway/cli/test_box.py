@@ -161,6 +161,7 @@ async def test_a_port_that_is_busy_says_why_the_daemon_was_not_asked(daemon: Fak
         ("CITYGATE__BUFFER", "{max_size: 1 GB}", "/var/lib/citygate/buffer.db"),
         ("CITYGATE__BUFFER__PATH", "{path: /env/b.db}", "/data/b.db"),
         ("CITYGATE__BUFFER__PATH", "", "/data/b.db"),
+        ("CITYGATE__BUFFER__PATH", "null", "/var/lib/citygate/buffer.db"),
         ("CITYGATE__HTTP__LISTEN", "", "/data/b.db"),
     ],
 )
@@ -170,3 +171,33 @@ def test_a_variable_says_it_in_any_form_that_the_daemon_takes(
     (tmp_path / "citygate.yaml").write_text(HEAD + "buffer: {path: /data/b.db}\n")
     monkeypatch.setenv(name, text)
     assert buffer_path(tmp_path) == Path(found)
+
+
+def test_what_variables_add_take_away_and_rename_counts_for_who_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "citygate.yaml").write_text(
+        HEAD + "links: {roof-1: {devices: {m-1: {}, m-2: {}}}}\nbrokers: {porto: {was: lisboa}, sul: {}, milano: {}}\n"
+    )
+    plain = box.names(tmp_path)
+    told = {
+        "BROKERS__SINTRA__URL": "http://a.example",
+        "BROKERS__SUL": "null",
+        "BROKERS__Milano__WAS": "roma",
+        "LINKS__ROOF_1__DEVICES__M_2__UNIT_ID": "2",
+        "LINKS__ROOF_1__DEVICES__M-3": "{was: m-0}",
+        "LINKS__AIR": "{devices: {air-1: {}}}",
+        "BUFFER__PATH": "x",
+    }
+    for name, text in told.items():
+        monkeypatch.setenv(f"CITYGATE__{name}", text)
+
+    assert plain == ({"porto": "lisboa", "sul": "", "milano": ""}, {"m-1": "", "m-2": ""})
+    assert box.names(tmp_path) == (
+        {"porto": "lisboa", "milano": "roma", "sintra": ""},
+        {"m-1": "", "m-2": "", "m-3": "m-0", "air-1": ""},
+    )
+    monkeypatch.setenv("CITYGATE__LINKS", "{")
+    for name in ("LINKS__AIR", "LINKS__ROOF_1__DEVICES__M_2__UNIT_ID", "LINKS__ROOF_1__DEVICES__M-3"):
+        monkeypatch.delenv(f"CITYGATE__{name}")
+    assert box.names(tmp_path) is None, "nobody knows who is gone"

@@ -138,6 +138,10 @@ def test_a_verb_that_acts_refuses_a_file_that_the_daemon_does_not_run(
         ("once",),
         ("pause", "meter-1", "--for", "1m"),
         ("write", "a", "b", "1"),
+        ("buffer", "forget", "porto"),
+        ("buffer", "forget", "--device", "meter-1"),
+        ("buffer", "purge", "--all"),
+        ("buffer", "requeue", "--all"),
     )
     for verb in verbs:
         ended = citygate(*verb, "-c", str(tmp_path))

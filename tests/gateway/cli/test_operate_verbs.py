@@ -123,6 +123,28 @@ def test_once_waits_for_what_is_owed(citygate: Command, daemon: FakeView, folder
     assert (ended.code, ended.json["brokers"]["milano"]["backlog"]) == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("oldest_unsent_at", "code"), [("2026-06-01T12:00:01Z", 0), ("2026-06-01T11:00:00Z", 4), (None, 4)]
+)
+def test_once_waits_for_nothing_that_was_read_after_its_cycle(
+    citygate: Command, daemon: FakeView, folder: Path, monkeypatch: pytest.MonkeyPatch, oldest_unsent_at: str, code: int
+) -> None:
+    monkeypatch.setattr("gateway.cli.operate.STUCK_AFTER_S", 0.3)
+    backlog = iter(range(10, 40))
+    asked = daemon.status
+
+    def growing() -> dict[str, object]:
+        shown = asked()
+        shown["gateway"]["now"] = "2026-06-01T12:00:00Z"
+        shown["brokers"]["milano"] |= {"backlog": next(backlog), "oldest_unsent_at": oldest_unsent_at}
+        return shown
+
+    daemon.status = growing  # type: ignore[method-assign]  # a box at work: ever more is owed
+    ended = citygate("once", "-c", str(folder))
+    assert ended.code == code, ended.out
+    assert ("still owed" in ended.out) == (code == 4)
+
+
 def test_refused_entities_are_a_problem(citygate: Command, daemon: FakeView, folder: Path) -> None:
     daemon.shown["brokers"]["milano"]["refused"] = 2
     assert citygate("once", "-c", str(folder)).code == 1

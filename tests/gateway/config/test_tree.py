@@ -123,6 +123,8 @@ def test_an_override_finds_a_key_whatever_its_case_and_dashes(tmp_path: Path) ->
 
     assert plain(changed) == {"links": {"roof-rs485.a": {"port": "/dev/b"}}, "http": {"listen": "[::1]:1"}}
     assert str(find(changed, ("http", "listen")).node.place) == "environment CITYGATE__HTTP__LISTEN"
+    assert str(find(changed, ("http",)).key) == "environment CITYGATE__HTTP__LISTEN"
+    assert find(changed, ("links", "roof-rs485.a")).key.line == 1  # what is wrong with the link itself is in the file
 
 
 def test_an_override_may_be_a_list_or_a_map(tmp_path: Path) -> None:
@@ -133,6 +135,46 @@ def test_an_override_may_be_a_list_or_a_map(tmp_path: Path) -> None:
 
     assert plain(changed) == {"brokers": {"milano": {"send": ["air-*", "012"]}}, "a": {"b": 1}}
     assert [(problem.code, problem.file) for problem in problems] == [("yaml-syntax", "environment CITYGATE__A")]
+
+
+def test_an_override_may_name_a_secret_or_take_away(tmp_path: Path) -> None:
+    tree, problems = read(
+        tmp_path, "http: {listen: a, token: b}\nlinks: {roof: {devices: {m-1: {unit_id: 1}, m-2: {}}}}\n"
+    )
+
+    changed = override(
+        tree,
+        {
+            "CITYGATE__HTTP__TOKEN": "!secret page",
+            "CITYGATE__HTTP__LISTEN": "null",
+            "CITYGATE__LINKS__ROOF__DEVICES__M_1": "null",
+            "CITYGATE__BUFFER": "null",
+            "CITYGATE__GATEWAY__NAME": "",
+            "CITYGATE__A": " [1] ",
+        },
+        problems,
+    )
+
+    assert plain(changed) == {
+        "http": {"token": "page"},
+        "links": {"roof": {"devices": {"m-2": {}}}},
+        "buffer": None,  # nothing to take away: found wrong
+        "gateway": {"name": None},
+        "a": [1],
+    }
+    token = find(changed, ("http", "token")).node
+    assert (getattr(token, "tag", ""), problems) == ("!secret", [])
+
+
+def test_two_variables_of_one_key_are_an_error(tmp_path: Path) -> None:
+    tree, problems = read(tmp_path, "links: {a-b: {port: x}}\n")
+    variables = ("CITYGATE__LINKS__A_B__PORT", "CITYGATE__links__a-b__port", "CITYGATE__LINKS__A_B__X")
+
+    override(tree, dict.fromkeys(variables, "y"), problems)
+
+    assert [(its.code, its.file, its.message) for its in problems] == [
+        ("duplicate-key", f"environment {variables[1]}", f"{variables[0]} and {variables[1]} are one key")
+    ]
 
 
 @given(st.binary(max_size=200))
