@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 from gateway.log.isolate import REASON
 from gateway.log.refusal import of_the_file
 from gateway.log.segment import Columns, DamagedSegment, Entry, Stamp, entries_of, microseconds, wall_time
-from gateway.log.store import Gap, HeldRow, Store
+from gateway.log.store import Gap, HeldRow, Names, Store
 from gateway.sdk.errors import LogError
 
 MAX_PIECES: Final = 2000
@@ -61,11 +61,18 @@ class Held:
     One change after the other: what is decided on a row still holds when it is written.
     """
 
-    def __init__(self, job: Job, stamp: Callable[[], Stamp], gave_up: Callable[[Sequence[Gap]], object]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        stamp: Callable[[], Stamp],
+        gave_up: Callable[[Sequence[Gap]], object],
+        names: Callable[[Columns], Names],
+    ) -> None:
         self._rows: dict[int, HeldRow] = {}
         self._job = job
         self._stamp = stamp
         self._gave_up = gave_up
+        self._names = names
         self._one_at_a_time = asyncio.Lock()
 
     async def hold(
@@ -105,9 +112,10 @@ class Held:
             else:
                 readings.seq = [seq + joined.readings for seq in readings.seq]  # the next of its sets
                 new = replace(joined, last_us=at_us, readings=joined.readings + new.readings)
+            names = self._names(readings)
             entries = entries_of(readings, self._stamp())
             gaps = [_gap(gone, at_us, DROPPED) for gone in drop]
-            row, gaps = await self._job(lambda store: _put_or_count(store, new, entries, drop, gaps))
+            row, gaps = await self._job(lambda store: _put_or_count(store, new, entries, drop, gaps, names))
             for gone in drop:
                 self._rows.pop(gone.id, None)
             if row is not None:
@@ -260,11 +268,11 @@ class Held:
 
 
 def _put_or_count(
-    store: Store, row: HeldRow, entries: Sequence[Entry], drop: Sequence[HeldRow], gaps: Sequence[Gap]
+    store: Store, row: HeldRow, entries: Sequence[Entry], drop: Sequence[HeldRow], gaps: Sequence[Gap], names: Names
 ) -> tuple[HeldRow | None, list[Gap]]:
     """Write a piece; one that cannot be written although another can is counted as given up: then None. With all gaps."""
     try:
-        return _put(store, row, entries, drop, gaps), list(gaps)
+        return _put(store, row, entries, drop, gaps, names), list(gaps)
     except Exception as error:
         if of_the_file(error) or not store.can_hold():
             raise
@@ -285,8 +293,10 @@ def _plain(text: str) -> str:
     return text[:MAX_REASON].encode("utf-8", "replace").decode()
 
 
-def _put(store: Store, row: HeldRow, entries: Sequence[Entry], drop: Sequence[HeldRow], gaps: Sequence[Gap]) -> HeldRow:
-    number = store.put_held(row, entries, [gone.id for gone in drop], gaps)
+def _put(
+    store: Store, row: HeldRow, entries: Sequence[Entry], drop: Sequence[HeldRow], gaps: Sequence[Gap], names: Names
+) -> HeldRow:
+    number = store.put_held(row, entries, [gone.id for gone in drop], gaps, names)
     return replace(row, id=number, size_bytes=store.held_size(number))
 
 

@@ -60,7 +60,7 @@ class Log:
         self._points = points = Points(clock, stamps, pending, condition)
         self.series, self.last_values, self.statistics = points.series, points.last_values, points.statistics
         self._file = file = File(settings, clock, stamps, condition, connect)
-        self.held = Held(file.job, lambda: stamps.current, condition.note_gaps)
+        self.held = Held(file.job, lambda: stamps.current, condition.note_gaps, points.call_as_card)
         self._recipes = recipes = Recipes(points, pending, self.held, head)
         self._each_set = settings.commit_every_s == 0
         self._receipts = receipts = Receipts(head, condition, each_set=self._each_set)

@@ -9,7 +9,7 @@ from gateway.log.condition import Condition
 from gateway.log.isolate import Unwritable
 from gateway.log.last_values import LastValues
 from gateway.log.pending import Pending
-from gateway.log.segment import LAST_VALUES, Entry, Series, entries_of, microseconds
+from gateway.log.segment import LAST_VALUES, Columns, Entry, Series, entries_of, microseconds
 from gateway.log.stamps import WEAK, Stamps
 from gateway.log.stats import HOUR_US, Statistics
 from gateway.log.store import Batch, Loaded
@@ -108,6 +108,15 @@ class Points:
         for number, of in self.series.items():  # of two with one name the newest is given on
             if of.device in moves.values():
                 self.ids.setdefault(of.device, {})[of.point] = number
+
+    def call_as_card(self, readings: Columns) -> dict[int, tuple[str, str]]:
+        """Readings taken before the file could be read get the numbers that it knows; returns whose numbers there are."""
+        now = {}
+        for number in set(readings.series) & self.series.keys():
+            of = self.series[number]
+            now[number] = self.ids.get(of.device, {}).get(of.point, number) if number >= _LATE_SERIES else number
+        readings.series = [now.get(number, number) for number in readings.series]
+        return {number: (self.series[number].device, self.series[number].point) for number in now.values()}
 
     def note_unreported(self, device: str, reading: Reading, device_back: timedelta) -> None:
         """A reading that thinning keeps from the log: page and status show it."""

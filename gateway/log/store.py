@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import groupby, zip_longest
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
@@ -80,6 +81,7 @@ _WAL_HEADER_BYTES: Final = 32
 _WAL_FRAME_BYTES: Final = 24  # beside its page
 _Identity = tuple[int, int, int]  # device, inode, bytes
 Start = tuple[int, int]  # number, time
+Names = Mapping[int, tuple[str, str]]  # device and point of a series
 _FEW_STATES: Final = 40  # so many lie on a page or two: written where they belong
 _NEWER_STATES: Final = 512  # of more nodes, what changed is appended: a page a commit, not one for each node
 
@@ -260,6 +262,7 @@ class Store:
         self._watched: dict[str, _Identity] = {}
         self._newer_states = 0
         self._state_keys: set[tuple[str, str]] = set()
+        self._named: set[int] = set()
         self._tried = _Tried()
         try:
             self._prepare()
@@ -427,6 +430,7 @@ class Store:
             number, device = _typed(row, (int, str))
             if number in series:
                 series[number] = device, series[number][1]
+        self._named = set(series)
         return series
 
     def _load_recipes(self) -> dict[tuple[str, str], bytes]:
@@ -533,6 +537,7 @@ class Store:
         self.total = done.total
         self._newer_states = newer_states
         self._state_keys |= batch.states.keys()
+        self._named |= batch.series.keys()
         return done
 
     def refusal(self, batch: Batch) -> Exception | None:
@@ -901,12 +906,24 @@ class Store:
 
     # Held pieces
 
-    def put_held(self, row: HeldRow, entries: Sequence[Entry], drop: Sequence[int], gaps: Sequence[Gap] = ()) -> int:
-        """Insert a held piece (`id` 0), or update its tries and add to its readings; `drop` others to make room. Returns its id."""
+    def put_held(
+        self,
+        row: HeldRow,
+        entries: Sequence[Entry],
+        drop: Sequence[int],
+        gaps: Sequence[Gap] = (),
+        names: Names = MappingProxyType({}),
+    ) -> int:
+        """Insert a held piece (`id` 0), or update its tries and add to its readings; `drop` others to make room. Returns its id.
+
+        Args:
+            names: of its series: those that the file does not know yet are written with it.
+        """
         body = b"".join(encode(group, self.layouts, kind=HELD) for group in _groups(entries))
+        names = {number: name for number, name in names.items() if number not in self._named}
         with self._of_held(gaps):
             self._db.executemany("DELETE FROM held WHERE id = ?", [(number,) for number in drop])
-            self._put_records({}, self.layouts.unsaved)
+            self._put_records(names, self.layouts.unsaved)
             if row.id:
                 self._db.execute(
                     "UPDATE held SET reason=?, last_us=?, tries=?, next_us=? WHERE id=?",
@@ -936,6 +953,7 @@ class Store:
                     ),
                 ).fetchall()
         self.layouts.unsaved.clear()
+        self._named |= names.keys()
         return int(number)
 
     def can_hold(self) -> bool:

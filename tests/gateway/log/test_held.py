@@ -10,9 +10,10 @@ import pytest
 from gateway.log import console, held
 from gateway.log.log import Columns, Log
 from gateway.sdk.errors import CitygateError, LogError
+from gateway.sdk.reading import Reading, ReadingSet
 from gateway.sdk.testing import NOON
-from tests.gateway.log.scene import CITY, a_set, opened
-from tests.gateway.log.test_failed_commit import Card
+from tests.gateway.log.scene import CITY, a_set, on_card, opened
+from tests.gateway.log.test_failed_commit import Card, Late
 
 
 async def page(log: Log, n: int = 1) -> Columns:
@@ -41,6 +42,59 @@ async def test_held_readings_outlive_their_segment_and_a_restart(tmp_path: Path)
     again = await log.held.readings(number)
     assert (again.series, again.time_us, again.value) == (columns.series, columns.time_us, columns.value)
     assert log.held.count("milano") == (0, 1)
+    await log.close()
+
+
+async def names_of(log: Log, piece: int) -> list[tuple[str, str]]:
+    columns = await log.held.readings(piece)
+    return [(log.series[number].device, log.series[number].point) for number in columns.series]
+
+
+async def test_a_kill_right_after_a_piece_of_new_points_leaves_it_with_their_names(tmp_path: Path) -> None:
+    """Else the next run gives their numbers to others: what is held of one would become the value of another."""
+    log = await opened(tmp_path, CITY)
+    await log.append(a_set(0))
+    await log.commit()
+    for device, points in (("meter-2", ("count", "voltage")), ("meter-3", ("voltage",))):
+        readings = tuple(Reading(point, 7, NOON) for point in points)
+        await log.append(ReadingSet(device, readings))
+    columns = await log.read("milano", after=log.first_seq + 1)
+    assert columns is not None
+    piece = await log.held.hold("milano", "urn:x", "meter-2", columns, reason="400", at=NOON)
+    names = [("meter-2", "count"), ("meter-2", "voltage"), ("meter-3", "voltage")]
+    async with on_card(tmp_path, CITY) as found:
+        await found.append(ReadingSet("meter-4", (Reading("voltage", 1, NOON),)))
+        await found.append(ReadingSet("meter-2", (Reading("voltage", 1, NOON), Reading("count", 1, NOON))))
+        await found.commit()
+        assert await names_of(found, piece) == names
+    await log.commit()
+    await log.held.hold("milano", "urn:x", "meter-2", columns, reason="400", at=NOON)
+    await log.close()
+    log = await opened(tmp_path, CITY)
+    assert await names_of(log, piece) == await names_of(log, piece + 1) == names
+    await log.close()
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_what_was_read_before_the_card_came_is_held_under_the_numbers_of_the_card(
+    tmp_path: Path, known: bool
+) -> None:
+    if known:
+        log = await opened(tmp_path, CITY)
+        await log.append(ReadingSet("meter-1", (Reading("voltage", 1, NOON), Reading("count", 1, NOON))))
+        await log.close()
+    card = Late()
+    log = await opened(tmp_path, CITY, connect=card.connect)
+    await log.append(a_set(1))
+    columns = await log.read("milano")
+    assert columns is not None
+    with pytest.raises(LogError):
+        await log.held.hold("milano", "urn:x", "meter-1", columns, reason="400", at=NOON)
+    card.open()
+    await log.commit()
+    piece = await log.held.hold("milano", "urn:x", "meter-1", columns, reason="400", at=NOON)
+    async with on_card(tmp_path, CITY) as found:
+        assert await names_of(found, piece) == [("meter-1", "count"), ("meter-1", "voltage")]
     await log.close()
 
 
