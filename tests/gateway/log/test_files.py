@@ -116,6 +116,7 @@ async def test_a_log_of_a_newer_citygate_is_kept_and_goes_on_when_that_version_i
     assert columns is not None
     await log.held.hold("milano", "e", "meter-1", columns, reason="no", at=NOON)
     await log.append(ReadingSet("node", (), {"fcnt": b"7"}))
+    await log.append(ReadingSet("broker milano", (), {"mode": b"in-order", "sent": b"99999999999"}))
     await log.close()
     _set_version(path, 99)
     log = await opened(tmp_path, CITY)
@@ -140,6 +141,7 @@ async def test_a_log_of_a_newer_citygate_is_kept_and_goes_on_when_that_version_i
     assert await everything(log, "milano") == [2, 1, 3]
     assert await everything(log, "porto") == [2, 1, 3]
     assert log.driver_state("node") == {"fcnt": b"7"}
+    assert log.driver_state("broker milano") == {"mode": b"in-order"}  # this log counts otherwise
     [piece] = log.held.pieces()
     held = await log.held.readings(piece.id)
     assert (log.series[held.series[0]].device, held.value[0]) == ("meter-1", 1)
