@@ -396,8 +396,9 @@ def in_time(piece: HeldPiece, columns: Columns, latest_us: int) -> bool:
     What an earlier citygate held under a time that cannot be gets that of its reception, as far as known: it was there.
     """
     times, held_us = columns.time_us, microseconds(piece.first_at)
+    joined_us = microseconds(piece.last_at)  # what joined it came later; the clock may have been set back since
     for i, time_us in enumerate(times):
-        ahead = time_us > latest_us and time_us > held_us + AHEAD_US and piece.reason != FUTURE
+        ahead = time_us > latest_us and time_us > joined_us + AHEAD_US and piece.reason != FUTURE
         if time_us < EARLIEST_US or ahead:
             times[i] = held_us
     return max(times, default=0) <= latest_us

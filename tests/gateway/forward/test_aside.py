@@ -57,6 +57,16 @@ def test_a_held_piece_waits_for_its_time_and_a_time_that_cannot_be_is_that_of_it
     assert columns.time_us == [HELD_US - 1, HELD_US + time_us]
 
 
+def test_what_joined_a_piece_later_keeps_its_time_when_the_clock_was_set_back_since() -> None:
+    joined = replace(piece(BEHIND), last_at=START + timedelta(days=2))
+    times = [HELD_US, HELD_US + 2 * 86_400_000_000]
+
+    columns = Columns(2, time_us=list(times))
+
+    assert not in_time(joined, columns, HELD_US + 86_400_000_000)
+    assert columns.time_us == times
+
+
 class Table(MemoryHeld):
     """The pieces of several brokers; who asks gets its own."""
 
