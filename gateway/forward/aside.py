@@ -118,6 +118,17 @@ class Aside:
         """Nothing is gathered: the cursor may move."""
         return not self._gathered
 
+    @property
+    def oldest_seq(self) -> int | None:
+        """Number of the oldest set in the log of which anything is gathered."""
+        return min((u.seq for of in self._gathered.values() for u in of.updates if u.seq), default=None)
+
+    def renumber(self, feeds: Feeds, first: int, more: int) -> None:
+        """The log's numbers from there on have grown."""
+        for gathered in self._gathered.values():
+            for update in gathered.updates:
+                feeds.renumber(update, first, more)
+
     def waiting(self, entity_id: str) -> bool:
         """Whether older updates of this entity wait for a later try: then newer ones join them."""
         return entity_id in self._waiting

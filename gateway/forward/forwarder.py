@@ -165,7 +165,8 @@ class Forwarder:
         """Serve until cancelled."""
         usage = self._common.usage
         self._common.ahead = usage.recall() in ("temporal", "latest-only")
-        self._shared.feeds.sent_before = usage.sent_upto
+        newest = self._log.first_seq + self._log.given
+        self._shared.feeds.sent_before = usage.sent_upto if usage.sent_upto <= newest else 0  # of another log
         try:
             while True:
                 await self._turn()
@@ -191,8 +192,9 @@ class Forwarder:
         """Up to here all was sent, as is known for sure; 0: numbers are still to change, as the file is not open."""
         if not self._log.first_seq:
             return 0
-        counts, upto = self._way.counts, self._shared.feeds.accepted_upto
-        return upto if counts is None or counts.unknown_seq is None else min(upto, counts.unknown_seq - 1)
+        feeds, open_seq = self._shared.feeds, self._way.open_seq
+        upto = max(feeds.accepted_upto, feeds.sent_before)  # what an earlier run noted holds, read again or not
+        return upto if open_seq is None else min(upto, open_seq - 1)
 
     async def _turn(self) -> None:
         """One step; whatever the broker does wrong ends in a wait."""

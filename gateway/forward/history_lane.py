@@ -52,6 +52,11 @@ class InOrderLane:
         return self._taken.counts
 
     @property
+    def open_seq(self) -> int | None:
+        """Number of the oldest set that was read and is not done; None when there is none."""
+        return self._taken.open_seq
+
+    @property
     def waiting_readings(self) -> int:
         """Readings taken from the log and not yet done."""
         return sum(len(update.readings) for queue in self._taken.queues.values() for update in queue)
@@ -251,9 +256,13 @@ class PastLane:
             counts.unknown = self._unseen.unknown + sum(len(update.readings) for update in owed)
             oldest_us = [self._unseen.unknown_us, *(update.newest_us for update in owed)]
             counts.unknown_us = min((us for us in oldest_us if us is not None), default=None)
-            seqs = [self._unseen.unknown_seq, *(update.seq for update in owed)]
-            counts.unknown_seq = min((seq for seq in seqs if seq is not None), default=None)
         return counts
+
+    @property
+    def open_seq(self) -> int | None:
+        """Number of the oldest set of which nobody knows that the city has it; None when there is none."""
+        seqs = self._taken.open_seq, None if self._unseen is None else self._unseen.unknown_seq
+        return min((seq for seq in seqs if seq is not None), default=None)
 
     def hand_over(self, to: Taken) -> None:
         """Another lane goes on with what was read and is not done."""
@@ -337,6 +346,7 @@ class PastLane:
         feeds.renumbered()
         self._of.sent.renumber(feeds.number_now)
         taken.renumber(first, more)
+        self._of.aside.renumber(feeds, first, more)
         if self._unseen is not None:
             self._unseen.renumber(feeds, first, more)
         if self._read_upto >= max(first, 1):

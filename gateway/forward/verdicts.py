@@ -34,7 +34,6 @@ class LaneCounts:
     unseen: int = 0  # points that were accepted and never seen in the history
     unknown: int = 0  # points that were read, of which nobody knows that the city has them: may be, or not any more
     unknown_us: int | None = None  # time of the oldest of them
-    unknown_seq: int | None = None  # number of the oldest set with any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +104,12 @@ class Taken:
         """These go before what is waiting of their entities."""
         for update in reversed(updates):
             self.queues.setdefault(update.entity_id, deque()).appendleft(update)
+
+    @property
+    def open_seq(self) -> int | None:
+        """Number of the oldest set in the log that was taken and is not done, or not on the card yet; None: there is none."""
+        waiting = [*(u.seq for queue in self.queues.values() for u in queue), *(u.seq for u, _ in self.open)]
+        return min((seq for seq in (*waiting, self.of.aside.oldest_seq) if seq), default=None)
 
     def still(self, updates: Sequence[Update]) -> list[Update]:
         """Those of these that are not done with."""

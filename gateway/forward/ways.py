@@ -47,6 +47,7 @@ class Way(Protocol):
         mode: as it is shown; None while it is not known.
         kept_mode: what the next run of this box has to know of it.
         counts: what its history lane did.
+        open_seq: number of the oldest set that was read and is not done; None when there is none.
         fault: why a part of it does not work, when the broker does.
     """
 
@@ -56,6 +57,8 @@ class Way(Protocol):
     def kept_mode(self) -> str: ...
     @property
     def counts(self) -> LaneCounts | None: ...
+    @property
+    def open_seq(self) -> int | None: ...
     @property
     def fault(self) -> BrokerUnavailable | None: ...
     def end(self) -> bool:
@@ -201,6 +204,7 @@ class Greeting:
     mode = None
     kept_mode = ""
     counts = None
+    open_seq = None  # of what its lane reads nothing counts as sent
     fault = None
 
     def __init__(self, common: Common) -> None:
@@ -268,6 +272,10 @@ class InOrder:
     @property
     def counts(self) -> LaneCounts:
         return self._lane.counts
+
+    @property
+    def open_seq(self) -> int | None:
+        return self._lane.open_seq
 
     def end(self) -> bool:
         return False  # of what is sent in order nothing is noted
@@ -365,6 +373,10 @@ class TwoLanes:
     @property
     def counts(self) -> LaneCounts:
         return self._lane.counts
+
+    @property
+    def open_seq(self) -> int | None:
+        return self._lane.open_seq
 
     @property
     def fault(self) -> BrokerUnavailable | None:

@@ -838,11 +838,57 @@ async def test_what_was_forgotten_is_asked_about_once_more_and_goes_by_the_tempo
     scene.broker.points = frozenset({(A, "no2", START)})  # it came there meanwhile
     asked = len(scene.broker.asked)
     assert (lane.counts.unknown, lane.counts.unknown_us) == (2, us(0))  # they are owed again, and shown so
+    assert lane.open_seq == scene.log.rows[0][0]  # and up to there all was sent
     await through_waiting(lane)
     assert len(scene.broker.asked) == asked + 1
     assert past_of(scene) == [1]
     assert scene.log.settled
     assert (lane.counts.unknown, lane.counts.unknown_us) == (0, None)
+    nothing = lane.open_seq
+    assert nothing is None
+
+
+async def test_what_was_forgotten_and_put_off_is_open_until_it_is_on_the_card() -> None:
+    """Else a clean stop in between would note it as sent."""
+    scene = Scene(*AIR, every_s=10.0)
+    lane, _ = seeing(scene)
+    for n in range(2):
+        scene.log.put("air-1", n, no2=n)
+        scene.of.sent.note(A, series_of(scene, "air-1", "no2"), us(n), Mark(n + 1, n))
+    await through(lane)
+    scene.log.cursor, first = 0, scene.log.rows[0][0]
+    scene.broker.newest = {A: [("no2", START + timedelta(seconds=1))]}
+    for seconds in (10.0, 10.0):
+        scene.clock.advance(seconds)
+        assert await lane.look()
+    scene.broker.answers = [Outcome(later={A: "its context is missing"}, absent=frozenset({A}))]
+    await lane.send()
+    assert (lane.idle, scene.log.held.pieces(), lane.open_seq) == (True, [], first)
+    scene.clock.advance(100.0)
+    await lane.settle()
+    assert (len(scene.log.held.pieces()), lane.open_seq) == (1, None)
+
+
+async def test_what_was_refused_is_open_until_it_is_known_who_is_to_blame(scene: Scene) -> None:
+    lane = InOrderLane(scene.of)
+    scene.log.put("air-1", 0, no2=0)
+    scene.broker.refuses = frozenset({A})
+    await lane.fill()
+    await lane.send()
+    assert (lane.idle, lane.open_seq) == (True, scene.log.rows[0][0])
+
+
+async def test_what_is_set_aside_gets_the_numbers_of_the_log_when_its_file_is_opened_late() -> None:
+    scene = Scene(*AIR, every_s=10.0)
+    lane = past(scene)
+    scene.log.put("air-1", 1e6, no2=1)  # ahead of the clock
+    assert await lane.fill()
+    seq = scene.log.rows[0][0]
+    assert lane.open_seq == seq
+    scene.log.first_seq = 1 << 40
+    scene.log.rows = [(row[0] + (1 << 40), *row[1:]) for row in scene.log.rows]
+    await lane.fill()
+    assert lane.open_seq == seq + (1 << 40)
 
 
 async def test_what_counts_as_owed_already_is_not_counted_again_when_it_was_forgotten(scene: Scene) -> None:
@@ -885,8 +931,10 @@ async def test_what_nobody_knows_to_be_sent_goes_on_in_order_when_the_history_is
     assert await lane.fill()
     assert (lane.idle, len(unseen)) == (True, 2)
     in_order = InOrderLane(scene.of)
+    assert lane.open_seq == scene.log.rows[0][0]
     in_order.take_over(lane)
     assert (in_order.waiting_readings, len(unseen)) == (1, 0)
+    assert in_order.open_seq == scene.log.rows[0][0]
 
 
 async def test_of_an_earlier_run_nothing_goes_before_the_broker_was_asked(scene: Scene) -> None:
