@@ -460,9 +460,10 @@ class PastLane:
                 if not any(update.feed.keys[point] for point in owed):
                     return
                 update = update.part(owed)
-        if not self._taken.ready(update):
+        went = self._went_before(update)  # so it stands in no order any more, and waits behind nothing
+        if not went and not self._taken.ready(update):
             return
-        if self._is_put_off(update):  # it goes to the history when it can no longer become current
+        if not went and self._is_put_off(update):  # it goes to the history when it can no longer become current
             self._of.aside.put(update, UNTAKEN, INCOMPLETE_S)
             return
         sent, left = self._split(update)
@@ -488,6 +489,12 @@ class PastLane:
     def _is_earlier(self, update: Update) -> bool:
         """Whether it was read in an earlier run: that one may have sent it."""
         return update.seq < self._of.feeds.first_seq
+
+    def _went_before(self, update: Update) -> bool:
+        """Whether an earlier forwarder had sent it, and it is to be seen."""
+        if self._unseen is None or not self._recording.verified or update.feed.fault:
+            return False
+        return self._is_earlier(update) and self._of.feeds.was_sent(update.seq)
 
     def _never_current(self, update: Update, left: dict[str, Good]) -> dict[str, Good]:
         """Of what an earlier run may have sent, what is newer than the broker's state was then; the rest is to be seen."""

@@ -17,8 +17,9 @@ from gateway.forward.settings import ForwardSettings
 from gateway.forward.updates import Feed, Mark, Update
 from gateway.forward.verdicts import Taken
 from gateway.forward.verify import Unseen
-from gateway.log.segment import TimeState
+from gateway.log.segment import Columns, TimeState
 from gateway.sdk.errors import BrokerUnavailable
+from gateway.sdk.reading import Quality, Reason, TimeSource
 from tests.gateway.forward.scene import START, slot, table, tables
 from tests.gateway.forward.test_verdicts import AIR, A, B, C, Scene, accepted, later, refused, waiting
 
@@ -966,6 +967,26 @@ async def test_what_a_forwarder_before_had_sent_waits_as_accepted(scene: Scene) 
         scene.clock.advance(10.0)
         await lane.look()
     assert (unseen.given_up, past_of(scene)) == (1, [1])
+
+
+async def test_what_a_run_before_had_sent_does_not_wait_behind_a_piece_to_go_again(scene: Scene) -> None:
+    """On a busy tenant the history would not show it yet when the piece goes."""
+    scene.log.put("air-1", 0, no2=0)
+    scene.log.first_seq = scene.log.rows[0][0] + 1
+    columns = Columns(
+        1, [1], [1], [us(1)], [1.0], [Quality.GOOD], [Reason.NONE], [TimeSource.NETWORK], [TimeState.SURE]
+    )
+    await scene.log.held.hold(
+        "city", A, "air-1", columns, reason="its context is missing", at=START, next_try_at=START, tries=0
+    )
+    scene.of.aside._look()
+    scene.of.feeds.sent_before = scene.log.rows[0][0]
+    lane, unseen = seeing(scene)
+    scene.of.accepted.read_back(A, {})
+    assert await lane.fill()
+    await lane.settle()
+    assert (lane.idle, len(unseen), scene.of.aside.empty) == (True, 1, True)
+    assert [piece.readings for piece in scene.log.held.pieces()] == [1]
 
 
 async def test_too_much_of_which_nobody_knows_stops_the_reading(scene: Scene) -> None:
