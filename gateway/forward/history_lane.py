@@ -460,20 +460,25 @@ class PastLane:
                 if not any(update.feed.keys[point] for point in owed):
                     return
                 update = update.part(owed)
-        went = self._went_before(update)  # so it stands in no order any more, and waits behind nothing
-        if not went and not self._taken.ready(update):
+        why = self._taken.must_wait(update)
+        if why is not None and why[0] != BEHIND:
+            self._of.aside.put(update, *why)
             return
-        if not went and self._is_put_off(update):  # it goes to the history when it can no longer become current
-            self._of.aside.put(update, UNTAKEN, INCOMPLETE_S)
-            return
-        sent, left = self._split(update)
+        sent, left = self._split(
+            update
+        )  # what was sent, or may have been, stands in no order any more: it waits behind nothing
         self._wait_to_see(update, sent)
         if left and self._unseen is not None and self._recording.verified and self._is_earlier(update):
             left = self._never_current(update, left)
-        if left:
-            update = update if len(left) == len(update.readings) else update.part(left)
-            if is_measured(update.past):
-                self._taken.put_last(update)
+        if not left:
+            return
+        update = update if len(left) == len(update.readings) else update.part(left)
+        if why is not None:
+            self._of.aside.put(update, *why)
+        elif self._is_put_off(update):  # it goes to the history when it can no longer become current
+            self._of.aside.put(update, UNTAKEN, INCOMPLETE_S)
+        elif is_measured(update.past):
+            self._taken.put_last(update)
 
     def _wait_to_see(self, update: Update, sent: dict[Mark, dict[str, Good]]) -> bool:
         """What the state lane sent waits until the history shows it, where the broker may forget it; whether it does."""
@@ -489,12 +494,6 @@ class PastLane:
     def _is_earlier(self, update: Update) -> bool:
         """Whether it was read in an earlier run: that one may have sent it."""
         return update.seq < self._of.feeds.first_seq
-
-    def _went_before(self, update: Update) -> bool:
-        """Whether an earlier forwarder had sent it, and it is to be seen."""
-        if self._unseen is None or not self._recording.verified or update.feed.fault:
-            return False
-        return self._is_earlier(update) and self._of.feeds.was_sent(update.seq)
 
     def _never_current(self, update: Update, left: dict[str, Good]) -> dict[str, Good]:
         """Of what an earlier run may have sent, what is newer than the broker's state was then; the rest is to be seen."""

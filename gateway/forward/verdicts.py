@@ -91,7 +91,7 @@ class Taken:
 
     def ready(self, update: Update) -> bool:
         """Whether an update of the log can be sent; else it is set aside."""
-        why = self._must_wait(update)
+        why = self.must_wait(update)
         if why is not None:
             self.of.aside.put(update, *why)
         return why is None
@@ -210,7 +210,7 @@ class Taken:
         for entity_id in entity_ids:
             self.queues[entity_id] = self.queues.pop(entity_id)
 
-    def _must_wait(self, update: Update) -> tuple[str, float | None] | None:
+    def must_wait(self, update: Update) -> tuple[str, float | None] | None:
         """Why, and for how long, None: until somebody says so; None when it need not."""
         of = self.of
         if update.feed.fault:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.forward.aside import INCOMPLETE_S
+from gateway.forward.aside import BEHIND, INCOMPLETE_S
 from gateway.forward.broker import InDoubt, Outcome, ReadRefused, observed
 from gateway.forward.feeds import Feeds
 from gateway.forward.history_lane import LATE, InOrderLane, PastLane
@@ -718,6 +718,30 @@ async def test_what_only_kept_its_order_goes_the_way_of_what_the_log_gives() -> 
     await lane.send()
     assert [value for _, _, value in scene.broker.values()] == [1, 2]
     assert scene.of.aside.empty
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+async def test_what_was_sent_as_current_waits_behind_no_held_piece_and_only_the_rest_does(earlier: bool) -> None:
+    """Held, it would be forgotten at a restart that it was sent, and go to the history beside what the broker records."""
+    scene = Scene(*AIR, every_s=10.0)
+    lane, unseen = seeing(scene)
+    scene.of.aside.put(scene.update("air-1", 0), "503", 30.0, offered=True)
+    await scene.held()
+    await scene.log.settle("city", scene.log.rows[-1][0])
+    scene.log.put("air-1", 1, no2=2, pm25=2)
+    if earlier:
+        scene.log.first_seq = scene.log.rows[-1][0] + 1
+        scene.of.accepted.read_back(A, {"no2": START + timedelta(seconds=1), "pm25": START})
+    else:
+        scene.of.sent.note(A, series_of(scene, "air-1", "no2"), us(1), Mark(1, 0))
+    await lane.fill()
+    assert lane.idle
+    assert len(unseen) == 1
+    await scene.of.aside.write(at_once=True)
+    first, second = scene.log.held.table.values()
+    assert (first[0].reason, second[0].reason, second[1].value) == ("503", BEHIND, [2])
+    [number] = second[1].series
+    assert scene.log.series[number].point == "pm25"
 
 
 async def test_before_any_reading_is_judged_the_state_lane_has_looked_at_what_is_new(scene: Scene) -> None:
