@@ -334,7 +334,13 @@ async def _three_acts(cell: Cell, fault: Fault, log: Log) -> None:
     await _until(lambda: log.backlog("city")[0] == 0 and cell.health.state == "ok" and log.backlog("other")[0] == 0)
     wanted = len(cell.expected) - (sum(point[0] == entity_id(BAD) for point in cell.expected) if fault.refuses else 0)
     with contextlib.suppress(TimeoutError):  # the test tells what is missing
-        await _until(lambda: len(measured_only(cell.strict.temporal_history())) >= wanted, within_s=3.0)
+        await _until(
+            lambda: (
+                len(measured_only(cell.strict.temporal_history())) >= wanted
+                and (fault.refuses or log.held.count("city")[0] == 0)  # what the history has is let go a moment later
+            ),
+            within_s=3.0,
+        )
 
 
 async def _end(cell: Cell, before: Any, fault: Fault) -> None:
