@@ -337,9 +337,7 @@ class Daemon:
             change = difference(self.plan, new)
             links = sorted({*change.links, *self._given_up()})
             for name in links:
-                await self._end(f"link {name}")
-                if name in self._links:
-                    self._links.pop(name).close()
+                await self._end_link(name)
             told: dict[str, Told | None] = {}
             renamed = {its.config.was: name for name, its in new.brokers.items()}
             for name in change.brokers:
@@ -488,10 +486,13 @@ class Daemon:
         self._take_back_ports()
         return {"link": name}
 
-    async def _leave(self, name: str) -> None:
+    async def _end_link(self, name: str) -> None:
         await self._end(f"link {name}")
         if name in self._links:
             self._links.pop(name).close()
+
+    async def _leave(self, name: str) -> None:
+        await self._end_link(name)
         self._health.set_state(self._health.links[name], name, "paused", "a command has its port", "it ends by itself")
 
     def _take_back_ports(self) -> None:

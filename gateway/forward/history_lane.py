@@ -464,9 +464,8 @@ class PastLane:
         if why is not None and why[0] != BEHIND:
             self._of.aside.put(update, *why)
             return
-        sent, left = self._split(
-            update
-        )  # what was sent, or may have been, stands in no order any more: it waits behind nothing
+        # what was sent, or may have been, stands in no order any more: it waits behind nothing
+        sent, left = self._split(update)
         self._wait_to_see(update, sent)
         if left and self._unseen is not None and self._recording.verified and self._is_earlier(update):
             left = self._never_current(update, left)
